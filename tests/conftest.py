@@ -1,0 +1,43 @@
+"""What every test shares: four host devices, a compilation cache, and the real X-rays if present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared"
+
+# Before jax starts: the step is tested on four host devices, and compiles once per machine.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.is_dir():
+        pytest.skip(f"needs the real X-rays in {path}, which is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def nih_root() -> Path:
+    """1,788 real X-rays at 512 px in NIH's layout."""
+    return _shared("nih")
+
+
+@pytest.fixture(scope="session")
+def nih_original_root() -> Path:
+    """14 X-rays exactly as NIH published them, 1024 px."""
+    return _shared("nih_original")
+
+
+@pytest.fixture(scope="session")
+def nih_metadata_root() -> Path:
+    """The CSVs and lists of all 112,120 images, without images."""
+    return _shared("nih_metadata")
