@@ -1,0 +1,76 @@
+"""Augmentation on the device: a small random affine map and contrast, with the way back.
+
+An affine map is float32 [2 3], from output to input, in centred fractions (the image spans [−½, ½]²), so that one
+map serves images, CAMs and boxes of any size. Axes: b batch · h w pixels · c findings.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+
+def random_affine(keys: jax.Array, *, rotate: float, shift: float, scale: float) -> jax.Array:
+    """One affine map per row, uniform in ±rotate degrees, ±shift of the side, 1 ± scale.
+
+    Args:
+      keys: PRNG keys [b], one per image: a row's draw does not depend on its place in the batch.
+      rotate: degrees. shift: fraction of the side. scale: relative.
+
+    Returns:
+      float32 [b 2 3].
+    """
+
+    def draw(key: jax.Array) -> jax.Array:
+        turn, grow, x, y = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
+        angle = turn * rotate * jnp.pi / 180
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        linear = jnp.array([[cos, -sin], [sin, cos]]) / (1 + grow * scale)
+        return jnp.concatenate([linear, jnp.array([[x], [y]]) * shift], axis=1)
+
+    return jax.vmap(draw)(keys)
+
+
+def invert(affine: jax.Array) -> jax.Array:
+    """The map from input to output: float [b 2 3] → [b 2 3]."""
+    linear = jnp.linalg.inv(affine[:, :, :2])
+    return jnp.concatenate([linear, -linear @ affine[:, :, 2:]], axis=2)
+
+
+def warp(images: jax.Array, affine: jax.Array) -> jax.Array:
+    """Resample bilinearly, the edge pixel repeated outside: float [b h w], [b 2 3] → [b h w]."""
+
+    def one(image: jax.Array, matrix: jax.Array) -> jax.Array:
+        h, w = image.shape
+        y, x = jnp.meshgrid(
+            (jnp.arange(h) + 0.5) / h - 0.5, (jnp.arange(w) + 0.5) / w - 0.5, indexing="ij"
+        )
+        source = (
+            jnp.einsum("ij,jhw->ihw", matrix[:, :2], jnp.stack([x, y])) + matrix[:, 2, None, None]
+        )
+        coordinates = [(source[1] + 0.5) * h - 0.5, (source[0] + 0.5) * w - 0.5]
+        return map_coordinates(image, coordinates, order=1, mode="nearest")
+
+    return jax.vmap(one)(images, affine)
+
+
+def warp_boxes(boxes: jax.Array, affine: jax.Array) -> jax.Array:
+    """Carry boxes into the augmented frame: the hull of the moved corners, clipped to the image.
+
+    float [b c 4] fractions (x0, y0, x1, y1), [b 2 3] → [b c 4].
+    """
+    inverse = invert(affine)
+    corners = jnp.stack(
+        [boxes[..., [0, 1]], boxes[..., [2, 1]], boxes[..., [0, 3]], boxes[..., [2, 3]]]
+    )
+    moved = jnp.einsum("bij,qbcj->qbci", inverse[:, :, :2], corners - 0.5)
+    moved = jnp.clip(moved + inverse[None, :, None, :, 2] + 0.5, 0.0, 1.0)
+    return jnp.concatenate([moved.min(0), moved.max(0)], axis=-1)
+
+
+def random_contrast(keys: jax.Array, images: jax.Array, *, contrast: float) -> jax.Array:
+    """Scale each image's grey levels about its mean by 1 ± contrast: keys [b], float [b h w]."""
+    factor = 1 + contrast * jax.vmap(lambda key: jax.random.uniform(key, minval=-1.0))(keys)
+    mean = images.mean((1, 2), keepdims=True)
+    return (images - mean) * factor[:, None, None] + mean
