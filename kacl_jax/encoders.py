@@ -1,0 +1,280 @@
+"""Image encoders: ResNet-18 and -50 as torchvision lays them out, EfficientNet-Lite0 as TensorFlow does.
+
+Layer names follow the published weight files (`layer1.0.conv1` is `layer1_0/conv1` here), so that
+`pretrained.py` needs no table of exceptions. All arrays are NHWC, parameters float32.
+"""
+
+from __future__ import annotations
+
+from functools import partial, reduce
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array, lax
+
+from kacl_jax.errors import UserError
+
+ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
+
+Depthwise = Literal["shifted", "grouped"]
+
+# PyTorch's momentum 0.1 is flax's 0.9.
+BATCH_NORM_MOMENTUM = 0.9
+
+# Kaiming-normal on the fan that each network's authors use.
+_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def image_encoder(
+    name: str, *, output_stride: int, dtype: Any, axis_name: str | None, depthwise: Depthwise
+) -> nn.Module:
+    """Builds the encoder called `name`; raises UserError for an unknown name or stride."""
+    if name not in ENCODERS:
+        raise UserError(
+            f"--config.model.encoder={name!r} is unknown; choose one of {', '.join(ENCODERS)}"
+        )
+    if output_stride not in (16, 32):
+        raise UserError(f"--config.model.output_stride={output_stride} must be 16 or 32")
+    if depthwise not in ("shifted", "grouped"):
+        raise UserError(f"--config.model.depthwise={depthwise!r} must be 'shifted' or 'grouped'")
+    if name == "efficientnet_lite0":
+        return EfficientNetLite0(output_stride, dtype, axis_name, depthwise)
+    if name == "resnet18":
+        return ResNet((2, 2, 2, 2), False, output_stride, dtype, axis_name)
+    return ResNet((3, 4, 6, 3), True, output_stride, dtype, axis_name)
+
+
+def batch_norm(
+    name: str, *, train: bool, epsilon: float, dtype: Any, axis_name: str | None
+) -> nn.BatchNorm:
+    """Flax's BatchNorm with this package's momentum, synchronised over `axis_name` in training."""
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=BATCH_NORM_MOMENTUM,
+        epsilon=epsilon,
+        dtype=dtype,
+        axis_name=axis_name,
+        name=name,
+    )
+
+
+class Conv(nn.Module):
+    """Convolution without bias; a 1×1 kernel becomes a matrix product, faster on every backend.
+
+    padding: 'SAME' is TensorFlow's rule, an integer pads every side by that much.
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    padding: int | Literal["SAME"]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k, s = self.kernel, self.stride
+        kernel = self.param("kernel", _FAN_OUT, (k, k, x.shape[-1], self.features), jnp.float32)
+        kernel = kernel.astype(self.dtype)
+        if k == 1:
+            return jnp.tensordot(x[:, ::s, ::s], kernel[0, 0], 1)
+        padding = self.padding if isinstance(self.padding, str) else [(self.padding,) * 2] * 2
+        return lax.conv_general_dilated(
+            x, kernel, (s, s), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+
+class DepthwiseConv(nn.Module):
+    """One k×k filter per channel, TensorFlow's 'SAME' padding, no bias.
+
+    'grouped' is XLA's grouped convolution. 'shifted' sums k² shifted products: the same numbers and
+    parameters, several times faster where XLA has no good grouped kernel (CPU).
+    """
+
+    kernel: int
+    stride: int
+    mode: Depthwise
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k, s, channels = self.kernel, self.stride, x.shape[-1]
+        kernel = self.param("kernel", _FAN_IN, (k, k, 1, channels), jnp.float32)
+        kernel = kernel.astype(self.dtype)
+        if self.mode == "shifted":
+            return _shifted_depthwise(x, kernel[:, :, 0], s)
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (s, s),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels,
+        )
+
+
+def _shifted_depthwise(x: Array, kernel: Array, stride: int) -> Array:
+    """x [b h w k], kernel [i j k] → [b ceil(h/stride) ceil(w/stride) k]."""
+    size = kernel.shape[0]
+    rows, columns = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+    pads = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    products = []
+    for i in range(size):
+        for j in range(size):
+            window = x[:, i : i + (rows - 1) * stride + 1 : stride]
+            window = window[:, :, j : j + (columns - 1) * stride + 1 : stride]
+            products.append(window * kernel[i, j][None, None, None])
+    return reduce(jnp.add, products)
+
+
+class ResNetBlock(nn.Module):
+    """Basic (3×3, 3×3) or bottleneck (1×1, 3×3, 1×1, stride in the 3×3: 'v1.5') residual block."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    dtype: Any
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = partial(
+            batch_norm, train=train, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name
+        )
+
+        def conv(features: int, kernel: int, stride: int, name: str) -> Conv:
+            return Conv(features, kernel, stride, kernel // 2, self.dtype, name=name)
+
+        features = self.width * (4 if self.bottleneck else 1)
+        kernels = (1, 3, 1) if self.bottleneck else (3, 3)
+        stride_at = 1 if self.bottleneck else 0
+        y = x
+        for index, kernel in enumerate(kernels):
+            last = index == len(kernels) - 1
+            y = conv(
+                features if last else self.width,
+                kernel,
+                self.stride if index == stride_at else 1,
+                f"conv{index + 1}",
+            )(y)
+            y = norm(f"bn{index + 1}")(y)
+            y = y if last else nn.relu(y)
+        if x.shape[-1] != features:
+            x = norm("downsample_bn")(conv(features, 1, self.stride, "downsample_conv")(x))
+        return nn.relu(y + x)
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet up to the last stage: f32 [b h w 3] → f32 [b u v 512 or 2048]."""
+
+    stage_sizes: tuple[int, ...]
+    bottleneck: bool
+    output_stride: int = 32
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> Array:
+        x = Conv(64, 7, 2, 3, self.dtype, name="conv1")(images.astype(self.dtype))
+        norm = batch_norm(
+            "bn1", train=train, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name
+        )
+        x = nn.relu(norm(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.stage_sizes):
+            for block in range(blocks):
+                strided = block == 0 and stage > 0 and not (stage == 3 and self.output_stride == 16)
+                x = ResNetBlock(
+                    64 * 2**stage,
+                    2 if strided else 1,
+                    self.bottleneck,
+                    self.dtype,
+                    self.axis_name,
+                    name=f"layer{stage + 1}_{block}",
+                )(x, train)
+        return x.astype(jnp.float32)
+
+
+# (kernel, stride, expansion, output channels, repeats): Tan & Le 2019, table 1, without
+# squeeze-and-excitation and with ReLU6 ("Lite").
+_LITE0_STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+_LITE0_LAST_STRIDED_STAGE = 5
+
+
+class InvertedBottleneck(nn.Module):
+    """EfficientNet-Lite's block: 1×1 expansion, k×k depthwise, linear 1×1 projection."""
+
+    features: int
+    kernel: int
+    stride: int
+    expansion: int
+    dtype: Any
+    axis_name: str | None
+    depthwise: Depthwise
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = partial(
+            batch_norm, train=train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
+        )
+
+        y = x
+        if self.expansion != 1:
+            wide = x.shape[-1] * self.expansion
+            y = Conv(wide, 1, 1, "SAME", self.dtype, name="expand_conv")(y)
+            y = nn.relu6(norm("bn0")(y))
+        y = DepthwiseConv(
+            self.kernel, self.stride, self.depthwise, self.dtype, name="depthwise_conv"
+        )(y)
+        y = nn.relu6(norm("bn1")(y))
+        y = Conv(self.features, 1, 1, "SAME", self.dtype, name="project_conv")(y)
+        y = norm("bn2")(y)
+        return x + y if x.shape == y.shape else y
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 up to its 1280-channel head convolution: f32 [b h w 3] → f32 [b u v 1280]."""
+
+    output_stride: int = 32
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    depthwise: Depthwise = "shifted"
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> Array:
+        norm = partial(
+            batch_norm, train=train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
+        )
+
+        x = images.astype(self.dtype)
+        x = Conv(32, 3, 2, "SAME", self.dtype, name="conv_stem")(x)
+        x = nn.relu6(norm("bn0")(x))
+        number = 0
+        for stage, (kernel, stride, expansion, features, repeats) in enumerate(_LITE0_STAGES):
+            if stage == _LITE0_LAST_STRIDED_STAGE and self.output_stride == 16:
+                stride = 1
+            for repeat in range(repeats):
+                x = InvertedBottleneck(
+                    features,
+                    kernel,
+                    stride if repeat == 0 else 1,
+                    expansion,
+                    self.dtype,
+                    self.axis_name,
+                    self.depthwise,
+                    name=f"block{number}",
+                )(x, train)
+                number += 1
+        x = Conv(1280, 1, 1, "SAME", self.dtype, name="conv_head")(x)
+        x = nn.relu6(norm("bn1")(x))
+        return x.astype(jnp.float32)
