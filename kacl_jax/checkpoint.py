@@ -1,0 +1,174 @@
+"""Checkpoints: everything a run needs to go on, verified byte by byte when it does. The only file that knows orbax.
+
+A checkpoint is a flat dict of named arrays plus a JSON-able dict. A digest over both is stored with them, because orbax
+restores flipped bytes silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kacl_jax.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+
+
+class Restored(NamedTuple):
+    step: int
+    arrays: Arrays
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: the last two and the best.
+
+    Args:
+      directory: absolute; made if absent. Half-written checkpoints of a killed run in it are removed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.damaged: list[str] = []
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in directory.iterdir():
+            if not path.name.isdigit():
+                shutil.rmtree(path)
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+    def steps(self) -> list[int]:
+        """The steps on disk, ascending."""
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+
+    def save(self, step: int, arrays: Arrays, meta: dict[str, Any], *, best: int | None) -> None:
+        """Write a checkpoint, then drop all but the last two and the best.
+
+        Args:
+          step: how many steps were taken; an older, damaged checkpoint of that step is replaced.
+          arrays: plain numpy.
+          meta: JSON-able.
+          best: the step to keep besides, None if there is none yet.
+
+        Raises:
+          UserError: the checkpoint could not be written; older ones are intact.
+        """
+        path = self._path(step)
+        # orbax refuses arrays without elements: their names, dtypes and shapes travel in the JSON part.
+        empty = {k: [a.dtype.str, list(a.shape)] for k, a in arrays.items() if a.size == 0}
+        content = {k: a for k, a in arrays.items() if a.size > 0}
+        head = {"digest": _digest(arrays, meta), "empty": empty, "meta": meta}
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+            self._orbax.save(
+                path,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(content), head=ocp.args.JsonSave(head)
+                ),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"The checkpoint {path} could not be written ({error}); older ones are intact. Free some disk space "
+                "and run the same command again."
+            ) from error
+        keep = {*self.steps()[-2:], best}
+        for old in self.steps():
+            if old not in keep:
+                shutil.rmtree(self._path(old))
+
+    def restore(self, step: int) -> Restored:
+        """Read one checkpoint and verify its digest.
+
+        Raises:
+          UserError: damaged; the message names it.
+        """
+        path = self._path(step)
+        try:
+            read = self._orbax.restore(
+                path,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(), head=ocp.args.JsonRestore()
+                ),
+            )
+            arrays = {name: np.asarray(value) for name, value in read["arrays"].items()}
+            head = read["head"]
+            for name, (dtype, shape) in head["empty"].items():
+                arrays[name] = np.zeros(shape, dtype)
+            meta = head["meta"]
+            intact = head["digest"] == _digest(arrays, meta)
+        # What a damaged file makes orbax raise depends on where the damage is.
+        except Exception as error:
+            raise UserError(f"The checkpoint {path} is damaged: {error}") from error
+        if not intact:
+            raise UserError(f"The checkpoint {path} is damaged: its content does not match its digest")
+        return Restored(step, arrays, meta)
+
+    def restore_latest(self) -> Restored | None:
+        """The newest intact checkpoint; damaged ones are named in the log and removed. None if there is none at all.
+
+        Raises:
+          UserError: there are checkpoints and all are damaged.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(step)
+            except UserError as error:
+                logging.warning("%s. Taking the previous one.", error)
+                self.damaged.append(str(self._path(step)))
+        if self.damaged:
+            raise UserError(
+                f"All checkpoints in {self.directory} are damaged ({', '.join(self.damaged)}). Restore them from a copy, "
+                "or delete the folder to start again."
+            )
+        return None
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"{step:08d}"
+
+
+def to_arrays(tree: Any, prefix: str) -> Arrays:
+    """Name every leaf of a pytree by its path: {'prefix/params/…': numpy array}."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(prefix, path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
+    """Fill a pytree of the template's structure from `to_arrays`' names.
+
+    Raises:
+      UserError: a name is missing or has another shape or dtype.
+    """
+
+    def take(path: Any, leaf: Any) -> np.ndarray:
+        name = _name(prefix, path)
+        value = arrays.get(name)
+        if value is None or value.shape != np.shape(leaf) or value.dtype != np.asarray(leaf).dtype:
+            found = "is missing" if value is None else f"is {value.dtype}{list(value.shape)}"
+            raise UserError(
+                f"The checkpoint does not fit this model: {name} {found}, expected "
+                f"{np.asarray(leaf).dtype}{list(np.shape(leaf))}. Use the config the run was started with."
+            )
+        return value
+
+    return jax.tree_util.tree_map_with_path(take, template)
+
+
+def _name(prefix: str, path: Any) -> str:
+    return "/".join([prefix, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
+
+
+def _digest(arrays: Arrays, meta: dict[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

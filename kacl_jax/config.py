@@ -1,0 +1,237 @@
+"""Every config key with its default, and the check that runs before anything else does.
+
+The files in `configs/` start from `default()` and state what differs. Where the paper is silent the default is
+explained in DECISIONS.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kacl_jax.errors import UserError
+
+
+def default() -> ConfigDict:
+    """All keys, with the paper's setting where it is known."""
+    c = ConfigDict()
+    c.seed = 0
+    c.protocol = "A"  # A weak · B semi-supervised · C pooled folds
+    c.folds = 5
+    c.fold = 0
+    c.log_every = 10  # steps
+
+    c.data = ConfigDict()
+    c.data.root = ""  # a folder in NIH's layout, or 'phantom' for the embedded demo set
+    c.data.image_size = 224
+    c.data.findings = 8
+    c.data.allow_missing = False
+    c.data.on_error = "raise"  # a broken image file: raise | skip
+    c.data.box_share = 0.0  # of the training patients' boxes
+    c.data.val_fraction = 0.1  # of the training patients
+    c.data.split_seed = 0
+    c.data.threads = 2
+
+    c.augment = ConfigDict()
+    c.augment.rotate = 0.0  # ± degrees
+    c.augment.shift = 0.0  # ± of the side
+    c.augment.scale = 0.0  # 1 ±
+    c.augment.contrast = 0.0  # 1 ±
+
+    c.model = ConfigDict()
+    c.model.encoder = "resnet18"
+    c.model.pretrained = "torchvision"  # '' random | torchvision | package | a path
+    c.model.output_stride = 32  # 16: the last stage keeps its grid, twice as fine a CAM
+    c.model.projection_dim = 128
+    c.model.dtype = "float32"  # of the computation; parameters are float32
+
+    c.train = ConfigDict()
+    c.train.epochs = 20
+    c.train.batch_size = 64  # over all devices
+    c.train.learning_rate = 1e-4
+    c.train.schedule = "constant"  # constant | one_cycle
+    c.train.weight_decay = 1e-5  # coupled L2, as in torch's Adam
+    c.train.warmup_epochs = 1  # focal loss only
+    c.train.checkpoint_every = 0  # steps; 0: at the end of each epoch only
+
+    c.loss = ConfigDict()
+    c.loss.focal_weight = 0.8  # λ; 1: no contrastive loss, no radiomics
+    c.loss.focal_alpha = 0.25
+    c.loss.focal_gamma = 2.0
+    c.loss.temperature = 0.5
+    c.loss.mask_same_patient = True
+    c.loss.box_weight = 0.0  # w of the box guidance; 0 in the paper's configuration
+
+    c.cam = ConfigDict()
+    c.cam.center = "none"  # none | mean: subtract the finding's mean map
+    c.cam.relu = True
+    c.cam.threshold = 0.5
+
+    c.roi = ConfigDict()
+    c.roi.source = "cam"  # cam | random | whole
+    c.roi.truth_boxes = True  # an annotated training image's ROI is its truth box
+
+    c.feedback = ConfigDict()
+    c.feedback.lag = 8  # steps until a result is visible; 0 synchronous, −1 one epoch
+    c.feedback.workers = 0  # radiomics processes; 0: one per core but one
+    c.feedback.late = "wait"  # wait | drop
+    c.feedback.timeout_s = 60.0
+
+    c.radiomics = ConfigDict()
+    c.radiomics.backend = "pyradiomics"
+    c.radiomics.bin_width = 25.0
+
+    c.parallel = ConfigDict()
+    c.parallel.mode = "shard_map"  # shard_map | pmap
+
+    c.eval = ConfigDict()
+    c.eval.batch_size = 64
+    c.eval.bootstrap = 2000  # resamples of the patients behind each ci95
+
+    c.profile = ConfigDict()
+    c.profile.steps = (0, 0)  # (first, last) step of a jax.profiler trace
+    return c
+
+
+# Keys that cannot change a result: they may differ between a workdir's first run and its resumption. `data.root` may
+# too, if the checksums of its files agree.
+FREE_KEYS = (
+    "data.root",
+    "data.threads",
+    "feedback.workers",
+    "feedback.timeout_s",
+    "profile.steps",
+)
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "protocol": ("A", "B", "C"),
+    "data.findings": (8, 14),
+    "data.on_error": ("raise", "skip"),
+    "model.encoder": ("resnet18", "resnet50", "efficientnet_lite0"),
+    "model.output_stride": (16, 32),
+    "model.dtype": ("float32", "bfloat16"),
+    "train.schedule": ("constant", "one_cycle"),
+    "cam.center": ("none", "mean"),
+    "roi.source": ("cam", "random", "whole"),
+    "feedback.late": ("wait", "drop"),
+    "radiomics.backend": ("pyradiomics",),
+    "parallel.mode": ("shard_map", "pmap"),
+}
+
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "seed": ("≥ 0", lambda v: v >= 0),
+    "folds": ("≥ 2", lambda v: v >= 2),
+    "log_every": ("≥ 1", lambda v: v >= 1),
+    "data.image_size": ("a multiple of 32, ≥ 64", lambda v: v >= 64 and v % 32 == 0),
+    "data.box_share": ("in [0, 1]", lambda v: 0 <= v <= 1),
+    "data.val_fraction": ("in (0, 0.5]", lambda v: 0 < v <= 0.5),
+    "data.threads": ("≥ 1", lambda v: v >= 1),
+    "augment.rotate": ("in [0, 45] degrees", lambda v: 0 <= v <= 45),
+    "augment.shift": ("in [0, 0.5]", lambda v: 0 <= v <= 0.5),
+    "augment.scale": ("in [0, 0.5]", lambda v: 0 <= v <= 0.5),
+    "augment.contrast": ("in [0, 0.9]", lambda v: 0 <= v <= 0.9),
+    "model.projection_dim": ("≥ 2", lambda v: v >= 2),
+    "train.epochs": ("≥ 1", lambda v: v >= 1),
+    "train.batch_size": ("≥ 1", lambda v: v >= 1),
+    "train.learning_rate": ("> 0", lambda v: v > 0),
+    "train.weight_decay": ("≥ 0", lambda v: v >= 0),
+    "train.warmup_epochs": ("≥ 0", lambda v: v >= 0),
+    "train.checkpoint_every": ("≥ 0", lambda v: v >= 0),
+    "loss.focal_weight": ("in [0, 1]", lambda v: 0 <= v <= 1),
+    "loss.focal_alpha": ("in (0, 1)", lambda v: 0 < v < 1),
+    "loss.focal_gamma": ("≥ 0", lambda v: v >= 0),
+    "loss.temperature": ("> 0", lambda v: v > 0),
+    "loss.box_weight": ("≥ 0", lambda v: v >= 0),
+    "cam.threshold": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "feedback.lag": ("≥ −1", lambda v: v >= -1),
+    "feedback.workers": ("≥ 0", lambda v: v >= 0),
+    "feedback.timeout_s": ("> 0", lambda v: v > 0),
+    "radiomics.bin_width": ("> 0", lambda v: v > 0),
+    "eval.batch_size": ("≥ 1", lambda v: v >= 1),
+    "eval.bootstrap": ("≥ 1", lambda v: v >= 1),
+}
+
+
+def check(config: ConfigDict, *, n_devices: int) -> None:
+    """Refuse values that cannot be run, all at once.
+
+    Args:
+      config: what `default()` returns, with changes.
+      n_devices: how many devices share a batch.
+
+    Raises:
+      UserError: one line per problem, each with the key, the value and what is allowed.
+    """
+    problems = [
+        f"config.{key} is {_get(config, key)!r}; it must be one of {', '.join(map(repr, allowed))}"
+        for key, allowed in _CHOICES.items()
+        if _get(config, key) not in allowed
+    ]
+    problems += [
+        f"config.{key} is {_get(config, key)!r}; it must be {what}"
+        for key, (what, holds) in _RANGES.items()
+        if not holds(_get(config, key))
+    ]
+    problems += _contradictions(config, n_devices)
+    if problems:
+        raise UserError("The config cannot be run:\n  " + "\n  ".join(problems))
+
+
+def _contradictions(c: ConfigDict, n_devices: int) -> list[str]:
+    rules = [
+        (
+            not c.data.root,
+            "config.data.root is empty; give a folder in NIH's layout (--config.data.root=/path/to/nih) or the "
+            "embedded demo set (--config.data.root=phantom)",
+        ),
+        (
+            not 0 <= c.fold < c.folds,
+            f"config.fold is {c.fold}; with config.folds={c.folds} it must be in 0 … {c.folds - 1}",
+        ),
+        (
+            c.protocol == "A" and c.data.box_share > 0,
+            "protocol A uses no box in training; set config.data.box_share=0, or protocol B or C",
+        ),
+        (
+            c.loss.box_weight > 0 and c.data.box_share == 0,
+            "config.loss.box_weight needs boxes of training patients; set config.data.box_share > 0 under protocol B "
+            "or C, or config.loss.box_weight=0",
+        ),
+        (
+            c.loss.box_weight > 0 and c.cam.center == "mean",
+            "config.loss.box_weight > 0 with config.cam.center='mean' subtracts what the boxes taught the map; use "
+            "one of them",
+        ),
+        (
+            c.train.batch_size % n_devices != 0,
+            f"config.train.batch_size is {c.train.batch_size}; it must be a multiple of the {n_devices} devices",
+        ),
+        (
+            c.eval.batch_size % n_devices != 0,
+            f"config.eval.batch_size is {c.eval.batch_size}; it must be a multiple of the {n_devices} devices",
+        ),
+        (
+            len(c.profile.steps) != 2 or c.profile.steps[0] > c.profile.steps[1],
+            f"config.profile.steps is {tuple(c.profile.steps)}; it must be (first, last)",
+        ),
+    ]
+    return [message for broken, message in rules if broken]
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key → value, tuples as lists: what is written to config.json and compared on resumption."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config

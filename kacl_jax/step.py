@@ -1,0 +1,383 @@
+"""The compiled programs of KACL, each one per-device function: the train step, its CAM half, and evaluation.
+
+The train step goes once through the image encoder and reads four things off that one feature map: logits, the image
+projection, the class maps (box guidance, running mean) and the Grad-CAM that marks the next region of interest.
+
+Axes: b batch on this device · h w pixels · u v map cells · c findings · f radiomic features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from kacl_jax import augment, gradcam, losses
+from kacl_jax.models import KACL
+from kacl_jax.parallel import AXIS
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# With fewer ready rows on all devices there is no contrastive loss and no statistic moves.
+MIN_READY = 8
+EMA_DECAY = 0.99
+Z_CLIP = 10.0
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything on the device that a step changes.
+
+    feature_mean, feature_var: float32 [f], running moments of the ready training rows after signed log1p.
+    cam_mean: float32 [c u v], running mean of the raw class maps over the training images.
+    *_count: int32, how many steps moved that statistic.
+    bad_step: int32, the first step with a non-finite loss or gradient; −1 while there is none.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    feature_mean: jax.Array
+    feature_var: jax.Array
+    feature_count: jax.Array
+    cam_mean: jax.Array
+    cam_count: jax.Array
+    bad_step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random change of a training image; all 0 is none (see `augment`)."""
+
+    rotate: float = 0.0
+    shift: float = 0.0
+    scale: float = 0.0
+    contrast: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """total = λ · focal + (1 − λ) · NT-Xent + box_weight · guidance, λ = focal_weight."""
+
+    focal_weight: float
+    focal_alpha: float
+    focal_gamma: float
+    temperature: float
+    mask_same_patient: bool
+    box_weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The per-device functions of one run. `model.axis_name` must be `parallel.AXIS`.
+
+    log_columns: which radiomic features get a signed log1p. warmup_steps: steps with focal loss (and box guidance)
+    only. center_cam: subtract the finding's running mean map.
+    """
+
+    model: KACL
+    optimizer: optax.GradientTransformation
+    loss: Loss
+    augmentation: Augmentation
+    log_columns: tuple[bool, ...]
+    warmup_steps: int
+    center_cam: bool
+    seed: int
+
+    def init(self, variables: Any, image_size: int) -> TrainState:
+        """The state before step 0 for the given model variables."""
+        images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+        grid = jax.eval_shape(
+            lambda x: self.model.apply(variables, x, train=False, method="feature_map"), images
+        ).shape[1:3]
+        f = len(self.log_columns)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=self.optimizer.init(variables["params"]),
+            feature_mean=jnp.zeros(f),
+            feature_var=jnp.zeros(f),
+            feature_count=jnp.zeros((), jnp.int32),
+            cam_mean=jnp.zeros((self.model.n_findings, *grid)),
+            cam_count=jnp.zeros((), jnp.int32),
+            bad_step=jnp.full((), -1, jnp.int32),
+        )
+
+    # ---- the three programs -----------------------------------------------------------------------------------
+
+    def train_step(
+        self, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, Metrics, dict[str, jax.Array]]:
+        """One update and the Grad-CAMs of the same forward pass.
+
+        Args:
+          state: the same on every device.
+          batch: this device's rows: image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c 4] · has_box
+            bool [b c] · image_id, patient_id int32 [b] · radiomics float32 [b f] · ready bool [b] · age int32 [b].
+
+        Returns:
+          (new state, metrics, rows): metrics are scalars over the global batch; rows holds `cam` float32 [b u v] in
+          the original frame and `box_finding` int32 [b], the annotated finding whose truth box marks the region
+          (−1: none). Where loss or gradients are not finite on any device the old state stays, with `bad_step` set.
+        """
+        images, affine = self._model_input(state.step, batch)
+        radiomics, moments, n_ready = self._z_scored(state, batch)
+
+        def total_loss(params: Any) -> tuple[jax.Array, Any]:
+            feature_map, batch_stats = self._feature_map(params, state.batch_stats, images)
+            sums, counts, aux = self._terms(
+                params, batch_stats, feature_map, batch, affine, radiomics
+            )
+            # Global inside the gradient, and the gradients averaged after it: right under both modes.
+            terms = {
+                k: jax.lax.psum(sums[k], AXIS) / jnp.maximum(jax.lax.psum(counts[k], AXIS), 1)
+                for k in sums
+            }
+            weights = self._weights(state.step, n_ready)
+            total = sum((weights[k] * terms[k] for k in terms), jnp.zeros(()))
+            return total, (terms, feature_map, aux)
+
+        (total, (terms, feature_map, aux)), grads = jax.value_and_grad(total_loss, has_aux=True)(
+            state.params
+        )
+        grads = jax.lax.pmean(grads, AXIS)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        cam_rate = _ema_rate(state.cam_count + 1)
+        batch_mean = jax.lax.pmean(aux["maps"].mean(0), AXIS)
+        proposed = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=aux["batch_stats"],
+            opt_state=opt_state,
+            **moments,
+            cam_mean=state.cam_mean + cam_rate * (batch_mean - state.cam_mean),
+            cam_count=state.cam_count + 1,
+        )
+        grad_norm = optax.global_norm(grads)
+        new_state = _keep_if_finite(state, proposed, total, grad_norm)
+        metrics = {
+            "loss": total,
+            **terms,
+            "grad_norm": grad_norm,
+            **self._term_gradients(state, aux["batch_stats"], feature_map, batch, affine, radiomics),
+            "ready": n_ready,
+            "hit_rate": jax.lax.pmean(batch["ready"].mean(), AXIS),
+            "age": jax.lax.psum(jnp.where(batch["ready"], batch["age"], 0).sum(), AXIS)
+            / jnp.maximum(n_ready, 1),
+            "bad_step": new_state.bad_step,
+        }
+        return new_state, metrics, self._rows(state, batch, affine, aux)
+
+    def region_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
+        """The forward half of the synchronous loop (lag 0): the rows of `train_step`, nothing updated."""
+        images, affine = self._model_input(state.step, batch)
+        feature_map, _ = self._feature_map(state.params, state.batch_stats, images)
+        logits, maps = self._logits_and_maps(state.params, feature_map)
+        return (self._rows(state, batch, affine, {"logits": logits, "maps": maps}),)
+
+    def eval_step(
+        self, state: TrainState, batch: Batch
+    ) -> tuple[dict[str, jax.Array]]:
+        """Logits float32 [b c] and raw class maps float32 [b c u v] (not centred) with running statistics."""
+        images = _normalise(batch["image"][..., 0].astype(jnp.float32))
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        feature_map = self.model.apply(variables, images, train=False, method="feature_map")
+        logits, maps = self._logits_and_maps(state.params, feature_map)
+        return ({"logits": logits, "maps": maps},)
+
+    # ---- their parts ------------------------------------------------------------------------------------------
+
+    def _model_input(
+        self, step: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """uint8 [b h w 1] → (normalised, augmented float32 [b h w 3], the affine map used or None)."""
+        grey = batch["image"][..., 0].astype(jnp.float32)
+        ranges = self.augmentation
+        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        keys = jax.vmap(lambda image_id: jax.random.split(jax.random.fold_in(key, image_id)))(
+            batch["image_id"]
+        )
+        affine = None
+        if ranges.rotate or ranges.shift or ranges.scale:
+            affine = augment.random_affine(
+                keys[:, 0], rotate=ranges.rotate, shift=ranges.shift, scale=ranges.scale
+            )
+            grey = augment.warp(grey, affine)
+        if ranges.contrast:
+            grey = augment.random_contrast(keys[:, 1], grey, contrast=ranges.contrast)
+        return _normalise(grey), affine
+
+    def _feature_map(self, params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        feature_map, changed = self.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            method="feature_map",
+            mutable=["batch_stats"],
+        )
+        return feature_map, changed["batch_stats"]
+
+    def _logits_and_maps(self, params: Any, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def classify(a: jax.Array) -> jax.Array:
+            return self.model.apply({"params": params}, a, method="classify")
+
+        return classify(feature_map), gradcam.class_maps(
+            classify, feature_map, self.model.n_findings
+        )
+
+    def _terms(
+        self,
+        params: Any,
+        batch_stats: Any,
+        feature_map: jax.Array,
+        batch: Batch,
+        affine: jax.Array | None,
+        radiomics: jax.Array,
+    ) -> tuple[Metrics, Metrics, dict[str, Any]]:
+        """Each loss term's sum and count on this device, and what came by on the way."""
+        logits, maps = self._logits_and_maps(params, feature_map)
+        focal = losses.focal_loss(
+            logits, batch["labels"], alpha=self.loss.focal_alpha, gamma=self.loss.focal_gamma
+        ).sum(1)
+        sums = {"focal": focal.sum()}
+        counts = {"focal": jnp.ones_like(focal).sum()}
+        if self.loss.focal_weight < 1:
+            z_image = self.model.apply({"params": params}, feature_map, method="project_image")
+            z_radiomics, changed = self.model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                radiomics,
+                batch["ready"],
+                train=True,
+                method="project_radiomics",
+                mutable=["batch_stats"],
+            )
+            batch_stats = changed["batch_stats"]
+            loss, weight = losses.nt_xent(
+                z_image,
+                z_radiomics,
+                ready=batch["ready"],
+                patient_id=batch["patient_id"],
+                temperature=self.loss.temperature,
+                mask_same_patient=self.loss.mask_same_patient,
+                axis_name=AXIS,
+            )
+            sums["nt_xent"], counts["nt_xent"] = loss.sum(), weight.sum()
+        if self.loss.box_weight:
+            boxes = (
+                batch["boxes"] if affine is None else augment.warp_boxes(batch["boxes"], affine)
+            )
+            loss, weight = losses.box_guidance(maps, boxes, batch["has_box"])
+            sums["box"], counts["box"] = loss.sum(), weight.sum()
+        aux = {"logits": logits, "maps": jax.lax.stop_gradient(maps), "batch_stats": batch_stats}
+        return sums, counts, aux
+
+    def _weights(self, step: jax.Array, n_ready: jax.Array) -> Metrics:
+        contrastive = (step >= self.warmup_steps) & (n_ready >= MIN_READY)
+        return {
+            "focal": jnp.asarray(self.loss.focal_weight),
+            "nt_xent": jnp.where(contrastive, 1 - self.loss.focal_weight, 0.0),
+            "box": jnp.asarray(self.loss.box_weight),
+        }
+
+    def _term_gradients(
+        self,
+        state: TrainState,
+        batch_stats: Any,
+        feature_map: jax.Array,
+        batch: Batch,
+        affine: jax.Array | None,
+        radiomics: jax.Array,
+    ) -> Metrics:
+        """Norm of each unweighted term's gradient at the feature map: through the heads only, hence cheap."""
+
+        def local_terms(a: jax.Array) -> Metrics:
+            sums, counts, _ = self._terms(
+                state.params, batch_stats, a, batch, affine, radiomics
+            )
+            return {k: sums[k] / jnp.maximum(jax.lax.psum(counts[k], AXIS), 1) for k in sums}
+
+        terms, pull_back = jax.vjp(local_terms, feature_map)
+        norms = {}
+        for name in terms:
+            one = {k: jnp.ones_like(v) if k == name else jnp.zeros_like(v) for k, v in terms.items()}
+            (gradient,) = pull_back(one)
+            norms[f"grad_norm_{name}"] = jnp.sqrt(jax.lax.psum((gradient**2).sum(), AXIS))
+        return norms
+
+    def _z_scored(
+        self, state: TrainState, batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        """Radiomics [b f] → (z-scores, the moved running moments, number of ready rows on all devices).
+
+        Signed log1p on the fixed columns, then the running mean and variance including this batch's ready rows
+        (bias-corrected EMA); zero spread gives 0; clipped.
+        """
+        ready = batch["ready"][:, None]
+        n_ready = jax.lax.psum(batch["ready"].sum(), AXIS)
+        x = jnp.where(ready, batch["radiomics"], 0.0)
+        x = jnp.where(jnp.array(self.log_columns), jnp.sign(x) * jnp.log1p(jnp.abs(x)), x)
+        count = jnp.maximum(n_ready, 1)
+        mean = jax.lax.psum(jnp.where(ready, x, 0.0).sum(0), AXIS) / count
+        var = jax.lax.psum(jnp.where(ready, (x - mean) ** 2, 0.0).sum(0), AXIS) / count
+        moves = n_ready >= MIN_READY
+        rate = jnp.where(moves, _ema_rate(state.feature_count + 1), 0.0)
+        step = mean - state.feature_mean
+        moments = {
+            "feature_mean": state.feature_mean + rate * step,
+            "feature_var": (1 - rate) * (state.feature_var + rate * step**2) + rate * var,
+            "feature_count": state.feature_count + moves,
+        }
+        return z_score(x, moments["feature_mean"], moments["feature_var"]), moments, n_ready
+
+    def _rows(
+        self, state: TrainState, batch: Batch, affine: jax.Array | None, aux: dict[str, Any]
+    ) -> dict[str, jax.Array]:
+        """What the host needs of each row to mark its region of interest."""
+        logits, maps = aux["logits"], aux["maps"]
+        finding = gradcam.marked_finding(logits, batch["labels"])
+        cam = jnp.take_along_axis(maps, finding[:, None, None, None], axis=1)[:, 0]
+        if self.center_cam:
+            cam = cam - state.cam_mean[finding]
+        if affine is not None:
+            cam = augment.warp(cam, augment.invert(affine))
+        annotated = batch["has_box"]
+        box_finding = jnp.argmax(jnp.where(annotated, logits, -jnp.inf), axis=1)
+        return {
+            "cam": cam,
+            "box_finding": jnp.where(annotated.any(1), box_finding, -1).astype(jnp.int32),
+        }
+
+
+def z_score(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+    """(x − mean) / spread, clipped to ±10; a column without spread gives 0. [b f], [f], [f] → [b f]."""
+    spread = var > 1e-12
+    z = (x - mean) / jnp.sqrt(jnp.where(spread, var, 1.0))
+    return jnp.clip(jnp.where(spread, z, 0.0), -Z_CLIP, Z_CLIP)
+
+
+def _normalise(grey: jax.Array) -> jax.Array:
+    """Grey levels 0–255 [b h w] → three ImageNet-normalised channels [b h w 3]."""
+    return (grey[..., None] / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+
+
+def _ema_rate(count: jax.Array) -> jax.Array:
+    """The weight of the newest of `count` values in a bias-corrected exponential mean."""
+    return (1 - EMA_DECAY) / (1 - EMA_DECAY ** count.astype(jnp.float32))
+
+
+def _keep_if_finite(
+    old: TrainState, new: TrainState, total: jax.Array, grad_norm: jax.Array
+) -> TrainState:
+    finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
+    accept = finite & (old.bad_step < 0)
+    kept = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
+    first_bad = jnp.where(finite | (old.bad_step >= 0), old.bad_step, old.step)
+    return kept.replace(bad_step=first_bad)
