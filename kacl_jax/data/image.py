@@ -1,0 +1,114 @@
+"""One PNG file → one grey uint8 picture, or a reason why not."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+# Part of the radiomics extractor's key: change it whenever `resize` can give other pixels.
+RESIZE_NAME = "cv2-area-shrink-linear-grow-1"
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MAX_PIXELS = 1 << 27  # larger than any radiograph; a crafted header could ask for terabytes
+
+
+class BrokenImage(Exception):
+    """A file that cannot be read as a grey picture: `path` and one clause `why`."""
+
+    def __init__(self, path: Path | str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = Path(path)
+        self.why = why
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """The picture in a PNG file as uint8 [h w], 0 black … 255 white.
+
+    Grey of 1, 2, 4, 8 bits (fewer bits span the full range) and 16 bits (divided by 257, rounded),
+    palette, RGB (ITU-R 601 luma, as Pillow's `convert('L')`), and grey or RGB with an opaque alpha.
+
+    Raises:
+        BrokenImage: unreadable, truncated, damaged or not a PNG; larger than 2^27 pixels; or with
+            transparent pixels, whose grey level nobody can know.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise BrokenImage(path, f"cannot be opened ({error.strerror})") from error
+    why = _damage(data)
+    if why:
+        raise BrokenImage(path, why)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise BrokenImage(path, f"cannot be decoded ({error.err})") from error
+    if pixels is None:
+        raise BrokenImage(path, "its pixels cannot be decoded")
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        opaque = 255 if pixels.dtype == np.uint8 else 65535
+        if pixels[..., 3].min() < opaque:
+            raise BrokenImage(path, "has transparent pixels")
+        pixels = pixels[..., :3]
+    return _to_8_bit(_to_grey(pixels))
+
+
+def _damage(data: bytes) -> str | None:
+    """Why these bytes are not one whole PNG, by walking its chunks and their checksums.
+
+    Some decoders fill a truncated picture up with grey and say nothing; this costs under 1 ms.
+    """
+    if not data:
+        return "is empty (zero bytes)"
+    if not data.startswith(_SIGNATURE):
+        return "is not a PNG file"
+    at = len(_SIGNATURE)
+    view = memoryview(data)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(view[at : at + 4])
+        kind = bytes(view[at + 4 : at + 8])
+        if end > len(data):
+            break
+        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
+            return f"is damaged (checksum of its {kind.decode('latin-1')!r} part is wrong)"
+        if kind == b"IHDR":
+            width, height = (int.from_bytes(view[at + i : at + i + 4]) for i in (8, 12))
+            if width * height > _MAX_PIXELS:
+                return f"is too large ({width} x {height} pixels)"
+        if kind == b"IEND":
+            return None
+        at = end
+    return "is truncated"
+
+
+def _to_grey(pixels: np.ndarray) -> np.ndarray:
+    """[h w] or BGR [h w 3], 8 or 16 bits → [h w] of the same dtype."""
+    if pixels.ndim == 2:
+        return pixels
+    blue, green, red = (pixels[..., i] for i in range(3))
+    if np.array_equal(blue, green) and np.array_equal(green, red):
+        return np.ascontiguousarray(blue)
+    luma = 19595 * red.astype(np.uint64) + 38470 * green.astype(np.uint64)
+    luma += 7471 * blue.astype(np.uint64) + 0x8000
+    return (luma >> 16).astype(pixels.dtype)
+
+
+def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
+    """Scales 16 bits to 8; never clips."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [h w] → uint8 [size size], the aspect ratio not kept (boxes are fractions of a side).
+
+    The only resize in the package: area average when neither side grows, else bilinear.
+    """
+    if image.shape == (size, size):
+        return image
+    shrinks = size <= min(image.shape)
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=how)
