@@ -84,7 +84,7 @@ def auroc_table(
 
     counts = [{"n_pos": int(r.n_pos), "n_neg": int(r.n_neg)} for r in ranked]
     values = replicate(np.ones((n_clusters, 1)))[:, 0, :]
-    reasons = [_one_class(r.n_pos, r.n_neg) for r in ranked]
+    reasons = [one_class(r.n_pos, r.n_neg) for r in ranked]
     draws = _bootstrap(replicate, n_clusters, resamples, seed)
     return _table(values[:, 0], draws[:, :, 0], counts, reasons, n_clusters)
 
@@ -254,7 +254,8 @@ def _classes(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(labels) == 1
 
 
-def _one_class(n_pos: int, n_neg: int) -> str:
+def one_class(n_pos: int, n_neg: int) -> str:
+    """Why there is no AUROC and no operating point; "" where there is one."""
     if n_pos and n_neg:
         return ""
     return "no image" if not n_pos + n_neg else "no positive" if not n_pos else "no negative"
