@@ -1,0 +1,260 @@
+"""The healthy chest of the embedded demo set: its shapes, and how an X-ray adds them up.
+
+Body frame: u runs to the image's right (the patient's left) from the midline, v runs down from the
+image's top; both in units of the image side before the pose moves them. Opacity is additive, as
+attenuation along a ray is; the film's tone curve in `phantom.py` turns it into grey levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+SIDES = (-1, 1)  # image left (the patient's right lung), image right
+_SHIFT = 4  # cv2 draws at 1/16 pixel
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One patient's body. Lengths in fractions of the image side, in the body frame."""
+
+    sex: str
+    age: int
+    width: float  # half width of the rib cage's inside
+    apex: float  # v of the lungs' top
+    base: float  # v of the right hemidiaphragm's dome; the left one is `left_drop` lower
+    left_drop: float
+    heart_ratio: float  # heart width / chest width
+    heart_lean: float  # share of the heart left of the midline
+    knob: float  # how far the aortic arch bulges
+    rib_gap: float
+    rib_slope: float
+    fat: float  # extra soft tissue at the flanks
+    bone: float  # bone contrast
+    bubble: float  # half width of the gastric air bubble, 0 without one
+    vessels: tuple[tuple[np.ndarray, ...], ...]  # per level of branching: polylines [p 2] (u v)
+    clutter: np.ndarray  # [12 12] low-frequency unevenness of the tissue
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How the patient stands in the picture: rotation in degrees, shift in image sides."""
+
+    rotation: float
+    shift: tuple[float, float]
+    scale: float
+
+
+class Frame:
+    """Draws body-frame shapes into float32 [h w] masks of an image of `size` pixels."""
+
+    def __init__(self, size: int, pose: Pose) -> None:
+        angle = np.deg2rad(pose.rotation)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        self.size = size
+        self._matrix = turn * pose.scale
+        self._centre = np.array([0.5, 0.45]) + np.asarray(pose.shift)
+        grid = (np.arange(size) + 0.5) / size
+        x, y = np.meshgrid(grid, grid)
+        offset = np.stack([x, y], -1) - self._centre
+        uv = offset @ np.linalg.inv(self._matrix).T + np.array([0.0, 0.45])
+        self.u, self.v = np.moveaxis(uv.astype(np.float32), -1, 0)
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """Body points [p 2] to pixel corners coordinates [p 2]."""
+        body = np.asarray(points, np.float64) - np.array([0.0, 0.45])
+        return np.asarray((body @ self._matrix.T + self._centre) * self.size)
+
+    def _fixed(self, points: np.ndarray) -> np.ndarray:
+        return np.round((self.pixels(points) - 0.5) * (1 << _SHIFT)).astype(np.int32)
+
+    def soften(self, image: np.ndarray, sigma: float) -> np.ndarray:
+        """Gaussian blur; sigma in image sides."""
+        return cv2.GaussianBlur(image, (0, 0), max(sigma * self.size, 0.3))
+
+    def fill(self, *outlines: np.ndarray, soft: float = 0.002) -> np.ndarray:
+        """Inside of closed outlines [p 2], 0 to 1."""
+        canvas = np.zeros((self.size, self.size), np.uint8)
+        for outline in outlines:
+            cv2.fillPoly(canvas, [self._fixed(outline)], 255, cv2.LINE_AA, _SHIFT)
+        return self.soften(canvas.astype(np.float32) / 255, soft)
+
+    def stroke(
+        self, curves: Sequence[np.ndarray], width: float, soft: float = 0.0015
+    ) -> np.ndarray:
+        """Lines along open curves, 0 to 1; a line thinner than a pixel is drawn fainter."""
+        canvas = np.zeros((self.size, self.size), np.uint8)
+        pixels = width * self.size
+        grey = int(255 * min(1.0, pixels))
+        fixed = [self._fixed(curve) for curve in curves]
+        cv2.polylines(canvas, fixed, False, grey, max(1, round(pixels)), cv2.LINE_AA, _SHIFT)
+        return self.soften(canvas.astype(np.float32) / 255, soft)
+
+    def depth(self, mask: np.ndarray, reach: float) -> np.ndarray:
+        """Thickness of a rounded body seen from the front: 0 at its rim, to 1 over `reach`."""
+        distance = cv2.distanceTransform((mask > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
+        rounded = (1 - np.exp(-distance / (reach * self.size))).astype(np.float32)
+        return self.soften(rounded, 0.004)
+
+    def field(self, grid: np.ndarray) -> np.ndarray:
+        """A smooth field from a small grid of values."""
+        side = (self.size, self.size)
+        return cv2.resize(grid.astype(np.float32), side, interpolation=cv2.INTER_CUBIC)
+
+
+def smooth(points: Sequence[tuple[float, float]], rounds: int = 3) -> np.ndarray:
+    """Cuts the corners of a closed outline (Chaikin) until it is round."""
+    p = np.asarray(points, np.float64)
+    for _ in range(rounds):
+        after = np.roll(p, -1, 0)
+        p = np.stack([0.75 * p + 0.25 * after, 0.25 * p + 0.75 * after], 1).reshape(-1, 2)
+    return p
+
+
+def mirror(points: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(points, np.float64) * np.array([side, 1.0])
+
+
+def lateral(a: Anatomy, v: np.ndarray) -> np.ndarray:
+    """|u| of the rib cage's inside at height v; it narrows to 0 at the apex."""
+    t = np.clip((v - a.apex) / (a.base - a.apex), 0, 1)
+    return np.asarray(a.width * (1 - (1 - t) ** 2.4) ** 0.6)
+
+
+def dome(a: Anatomy, side: int, x: np.ndarray) -> np.ndarray:
+    """v of the hemidiaphragm at |u| = x: a dome with a steep costophrenic fall."""
+    f = (x - 0.06) / (a.width - 0.06) - 0.42
+    top = a.base + (a.left_drop if side > 0 else 0.0)
+    return np.asarray(top + np.where(f > 0, 0.31, 0.22) * f**2 + 0.04 * np.clip(f, 0, 1) ** 6 * 20)
+
+
+def lung_outline(a: Anatomy, side: int) -> np.ndarray:
+    """Closed outline [p 2] of one lung."""
+    t = np.linspace(0.035, 1, 24) ** 1.5
+    v = a.apex + t * (a.base - a.apex)
+    outer = np.stack([lateral(a, v), v], 1)
+    x = np.linspace(a.width, 0.06, 24)
+    floor = np.stack([x, dome(a, side, x)], 1)
+    inner_t = np.linspace(1, 0.01, 16)
+    inner_x = 0.052 + 0.03 * inner_t + 0.07 * np.exp(-inner_t / 0.05)
+    inner = np.stack([inner_x, a.apex + inner_t * (a.base - a.apex)], 1)
+    return mirror(np.concatenate([outer, floor, inner]), side)
+
+
+def heart_outline(a: Anatomy, ratio: float) -> np.ndarray:
+    """Closed outline [p 2] of the heart for a cardiothoracic ratio."""
+    theta = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    width = 2 * a.width * ratio
+    top = a.apex + 0.42 * (a.base - a.apex) - 0.10 * (ratio - 0.45)
+    bottom = a.base + 0.045
+    s, c = np.sin(theta), np.cos(theta)
+    v = (top + bottom) / 2 + (bottom - top) / 2 * s
+    u = width / 2 * c * (0.88 + 0.12 * s)
+    u = u + width * 0.13 * s
+    u = (u - u.min()) / np.ptp(u) * width
+    return np.stack([u - width * (1 - a.heart_lean), v], 1)
+
+
+def mediastinum_outline(a: Anatomy) -> np.ndarray:
+    h = a.base - a.apex
+    t = np.array([-0.5, -0.05, 0.12, 0.22, 0.29, 0.36, 0.45, 0.60, 1.1])
+    left = np.array([0.05, 0.045, 0.052, 0.07 + a.knob, 0.06 + a.knob, 0.055, 0.075, 0.07, 0.06])
+    right = np.array([0.05, 0.045, 0.058, 0.06, 0.062, 0.058, 0.062, 0.07, 0.06])
+    fine = np.linspace(t[0], t[-1], 60)
+    v = a.apex + fine * h
+    u_left = cv2.GaussianBlur(np.interp(fine, t, left), (1, 9), 1.6).ravel()
+    u_right = cv2.GaussianBlur(np.interp(fine, t, right), (1, 9), 1.6).ravel()
+    return np.concatenate([np.stack([u_left, v], 1), np.stack([-u_right, v], 1)[::-1]])
+
+
+def ribs(a: Anatomy, side: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Posterior and anterior arcs of one side, upper ribs first: curves [p 2]."""
+    f = np.linspace(0, 1, 20)
+    behind, front = [], []
+    for i in range(10):
+        start = a.apex + 0.0 + a.rib_gap * i
+        drop = a.rib_slope * (0.55 + 0.075 * i)
+        end = start + drop
+        reach = float(lateral(a, np.array(end))) + 0.012
+        reach = max(reach, 0.16 + 0.02 * i)
+        u = 0.03 + (reach - 0.03) * np.sin(f * np.pi / 2) ** 0.9
+        v = start - 0.025 * np.sin(np.pi * np.minimum(f * 1.4, 1)) + drop * f**2.4
+        behind.append(mirror(np.stack([u, v], 1), side))
+        if i < 8:
+            inner = 0.13 + 0.012 * i
+            uf = reach + (inner - reach) * f**1.25
+            vf = end + (0.045 + 0.012 * i) * f + 0.045 * np.sin(np.pi * f / 2)
+            front.append(mirror(np.stack([uf, vf], 1), side))
+    return behind, front
+
+
+def grow_vessels(
+    rng: np.random.Generator, apex: float, base: float, width: float
+) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Branching markings from both hila, one tuple of polylines per level."""
+    levels: list[list[np.ndarray]] = [[], [], [], []]
+    h = base - apex
+    for side in SIDES:
+        hilum = np.array([side * 0.085, apex + 0.47 * h])
+        for angle in np.linspace(-1.35, 1.45, 11) + rng.normal(0, 0.09, 11):
+            reach = (0.30 + 0.12 * abs(np.sin(angle))) * (width / 0.34)
+            _branch(rng, levels, 0, hilum + rng.normal(0, 0.012, 2), angle, reach * 0.42, side)
+    return tuple(tuple(level) for level in levels)
+
+
+def _branch(
+    rng: np.random.Generator,
+    levels: list[list[np.ndarray]],
+    level: int,
+    start: np.ndarray,
+    angle: float,
+    length: float,
+    side: int,
+) -> None:
+    bend = rng.normal(0, 0.35)
+    steps = np.linspace(0, 1, 6)
+    angles = angle + bend * steps
+    heading = np.stack([side * np.cos(angles), np.sin(angles)], 1) * length / 5
+    curve = start + np.concatenate([np.zeros((1, 2)), np.cumsum(heading[:-1], 0)])
+    levels[level].append(curve)
+    if level == 3:
+        return
+    for at, turn in ((5, 0.28), (5, -0.32), (3, rng.choice([-0.6, 0.6]))):
+        spread = turn * rng.uniform(0.6, 1.4)
+        _branch(
+            rng, levels, level + 1, curve[at], angles[at] + spread,
+            length * rng.uniform(0.55, 0.85), side,
+        )  # fmt: skip
+
+
+def draw_anatomy(rng: np.random.Generator) -> Anatomy:
+    """A patient's body, drawn once and kept for all follow-ups."""
+    sex = "F" if rng.random() < 0.45 else "M"
+    apex, base = rng.uniform(0.105, 0.15), rng.uniform(0.63, 0.72)
+    width = rng.uniform(0.30, 0.345) + (0.012 if sex == "M" else 0.0)
+    return Anatomy(
+        sex=sex,
+        age=int(np.clip(rng.normal(50, 17), 18, 92)),
+        width=width,
+        apex=apex,
+        base=base,
+        left_drop=rng.uniform(0.008, 0.032),
+        heart_ratio=rng.uniform(0.385, 0.485),
+        heart_lean=rng.uniform(0.63, 0.72),
+        knob=rng.uniform(0.0, 0.022),
+        rib_gap=rng.uniform(0.050, 0.058),
+        rib_slope=rng.uniform(0.08, 0.13),
+        fat=rng.uniform(0.0, 0.05),
+        bone=rng.uniform(0.7, 1.2),
+        bubble=rng.uniform(0.035, 0.075) if rng.random() < 0.65 else 0.0,
+        vessels=grow_vessels(rng, apex, base, width),
+        clutter=rng.normal(0, 1, (12, 12)),
+    )
+
+
+def breathe(a: Anatomy, rise: float) -> Anatomy:
+    """The same body with the diaphragm `rise` higher (a shallower breath)."""
+    return replace(a, base=a.base - rise)
