@@ -235,18 +235,18 @@ def _ways(localization: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _finding_lines(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     ways = _ways(results["localization"])
-    shown = "".join(f"{f'>{t:g}'.replace('0.', '.'):>6}" for t in _SHOWN_T)
+    shown = "".join(f"{'>' + _short(t):>5}" for t in _SHOWN_T)
     lines = [
         "localization accuracy: share of truth boxes with IoU > T",
-        f"{'':20}{'boxes':>6}" + "".join(f"  {way:^18}" for way in ways),
-        f"{'':26}" + f"  {shown}" * len(ways),
+        f"{'':19}{'boxes':>6}" + "".join(f"  {way:>15}" for way in ways),
+        f"{'':25}" + f"  {shown}" * len(ways),
     ]
     for name in (*names, "mean"):
         leaves = [[way["iou"][str(t)][name] for t in _SHOWN_T] for way in ways.values()]
         first = leaves[0][0]
         label = f"mean of {first['n_findings']}" if name == "mean" else name
-        cells = "".join("  " + "".join(f"{_figure(leaf):>6}" for leaf in way) for way in leaves)
-        lines.append(f"{label:20}{first['n']:>6}{cells}")
+        cells = "".join("  " + "".join(f"{_figure(leaf, 2):>5}" for leaf in way) for way in leaves)
+        lines.append(f"{label:19}{first['n']:>6,}{cells}")
     return lines
 
 
@@ -255,7 +255,7 @@ def _mean_lines(results: Mapping[str, Any]) -> list[str]:
     columns = [(measure, str(t)) for measure, ts in MEASURES.items() for t in ts]
     lines = [
         f"{'mean over findings':20}{'IoU >':<42}  IoBB >",
-        f"{'':20}" + _row(columns, {column: column[1].replace("0.", ".") for column in columns}),
+        f"{'':20}" + _row(columns, {column: _short(float(column[1])) for column in columns}),
     ]
     for name, way in ways.items():
         mean = {(measure, t): way[measure][t]["mean"] for measure, t in columns}
@@ -277,12 +277,18 @@ def _row(columns: Sequence[tuple[str, str]], cells: Mapping[tuple[str, str], str
     return "".join(row[:cut]) + "  " + "".join(row[cut:])
 
 
-def _figure(leaf: Mapping[str, Any]) -> str:
-    return "–" if leaf["value"] is None else f"{leaf['value']:.3f}".replace("0.", ".", 1)
+def _short(value: float, digits: int | None = None) -> str:
+    """.5 for 0.5: the columns are narrow."""
+    text = f"{value:g}" if digits is None else f"{value:.{digits}f}"
+    return text.removeprefix("0") if value < 1 else text
+
+
+def _figure(leaf: Mapping[str, Any], digits: int = 3) -> str:
+    return "–" if leaf["value"] is None else _short(leaf["value"], digits)
 
 
 def _end(leaf: Mapping[str, Any], end: int) -> str:
-    return "–" if leaf["ci95"] is None else f"{leaf['ci95'][end]:.3f}".replace("0.", ".", 1)
+    return "–" if leaf["ci95"] is None else _short(leaf["ci95"][end], 3)
 
 
 def _interval(leaf: Mapping[str, Any]) -> str:
