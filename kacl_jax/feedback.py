@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -44,10 +44,9 @@ class _Region:
 
     step: int
     image: int
-    pixels: np.ndarray  # uint8, cropped
-    mask: np.ndarray  # bool, cropped
-    key: bytes
-    answer: Result | Future[Result]  # known from the memo, or on its way
+    answer: Result | Future[Result]  # known (from the memo, a checkpoint), or on its way
+    key: bytes = b""
+    crop: tuple[np.ndarray, np.ndarray] | None = None  # pixels, mask; let go when answered
     late: bool = False
 
     def done(self) -> bool:
@@ -82,7 +81,9 @@ class Feedback:
         self._cache = cache
         self._lag = lag
         self._late = late
-        self._pending: list[_Region] = []  # ordered by (step, row): the order of publication
+        self._pending: deque[_Region] = deque()  # not due; by (step, row), the publication order
+        self._due: list[_Region] = []  # due, but unfinished when last looked at; the same order
+        self._unfinished: deque[_Region] = deque()  # those of both that may lack an answer
         self._submitted_step = -1
         self._seen_step = -1  # the latest step that was looked up
         self.reproducible = True
@@ -103,12 +104,15 @@ class Feedback:
                 f"step {step} is submitted too late: step {self._submitted_step} was submitted and "
                 f"step {self._seen_step} looked up (lag {self._lag})"
             )
+        self._check_images(image_id)
         self._submitted_step = step
         last_row = {int(image): row for row, image in enumerate(image_id)}
         for row in sorted(last_row.values()):
             self._counts["submitted"] += 1
             if self._has_room((self._lag + 2) * len(image_id)):
-                self._send(step, int(image_id[row]), *crop(pixels[row], masks[row]))
+                region = self._send(step, int(image_id[row]), *crop(pixels[row], masks[row]))
+                known = isinstance(region.answer, Result)
+                self._counts["memo_hits" if known else "computed"] += 1
             else:
                 self._counts["dropped"] += 1
                 self.reproducible = False
@@ -120,43 +124,58 @@ class Feedback:
         """
         if step < self._seen_step:
             raise ValueError(f"lookup of step {step} after one of step {self._seen_step}")
+        self._check_images(image_id)
         self._pool.check()
         self._seen_step = step
-        due = self._due(step)
+        self._collect_due(step)
         if self._late == "wait":
-            latest = {region.image: region for region in due}
+            latest = {region.image: region for region in self._due}
             self._wait_for(latest[int(i)] for i in image_id if int(i) in latest)
         else:
-            self._count_late(due)
-        self._publish(due)
+            self._count_late()
+        self._publish()
         ready = self._cache.ready[image_id]
         age = np.where(ready, step - self._cache.step[image_id], 0).astype(np.int32)
         return Lookup(self._cache.features[image_id], ready, age)
 
     def settle(self, step: int) -> None:
         """Wait until the table holds everything that is visible at `step`, for all images."""
-        due = self._due(step)
-        self._wait_for(due)
-        self._publish(due)
+        self._collect_due(step)
+        self._wait_for(self._due)
+        self._publish()
 
-    # --- one region ---------------------------------------------------------------------------
+    def _check_images(self, image_id: np.ndarray) -> None:
+        if len(image_id) and not 0 <= image_id.min() <= image_id.max() < len(self._cache.ready):
+            raise ValueError(f"image ids must be 0 … {len(self._cache.ready) - 1}, got {image_id}")
 
-    def _send(self, step: int, image: int, pixels: np.ndarray, mask: np.ndarray) -> None:
+    # --- the way of a region ------------------------------------------------------------------
+
+    def _send(self, step: int, image: int, pixels: np.ndarray, mask: np.ndarray) -> _Region:
         key = self._cache.key(pixels, mask)
-        answer = self._cache.recall(key) or self._pool.submit(pixels, mask)
-        self._pending.append(_Region(step, image, pixels, mask, key, answer))
+        known = self._cache.recall(key)
+        if known is not None:
+            region = _Region(step, image, known)
+        else:
+            region = _Region(step, image, self._pool.submit(pixels, mask), key, (pixels, mask))
+            self._unfinished.append(region)
+        self._pending.append(region)
+        return region
 
     def _has_room(self, limit: int) -> bool:
-        unfinished = [region for region in self._pending if not region.done()]
-        if len(unfinished) < limit:
+        """Whether one more task may be unfinished; waits for room if this run waits at all."""
+        while self._unfinished and self._unfinished[0].done():
+            self._unfinished.popleft().crop = None
+        if len(self._unfinished) < limit:
             return True
-        if self._late == "drop":
-            return False
-        self._wait_for(unfinished[: len(unfinished) - limit + 1])
-        return True
+        self._unfinished = deque(region for region in self._unfinished if not region.done())
+        excess = len(self._unfinished) - limit + 1
+        if excess > 0 and self._late == "wait":
+            self._wait_for(list(self._unfinished)[:excess])
+        return excess <= 0 or self._late == "wait"
 
-    def _due(self, step: int) -> list[_Region]:
-        return [region for region in self._pending if region.step <= step - self._lag]
+    def _collect_due(self, step: int) -> None:
+        while self._pending and self._pending[0].step <= step - self._lag:
+            self._due.append(self._pending.popleft())
 
     def _wait_for(self, regions: Iterable[_Region]) -> None:
         for region in regions:
@@ -164,41 +183,38 @@ class Feedback:
                 continue
             assert isinstance(region.answer, Future)
             started = time.perf_counter()
-            while True:
+            while not region.done():
                 try:
                     region.answer.result(timeout=_LIVENESS_S)
-                    break
                 except TimeoutError:
                     self._pool.check()
             self._counts["wait_count"] += 1
             self._waits_s += time.perf_counter() - started
 
-    def _count_late(self, due: list[_Region]) -> None:
-        for region in due:
+    def _count_late(self) -> None:
+        for region in self._due:
             if not region.done() and not region.late:
                 region.late = True
                 self.reproducible = False
                 self._counts["late"] += 1
 
-    def _publish(self, due: list[_Region]) -> None:
+    def _publish(self) -> None:
         """Move finished due regions into table and memo. An older step never replaces a newer."""
-        finished = [region for region in due if region.done()]
+        finished = [region for region in self._due if region.done()]
+        arrived = {id(region) for region in finished}  # done() may change while this goes on
         self._cache.remember(
             (region.key, region.result())
             for region in finished
             if isinstance(region.answer, Future)
         )
+        self._due = [region for region in self._due if id(region) not in arrived]
         for region in finished:
             result = region.result()
-            known = isinstance(region.answer, Result)
-            self._counts["memo_hits" if known else "computed"] += 1
             self.reproducible &= result.deterministic
             if result.reason is not None:
                 self.failures[result.reason] += 1
             if region.step > self._cache.step[region.image]:
                 self._cache.set(region.image, result, region.step)
-        gone = set(map(id, finished))
-        self._pending = [region for region in self._pending if id(region) not in gone]
 
     # --- counters and checkpoints ---------------------------------------------------------------
 
@@ -214,50 +230,45 @@ class Feedback:
             **{name: self._counts[name] for name in names},
             "failed": self.failures.total(),
             "waits_s": self._waits_s,
-            "pending": len(self._pending),
+            "pending": len(self._pending) + len(self._due),
             "corrupt_rows": self._cache.corrupt_rows,
             "restarts": self._pool.restarts,
             "worker_busy_s": self._pool.worker_busy_s,
         }
 
     def state(self, step: int) -> dict[str, np.ndarray]:
-        """All that later lookups depend on, after step `step` was submitted.
+        """All that later lookups depend on, after step `step` was submitted and before the next.
 
-        The table as visible at `step` (waits for it) and the regions whose time has not come, as
-        crops: pending_shape int32 [p 2], their pixels and packed masks end to end in one uint8
-        array each. Arrays of p regions start with one empty row, for no checkpoint array is empty.
+        The table as visible at `step` (waits for it), and the p regions whose time has not come
+        (pending_*): with their result where it is there already, else (waiting_*) as q crops, their
+        pixels uint8 and packed masks uint8 end to end. pending_* and waiting_* start with one row
+        that means nothing, for a checkpoint cannot hold an empty array.
         """
-        cache = self._cache
         if self._seen_step > step or self._submitted_step > step:
             raise ValueError(f"the state of step {step} is gone: step {step + 1} has begun")
         self.settle(step)
-        nothing = np.zeros((1, 1), np.uint8)
-        pixels = [nothing, *(region.pixels for region in self._pending)]
-        masks = [nothing.astype(bool), *(region.mask for region in self._pending)]
-        counts = {
+        arrays, results = _packed(list(self._pending), self._cache.features.shape[1])
+        told = {
             "counts": dict(self._counts),
             "failures": dict(self.failures),
             "waits_s": self._waits_s,
             "reproducible": self.reproducible,
+            "results": results,
         }
         return {
             "step": np.array([step], np.int32),
-            "features": cache.features.copy(),
-            "ready": cache.ready.copy(),
-            "features_step": cache.step.copy(),
-            "pending_step": np.array([-1, *(r.step for r in self._pending)], np.int32),
-            "pending_image": np.array([-1, *(r.image for r in self._pending)], np.int32),
-            "pending_shape": np.array([array.shape for array in pixels], np.int32),
-            "pending_pixels": np.concatenate([array.ravel() for array in pixels]),
-            "pending_masks": np.concatenate([np.packbits(array) for array in masks]),
-            "counters": np.frombuffer(json.dumps(counts, sort_keys=True).encode(), np.uint8).copy(),
+            "features": self._cache.features.copy(),
+            "ready": self._cache.ready.copy(),
+            "features_step": self._cache.step.copy(),
+            **arrays,
+            "told": np.frombuffer(json.dumps(told, sort_keys=True).encode(), np.uint8).copy(),
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Continue from `state`: everything later is as if the run had not been interrupted.
 
-        The pending regions are computed again, or recalled. Raises ValueError for another number
-        of images or features.
+        Pending regions without a result are computed again, or recalled. Raises ValueError for
+        another number of images or features.
         """
         cache = self._cache
         if state["features"].shape != cache.features.shape:
@@ -265,35 +276,82 @@ class Feedback:
                 f"the checkpoint's feature table is {state['features'].shape}, this run's is "
                 f"{cache.features.shape}"
             )
-        for region in self._pending:
+        for region in self._unfinished:
             if isinstance(region.answer, Future):
                 region.answer.cancel()
+        self._pending.clear()
+        self._due.clear()
+        self._unfinished.clear()
         cache.features[:] = state["features"]
         cache.ready[:] = state["ready"]
         cache.step[:] = state["features_step"]
         self._submitted_step = self._seen_step = int(state["step"][0])
-        counts = json.loads(state["counters"].tobytes())
-        self._counts = Counter(counts["counts"])
-        self.failures = Counter(counts["failures"])
-        self._waits_s = counts["waits_s"]
-        self.reproducible = counts["reproducible"]
-        self._pending = []
-        for step, image, pixels, mask in _unpacked(state):
-            self._send(step, image, pixels, mask)
+        told = json.loads(state["told"].tobytes())
+        self._counts = Counter(told["counts"])
+        self.failures = Counter(told["failures"])
+        self._waits_s = told["waits_s"]
+        self.reproducible = told["reproducible"]
+        for step, image, content in _unpacked(state, told["results"]):
+            if isinstance(content, Result):
+                self._pending.append(_Region(step, image, content))
+            else:
+                self._send(step, image, *content)
+
+
+def _packed(
+    pending: list[_Region], width: int
+) -> tuple[dict[str, np.ndarray], list[tuple[str | None, bool]]]:
+    """Arrays and, for each finished region, (reason, deterministic). width: features of a row."""
+    known = [region.done() for region in pending]  # asked once: the workers go on meanwhile
+    waiting = [region.crop for region, done in zip(pending, known, strict=True) if not done]
+    results = [region.result() for region, done in zip(pending, known, strict=True) if done]
+    nothing = np.zeros(width, np.float32)
+    features = [nothing if r.features is None else r.features for r in results]
+    dot = np.zeros((1, 1), np.uint8)
+    pixels = [dot, *(crop[0] for crop in waiting if crop is not None)]
+    masks = [dot, *(crop[1] for crop in waiting if crop is not None)]
+    arrays = {
+        "pending_step": np.array([-1, *(region.step for region in pending)], np.int32),
+        "pending_image": np.array([-1, *(region.image for region in pending)], np.int32),
+        "pending_known": np.array([False, *known], bool),
+        "pending_features": np.stack([nothing, *features]),
+        "waiting_shape": np.array([array.shape for array in pixels], np.int32),
+        "waiting_pixels": np.concatenate([array.ravel() for array in pixels]),
+        "waiting_masks": np.concatenate([np.packbits(array) for array in masks]),
+    }
+    return arrays, [(result.reason, result.deterministic) for result in results]
 
 
 def _unpacked(
-    state: dict[str, np.ndarray],
-) -> Iterable[tuple[int, int, np.ndarray, np.ndarray]]:
-    """The pending regions of a state, without its leading empty row."""
-    at = at_bits = 0
-    rows = zip(state["pending_step"], state["pending_image"], state["pending_shape"], strict=True)
-    for step, image, (height, width) in rows:
+    state: dict[str, np.ndarray], results: list[tuple[str | None, bool]]
+) -> Iterator[tuple[int, int, Result | tuple[np.ndarray, np.ndarray]]]:
+    """(step, image, result or (pixels, mask)) of each pending region: the inverse of _packed."""
+    answers = iter(zip(state["pending_features"][1:], results, strict=True))
+    crops = _crops(state["waiting_shape"], state["waiting_pixels"], state["waiting_masks"])
+    next(crops)
+    rows = zip(
+        state["pending_step"][1:],
+        state["pending_image"][1:],
+        state["pending_known"][1:],
+        strict=True,
+    )
+    for step, image, known in rows:
+        if known:
+            features, (reason, deterministic) = next(answers)
+            found = None if reason is not None else np.array(features, np.float32)
+            yield int(step), int(image), Result(found, reason, deterministic)
+        else:
+            yield int(step), int(image), next(crops)
+
+
+def _crops(
+    shapes: np.ndarray, pixels: np.ndarray, masks: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    at = bits_at = 0
+    for height, width in shapes:
         size = int(height) * int(width)
-        pixels = state["pending_pixels"][at : at + size].reshape(height, width)
-        packed = state["pending_masks"][at_bits : at_bits + (size + 7) // 8]
+        packed = masks[bits_at : bits_at + (size + 7) // 8]
         mask = np.unpackbits(packed, count=size).astype(bool).reshape(height, width)
+        yield pixels[at : at + size].reshape(height, width).copy(), mask
         at += size
-        at_bits += (size + 7) // 8
-        if step >= 0:
-            yield int(step), int(image), pixels.copy(), mask
+        bits_at += (size + 7) // 8

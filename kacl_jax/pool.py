@@ -79,6 +79,11 @@ class RadiomicsPool:
     def __init__(
         self, workers: int, *, bin_width: float, timeout_s: float = 60.0, max_tasks: int = 1000
     ) -> None:
+        if workers < 1 or timeout_s <= 0 or max_tasks < 1:
+            raise ValueError(
+                "workers, timeout_s and max_tasks must be positive, got "
+                f"{workers}, {timeout_s}, {max_tasks}"
+            )
         self.bin_width = bin_width
         self.timeout_s = timeout_s
         self.max_tasks = max_tasks
@@ -179,7 +184,10 @@ class RadiomicsPool:
             self._start_failures += 1
             failures = self._start_failures
         if failures >= START_FAILURES_PER_WORKER * len(self._workers):
-            self._end(f"radiomics workers do not start ({failures} failures in a row): {problem}")
+            self._end(
+                f"radiomics workers do not start, {failures} failures in a row: {problem} (see the "
+                "messages above)"
+            )
 
     def _next_task(self) -> _Task:
         with self._changed:
