@@ -92,6 +92,7 @@ class Tables:
 
     root: Path
     rows: dict[str, Row] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)  # images with a label row, be it a wrong one
     boxes: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)  # NIH x, y, w, h
     lists: dict[str, set[str]] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
@@ -113,12 +114,12 @@ def read_tables(root: Path | str, problems: Problems) -> Tables:
         _parse_labels(label_name, label_text, tables, problems)
     box_text = _read_text(BOX_FILE, tables, problems)
     if box_text is not None:
-        _parse_boxes(box_text, tables, problems, known=label_text is not None)
+        _parse_boxes(box_text, tables, problems)
     for name in LIST_FILES:
         text = _read_text(name, tables, problems)
         if text is not None:
-            _parse_list(name, text, tables, problems, known=label_text is not None)
-    if label_text is not None and len(tables.lists) == len(LIST_FILES):
+            _parse_list(name, text, tables, problems)
+    if tables.named and len(tables.lists) == len(LIST_FILES):
         _compare_lists(label_name, tables, problems)
     return tables
 
@@ -205,11 +206,15 @@ def _parse_labels(name: str, text: str, tables: Tables, problems: Problems) -> N
         where = f"row {number} ({image})"
         if not _plain(image, name, where, problems):
             continue
-        if image in tables.rows:
+        if image in tables.named:
             problems.add(name, "has an image twice", "keep one row per image", where)
             continue
+        tables.named.add(image)
         if labels not in known:
-            known[labels] = _parse_finding_labels(labels, name, where, problems)
+            found = _parse_finding_labels(labels, name, where, problems)
+            if found is None:
+                continue
+            known[labels] = found
         if not (patient.isascii() and patient.isdigit() and int(patient) < 2**31):
             fix = "give every patient a whole number below 2147483648"
             problems.add(name, "Patient ID is no number", fix, f"{where} {patient!r}")
@@ -217,21 +222,26 @@ def _parse_labels(name: str, text: str, tables: Tables, problems: Problems) -> N
         tables.rows[image] = Row(int(patient), known[labels], sex, _parse_age(age), view)
 
 
-def _parse_finding_labels(labels: str, name: str, where: str, problems: Problems) -> frozenset[str]:
-    """'Mass|Nodule' → its findings; 'No Finding' → none."""
+def _parse_finding_labels(
+    labels: str, name: str, where: str, problems: Problems
+) -> frozenset[str] | None:
+    """'Mass|Nodule' → its findings; 'No Finding' → none; None after a problem."""
     found = [_ALIAS.get(label.strip(), label.strip()) for label in labels.split("|")]
-    for label in found:
-        if label not in FINDINGS_14 and label != _NO_FINDING:
-            problems.add(name, f"unknown label {label!r}", _nearest(label), where)
+    unknown = [label for label in found if label not in FINDINGS_14 and label != _NO_FINDING]
+    for label in unknown:
+        problems.add(
+            name, f"unknown label {label!r}", _nearest(label, (*FINDINGS_14, _NO_FINDING)), where
+        )
     if _NO_FINDING in found and len(found) > 1:
         fix = "keep one of the two"
         problems.add(name, f"{_NO_FINDING!r} beside a finding", fix, f"{where} {labels!r}")
-    return frozenset(found) & frozenset(FINDINGS_14)
+        return None
+    return None if unknown else frozenset(found) - {_NO_FINDING}
 
 
-def _nearest(label: str) -> str:
-    close = difflib.get_close_matches(label, (*FINDINGS_14, _NO_FINDING), n=1)
-    return f"write {close[0]!r}" if close else f"use only {', '.join(FINDINGS_14)}, {_NO_FINDING}"
+def _nearest(label: str, legal: Sequence[str]) -> str:
+    close = difflib.get_close_matches(label, legal, n=1)
+    return f"write {close[0]!r}" if close else f"use only {', '.join(legal)}"
 
 
 def _parse_age(text: str) -> int:
@@ -254,15 +264,17 @@ def _plain(image: str, name: str, where: str, problems: Problems) -> bool:
 _BOX_COLUMNS = (("Image Index",), ("Finding Label",), ("Bbox [x",), ("y",), ("w",), ("h]",))
 
 
-def _parse_boxes(text: str, tables: Tables, problems: Problems, *, known: bool) -> None:
+def _parse_boxes(text: str, tables: Tables, problems: Problems) -> None:
     for number, cells, columns in _csv_rows(BOX_FILE, text, _BOX_COLUMNS, problems):
         image, label, *sides = (cells[at].strip() for at in columns)
         finding = _ALIAS.get(label, label)
         where = f"row {number} ({image} {label})"
         if finding not in FINDINGS_14:
-            problems.add(BOX_FILE, f"unknown finding {label!r}", _nearest(label), where)
+            problems.add(
+                BOX_FILE, f"unknown finding {label!r}", _nearest(label, FINDINGS_14), where
+            )
             continue
-        if known and image not in tables.rows:
+        if tables.named and image not in tables.named:
             fix = "delete the row, or add the image to the label file"
             problems.add(BOX_FILE, "names an image that has no label row", fix, where)
             continue
@@ -286,7 +298,7 @@ def _parse_sides(sides: Sequence[str]) -> tuple[float, ...] | None:
     return xywh if all(map(math.isfinite, xywh)) and min(xywh[2:]) > 0 else None
 
 
-def _parse_list(name: str, text: str, tables: Tables, problems: Problems, *, known: bool) -> None:
+def _parse_list(name: str, text: str, tables: Tables, problems: Problems) -> None:
     images: set[str] = set()
     for number, line in enumerate(text.splitlines(), 1):
         image = line.strip()
@@ -295,7 +307,7 @@ def _parse_list(name: str, text: str, tables: Tables, problems: Problems, *, kno
         where = f"line {number} ({image})"
         if image in images:
             problems.add(name, "names an image twice", "delete the second line", where)
-        elif known and image not in tables.rows:
+        elif tables.named and image not in tables.named:
             fix = "delete the line, or add the image to the label file"
             problems.add(name, "names an image that has no label row", fix, where)
         images.add(image)
@@ -307,6 +319,6 @@ def _compare_lists(label_name: str, tables: Tables, problems: Problems) -> None:
     for image in sorted(train_val & test):
         fix = f"take it out of one of them: {LIST_FILES[0]} trains, {LIST_FILES[1]} scores"
         problems.add(LIST_FILES[1], f"names an image that {LIST_FILES[0]} names too", fix, image)
-    for image in sorted(set(tables.rows) - train_val - test):
+    for image in sorted(tables.named - train_val - test):
         fix = f"add the image to {LIST_FILES[0]} or {LIST_FILES[1]}"
         problems.add(label_name, "has an image that neither list names", fix, image)
