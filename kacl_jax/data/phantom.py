@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -29,8 +29,8 @@ MANIFEST = "phantom.json"
 # Dealt to pairs of patients in turn, so that small sets hold every finding too. None: healthy.
 DECK = (
     "Infiltration", None, "Effusion", "Nodule", None, "Cardiomegaly", "Pneumothorax", None,
-    "Atelectasis", "Mass", None, "Pneumonia", "Infiltration", None, "Effusion", "Atelectasis",
-    None, "Nodule", "Cardiomegaly", "Mass", "Pneumonia", "Pneumothorax",
+    "Atelectasis", "Mass", None, "Pneumonia", None, "Infiltration", "Effusion", None,
+    "Atelectasis", "Nodule", None, "Cardiomegaly", None, "Mass", "Pneumonia", None, "Pneumothorax",
 )  # fmt: skip
 BOXED = 0.75  # share of a test image's findings that get a box in the CSV
 ENTRY_HEADER = (
@@ -56,73 +56,78 @@ class Study:
     seed: tuple[int, ...]
 
 
-def plan_patient(patient: int, seed: int) -> tuple[Study, ...]:
+@dataclass(frozen=True)
+class _Patient:
+    """What a patient's studies share."""
+
+    number: int
+    anatomy: Anatomy
+    shift: tuple[float, float]
+    scale: float
+    portable: bool  # mostly filmed in bed
+    chronic: tuple[Finding, ...]
+
+
+def plan_patient(number: int, seed: int) -> tuple[Study, ...]:
     """All studies of one patient (numbered from 1); depends on nothing but the two numbers."""
-    rng = np.random.default_rng([seed, patient])
-    anatomy = phantom_anatomy.draw_anatomy(rng)
-    position = (rng.normal(0, 0.012), rng.normal(0.01, 0.015))
-    scale = rng.uniform(1.0, 1.2)
-    chronic = _first_findings(rng, DECK[(patient // 2) % len(DECK)])
-    portable = rng.random() < 0.35
-    in_test = patient % 2 == 0
-    studies = []
-    for follow_up in range(int(min(1 + rng.geometric(0.45) - 1 + (rng.random() < 0.4), 7))):
-        view = "AP" if (portable if rng.random() < 0.8 else not portable) else "PA"
-        studies.append(
-            _plan_study(
-                np.random.default_rng([seed, patient, follow_up]), patient, follow_up,
-                anatomy, view, position, scale, chronic, in_test, (seed, patient, follow_up),
-            )
-        )  # fmt: skip
-    return tuple(studies)
+    rng = np.random.default_rng([seed, number])
+    patient = _Patient(
+        number=number,
+        anatomy=phantom_anatomy.draw_anatomy(rng),
+        shift=(rng.normal(0, 0.012), rng.normal(0.01, 0.015)),
+        scale=rng.uniform(0.98, 1.24),
+        portable=bool(rng.random() < 0.35),
+        chronic=_chronic_findings(rng, DECK[(number // 2) % len(DECK)]),
+    )
+    count = int(min(rng.geometric(0.45) + (rng.random() < 0.4), 7))
+    return tuple(_plan_study(patient, follow_up, seed) for follow_up in range(count))
 
 
-def _first_findings(rng: np.random.Generator, first: str | None) -> tuple[Finding, ...]:
+def in_test(number: int) -> bool:
+    """Whether a patient is in the official test list."""
+    return number % 2 == 0
+
+
+def _chronic_findings(rng: np.random.Generator, first: str | None) -> tuple[Finding, ...]:
     if first is None:
         return ()
     count = int(rng.choice([0, 1, 2], p=[0.5, 0.35, 0.15]))
     others = rng.permutation([name for name in FINDINGS_8 if name != first])[:count]
+    # mostly in opposite lungs, so that one seldom hides another
+    side = int(rng.choice(phantom_anatomy.SIDES))
+    sides = (side, -side if rng.random() < 0.8 else side, int(rng.choice(phantom_anatomy.SIDES)))
     return tuple(
-        Finding(str(name), float(rng.uniform(0.1, 1)), int(rng.integers(2**31)))
-        for name in (first, *others)
+        Finding(str(name), float(rng.uniform(0.1, 1)), at, int(rng.integers(2**31)))
+        for name, at in zip((first, *others), sides, strict=False)
     )
 
 
-def _plan_study(
-    rng: np.random.Generator,
-    patient: int,
-    follow_up: int,
-    anatomy: Anatomy,
-    view: str,
-    position: tuple[float, float],
-    scale: float,
-    chronic: tuple[Finding, ...],
-    in_test: bool,
-    seed: tuple[int, ...],
-) -> Study:
-    portable = view == "AP"
-    kept = [f for f in chronic if rng.random() < 0.85]
+def _plan_study(patient: _Patient, follow_up: int, seed: int) -> Study:
+    rng = np.random.default_rng([seed, patient.number, follow_up])
+    portable = patient.portable != (rng.random() < 0.2)
     findings = tuple(
-        Finding(f.name, float(np.clip(f.severity + rng.normal(0, 0.12), 0.05, 1)), f.seed)
-        for f in kept
+        replace(f, severity=float(np.clip(f.severity + rng.normal(0, 0.12), 0.05, 1)))
+        for f in patient.chronic
+        if rng.random() < 0.85
     )
     rise = rng.uniform(0.02, 0.07) if portable else rng.uniform(-0.005, 0.015)
-    pose = Pose(
-        rotation=rng.normal(0, 2.5 if portable else 1.2),
-        shift=(position[0] + rng.normal(0, 0.012), position[1] + rng.normal(0, 0.012)),
-        scale=scale * rng.uniform(0.98, 1.02) * (1.04 if portable else 1.0),
-    )
+    moved = np.asarray(patient.shift) + rng.normal(0, 0.012, 2)
+    boxable = in_test(patient.number)
     return Study(
-        name=f"{patient:08d}_{follow_up:03d}.png",
-        patient=patient,
+        name=f"{patient.number:08d}_{follow_up:03d}.png",
+        patient=patient.number,
         follow_up=follow_up,
-        anatomy=phantom_anatomy.breathe(anatomy, rise),
-        view=view,
-        pose=pose,
+        anatomy=phantom_anatomy.breathe(patient.anatomy, rise),
+        view="AP" if portable else "PA",
+        pose=Pose(
+            rotation=rng.normal(0, 2.5 if portable else 1.2),
+            shift=(float(moved[0]), float(moved[1])),
+            scale=patient.scale * rng.uniform(0.98, 1.02) * (1.04 if portable else 1.0),
+        ),
         exposure=phantom_film.draw_exposure(rng, portable),
         findings=findings,
-        boxed=tuple(f.name for f in findings if in_test and rng.random() < BOXED),
-        seed=seed,
+        boxed=tuple(f.name for f in findings if boxable and rng.random() < BOXED),
+        seed=(seed, patient.number, follow_up),
     )
 
 
@@ -140,7 +145,7 @@ def render(
     boxes = {}
     for finding in drawn:
         if finding.name == "Cardiomegaly":
-            ratio += phantom_findings.widened_heart(finding)
+            ratio = phantom_findings.widened_heart(finding) + (0.03 if portable else 0.0)
             boxes[finding.name] = phantom_findings.heart_box(a, frame, ratio)
     chest = phantom_film.draw_chest(a, frame, heart_ratio=ratio, raised_arms=not portable)
     air_left = np.ones((size, size), np.float32)
@@ -192,7 +197,7 @@ def write(
         _write_set(partial, patients, size, seed, progress)
         (partial / MANIFEST).write_text(json.dumps(manifest) + "\n")
         try:
-            os.replace(partial, root)
+            partial.replace(root)
         except OSError:
             # another process may have finished the same set first
             if not _holds(root, manifest):
@@ -256,6 +261,6 @@ def _write_tables(
     with (folder / "BBox_List_2017.csv").open("w", newline="") as file:
         file.write(BOX_HEADER + "\n")
         csv.writer(file, lineterminator="\n").writerows(box_rows)
-    for name, parity in (("train_val_list.txt", 1), ("test_list.txt", 0)):
-        listed = [s.name for s in studies if s.patient % 2 == parity]
+    for name, test in (("train_val_list.txt", False), ("test_list.txt", True)):
+        listed = [s.name for s in studies if in_test(s.patient) is test]
         (folder / name).write_text("\n".join(listed))

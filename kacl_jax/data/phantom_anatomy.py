@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 SIDES = (-1, 1)  # image left (the patient's right lung), image right
+TIP = 0.125  # |u| of the lungs' tips
 _SHIFT = 4  # cv2 draws at 1/16 pixel
 
 
@@ -35,7 +36,10 @@ class Anatomy:
     fat: float  # extra soft tissue at the flanks
     bone: float  # bone contrast
     bubble: float  # half width of the gastric air bubble, 0 without one
-    vessels: tuple[tuple[np.ndarray, ...], ...]  # per level of branching: polylines [p 2] (u v)
+    bowel: np.ndarray  # [n 4] gas below: u, v, half width, half height
+    jaw: bool  # whether the chin reaches into the picture
+    pacemaker: bool
+    vessels: tuple[np.ndarray, ...]  # per level of branching: polylines [n p 2] (u v)
     clutter: np.ndarray  # [12 12] low-frequency unevenness of the tissue
 
 
@@ -58,10 +62,10 @@ class Frame:
         self._matrix = turn * pose.scale
         self._centre = np.array([0.5, 0.45]) + np.asarray(pose.shift)
         grid = (np.arange(size) + 0.5) / size
-        x, y = np.meshgrid(grid, grid)
-        offset = np.stack([x, y], -1) - self._centre
-        uv = offset @ np.linalg.inv(self._matrix).T + np.array([0.0, 0.45])
-        self.u, self.v = np.moveaxis(uv.astype(np.float32), -1, 0)
+        x, y = (grid - self._centre[0])[None, :], (grid - self._centre[1])[:, None]
+        back = np.linalg.inv(self._matrix)
+        self.u = (back[0, 0] * x + back[0, 1] * y).astype(np.float32)  # body frame, per pixel
+        self.v = (back[1, 0] * x + back[1, 1] * y + 0.45).astype(np.float32)
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
         """Body points [p 2] to pixel corners coordinates [p 2]."""
@@ -83,13 +87,14 @@ class Frame:
         return self.soften(canvas.astype(np.float32) / 255, soft)
 
     def stroke(
-        self, curves: Sequence[np.ndarray], width: float, soft: float = 0.0015
+        self, curves: Sequence[np.ndarray] | np.ndarray, width: float, soft: float = 0.0015
     ) -> np.ndarray:
         """Lines along open curves, 0 to 1; a line thinner than a pixel is drawn fainter."""
         canvas = np.zeros((self.size, self.size), np.uint8)
         pixels = width * self.size
         grey = int(255 * min(1.0, pixels))
-        fixed = [self._fixed(curve) for curve in curves]
+        ends = np.cumsum([len(curve) for curve in curves])[:-1]
+        fixed = np.split(self._fixed(np.concatenate(list(curves))), ends)
         cv2.polylines(canvas, fixed, False, grey, max(1, round(pixels)), cv2.LINE_AA, _SHIFT)
         return self.soften(canvas.astype(np.float32) / 255, soft)
 
@@ -119,27 +124,28 @@ def mirror(points: np.ndarray, side: int) -> np.ndarray:
 
 
 def lateral(a: Anatomy, v: np.ndarray) -> np.ndarray:
-    """|u| of the rib cage's inside at height v; it narrows to 0 at the apex."""
+    """|u| of the rib cage's inside at height v; it narrows to the lung's tip at the apex."""
     t = np.clip((v - a.apex) / (a.base - a.apex), 0, 1)
-    return np.asarray(a.width * (1 - (1 - t) ** 2.4) ** 0.6)
+    return np.asarray(TIP + (a.width - TIP) * (1 - (1 - t) ** 2.3) ** 0.58)
 
 
 def dome(a: Anatomy, side: int, x: np.ndarray) -> np.ndarray:
     """v of the hemidiaphragm at |u| = x: a dome with a steep costophrenic fall."""
     f = (x - 0.06) / (a.width - 0.06) - 0.42
     top = a.base + (a.left_drop if side > 0 else 0.0)
-    return np.asarray(top + np.where(f > 0, 0.31, 0.22) * f**2 + 0.04 * np.clip(f, 0, 1) ** 6 * 20)
+    return np.asarray(top + np.where(f > 0, 0.20, 0.16) * f**2 + 0.55 * np.clip(f, 0, 1) ** 6)
 
 
 def lung_outline(a: Anatomy, side: int) -> np.ndarray:
     """Closed outline [p 2] of one lung."""
-    t = np.linspace(0.035, 1, 24) ** 1.5
+    t = np.linspace(0, 1, 28) ** 2.2
     v = a.apex + t * (a.base - a.apex)
     outer = np.stack([lateral(a, v), v], 1)
     x = np.linspace(a.width, 0.06, 24)
     floor = np.stack([x, dome(a, side, x)], 1)
-    inner_t = np.linspace(1, 0.01, 16)
-    inner_x = 0.052 + 0.03 * inner_t + 0.07 * np.exp(-inner_t / 0.05)
+    inner_t = np.linspace(1, 0, 28) ** 2.2
+    near = np.sqrt(1 - (1 - np.clip(inner_t / 0.17, 0, 1)) ** 2)
+    inner_x = TIP - (TIP - 0.052) * near + 0.03 * inner_t
     inner = np.stack([inner_x, a.apex + inner_t * (a.base - a.apex)], 1)
     return mirror(np.concatenate([outer, floor, inner]), side)
 
@@ -181,7 +187,7 @@ def ribs(a: Anatomy, side: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         reach = float(lateral(a, np.array(end))) + 0.012
         reach = max(reach, 0.16 + 0.02 * i)
         u = 0.03 + (reach - 0.03) * np.sin(f * np.pi / 2) ** 0.9
-        v = start - 0.025 * np.sin(np.pi * np.minimum(f * 1.4, 1)) + drop * f**2.4
+        v = start - 0.022 * np.sin(np.pi * np.minimum(f * 1.4, 1)) + drop * f**2.2
         behind.append(mirror(np.stack([u, v], 1), side))
         if i < 8:
             inner = 0.13 + 0.012 * i
@@ -193,48 +199,38 @@ def ribs(a: Anatomy, side: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def grow_vessels(
     rng: np.random.Generator, apex: float, base: float, width: float
-) -> tuple[tuple[np.ndarray, ...], ...]:
-    """Branching markings from both hila, one tuple of polylines per level."""
-    levels: list[list[np.ndarray]] = [[], [], [], []]
-    h = base - apex
-    for side in SIDES:
-        hilum = np.array([side * 0.085, apex + 0.47 * h])
-        for angle in np.linspace(-1.35, 1.45, 11) + rng.normal(0, 0.09, 11):
-            reach = (0.30 + 0.12 * abs(np.sin(angle))) * (width / 0.34)
-            _branch(rng, levels, 0, hilum + rng.normal(0, 0.012, 2), angle, reach * 0.42, side)
-    return tuple(tuple(level) for level in levels)
-
-
-def _branch(
-    rng: np.random.Generator,
-    levels: list[list[np.ndarray]],
-    level: int,
-    start: np.ndarray,
-    angle: float,
-    length: float,
-    side: int,
-) -> None:
-    bend = rng.normal(0, 0.35)
+) -> tuple[np.ndarray, ...]:
+    """Branching markings from both hila: polylines [n p 2], one array per level."""
+    fan = np.linspace(-1.35, 1.45, 10)
+    side = np.repeat(SIDES, len(fan)).astype(np.float64)
+    angle = np.tile(fan, 2) + rng.normal(0, 0.10, 2 * len(fan))
+    length = (0.11 + 0.045 * np.abs(np.sin(angle))) * (width / 0.33)
+    hilum = np.array([0.085, apex + 0.47 * (base - apex)])
+    start = hilum + rng.normal(0, 0.012, (2 * len(fan), 2))
+    start[:, 0] *= side
+    levels = []
     steps = np.linspace(0, 1, 6)
-    angles = angle + bend * steps
-    heading = np.stack([side * np.cos(angles), np.sin(angles)], 1) * length / 5
-    curve = start + np.concatenate([np.zeros((1, 2)), np.cumsum(heading[:-1], 0)])
-    levels[level].append(curve)
-    if level == 3:
-        return
-    for at, turn in ((5, 0.28), (5, -0.32), (3, rng.choice([-0.6, 0.6]))):
-        spread = turn * rng.uniform(0.6, 1.4)
-        _branch(
-            rng, levels, level + 1, curve[at], angles[at] + spread,
-            length * rng.uniform(0.55, 0.85), side,
-        )  # fmt: skip
+    for _ in range(4):
+        bent = angle[:, None] + rng.normal(0, 0.35, (len(angle), 1)) * steps
+        heading = np.stack([side[:, None] * np.cos(bent), np.sin(bent)], -1)
+        path = np.cumsum(heading * length[:, None, None] / 5, 1)
+        path = start[:, None] + path - path[:, :1]
+        levels.append(path)
+        # two go on from the tip, one leaves half way
+        at = np.tile([5, 5, 3], len(angle))
+        parent = np.repeat(np.arange(len(angle)), 3)
+        turn = np.tile([0.28, -0.32, 0.6], len(angle)) * rng.uniform(0.5, 1.5, len(parent))
+        turn[2::3] *= rng.choice([-1, 1], len(angle))
+        start, angle = path[parent, at], bent[parent, at] + turn
+        length, side = length[parent] * rng.uniform(0.5, 0.85, len(parent)), side[parent]
+    return tuple(levels)
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """A patient's body, drawn once and kept for all follow-ups."""
     sex = "F" if rng.random() < 0.45 else "M"
     apex, base = rng.uniform(0.105, 0.15), rng.uniform(0.63, 0.72)
-    width = rng.uniform(0.30, 0.345) + (0.012 if sex == "M" else 0.0)
+    width = rng.uniform(0.295, 0.35) + (0.012 if sex == "M" else 0.0)
     return Anatomy(
         sex=sex,
         age=int(np.clip(rng.normal(50, 17), 18, 92)),
@@ -242,17 +238,27 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         apex=apex,
         base=base,
         left_drop=rng.uniform(0.008, 0.032),
-        heart_ratio=rng.uniform(0.385, 0.485),
+        heart_ratio=rng.uniform(0.38, 0.49),
         heart_lean=rng.uniform(0.63, 0.72),
         knob=rng.uniform(0.0, 0.022),
         rib_gap=rng.uniform(0.050, 0.058),
         rib_slope=rng.uniform(0.08, 0.13),
-        fat=rng.uniform(0.0, 0.05),
+        fat=rng.uniform(0.0, 0.06),
         bone=rng.uniform(0.7, 1.2),
         bubble=rng.uniform(0.035, 0.075) if rng.random() < 0.65 else 0.0,
+        bowel=_draw_bowel(rng, base),
+        jaw=bool(rng.random() < 0.3),
+        pacemaker=bool(rng.random() < 0.03),
         vessels=grow_vessels(rng, apex, base, width),
         clutter=rng.normal(0, 1, (12, 12)),
     )
+
+
+def _draw_bowel(rng: np.random.Generator, base: float) -> np.ndarray:
+    count = int(rng.integers(0, 6))
+    u = rng.uniform(-0.1, 0.3, count)
+    v = base + rng.uniform(0.16, 0.34, count)
+    return np.stack([u, v, *rng.uniform(0.015, 0.045, (2, count))], 1)
 
 
 def breathe(a: Anatomy, rise: float) -> Anatomy:

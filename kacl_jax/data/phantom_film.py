@@ -65,10 +65,11 @@ def _bones(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
         front += f
     rib = 0.020
     half = np.array([0.0, rib / 2])
-    total += 0.075 * frame.stroke(behind, rib, 0.0025)
-    total += 0.055 * frame.stroke([c + s * half for c in behind for s in (-1, 1)], 0.003)
-    total += 0.045 * frame.stroke(front, rib * 1.15, 0.003)
-    total += 0.022 * frame.stroke([c + s * half * 1.15 for c in front for s in (-1, 1)], 0.003)
+    total += 0.095 * frame.stroke(behind, rib, 0.003)
+    total += 0.045 * frame.stroke([c + s * half for c in behind for s in (-1, 1)], 0.003)
+    total += 0.060 * frame.stroke(front, rib * 1.2, 0.0035)
+    total += 0.020 * frame.stroke([c + s * half * 1.2 for c in front for s in (-1, 1)], 0.003)
+    total *= np.where(frame.v > a.base + 0.05, 0.55, 0.9).astype(np.float32)
     top = a.apex + 0.075
     collar = np.array([[0.032, top + 0.012], [0.09, top - 0.012], [0.16, top - 0.02],
                        [0.23, top - 0.045], [0.30, top - 0.058], [0.37, top - 0.05]])  # fmt: skip
@@ -84,7 +85,7 @@ def _bones(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
         total += 0.13 * frame.stroke([clavicle], 0.021, 0.0025)
         edges = [clavicle + d * np.array([0.0, 0.010]) for d in (-1, 1)]
         total += 0.06 * frame.stroke(edges, 0.003)
-        total += 0.045 * frame.fill(body.mirror(blade, side), soft=0.004)
+        total += 0.055 * frame.fill(body.mirror(blade, side), soft=0.004)
         total += 0.035 * frame.stroke([body.mirror(blade, side)], 0.004)
         total += 0.15 * frame.fill(body.mirror(head, side), soft=0.004)
         total += 0.15 * frame.stroke([body.mirror(np.array(shaft), side)], 0.042, 0.004)
@@ -104,10 +105,15 @@ def _spine(a: Anatomy, frame: Frame) -> np.ndarray:
                 for t, w in zip(tops, width, strict=True) for s in SIDES]  # fmt: skip
     spines = [np.array([[0, t + 0.024], [0.001, t + 0.038]]) for t in tops]
     return (
-        0.10 * frame.fill(*bodies, soft=0.003)
-        + 0.05 * frame.stroke(pedicles, 0.012, 0.003)
-        + 0.05 * frame.stroke(spines, 0.012, 0.003)
+        0.05 * frame.fill(_column(), soft=0.004)
+        + 0.035 * frame.fill(*bodies, soft=0.003)
+        + 0.03 * frame.stroke(pedicles, 0.012, 0.003)
+        + 0.03 * frame.stroke(spines, 0.012, 0.003)
     )
+
+
+def _column() -> np.ndarray:
+    return np.array([[-0.034, -0.1], [0.034, -0.1], [0.046, 1.2], [-0.046, 1.2]])
 
 
 def _airways(a: Anatomy, frame: Frame) -> np.ndarray:
@@ -133,7 +139,7 @@ def _breasts(a: Anatomy, frame: Frame) -> np.ndarray:
     mask = frame.fill(*shapes, soft=0.003)
     # thickest at the lower fold, fading upwards
     fade = np.clip((frame.v - (low - 0.2)) / 0.2, 0, 1)
-    return (0.06 + 1.1 * a.fat) * mask * fade
+    return (0.06 + 0.9 * a.fat) * mask * fade
 
 
 def draw_chest(a: Anatomy, frame: Frame, *, heart_ratio: float, raised_arms: bool) -> Chest:
@@ -147,33 +153,43 @@ def draw_chest(a: Anatomy, frame: Frame, *, heart_ratio: float, raised_arms: boo
     air = both * thick * (1 - solid)
     trunk = _torso(a, frame, raised_arms)
     below = np.clip((frame.v - a.base) / 0.12, 0, 1) * (1 - both)
-    rest = 0.92 * trunk + 0.12 * below * trunk + _bones(a, frame, raised_arms)
-    rest += 0.06 * frame.depth(heart, 0.10) * heart + 0.10 * middle
-    rest += _breasts(a, frame) - _airways(a, frame) * trunk
+    rest = 0.90 * trunk + 0.14 * below * trunk
+    rest += _bones(a, frame, raised_arms) * (1 - 0.5 * heart)
+    rest += 0.07 * frame.depth(heart, 0.10) * heart + 0.08 * middle * np.clip(frame.v / 0.4, 0.2, 1)
+    rest += _breasts(a, frame) * (1 - 0.8 * below) - _airways(a, frame) * trunk
     rest += 0.020 * frame.field(a.clutter) * trunk
-    rest -= _bubble(a, frame)
-    return Chest(lungs, air, _markings(a, frame) * both, rest)
+    rest -= _gas(a, frame)
+    if a.jaw:
+        rest += 0.35 * frame.fill(_chin(), soft=0.008)
+    return Chest(lungs, air, _markings(a, frame) * both * (1 - 0.75 * solid), rest)
 
 
-def _bubble(a: Anatomy, frame: Frame) -> np.ndarray:
-    """Gas in the stomach under the left dome, with a level lower edge."""
-    if not a.bubble:
-        return np.zeros((frame.size, frame.size), np.float32)
-    top = a.base + a.left_drop + 0.02
-    theta = np.linspace(np.pi, 2 * np.pi, 24)
-    arc = np.stack([0.17 + a.bubble * np.cos(theta), top + 0.045 + 0.045 * np.sin(theta)], 1)
-    return np.asarray(0.22 * frame.fill(arc, soft=0.004), np.float32)
+def _chin() -> np.ndarray:
+    theta = np.linspace(0, np.pi, 24)
+    return np.stack([0.115 * np.cos(theta), -0.06 + 0.105 * np.sin(theta) ** 0.8], 1)
+
+
+def _gas(a: Anatomy, frame: Frame) -> np.ndarray:
+    """Gas in the stomach under the left dome, with a level lower edge, and in the bowel."""
+    arc, ring = np.linspace(np.pi, 2 * np.pi, 24), np.linspace(0, 2 * np.pi, 24)
+    shapes = [np.stack([u + ru * np.cos(ring), v + rv * np.sin(ring)], 1) for u, v, ru, rv in a.bowel]
+    gas = 0.09 * frame.fill(*shapes, soft=0.008)
+    if a.bubble:
+        top = a.base + a.left_drop + 0.02
+        under = np.stack([0.17 + a.bubble * np.cos(arc), top + 0.045 * (1 + np.sin(arc))], 1)
+        gas = gas + 0.20 * frame.fill(under, soft=0.004)
+    return gas
 
 
 def _markings(a: Anatomy, frame: Frame) -> np.ndarray:
     total = np.zeros((frame.size, frame.size), np.float32)
-    levels = ((0.0125, 0.10), (0.0080, 0.085), (0.0050, 0.07), (0.0035, 0.055))
+    levels = ((0.0125, 0.10), (0.0080, 0.095), (0.0055, 0.07), (0.0040, 0.05))
     for (width, opacity), curves in zip(levels, a.vessels, strict=True):
         total += opacity * frame.stroke(curves, width)
-    h = a.base - a.apex
-    for side in SIDES:
-        du, dv = frame.u - side * 0.088, frame.v - (a.apex + 0.47 * h)
-        total += 0.10 * np.exp(-((du / 0.032) ** 2) - (dv / 0.055) ** 2).astype(np.float32)
+    du, dv = np.abs(frame.u) - 0.088, frame.v - (a.apex + 0.47 * (a.base - a.apex))
+    # markings thin out towards the pleura and upwards
+    total *= np.exp(-(du**2 + np.where(dv < 0, 1.6, 0.8) * dv**2) / 0.05)
+    total += 0.11 * np.exp(-((du / 0.030) ** 2) - (dv / 0.055) ** 2)
     return total
 
 
@@ -192,8 +208,8 @@ def draw_devices(rng: np.random.Generator, frame: Frame, a: Anatomy, portable: b
         tip = np.array([-0.045, a.apex + 0.5 * (a.base - a.apex)])
         start = np.array([side * 0.30, a.apex + rng.uniform(-0.02, 0.08)])
         total += 0.14 * frame.stroke([_bezier(start, np.array([side * 0.02, 0.13]), tip)], 0.005)
-    if rng.random() < 0.04:
-        box = body.smooth([(0.22, 0.2), (0.3, 0.2), (0.3, 0.29), (0.22, 0.28)])
+    if a.pacemaker:
+        box = body.smooth([(0.22, 0.2), (0.26, 0.195), (0.305, 0.21), (0.31, 0.26), (0.29, 0.29), (0.23, 0.28)])
         lead = _bezier(np.array([0.24, 0.21]), np.array([0.02, 0.1]), np.array([0.03, a.base - 0.06]))
         total += 0.6 * frame.fill(box) + 0.3 * frame.stroke([lead], 0.005)
     return total
@@ -217,9 +233,8 @@ def draw_marker(rng: np.random.Generator, size: int, portable: bool) -> np.ndarr
 
 
 def draw_exposure(rng: np.random.Generator, portable: bool) -> Exposure:
-    border = (0.0, 0.0, 0.0, 0.0)
-    if rng.random() < 0.25:
-        border = tuple(float(m) for m in rng.uniform(0, 0.03, 4) * (rng.random(4) < 0.6))  # type: ignore[assignment]
+    margins = rng.uniform(0, 0.03, 4) * (rng.random(4) < 0.6) * (rng.random() < 0.25)
+    left, top, right, bottom = (float(margin) for margin in margins)
     return Exposure(
         low=rng.uniform(0.05, 0.22),
         high=rng.uniform(1.12, 1.42),
@@ -227,7 +242,7 @@ def draw_exposure(rng: np.random.Generator, portable: bool) -> Exposure:
         haze=rng.uniform(0.10, 0.35) if portable else rng.uniform(0.0, 0.2),
         tilt=(rng.normal(0, 0.05), rng.normal(0, 0.05)),
         noise=rng.uniform(0.008, 0.022),
-        border=border,
+        border=(left, top, right, bottom),
     )
 
 

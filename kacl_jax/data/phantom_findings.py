@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 
 from kacl_jax.data import phantom_anatomy as body
-from kacl_jax.data.phantom_anatomy import SIDES, Anatomy, Frame
+from kacl_jax.data.phantom_anatomy import Anatomy, Frame
 from kacl_jax.data.phantom_film import Chest
 
 MARGIN = 0.012  # image sides around the drawn extent, as radiologists leave
@@ -22,10 +21,11 @@ EXTENT = 0.12  # share of the sign's maximum above which a pixel belongs to it
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding of one image; `seed` keeps its place over a patient's follow-ups."""
+    """One finding of one image; `side` and `seed` keep its place over a patient's follow-ups."""
 
     name: str
     severity: float
+    side: int  # -1 image left (the patient's right lung), 1 image right
     seed: int
 
 
@@ -40,8 +40,8 @@ class Sign:
 
 
 def widened_heart(finding: Finding) -> float:
-    """What Cardiomegaly adds to the cardiothoracic ratio."""
-    return 0.10 + 0.13 * finding.severity
+    """Cardiothoracic ratio of a heart with Cardiomegaly: above the .5 that defines it."""
+    return 0.525 + 0.12 * finding.severity
 
 
 def draw_finding(finding: Finding, a: Anatomy, frame: Frame, chest: Chest) -> Sign:
@@ -50,7 +50,7 @@ def draw_finding(finding: Finding, a: Anatomy, frame: Frame, chest: Chest) -> Si
     shape = (frame.size, frame.size)
     sign = Sign(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
     rng = np.random.default_rng(finding.seed)
-    _DRAW[finding.name](sign, rng, finding.severity, a, frame, chest)
+    _DRAW[finding.name](sign, rng, finding, a, frame, chest)
     strength = np.maximum(sign.fill * np.minimum(2 * chest.air, 1), sign.clear)
     strength = np.maximum(strength, np.minimum(4 * sign.extra, 1))
     sign.box = extent_box(strength)
@@ -100,9 +100,9 @@ def _blob(frame: Frame, u: float, v: float, ru: float, rv: float, turn: float) -
 
 
 def _atelectasis(
-    sign: Sign, rng: np.random.Generator, severity: float, a: Anatomy, frame: Frame, chest: Chest
+    sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
-    side = int(rng.choice(SIDES))
+    side, severity = finding.side, finding.severity
     lung = chest.lungs[side]
     if rng.random() < 0.55:  # plates: near-horizontal bands above a raised dome
         x0 = a.width * rng.uniform(0.38, 0.48)
@@ -111,10 +111,14 @@ def _atelectasis(
         bands = []
         for k in range(int(rng.integers(1, 4))):
             slope = rng.uniform(-0.12, 0.22)
-            shift = -0.028 * k
+            shift = -0.033 * k + rng.normal(0, 0.004)
             x = np.linspace(x0 + rng.uniform(0, 0.04), x1 - rng.uniform(0, 0.04), 8)
-            bands.append(body.mirror(np.stack([x, v + shift + slope * (x - x0)], 1), side))
-        plate = frame.stroke(bands, 0.012 + 0.012 * severity, 0.003)
+            line = np.stack([x, v + shift + slope * (x - x0)], 1)
+            # a lens: plates taper
+            thick = np.sin(np.linspace(0, np.pi, 8))[:, None] * np.array([0, 0.5])
+            thick = thick * (0.009 + 0.011 * severity) * rng.uniform(0.7, 1.3)
+            bands.append(body.mirror(np.concatenate([line - thick, (line + thick)[::-1]]), side))
+        plate = frame.fill(*bands, soft=0.003)
         middle = side * (x0 + x1) / 2
         raised = np.exp(-(((frame.u - middle) / (0.5 * (x1 - x0))) ** 4)).astype(np.float32)
         floor = body.dome(a, side, np.abs(frame.u))
@@ -123,25 +127,26 @@ def _atelectasis(
         return
     # wedge: from the hilum to the pleura, pulled in edges, crowded markings
     hilum = np.array([0.10, a.apex + 0.55 * (a.base - a.apex)])
-    angle, half = rng.uniform(0.25, 0.8), rng.uniform(0.13, 0.22) + 0.08 * severity
-    reach = np.linspace(0, 1, 14)[:, None] * rng.uniform(0.20, 0.26)
+    angle, half = rng.uniform(-0.5, 0.9), rng.uniform(0.14, 0.24) + 0.08 * severity
+    reach = np.linspace(0, 1, 14)[:, None] * rng.uniform(0.22, 0.32)
     pull = half * (0.45 + 0.55 * (reach / reach.max()) ** 2)
     upper = hilum + reach * np.concatenate([np.cos(angle - pull), np.sin(angle - pull)], 1)
     lower = hilum + reach * np.concatenate([np.cos(angle + pull), np.sin(angle + pull)], 1)
-    wedge = frame.fill(body.mirror(np.concatenate([upper, lower[::-1]]), side), soft=0.005)
+    wedge = frame.fill(body.mirror(np.concatenate([upper, lower[::-1]]), side), soft=0.009)
+    wedge = wedge * np.clip(0.85 + 0.22 * _texture(rng, frame, 20), 0, 1)
     fan = [body.mirror(upper * (1 - w) + lower * w, side) for w in (0.25, 0.5, 0.75)]
     sign.fill = (0.45 + 0.4 * severity) * wedge * lung
     sign.extra = 0.05 * frame.stroke(fan, 0.005) * wedge * lung * np.minimum(2 * chest.air, 1)
 
 
 def _effusion(
-    sign: Sign, rng: np.random.Generator, severity: float, a: Anatomy, frame: Frame, chest: Chest
+    sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
-    side = int(rng.choice(SIDES))
+    side, severity = finding.side, finding.severity
     x = np.clip(side * frame.u, 0, a.width)
     f = np.clip((x - 0.06) / (a.width - 0.06), 0, 1)
     corner = float(body.dome(a, side, np.array(a.width)))
-    height = 0.085 + 0.27 * severity * rng.uniform(0.7, 1.15)
+    height = 0.06 + 0.40 * severity**1.5 * rng.uniform(0.6, 1.2)
     # the meniscus climbs the lateral wall and dips towards the middle
     level = corner - height + (0.045 + 0.18 * height) * (1 - f**3.5)
     fluid = _soft(frame.v - level, 0.006 + 0.012 * rng.random())
@@ -149,11 +154,11 @@ def _effusion(
 
 
 def _infiltration(
-    sign: Sign, rng: np.random.Generator, severity: float, a: Anatomy, frame: Frame, chest: Chest
+    sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
-    side = int(rng.choice(SIDES))
-    u, v = _spot(rng, a, side, (0.3, 0.82), 0.09)
-    ru, rv = rng.uniform(0.065, 0.10), rng.uniform(0.07, 0.13)
+    side, severity = finding.side, finding.severity
+    u, v = _spot(rng, a, side, (0.22, 0.88), 0.05)
+    ru, rv = rng.uniform(0.05, 0.12), rng.uniform(0.05, 0.15)
     total = np.zeros_like(sign.fill)
     for _ in range(int(rng.integers(7, 13))):
         bu, bv = u + rng.normal(0, 0.45) * ru, v + rng.normal(0, 0.45) * rv
@@ -171,11 +176,11 @@ def _sphere(d2: np.ndarray, edge: float) -> np.ndarray:
 
 
 def _mass(
-    sign: Sign, rng: np.random.Generator, severity: float, a: Anatomy, frame: Frame, chest: Chest
+    sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
-    side = int(rng.choice(SIDES))
-    radius = 0.042 + 0.045 * severity
-    u, v = _spot(rng, a, side, (0.18, 0.75), radius)
+    side, severity = finding.side, finding.severity
+    radius = 0.036 + 0.05 * severity
+    u, v = _spot(rng, a, side, (0.15, 0.82), 0.8 * radius)
     ball = _sphere(_blob(frame, u, v, radius, radius * rng.uniform(0.8, 1.1), 0), 0.12)
     for _ in range(int(rng.integers(1, 4))):  # lobes
         way = rng.uniform(0, 2 * np.pi)
@@ -185,9 +190,9 @@ def _mass(
 
 
 def _nodule(
-    sign: Sign, rng: np.random.Generator, severity: float, a: Anatomy, frame: Frame, chest: Chest
+    sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
-    side = int(rng.choice(SIDES))
+    side, severity = finding.side, finding.severity
     radius = 0.018 + 0.014 * severity
     u, v = _spot(rng, a, side, (0.15, 0.85), 0.03)
     ball = _sphere(_blob(frame, u, v, radius, radius * rng.uniform(0.85, 1.1), 0), 0.15)
@@ -195,55 +200,61 @@ def _nodule(
 
 
 def _pneumonia(
-    sign: Sign, rng: np.random.Generator, severity: float, a: Anatomy, frame: Frame, chest: Chest
+    sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
-    side = int(rng.choice(SIDES))
+    side, severity = finding.side, finding.severity
     lobe = rng.choice(["upper", "middle", "lower"], p=[0.25, 0.3, 0.45])
     h = a.base - a.apex
     rows = {"upper": (0.30, 0.36), "middle": (0.62, 0.72), "lower": (0.74, 0.84)}[str(lobe)]
     u, v = _spot(rng, a, side, rows, 0.10)
-    ru, rv = rng.uniform(0.085, 0.12), rng.uniform(0.085, 0.13)
-    wobble = 0.28 * _texture(rng, frame, 14)
-    inside = _soft(1 - _blob(frame, u, v, ru, rv, side * 0.3) + wobble, 0.14)
+    ru, rv = rng.uniform(0.07, 0.14), rng.uniform(0.07, 0.14)
+    wobble = 0.3 * _texture(rng, frame, 9) + 0.2 * _texture(rng, frame, 22)
+    inside = _soft(0.9 - _blob(frame, u, v, ru, rv, side * rng.uniform(-0.6, 0.6)) + wobble, 0.2)
+    inside = inside * np.clip(1 + 0.12 * _texture(rng, frame, 30), 0, 1.2) / 1.2
     # consolidation stops sharply at a fissure
     fissure = a.apex + (0.47 if lobe == "upper" else 0.50) * h + 0.06 * (side * frame.u - 0.1)
     edge = fissure - frame.v if lobe == "upper" else frame.v - fissure
     inside = inside * _soft(edge, 0.005)
     air = []
-    for _ in range(5):  # bronchograms: the airways stay dark
-        way = rng.uniform(-0.5, 0.9)
-        r = np.linspace(-0.6, 0.7, 6)[:, None] * 0.1
-        bend = way + 0.4 * r / 0.1 * rng.normal(0, 0.5)
-        line = np.concatenate([side * np.cos(bend) * r, np.sin(bend) * r], 1)
-        air.append(line + np.array([u, v]) + rng.normal(0, 0.025, 2))
-    dark = frame.stroke(air, 0.006)
-    sign.fill = (0.5 + 0.38 * severity) * inside * (1 - 0.55 * dark) * chest.lungs[side]
+    hilum = np.array([side * 0.09, a.apex + 0.47 * h])
+    way = np.array([u, v]) - hilum
+    along = np.linspace(0.45, 1.25, 6)[:, None]
+    for _ in range(3):  # bronchograms: the airways from the hilum stay dark
+        swing = rng.normal(0, 0.28)
+        across = np.array([-way[1], way[0]]) * swing
+        air.append(hilum + along * way + along**1.5 * across)
+    dark = frame.stroke(air, 0.007, 0.0025)
+    sign.fill = (0.58 + 0.4 * severity) * inside * (1 - 0.3 * dark) * chest.lungs[side]
 
 
 def _pneumothorax(
-    sign: Sign, rng: np.random.Generator, severity: float, a: Anatomy, frame: Frame, chest: Chest
+    sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
-    side = int(rng.choice(SIDES))
+    side, severity = finding.side, finding.severity
     outline = body.lung_outline(a, side)
-    hinge_v = a.apex + (0.42 + 0.55 * severity * rng.uniform(0.7, 1)) * (a.base - a.apex)
-    shrink = 0.13 + 0.20 * severity
-    # the lung falls back towards its root, most at the apex
     x, v = np.abs(outline[:, 0]), outline[:, 1]
-    amount = shrink * np.clip((hinge_v - v) / (hinge_v - a.apex), 0, 1) ** 0.6
-    inner_x = 0.055 + (x - 0.055) * (1 - 0.9 * amount)
-    inner_v = v + amount * 0.75 * (hinge_v - v)
-    inner = np.stack([side * inner_x, inner_v], 1)
-    lung_left = frame.fill(inner, soft=0.002)
-    gap = np.clip(chest.lungs[side] - lung_left, 0, 1) * _soft(hinge_v - frame.v, 0.006)
-    gap = gap * (side * frame.u > 0.06 + 0.0 * frame.u)
-    pleura = frame.stroke([inner[: len(inner) * 24 // 64]], 0.0055)
-    pleura = pleura * chest.lungs[side] * _soft(hinge_v - frame.v, 0.006)
-    sign.clear = gap.astype(np.float32)
-    sign.extra = np.asarray(0.10 * pleura, np.float32)
+    h = a.base - a.apex
+    if rng.random() < 0.7:  # air rises: the apex, and down the side as there is more
+        low = a.apex + (0.22 + 0.75 * severity * rng.uniform(0.6, 1)) * h
+        amount = np.clip((low - v) / (low - a.apex), 0, 1) ** 0.6
+        amount = amount * (0.10 + 0.20 * severity)
+        inner = np.stack([0.055 + (x - 0.055) * (1 - 0.9 * amount), v + 0.75 * amount * (low - v)], 1)
+        there = _soft(low - frame.v, 0.006)
+    else:  # along the lateral wall and the base, as in a lying patient
+        high = a.apex + rng.uniform(0.35, 0.65) * h
+        amount = np.clip((v - high) / (a.base - high), 0, 1) ** 0.7 * (x > 0.5 * a.width)
+        inner = np.stack([x - (0.03 + 0.06 * severity) * amount, v - 0.35 * amount * (v > a.base) * (
+            v - a.base)], 1)
+        there = _soft(frame.v - high, 0.006)
+    inner[:, 0] *= side
+    gap = np.clip(chest.lungs[side] - frame.fill(inner, soft=0.002), 0, 1)
+    sign.clear = np.asarray(gap * there * (side * frame.u > 0.06), np.float32)
+    outer = inner[(x > 0.09) & (v < np.max(v) - 0.02)][:30]
+    sign.extra = 0.09 * frame.stroke([outer], 0.005) * chest.lungs[side] * there * (gap > 0.05)
 
 
 _DRAW: dict[
-    str, Callable[[Sign, np.random.Generator, float, Anatomy, Frame, Chest], None]
+    str, Callable[[Sign, np.random.Generator, Finding, Anatomy, Frame, Chest], None]
 ] = {
     "Atelectasis": _atelectasis,
     "Effusion": _effusion,
