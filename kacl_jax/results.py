@@ -300,10 +300,12 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     evaluation, localization = results["evaluation"], results["localization"]
     u, v = evaluation["grid"]
     notes = [
-        "single: the component with the map's peak. best_of: the best component, chosen with the "
-        "truth in hand (optimistic).",
-        "prior_box, prior_map: boxes of other patients, no image; prior_map is the floor to beat. "
-        f"grid_ceiling: best box of whole cells of the {u}×{v} map.",
+        "single: the component that holds the map's peak",
+        "best_of: the best of all components, chosen with the truth in hand: optimistic",
+        "prior_box, prior_map: other patients' boxes, no image; prior_map is the floor to beat",
+        f"grid_ceiling: the best box made of whole cells of the {u}×{v} map",
+        f"false boxes: predicted positive, no truth box or IoU ≤ {_short(evaluation['afp_iou'])}; "
+        "labelled images without a box are not judged",
     ]
     judged = (("AUROC", results["classification"]["auroc"]), ("AFP", localization["afp"]))
     for label, leaves in (*judged, ("localization", localization["iou"][str(MEASURES["iou"][0])])):

@@ -1,0 +1,65 @@
+"""Records and outputs of a root that exists only in memory, for the tests of evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kacl_jax.data.nih import FINDINGS_8, Records
+from kacl_jax.data.splits import Split, make_split
+from kacl_jax.evaluate import Outputs
+
+
+def toy_records(seed: int = 0, patients: int = 60) -> Records:
+    """1 … 3 images a patient; half of the patients are official test and may have boxes."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(1, patients + 1), rng.integers(1, 4, patients))
+    n, c = len(patient), len(FINDINGS_8)
+    labels = (rng.random((n, c)) < 0.3).astype(np.uint8)
+    test = patient % 2 == 0
+    has_box = (labels == 1) & test[:, None] & (rng.random((n, c)) < 0.6)
+    low = rng.uniform(0, 0.6, (n, c, 2))
+    boxes = np.concatenate([low, low + rng.uniform(0.1, 0.4, (n, c, 2))], -1).astype(np.float32)
+    names = np.array([f"{p:08d}_{i:03d}.png" for i, p in enumerate(patient)])
+    return Records(
+        root=Path("toy"),
+        names=names,
+        paths=tuple(Path("toy/images") / name for name in names),
+        patients=patient.astype(np.int64),
+        labels=labels,
+        boxes=boxes * has_box[..., None],
+        has_box=has_box,
+        official_test=test,
+        findings=FINDINGS_8,
+        sex=np.full(n, "F"),
+        age=np.full(n, 50),
+        view=np.full(n, "PA"),
+        checksums={},
+        missing=(),
+    )
+
+
+def toy_split(records: Records, protocol: str = "A") -> Split:
+    return make_split(
+        records,
+        protocol=protocol,
+        folds=5,
+        fold=1,
+        val_fraction=0.2,
+        box_share=0.0 if protocol == "A" else 1.0,
+        split_seed=0,
+    )
+
+
+def toy_outputs(records: Records, ids: np.ndarray, seed: int = 0, grid: int = 7) -> Outputs:
+    """Logits better than chance; maps of noise, brighter inside the truth boxes."""
+    rng = np.random.default_rng(seed)
+    labels, boxes = records.labels[ids].astype(float), records.boxes[ids]
+    logits = labels + rng.normal(size=labels.shape)
+    centre = (np.arange(grid) + 0.5) / grid
+    across = (boxes[..., 0, None] <= centre) & (centre < boxes[..., 2, None])
+    down = (boxes[..., 1, None] <= centre) & (centre < boxes[..., 3, None])
+    maps = rng.normal(size=(*labels.shape, grid, grid))
+    maps += 1.5 * (down[..., :, None] & across[..., None, :])
+    return Outputs(np.asarray(ids), logits.astype(np.float32), maps.astype(np.float32))
