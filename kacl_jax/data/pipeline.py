@@ -87,6 +87,10 @@ class TrainBatches:
     ) -> None:
         if not 0 <= shard < shards:
             raise ValueError(f"shard {shard} of {shards}")
+        # A split checks patients, so it must be about the patients of these very images.
+        for key in ("names", "patients"):
+            if not np.array_equal(getattr(records, key), getattr(split, key)):
+                raise ValueError(f"split {split.name} was made from other records ({key} differ)")
         per_shard = len(split.train) // shards
         if per_shard < batch_size:
             raise UserError(
