@@ -141,7 +141,7 @@ def to_arrays(tree: Any, prefix: str) -> Arrays:
 
 
 def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
-    """Fill a pytree of the template's structure from `to_arrays`' names.
+    """Fill a pytree of the template's structure (arrays or ShapeDtypeStructs) from `to_arrays`' names.
 
     Raises:
       UserError: a name is missing or has another shape or dtype.
@@ -150,11 +150,11 @@ def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
     def take(path: Any, leaf: Any) -> np.ndarray:
         name = _name(prefix, path)
         value = arrays.get(name)
-        if value is None or value.shape != np.shape(leaf) or value.dtype != np.asarray(leaf).dtype:
+        if value is None or value.shape != leaf.shape or value.dtype != leaf.dtype:
             found = "is missing" if value is None else f"is {value.dtype}{list(value.shape)}"
             raise UserError(
                 f"The checkpoint does not fit this model: {name} {found}, expected "
-                f"{np.asarray(leaf).dtype}{list(np.shape(leaf))}. Use the config the run was started with."
+                f"{leaf.dtype}{list(leaf.shape)}. Use the config the run was started with."
             )
         return value
 

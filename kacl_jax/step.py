@@ -17,13 +17,11 @@ import jax.numpy as jnp
 import optax
 
 from kacl_jax import augment, gradcam, losses
-from kacl_jax.models import KACL
+from kacl_jax.models import KACL, MIN_READY_ROWS
 from kacl_jax.parallel import AXIS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# With fewer ready rows on all devices there is no contrastive loss and no statistic moves.
-MIN_READY = 8
 EMA_DECAY = 0.99
 Z_CLIP = 10.0
 
@@ -280,7 +278,7 @@ class Programs:
         return sums, counts, aux
 
     def _weights(self, step: jax.Array, n_ready: jax.Array) -> Metrics:
-        contrastive = (step >= self.warmup_steps) & (n_ready >= MIN_READY)
+        contrastive = (step >= self.warmup_steps) & (n_ready >= MIN_READY_ROWS)
         return {
             "focal": jnp.asarray(self.loss.focal_weight),
             "nt_xent": jnp.where(contrastive, 1 - self.loss.focal_weight, 0.0),
@@ -327,7 +325,7 @@ class Programs:
         count = jnp.maximum(n_ready, 1)
         mean = jax.lax.psum(jnp.where(ready, x, 0.0).sum(0), AXIS) / count
         var = jax.lax.psum(jnp.where(ready, (x - mean) ** 2, 0.0).sum(0), AXIS) / count
-        moves = n_ready >= MIN_READY
+        moves = n_ready >= MIN_READY_ROWS
         rate = jnp.where(moves, _ema_rate(state.feature_count + 1), 0.0)
         step = mean - state.feature_mean
         moments = {
@@ -358,7 +356,8 @@ class Programs:
 
 def z_score(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
     """(x − mean) / spread, clipped to ±10; a column without spread gives 0. [b f], [f], [f] → [b f]."""
-    spread = var > 1e-12
+    # Rounding leaves a constant column a relative spread of 1e-7, not 0.
+    spread = var > 1e-10 * (1 + mean**2)
     z = (x - mean) / jnp.sqrt(jnp.where(spread, var, 1.0))
     return jnp.clip(jnp.where(spread, z, 0.0), -Z_CLIP, Z_CLIP)
 

@@ -1,0 +1,22 @@
+"""The embedded demo set: a drawn chest phantom, made on first use, in NIH's own layout."""
+
+from ml_collections import ConfigDict
+
+from kacl_jax import config as defaults
+
+
+def get_config() -> ConfigDict:
+    c = defaults.default()
+    c.protocol = "C"
+    c.data.root = "phantom"
+    c.data.image_size = 128
+    c.data.box_share = 1.0
+    c.model.encoder = "efficientnet_lite0"
+    c.model.pretrained = "package"
+    c.model.output_stride = 16
+    c.train.epochs = 6
+    c.train.batch_size = 32
+    c.train.learning_rate = 1e-3
+    c.train.schedule = "one_cycle"
+    c.loss.box_weight = 0.1
+    return c

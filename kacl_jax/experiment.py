@@ -1,0 +1,212 @@
+"""From a config to the parts of a run: the one place where config keys become plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from kacl_jax import config as config_keys
+from kacl_jax import pretrained, radiomics
+from kacl_jax.data import nih, phantom, pipeline, splits
+from kacl_jax.errors import UserError
+from kacl_jax.feedback import Feedback, FeatureCache, RadiomicsPool
+from kacl_jax.inference import Inference
+from kacl_jax.models import KACL
+from kacl_jax.parallel import AXIS, DataParallel
+from kacl_jax.radiomics import host
+from kacl_jax.roi import RegionRule
+from kacl_jax.step import Augmentation, Loss, Programs, TrainState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """Everything a run is made of, checked, before anything is computed."""
+
+    config: ConfigDict
+    workdir: Path
+    records: nih.Records
+    split: splits.Split
+    batches: pipeline.TrainBatches
+    parallel: DataParallel
+    programs: Programs
+    inference: Inference
+    region_rule: RegionRule
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.train.epochs * self.batches.steps_per_epoch
+
+    @property
+    def lag(self) -> int:
+        """Steps until a radiomics result is visible."""
+        lag = self.config.feedback.lag
+        return self.batches.steps_per_epoch if lag == -1 else lag
+
+    @property
+    def needs_radiomics(self) -> bool:
+        return self.config.loss.focal_weight < 1
+
+    def initial_state(self) -> TrainState:
+        """The state before step 0: random, with the pretrained image encoder if the config names one."""
+        variables = jax.jit(self._init_variables)()
+        variables = pretrained.load(
+            self.config.model.pretrained, encoder=self.config.model.encoder, variables=variables
+        )
+        return self.programs.init(variables, self.config.data.image_size)
+
+    def state_template(self) -> TrainState:
+        """Shapes and dtypes of a state, for reading a checkpoint."""
+        size = self.config.data.image_size
+        return jax.eval_shape(lambda: self.programs.init(self._init_variables(), size))
+
+    def open_feedback(self, stack: ExitStack) -> Feedback:
+        """Start the radiomics workers and open the workdir's feature cache; both end with the stack."""
+        c = self.config
+        pool = stack.enter_context(
+            RadiomicsPool(
+                c.feedback.workers or max(1, (os.cpu_count() or 2) - 1),
+                bin_width=c.radiomics.bin_width,
+                timeout_s=c.feedback.timeout_s,
+            )
+        )
+        cache = FeatureCache(
+            self.workdir / "features.sqlite",
+            images=len(self.records.names),
+            settings=host.settings_key(c.radiomics.bin_width, nih.RESIZE_NAME),
+        )
+        stack.callback(cache.close)
+        return Feedback(pool=pool, cache=cache, lag=self.lag, late=c.feedback.late)
+
+    def _init_variables(self) -> Any:
+        model, size = self.programs.model, self.config.data.image_size
+        return model.init(
+            jax.random.key(self.config.seed),
+            jnp.zeros((1, size, size, 3)),
+            jnp.zeros((1, len(radiomics.FEATURE_NAMES))),
+            jnp.zeros((1,), bool),
+            train=False,
+        )
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Experiment:
+    """Check the config, read the data's tables, and put the parts together. Nothing is trained or written yet
+    but the embedded demo set, if the config asks for it.
+
+    Raises:
+      UserError: everything that would stop the run later, as far as it can be known now.
+    """
+    parallel = DataParallel(config.parallel.mode)
+    config_keys.check(config, n_devices=parallel.n_devices)
+    pretrained.check(config.model.pretrained, encoder=config.model.encoder)
+    records, split = read_data(config, workdir)
+    batches = pipeline.TrainBatches(
+        records,
+        split,
+        image_size=config.data.image_size,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        threads=config.data.threads,
+        on_error=config.data.on_error,
+    )
+    programs = _programs(config, batches.steps_per_epoch)
+    inference = Inference(
+        parallel,
+        programs.eval_step,
+        records,
+        image_size=config.data.image_size,
+        batch_size=config.eval.batch_size,
+        on_error=config.data.on_error,
+        threads=config.data.threads,
+    )
+    rule = RegionRule(
+        source=config.roi.source,
+        truth_boxes=config.roi.truth_boxes,
+        relu=config.cam.relu,
+        threshold=config.cam.threshold,
+        size=config.data.image_size,
+        seed=config.seed,
+    )
+    return Experiment(
+        config, workdir, records, split, batches, parallel, programs, inference, rule
+    )
+
+
+def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Split]:
+    """The tables of the data root and the split that the protocol makes of them."""
+    data = config.data
+    records = nih.read_records(
+        data_root(config, workdir), findings=data.findings, allow_missing=data.allow_missing
+    )
+    split = splits.make_split(
+        records,
+        protocol=config.protocol,
+        folds=config.folds,
+        fold=config.fold,
+        val_fraction=data.val_fraction,
+        box_share=data.box_share,
+        split_seed=data.split_seed,
+    )
+    return records, split
+
+
+def data_root(config: ConfigDict, workdir: Path) -> Path:
+    """The folder the config names; the embedded demo set is drawn beside the workdir first."""
+    if config.data.root != "phantom":
+        return Path(config.data.root).expanduser().absolute()
+    root = workdir.parent / "phantom"
+    try:
+        phantom.write(
+            root,
+            patients=300,
+            size=256,
+            seed=0,
+        )
+    except OSError as error:
+        raise UserError(f"The demo set cannot be written to {root} ({error})") from error
+    return root
+
+
+def _programs(config: ConfigDict, steps_per_epoch: int) -> Programs:
+    total_steps = config.train.epochs * steps_per_epoch
+    model = KACL(
+        encoder=config.model.encoder,
+        n_findings=config.data.findings,
+        output_stride=config.model.output_stride,
+        projection_dim=config.model.projection_dim,
+        dtype=jnp.dtype(config.model.dtype),
+        axis_name=AXIS,
+        # XLA's grouped convolution is slow on CPU and right on accelerators.
+        depthwise="shifted" if jax.default_backend() == "cpu" else "grouped",
+    )
+    rate: Any = config.train.learning_rate
+    if config.train.schedule == "one_cycle":
+        rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.train.weight_decay), optax.adam(rate)
+    )
+    loss = config.loss
+    return Programs(
+        model=model,
+        optimizer=optimizer,
+        loss=Loss(
+            focal_weight=loss.focal_weight,
+            focal_alpha=loss.focal_alpha,
+            focal_gamma=loss.focal_gamma,
+            temperature=loss.temperature,
+            mask_same_patient=loss.mask_same_patient,
+            box_weight=loss.box_weight,
+        ),
+        augmentation=Augmentation(**config.augment),
+        log_columns=radiomics.LOG_COLUMNS,
+        warmup_steps=config.train.warmup_epochs * steps_per_epoch,
+        center_cam=config.cam.center == "mean",
+        seed=config.seed,
+    )

@@ -1,0 +1,185 @@
+"""What surrounds a run: its folder and lock, the config on disk, where it came from, and how it is interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from kacl_jax.errors import UserError
+
+DONE = 0
+USER_ERROR = 1
+INTERRUPTED = 75
+NON_FINITE = 76
+WORKDIR_IN_USE = 77
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "pyradiomics-bhklab",
+    "SimpleITK",
+)
+
+
+class WorkdirInUseError(UserError):
+    """Another process runs in this workdir."""
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to stop, saved what it had and can be resumed."""
+
+
+class NonFiniteError(Exception):
+    """The loss or a gradient was not finite; the update was not taken."""
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Hold the workdir for this process; the kernel lets go of it however the process ends.
+
+    Raises:
+      UserError: the folder cannot be made or written.
+      WorkdirInUseError: another process holds it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"The workdir {workdir} cannot be written ({error}); choose another with --workdir=…"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkdirInUseError(
+                f"Another process runs in {workdir}; wait for it, or choose another folder with --workdir=…"
+            ) from error
+        yield
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM, seen between two steps. A second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def watched(self) -> Iterator[Interrupt]:
+        """Listen while the context is open, then give the signals back to who had them."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._receive) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(INTERRUPTED)
+        self.requested = True
+        print(
+            "\nStopping after this step and saving; once more to stop at once.", file=sys.stderr
+        )
+
+
+def settle_config(
+    workdir: Path, config: dict[str, Any], checksums: dict[str, str], free: tuple[str, ...]
+) -> None:
+    """Write config.json on the first run; on a later one refuse a changed config.
+
+    Args:
+      config: dotted key → value.
+      checksums: of the data set's tables; with equal ones `data.root` may have moved.
+      free: keys that may change because they cannot change a result.
+
+    Raises:
+      UserError: with one line per changed key.
+    """
+    path = workdir / "config.json"
+    content = {"config": config, "checksums": checksums}
+    if path.exists():
+        old = read_json(path)
+        allowed = [key for key in free if key != "data.root" or old["checksums"] == checksums]
+        keys = sorted(config.keys() | old["config"].keys())
+        changed = [
+            f"{key}: {old['config'].get(key)!r} → {config.get(key)!r}"
+            for key in keys
+            if key not in allowed and old["config"].get(key) != config.get(key)
+        ]
+        if old["checksums"] != checksums:
+            changed.append("the tables of data.root have other checksums")
+        if changed:
+            raise UserError(
+                f"{workdir} was started with another config:\n  "
+                + "\n  ".join(changed)
+                + "\nGo on with the old values, or choose another folder with --workdir=…"
+            )
+    write_json(path, content)
+
+
+def provenance(devices: list[Any]) -> dict[str, Any]:
+    """Command, versions, git state and devices, for run.json."""
+    return {
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git_state(),
+        "devices": [f"{device.platform}:{device.device_kind}" for device in devices],
+        "host_cores": os.cpu_count(),
+    }
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError naming the file if it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it or delete it") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Valid JSON (no NaN), whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error})") from error
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> str | None:
+    """Commit of the source tree, '+dirty' with uncommitted changes; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,432 @@
+"""Training, top to bottom: where the feedback loop turns.
+
+    batch ─► features of its images that are visible by now ─► train step ─► Grad-CAMs ─► regions ─► radiomics workers
+                    ▲                                                                                      │
+                    └────────── visible `lag` steps later, used when the image is drawn again ◄────────────┘
+
+Step t + 1 is dispatched before step t's CAMs are read, so the host marks regions and the workers measure them while
+the devices compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from kacl_jax import checkpoint, config as config_keys, evaluate, radiomics, results, run
+from kacl_jax.data.pipeline import Batch
+from kacl_jax.experiment import Experiment, prepare
+from kacl_jax.feedback import Feedback
+from kacl_jax.progress import MetricLog, Progress, summary
+from kacl_jax.step import TrainState
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """The main job: train, or go on training, then test with the best checkpoint.
+
+    On a finished workdir nothing is done and its results are returned.
+
+    Args:
+      config: see `config.default`.
+      workdir: where everything a run leaves behind goes; the same config on it resumes.
+
+    Returns:
+      What results.json holds.
+
+    Raises:
+      UserError: before step 0 for anything in the config or the data; WorkdirInUseError.
+      InterruptedRunError: asked to stop; saved, resumable.
+      NonFiniteError: loss or gradients were not finite; the last good checkpoint is intact.
+    """
+    workdir = workdir.absolute()
+    with run.locked(workdir):
+        experiment = prepare(config, workdir)
+        _record(experiment)
+        if (workdir / "results.json").exists():
+            logging.info("%s is finished; nothing to do. Its results:", workdir)
+            return run.read_json(workdir / "results.json")
+        saved = checkpoint.Checkpoints(workdir / "checkpoints")
+        trained = train(experiment, saved)
+        return test(experiment, saved, trained)
+
+
+def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Test the best checkpoint of a workdir again and write the tables anew.
+
+    Raises:
+      UserError: as `train_and_evaluate`, or there is no checkpoint.
+    """
+    workdir = workdir.absolute()
+    with run.locked(workdir):
+        experiment = prepare(config, workdir)
+        _record(experiment)
+        saved = checkpoint.Checkpoints(workdir / "checkpoints")
+        latest = saved.restore_latest()
+        if latest is None:
+            raise run.UserError(
+                f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
+            )
+        return test(experiment, saved, Tally(**latest.meta["tally"]))
+
+
+@dataclasses.dataclass
+class Tally:
+    """What a run counts; part of a checkpoint, so that a resumed run ends with the same figures.
+
+    best_step, best_auroc: the checkpoint with the highest mean validation AUROC, the earlier one on a tie.
+    rows, ready, age_sum: training rows, those with a ready feature, and their summed age in steps.
+    regions: where the regions of interest came from.
+    failures: regions without features, by reason. reproducible: see `Feedback`.
+    throughput: of the last process that trained; never part of a comparison.
+    """
+
+    best_step: int | None = None
+    best_auroc: float | None = None
+    rows: int = 0
+    ready: int = 0
+    age_sum: int = 0
+    regions: dict[str, int] = dataclasses.field(default_factory=dict)
+    failures: dict[str, int] = dataclasses.field(default_factory=dict)
+    reproducible: bool = True
+    throughput: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def feedback(self) -> dict[str, Any] | None:
+        """The feedback part of results.json; None where there was no pool."""
+        if not self.rows:
+            return None
+        return {
+            "hit_rate": self.ready / self.rows,
+            "mean_age_steps": self.age_sum / self.ready if self.ready else None,
+            "failures": self.failures,
+            "regions": self.regions,
+        }
+
+
+@dataclasses.dataclass
+class InFlight:
+    """A dispatched step whose results the host has not read yet."""
+
+    step: int
+    batch: Batch
+    metrics: Any
+    rows: Any
+
+
+def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> Tally:
+    """Train to the last step from the newest checkpoint, or from the start."""
+    interrupt = run.Interrupt()
+    with contextlib.ExitStack() as stack:
+        loop = _Loop(experiment, saved, stack)
+        stack.enter_context(interrupt.watched())
+        # Every array that crosses to or from a device here is meant to.
+        stack.enter_context(jax.transfer_guard("disallow"))
+        per_epoch = experiment.batches.steps_per_epoch
+        every = experiment.config.train.checkpoint_every
+        for step in range(loop.first_step, experiment.total_steps):
+            loop.turn(step)
+            taken = step + 1
+            if taken % per_epoch == 0:
+                loop.validate(taken)
+            if interrupt.requested or taken % per_epoch == 0 or (every and taken % every == 0):
+                loop.save(taken)
+            if interrupt.requested and taken < experiment.total_steps:
+                raise run.InterruptedRunError(
+                    f"Stopped after step {taken} of {experiment.total_steps}; the same command goes on from there."
+                )
+        return loop.tally
+
+
+class _Loop:
+    """One training run in motion: the state on the devices and everything that moves with it."""
+
+    def __init__(
+        self, experiment: Experiment, saved: checkpoint.Checkpoints, stack: contextlib.ExitStack
+    ) -> None:
+        self.experiment, self.saved = experiment, saved
+        parallel, programs = experiment.parallel, experiment.programs
+        self._train_step = parallel.run(
+            programs.train_step, ("replicated", "replicated", "sharded"), donate_state=True
+        )
+        self._region_step = parallel.run(programs.region_step, ("sharded",))
+        self.feedback: Feedback | None = None
+        if experiment.needs_radiomics:
+            self.feedback = experiment.open_feedback(stack)
+        self.tally = Tally()
+        self.first_step = 0
+        self._in_flight: InFlight | None = None
+        self._state = self._restored_or_new()
+        self._log = stack.enter_context(
+            contextlib.closing(MetricLog(experiment.workdir, self.first_step))
+        )
+        self._progress = stack.enter_context(
+            contextlib.closing(Progress(experiment.total_steps, self.first_step))
+        )
+        self._clock = _Clock()
+
+    # ---- one turn of the feedback loop ------------------------------------------------------------------------
+
+    def turn(self, step: int) -> None:
+        """Dispatch step `step`, then see to what the step before it left."""
+        self._profile(step)
+        self._clock.start()
+        batch = next(self.experiment.batches)
+        self._clock.data_is_here()
+        if self.experiment.lag == 0 and self.feedback is not None:
+            (rows,) = self._region_step(self._state, self._placed(batch, *_no_features(batch)))
+            self._mark_regions(step, batch, rows)
+        if self.experiment.lag == 1:
+            self._settle()
+        features = self._visible_features(step, batch)
+        placed = self._placed(batch, *features)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            self._state, metrics, rows = self._train_step(self._state, placed)
+        self._settle()
+        self._in_flight = InFlight(step, batch, metrics, rows)
+        self._clock.stop()
+
+    def _visible_features(
+        self, step: int, batch: Batch
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """radiomics float32 [b f], ready bool [b], age int32 [b] as they stand at this step."""
+        if self.feedback is None:
+            return _no_features(batch)
+        found = self.feedback.lookup(step, batch["image_id"])
+        self.tally.rows += len(found.ready)
+        self.tally.ready += int(found.ready.sum())
+        self.tally.age_sum += int(found.age[found.ready].sum())
+        return found.radiomics, found.ready, found.age
+
+    def _placed(
+        self, batch: Batch, radiomics: np.ndarray, ready: np.ndarray, age: np.ndarray
+    ) -> Any:
+        return self.experiment.parallel.shard(
+            {**batch, "radiomics": radiomics, "ready": ready, "age": age}
+        )
+
+    def _settle(self) -> None:
+        """Read the step in flight: stop if it went wrong, log it, send its regions to the workers."""
+        if self._in_flight is None:
+            return
+        done, self._in_flight = self._in_flight, None
+        metrics = self.experiment.parallel.fetch(done.metrics, "replicated")
+        if metrics["bad_step"] >= 0:
+            self._stop_non_finite(int(metrics["bad_step"]), done.batch)
+        if self.feedback is not None and self.experiment.lag > 0:
+            self._mark_regions(done.step, done.batch, done.rows)
+        self._report(done.step, {k: float(v) for k, v in metrics.items() if k != "bad_step"})
+
+    def _mark_regions(self, step: int, batch: Batch, rows: Any) -> None:
+        """Grad-CAM → region of interest → radiomics worker."""
+        assert self.feedback is not None
+        host = self.experiment.parallel.fetch(rows, "sharded")
+        masks, origin = self.experiment.region_rule.mark(
+            host["cam"], host["box_finding"], batch["boxes"], batch["image_id"], step
+        )
+        self.tally.regions = dict(Counter(self.tally.regions) + Counter(origin))
+        self.feedback.submit(step, batch["image_id"], batch["image"][..., 0], masks)
+
+    def _stop_non_finite(self, step: int, batch: Batch) -> None:
+        names = self.experiment.records.names[batch["image_id"]]
+        raise run.NonFiniteError(
+            f"Loss or gradients of step {step} are not finite; the update was not taken and the last good "
+            f"checkpoint is intact. Its images: {', '.join(names)}. Try a lower config.train.learning_rate."
+        )
+
+    # ---- between the steps ------------------------------------------------------------------------------------
+
+    def validate(self, taken: int) -> None:
+        """Mean AUROC of the validation patients; remembers the best step."""
+        self._settle()
+        experiment = self.experiment
+        outputs = experiment.inference.logits(self._state, experiment.split.val)
+        table = evaluate.classification(
+            outputs, experiment.records, experiment.split.val, resamples=0
+        )
+        auroc = float(table.mean.value)
+        if np.isfinite(auroc) and (self.tally.best_auroc is None or auroc > self.tally.best_auroc):
+            self.tally.best_auroc, self.tally.best_step = auroc, taken
+        self._log.write(taken, "val", {"auroc": auroc})
+        epoch = taken // experiment.batches.steps_per_epoch
+        self._progress.say(
+            f"epoch {epoch}/{experiment.config.train.epochs}  validation AUROC {auroc:.3f} "
+            f"(best {self.tally.best_auroc or float('nan'):.3f})"
+        )
+
+    def save(self, taken: int) -> None:
+        """A checkpoint of everything that decides how the run goes on."""
+        self._settle()
+        state = self.experiment.parallel.fetch(self._state, "replicated")
+        arrays = checkpoint.to_arrays(state, "state")
+        if self.feedback is not None:
+            visible = self.feedback.state(taken - 1)
+            arrays |= {f"feedback/{name}": value for name, value in visible.items()}
+            self.tally.failures = dict(self.feedback.failures)
+            self.tally.reproducible = self.feedback.reproducible
+        self.tally.throughput = self._throughput()
+        meta = {
+            "tally": dataclasses.asdict(self.tally),
+            "data": self.experiment.batches.get_state(),
+        }
+        self.saved.save(taken, arrays, meta, best=self.tally.best_step)
+
+    def _restored_or_new(self) -> Any:
+        experiment = self.experiment
+        latest = self.saved.restore_latest()
+        if latest is None:
+            return experiment.parallel.replicate(experiment.initial_state())
+        state = checkpoint.from_arrays(experiment.state_template(), latest.arrays, "state")
+        if self.feedback is not None:
+            prefix = "feedback/"
+            self.feedback.restore(
+                {k.removeprefix(prefix): v for k, v in latest.arrays.items() if k.startswith(prefix)}
+            )
+        experiment.batches.set_state(latest.meta["data"])
+        self.tally = Tally(**latest.meta["tally"])
+        self.first_step = latest.step
+        logging.info("Going on from step %d in %s", latest.step, experiment.workdir)
+        return experiment.parallel.replicate(state)
+
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
+        rates = self._throughput()
+        waits = rates.pop("waits")
+        told = {name: metrics[name] for name in ("loss", "focal", "nt_xent", "box") if name in metrics}
+        if self.feedback is not None:
+            told |= {
+                "hit": metrics["hit_rate"],
+                "age": metrics["age"],
+                "ROI/s": rates["rois_per_s"],
+                "wait s": waits["radiomics_s"],
+            }
+        self._progress.advance(summary({**told, "img/s": rates["images_per_s"]}))
+        if step % self.experiment.config.log_every == 0:
+            self._log.write(
+                step + 1, "train", {**metrics, **rates, **{f"wait_{k}": v for k, v in waits.items()}}
+            )
+
+    def _throughput(self) -> dict[str, Any]:
+        """Rates since this process's third step (the first two compile), and what it waited for."""
+        clock, counters = self._clock, self.feedback.counters if self.feedback else {}
+        return {
+            "images_per_s": clock.steps * self.experiment.config.train.batch_size / clock.seconds
+            if clock.steps > 0
+            else 0.0,
+            "rois_per_s": counters.get("computed", 0) / clock.total if clock.total else 0.0,
+            "waits": {"data_s": clock.data_wait, "radiomics_s": counters.get("waits_s", 0.0)},
+        }
+
+    def _profile(self, step: int) -> None:
+        first, last = self.experiment.config.profile.steps
+        if first < last and step == first:
+            jax.profiler.start_trace(str(self.experiment.workdir / "profile"))
+        if first < last and step == last:
+            self._settle()
+            jax.profiler.stop_trace()
+
+
+class _Clock:
+    """Seconds spent in turns: of all, of those after compilation, and waiting for data."""
+
+    _COMPILING = 2
+
+    def __init__(self) -> None:
+        self.total = self.seconds = self.data_wait = 0.0
+        self.steps = -self._COMPILING
+        self._started = 0.0
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def data_is_here(self) -> None:
+        self.data_wait += time.monotonic() - self._started
+
+    def stop(self) -> None:
+        took = time.monotonic() - self._started
+        self.total += took
+        self.steps += 1
+        if self.steps > 0:
+            self.seconds += took
+
+
+def test(experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally) -> dict[str, Any]:
+    """Score the best checkpoint on the test part; write predictions.csv, boxes.csv and results.json.
+
+    Returns:
+      What results.json holds.
+    """
+    config, workdir = experiment.config, experiment.workdir
+    best = tally.best_step if tally.best_step is not None else saved.steps()[-1]
+    arrays = saved.restore(best).arrays
+    state = experiment.parallel.replicate(
+        checkpoint.from_arrays(experiment.state_template(), arrays, "state")
+    )
+    inference, split = experiment.inference, experiment.split
+    center = None
+    if config.cam.center == "mean":
+        center = inference.mean_map(state, split.train)
+    val = inference.logits(state, split.val)
+    tested = inference.outputs(state, split.test, center=center)
+    found = evaluate.evaluate(
+        val,
+        tested,
+        experiment.records,
+        split,
+        size=config.data.image_size,
+        relu=config.cam.relu,
+        threshold=config.cam.threshold,
+        resamples=config.eval.bootstrap,
+    )
+    content = results.results(
+        found,
+        experiment.records,
+        split,
+        seed=config.seed,
+        feedback=tally.feedback(),
+        throughput=tally.throughput,
+    )
+    content["best_step"] = best
+    results.write_predictions(
+        workdir / "predictions.csv", experiment.records, split, val=val, test=tested
+    )
+    results.write_boxes(workdir / "boxes.csv", experiment.records, found.located)
+    _record(experiment, reproducible=tally.reproducible)
+    results.write_json(workdir / "results.json", content)
+    return content
+
+
+def _record(experiment: Experiment, **more: Any) -> None:
+    """config.json (refusing a changed one) and run.json."""
+    run.settle_config(
+        experiment.workdir,
+        config_keys.flatten(experiment.config),
+        experiment.records.checksums,
+        config_keys.FREE_KEYS,
+    )
+    run.write_json(
+        experiment.workdir / "run.json",
+        {
+            **run.provenance(experiment.parallel.devices),
+            "split": experiment.split.name,
+            "split_hash": experiment.split.hash,
+            "checksums": experiment.records.checksums,
+            "images_missing": len(experiment.records.missing),
+            **more,
+        },
+    )
+
+
+def _no_features(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    b = len(batch["image_id"])
+    return (
+        np.zeros((b, len(radiomics.FEATURE_NAMES)), np.float32),
+        np.zeros(b, bool),
+        np.zeros(b, np.int32),
+    )
