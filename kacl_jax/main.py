@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from kacl_jax import run
 from kacl_jax.errors import UserError
@@ -62,11 +63,24 @@ def _run(config: ConfigDict, workdir: Path) -> int:
 
 
 def _verify(config: ConfigDict, workdir: Path) -> int:
+    """Check the data root completely and print all problems at once, each with its fix."""
     from kacl_jax import experiment
     from kacl_jax.data import verify
 
     root = experiment.data_root(config, workdir.absolute())
-    return verify.report(root, findings=config.data.findings)
+    with tqdm(unit="image", desc=f"Reading {root}", dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = verify.check(root, findings=config.data.findings, progress=progress)
+    print(verify.format_summary(report.summary))
+    if report.problems:
+        print(verify.format_problems(report.problems))
+        return run.USER_ERROR
+    print("No problems found.")
+    return run.DONE
 
 
 def _config() -> ConfigDict:
