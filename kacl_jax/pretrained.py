@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -197,6 +198,8 @@ def _torchvision_file(encoder: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _download(url, target, wanted)
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is the open reply as well
         raise UserError(
             f"{url} could not be had: {error}. Other ways in: fetch that file elsewhere and give "
             f"--config.model.pretrained=/path/to/{name}; or a network that pip can bring, "
