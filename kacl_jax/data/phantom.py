@@ -24,7 +24,7 @@ from kacl_jax.data.phantom_anatomy import Anatomy, Frame, Pose
 from kacl_jax.data.phantom_findings import Finding
 from kacl_jax.errors import UserError
 
-DRAWING = 1  # raise it when any picture changes: older sets on disk are then not taken for new ones
+DRAWING = 2  # raise it when any picture changes: older sets on disk are then not taken for new ones
 MANIFEST = "phantom.json"
 # Dealt to pairs of patients in turn, so that small sets hold every finding too. None: healthy.
 DECK = (
@@ -74,8 +74,8 @@ def plan_patient(number: int, seed: int) -> tuple[Study, ...]:
     patient = _Patient(
         number=number,
         anatomy=phantom_anatomy.draw_anatomy(rng),
-        shift=(rng.normal(0, 0.012), rng.normal(0.01, 0.015)),
-        scale=rng.uniform(0.98, 1.24),
+        shift=(rng.normal(0, 0.02), rng.normal(0.01, 0.025)),
+        scale=rng.uniform(0.92, 1.24),
         portable=bool(rng.random() < 0.35),
         chronic=_chronic_findings(rng, DECK[(number // 2) % len(DECK)]),
     )
@@ -97,7 +97,7 @@ def _chronic_findings(rng: np.random.Generator, first: str | None) -> tuple[Find
     side = int(rng.choice(phantom_anatomy.SIDES))
     sides = (side, -side if rng.random() < 0.8 else side, int(rng.choice(phantom_anatomy.SIDES)))
     return tuple(
-        Finding(str(name), float(rng.uniform(0.1, 1)), at, int(rng.integers(2**31)))
+        Finding(str(name), float(rng.uniform(0.15, 1)), at, int(rng.integers(2**31)))
         for name, at in zip((first, *others), sides, strict=False)
     )
 
@@ -157,7 +157,7 @@ def render(
             air_left *= 1 - sign.fill
             clear = np.maximum(clear, sign.clear)
             extra += sign.extra
-    air = chest.air * air_left * (1 + 0.25 * clear)
+    air = chest.air * air_left * (1 + 0.4 * clear)
     markings = chest.markings * (1 - clear) * (0.4 + 0.6 * air_left)
     opacity = chest.rest - phantom_film.AIR * air + markings + extra
     rng = np.random.default_rng([*study.seed, 1])

@@ -93,8 +93,10 @@ class Frame:
         canvas = np.zeros((self.size, self.size), np.uint8)
         pixels = width * self.size
         grey = int(255 * min(1.0, pixels))
-        ends = np.cumsum([len(curve) for curve in curves])[:-1]
-        fixed = np.split(self._fixed(np.concatenate(list(curves))), ends)
+        if isinstance(curves, np.ndarray):  # one transform for all
+            fixed = list(self._fixed(curves.reshape(-1, 2)).reshape(curves.shape))
+        else:
+            fixed = [self._fixed(curve) for curve in curves]
         cv2.polylines(canvas, fixed, False, grey, max(1, round(pixels)), cv2.LINE_AA, _SHIFT)
         return self.soften(canvas.astype(np.float32) / 255, soft)
 
@@ -176,25 +178,20 @@ def mediastinum_outline(a: Anatomy) -> np.ndarray:
     return np.concatenate([np.stack([u_left, v], 1), np.stack([-u_right, v], 1)[::-1]])
 
 
-def ribs(a: Anatomy, side: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Posterior and anterior arcs of one side, upper ribs first: curves [p 2]."""
+def ribs(a: Anatomy, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior arcs [10 p 2] and anterior arcs [8 p 2] of one side, upper ribs first."""
+    i = np.arange(10)[:, None]
     f = np.linspace(0, 1, 20)
-    behind, front = [], []
-    for i in range(10):
-        start = a.apex + 0.0 + a.rib_gap * i
-        drop = a.rib_slope * (0.55 + 0.075 * i)
-        end = start + drop
-        reach = float(lateral(a, np.array(end))) + 0.012
-        reach = max(reach, 0.16 + 0.02 * i)
-        u = 0.03 + (reach - 0.03) * np.sin(f * np.pi / 2) ** 0.9
-        v = start - 0.022 * np.sin(np.pi * np.minimum(f * 1.4, 1)) + drop * f**2.2
-        behind.append(mirror(np.stack([u, v], 1), side))
-        if i < 8:
-            inner = 0.13 + 0.012 * i
-            uf = reach + (inner - reach) * f**1.25
-            vf = end + (0.045 + 0.012 * i) * f + 0.045 * np.sin(np.pi * f / 2)
-            front.append(mirror(np.stack([uf, vf], 1), side))
-    return behind, front
+    start = a.apex + a.rib_gap * i
+    drop = a.rib_slope * (0.55 + 0.075 * i)
+    end = start + drop
+    reach = np.maximum(lateral(a, end) + 0.012, 0.16 + 0.02 * i)
+    u = 0.03 + (reach - 0.03) * np.sin(f * np.pi / 2) ** 0.9
+    v = start - 0.022 * np.sin(np.pi * np.minimum(f * 1.4, 1)) + drop * f**2.2
+    behind = mirror(np.stack([u, v], -1), side)
+    u = reach + (0.13 + 0.012 * i - reach) * f**1.25
+    v = end + (0.045 + 0.012 * i) * f + 0.045 * np.sin(np.pi * f / 2)
+    return behind, mirror(np.stack([u, v], -1)[:8], side)
 
 
 def grow_vessels(

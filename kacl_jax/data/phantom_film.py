@@ -40,15 +40,15 @@ def _torso(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
     w, fat = a.width, a.fat
     neck = 0.085 + 0.3 * fat
     half = [
-        (neck, -0.4), (neck, -0.02), (neck + 0.03, 0.045), (0.24, 0.09), (0.38, 0.115),
-        (0.47, 0.16), (0.47, 0.26), (w + 0.085, 0.35), (w + 0.05 + fat * 0.7, 0.50),
-        (w + 0.045 + fat, 0.70), (w + 0.05 + fat * 1.3, 1.5),
+        (neck, -0.4), (neck, -0.02), (neck + 0.03, 0.04), (0.24, 0.08), (0.40, 0.10),
+        (0.51, 0.15), (0.51, 0.27), (w + 0.11, 0.36), (w + 0.065 + fat * 0.8, 0.50),
+        (w + 0.055 + fat, 0.70), (w + 0.06 + fat * 1.4, 1.5),
     ]  # fmt: skip
     if raised_arms:
-        arm = [(0.36, 0.12), (0.5, 0.17), (0.8, 0.28), (0.8, 0.60), (0.58, 0.42), (w + 0.09, 0.33)]
+        arm = [(0.40, 0.11), (0.5, 0.14), (0.8, 0.24), (0.8, 0.62), (0.60, 0.44), (w + 0.11, 0.34)]
     else:
-        arm = [(0.38, 0.13), (0.49, 0.17), (0.545, 0.30), (0.56, 0.7), (0.58, 1.4),
-               (0.47 + fat, 1.4), (0.455 + fat, 0.75), (w + 0.105, 0.36)]  # fmt: skip
+        arm = [(0.40, 0.11), (0.52, 0.16), (0.575, 0.30), (0.59, 0.7), (0.61, 1.4),
+               (0.48 + fat, 1.4), (0.47 + fat, 0.75), (w + 0.12, 0.36)]  # fmt: skip
     outline = np.concatenate([np.array(half), body.mirror(np.array(half), -1)[::-1]])
     trunk = frame.depth(frame.fill(body.smooth([tuple(p) for p in outline])), 0.045 + 0.2 * fat)
     arms = frame.fill(*[body.mirror(body.smooth(arm), s) for s in SIDES])
@@ -58,33 +58,30 @@ def _torso(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
 def _bones(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
     """Ribs, clavicles, shoulder blades, arms and spine."""
     total = np.zeros((frame.size, frame.size), np.float32)
-    behind, front = [], []
-    for side in SIDES:
-        b, f = body.ribs(a, side)
-        behind += b
-        front += f
+    behind, front = (np.concatenate(arcs) for arcs in zip(*(body.ribs(a, s) for s in SIDES), strict=True))
     rib = 0.020
     half = np.array([0.0, rib / 2])
     total += 0.095 * frame.stroke(behind, rib, 0.003)
-    total += 0.045 * frame.stroke([c + s * half for c in behind for s in (-1, 1)], 0.003)
+    total += 0.045 * frame.stroke(np.concatenate([behind - half, behind + half]), 0.003)
     total += 0.060 * frame.stroke(front, rib * 1.2, 0.0035)
-    total += 0.020 * frame.stroke([c + s * half * 1.2 for c in front for s in (-1, 1)], 0.003)
+    total += 0.020 * frame.stroke(np.concatenate([front - half, front + half]), 0.003)
     total *= np.where(frame.v > a.base + 0.05, 0.55, 0.9).astype(np.float32)
-    top = a.apex + 0.075
-    collar = np.array([[0.032, top + 0.012], [0.09, top - 0.012], [0.16, top - 0.02],
-                       [0.23, top - 0.045], [0.30, top - 0.058], [0.37, top - 0.05]])  # fmt: skip
+    top = a.apex + 0.085
+    collar = np.array([[0.030, top + 0.014], [0.07, top - 0.006], [0.12, top - 0.016],
+                       [0.18, top - 0.026], [0.24, top - 0.047], [0.30, top - 0.068],
+                       [0.36, top - 0.078], [0.41, top - 0.072]])  # fmt: skip
     out = 0.035 if raised_arms else -0.015
     blade = body.smooth(
-        [(0.31 + out, 0.15), (0.42, 0.15), (0.445, 0.20), (0.41 + out, 0.30),
+        [(0.31 + out, 0.15), (0.43, 0.14), (0.455, 0.20), (0.41 + out, 0.30),
          (0.375 + out, 0.43), (0.345 + out, 0.42), (0.32 + out, 0.28)]
     )  # fmt: skip
-    shaft = [[0.47, 0.19], [0.70, 0.36]] if raised_arms else [[0.465, 0.20], [0.525, 1.3]]
-    head = body.smooth([(0.42, 0.15), (0.50, 0.145), (0.515, 0.20), (0.46, 0.235), (0.42, 0.21)])
+    shaft = [[0.49, 0.185], [0.72, 0.36]] if raised_arms else [[0.495, 0.20], [0.55, 1.3]]
+    head = body.smooth([(0.435, 0.14), (0.52, 0.135), (0.535, 0.20), (0.48, 0.235), (0.435, 0.20)])
     for side in SIDES:
         clavicle = body.mirror(collar, side)
-        total += 0.13 * frame.stroke([clavicle], 0.021, 0.0025)
+        total += 0.11 * frame.stroke([clavicle], 0.022, 0.003)
         edges = [clavicle + d * np.array([0.0, 0.010]) for d in (-1, 1)]
-        total += 0.06 * frame.stroke(edges, 0.003)
+        total += 0.05 * frame.stroke(edges, 0.003)
         total += 0.055 * frame.fill(body.mirror(blade, side), soft=0.004)
         total += 0.035 * frame.stroke([body.mirror(blade, side)], 0.004)
         total += 0.15 * frame.fill(body.mirror(head, side), soft=0.004)
@@ -146,10 +143,12 @@ def draw_chest(a: Anatomy, frame: Frame, *, heart_ratio: float, raised_arms: boo
     """The healthy chest (apart from its heart's width) as opacities."""
     lungs = {s: frame.fill(body.lung_outline(a, s), soft=0.0025) for s in SIDES}
     both = lungs[-1] + lungs[1]
-    heart = frame.fill(body.heart_outline(a, heart_ratio), soft=0.004)
+    heart = frame.fill(body.heart_outline(a, heart_ratio), soft=0.006)
     middle = frame.fill(body.mediastinum_outline(a), soft=0.005)
     solid = 1 - (1 - 0.80 * heart) * (1 - 0.85 * middle)
     thick = 0.5 + 0.5 * frame.depth(both, 0.05)
+    # the bases lie behind more soft tissue
+    thick = thick * (1 - 0.26 * np.clip((frame.v - a.apex) / (a.base - a.apex) - 0.25, 0, 1))
     air = both * thick * (1 - solid)
     trunk = _torso(a, frame, raised_arms)
     below = np.clip((frame.v - a.base) / 0.12, 0, 1) * (1 - both)
@@ -188,8 +187,8 @@ def _markings(a: Anatomy, frame: Frame) -> np.ndarray:
         total += opacity * frame.stroke(curves, width)
     du, dv = np.abs(frame.u) - 0.088, frame.v - (a.apex + 0.47 * (a.base - a.apex))
     # markings thin out towards the pleura and upwards
-    total *= np.exp(-(du**2 + np.where(dv < 0, 1.6, 0.8) * dv**2) / 0.05)
-    total += 0.11 * np.exp(-((du / 0.030) ** 2) - (dv / 0.055) ** 2)
+    total *= np.exp(-(du**2 + np.where(dv < 0, 1.5 * dv, 0.6 * dv) * dv) / 0.05)
+    total += 0.13 * np.exp(-((du / 0.030) ** 2) - (dv / 0.06) ** 2)
     return total
 
 

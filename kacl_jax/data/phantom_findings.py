@@ -6,6 +6,7 @@ second guess about the picture. Severity runs from 0 (barely there) to 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -93,10 +94,9 @@ def _texture(rng: np.random.Generator, frame: Frame, cells: int) -> np.ndarray:
 
 def _blob(frame: Frame, u: float, v: float, ru: float, rv: float, turn: float) -> np.ndarray:
     """Squared elliptic distance from (u, v): 1 on the ellipse."""
-    du, dv = frame.u - u, frame.v - v
-    p = du * np.cos(turn) + dv * np.sin(turn)
-    q = -du * np.sin(turn) + dv * np.cos(turn)
-    return np.asarray((p / ru) ** 2 + (q / rv) ** 2)
+    du, dv = frame.u - float(u), frame.v - float(v)  # python floats keep float32
+    c, s = math.cos(turn), math.sin(turn)
+    return np.asarray(((c * du + s * dv) / ru) ** 2 + ((c * dv - s * du) / rv) ** 2)
 
 
 def _atelectasis(
@@ -116,14 +116,14 @@ def _atelectasis(
             line = np.stack([x, v + shift + slope * (x - x0)], 1)
             # a lens: plates taper
             thick = np.sin(np.linspace(0, np.pi, 8))[:, None] * np.array([0, 0.5])
-            thick = thick * (0.009 + 0.011 * severity) * rng.uniform(0.7, 1.3)
+            thick = thick * (0.011 + 0.012 * severity) * rng.uniform(0.7, 1.3)
             bands.append(body.mirror(np.concatenate([line - thick, (line + thick)[::-1]]), side))
         plate = frame.fill(*bands, soft=0.003)
         middle = side * (x0 + x1) / 2
         raised = np.exp(-(((frame.u - middle) / (0.5 * (x1 - x0))) ** 4)).astype(np.float32)
         floor = body.dome(a, side, np.abs(frame.u))
         raised = raised * _soft(frame.v - (floor - 0.012 - 0.02 * severity), 0.004)
-        sign.fill = np.maximum((0.5 + 0.4 * severity) * plate, 0.9 * raised) * lung
+        sign.fill = np.maximum((0.65 + 0.3 * severity) * plate, 0.9 * raised) * lung
         return
     # wedge: from the hilum to the pleura, pulled in edges, crowded markings
     hilum = np.array([0.10, a.apex + 0.55 * (a.base - a.apex)])
@@ -135,7 +135,7 @@ def _atelectasis(
     wedge = frame.fill(body.mirror(np.concatenate([upper, lower[::-1]]), side), soft=0.009)
     wedge = wedge * np.clip(0.85 + 0.22 * _texture(rng, frame, 20), 0, 1)
     fan = [body.mirror(upper * (1 - w) + lower * w, side) for w in (0.25, 0.5, 0.75)]
-    sign.fill = (0.45 + 0.4 * severity) * wedge * lung
+    sign.fill = (0.55 + 0.4 * severity) * wedge * lung
     sign.extra = 0.05 * frame.stroke(fan, 0.005) * wedge * lung * np.minimum(2 * chest.air, 1)
 
 
@@ -146,7 +146,7 @@ def _effusion(
     x = np.clip(side * frame.u, 0, a.width)
     f = np.clip((x - 0.06) / (a.width - 0.06), 0, 1)
     corner = float(body.dome(a, side, np.array(a.width)))
-    height = 0.06 + 0.40 * severity**1.5 * rng.uniform(0.6, 1.2)
+    height = 0.055 + 0.42 * severity**2 * rng.uniform(0.6, 1.2)
     # the meniscus climbs the lateral wall and dips towards the middle
     level = corner - height + (0.045 + 0.18 * height) * (1 - f**3.5)
     fluid = _soft(frame.v - level, 0.006 + 0.012 * rng.random())
@@ -157,7 +157,7 @@ def _infiltration(
     sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
     side, severity = finding.side, finding.severity
-    u, v = _spot(rng, a, side, (0.22, 0.88), 0.05)
+    u, v = _spot(rng, a, side, (0.15, 0.90), 0.035)
     ru, rv = rng.uniform(0.05, 0.12), rng.uniform(0.05, 0.15)
     total = np.zeros_like(sign.fill)
     for _ in range(int(rng.integers(7, 13))):
@@ -167,7 +167,7 @@ def _infiltration(
             np.float32
         )
     ragged = total * (1 + 0.35 * _texture(rng, frame, 48))
-    sign.fill = (0.30 + 0.35 * severity) * np.clip(ragged, 0, 1.3) / 1.3 * chest.lungs[side]
+    sign.fill = (0.42 + 0.33 * severity) * np.clip(ragged, 0, 1.3) / 1.3 * chest.lungs[side]
 
 
 def _sphere(d2: np.ndarray, edge: float) -> np.ndarray:
@@ -193,10 +193,10 @@ def _nodule(
     sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
     side, severity = finding.side, finding.severity
-    radius = 0.018 + 0.014 * severity
+    radius = 0.021 + 0.014 * severity
     u, v = _spot(rng, a, side, (0.15, 0.85), 0.03)
     ball = _sphere(_blob(frame, u, v, radius, radius * rng.uniform(0.85, 1.1), 0), 0.15)
-    sign.fill = (0.5 + 0.35 * severity) * ball * chest.lungs[side]
+    sign.fill = (0.62 + 0.33 * severity) * ball * chest.lungs[side]
 
 
 def _pneumonia(
@@ -237,20 +237,20 @@ def _pneumothorax(
     if rng.random() < 0.7:  # air rises: the apex, and down the side as there is more
         low = a.apex + (0.22 + 0.75 * severity * rng.uniform(0.6, 1)) * h
         amount = np.clip((low - v) / (low - a.apex), 0, 1) ** 0.6
-        amount = amount * (0.10 + 0.20 * severity)
+        amount = amount * (0.13 + 0.20 * severity)
         inner = np.stack([0.055 + (x - 0.055) * (1 - 0.9 * amount), v + 0.75 * amount * (low - v)], 1)
         there = _soft(low - frame.v, 0.006)
     else:  # along the lateral wall and the base, as in a lying patient
         high = a.apex + rng.uniform(0.35, 0.65) * h
-        amount = np.clip((v - high) / (a.base - high), 0, 1) ** 0.7 * (x > 0.5 * a.width)
-        inner = np.stack([x - (0.03 + 0.06 * severity) * amount, v - 0.35 * amount * (v > a.base) * (
+        amount = np.clip((v - high) / (a.base - high), 0, 1) ** 0.7 * (x > 0.75 * a.width)
+        inner = np.stack([x - (0.04 + 0.06 * severity) * amount, v - 0.35 * amount * (v > a.base) * (
             v - a.base)], 1)
         there = _soft(frame.v - high, 0.006)
     inner[:, 0] *= side
     gap = np.clip(chest.lungs[side] - frame.fill(inner, soft=0.002), 0, 1)
     sign.clear = np.asarray(gap * there * (side * frame.u > 0.06), np.float32)
     outer = inner[(x > 0.09) & (v < np.max(v) - 0.02)][:30]
-    sign.extra = 0.09 * frame.stroke([outer], 0.005) * chest.lungs[side] * there * (gap > 0.05)
+    sign.extra = 0.12 * frame.stroke([outer], 0.006) * chest.lungs[side] * there * (gap > 0.05)
 
 
 _DRAW: dict[
