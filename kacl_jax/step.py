@@ -159,7 +159,7 @@ class Programs:
             cam_mean=state.cam_mean + cam_rate * (batch_mean - state.cam_mean),
             cam_count=state.cam_count + 1,
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         new_state = _keep_if_finite(state, proposed, total, grad_norm)
         metrics = {
             "loss": total,

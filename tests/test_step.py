@@ -1,0 +1,327 @@
+"""The step on one and on four devices, its statistics, and what must never change them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kacl_jax import gradcam, losses, radiomics
+from kacl_jax.models import KACL
+from kacl_jax.parallel import AXIS, DataParallel
+from kacl_jax.step import Augmentation, Loss, Programs, TrainState, z_score
+
+C, SIZE, B, F = 8, 64, 16, len(radiomics.FEATURE_NAMES)
+MODES = ["shard_map", "pmap"]
+LOSS = Loss(
+    focal_weight=0.8,
+    focal_alpha=0.25,
+    focal_gamma=2.0,
+    temperature=0.5,
+    mask_same_patient=True,
+    box_weight=0.1,
+)
+
+
+def programs(**changed: Any) -> Programs:
+    """SGD with rate 1 makes the parameter change the gradient itself."""
+    plain = Programs(
+        model=KACL("resnet18", C, axis_name=AXIS),
+        optimizer=optax.sgd(1.0),
+        loss=LOSS,
+        augmentation=Augmentation(),
+        log_columns=radiomics.LOG_COLUMNS,
+        warmup_steps=0,
+        center_cam=True,
+        seed=0,
+    )
+    return dataclasses.replace(plain, **changed)
+
+
+@functools.cache
+def first_state() -> TrainState:
+    program = programs()
+    variables = jax.jit(
+        lambda: program.model.init(
+            jax.random.key(0),
+            jnp.zeros((1, SIZE, SIZE, 3)),
+            jnp.zeros((1, F)),
+            jnp.zeros(1, bool),
+            train=False,
+        )
+    )()
+    return jax.device_get(program.init(variables, SIZE))
+
+
+def make_batch(n_ready: int = 11, seed: int = 0) -> dict[str, np.ndarray]:
+    """Ready rows and boxes are spread unevenly: a mean of per-device means would be wrong."""
+    random = np.random.default_rng(seed)
+    # Images that differ in more than noise: batch statistics of white noise alone are ill-conditioned.
+    blurred = [
+        cv2.GaussianBlur(random.normal(size=(SIZE, SIZE)), (0, 0), random.uniform(2, 12))
+        for _ in range(B)
+    ]
+    grey = [np.interp(x, (x.min(), x.max()), (0, random.uniform(60, 255))) for x in blurred]
+    low = random.uniform(0, 0.5, (B, C, 2))
+    has_box = np.zeros((B, C), bool)
+    has_box[:3, 1] = True
+    return {
+        "image": np.stack(grey).astype(np.uint8)[..., None],
+        "labels": (random.random((B, C)) < 0.3).astype(np.float32),
+        "boxes": np.concatenate([low, low + 0.4], -1).astype(np.float32),
+        "has_box": has_box,
+        "image_id": np.arange(100, 100 + B, dtype=np.int32),
+        "patient_id": np.repeat(np.arange(B // 2), 2).astype(np.int32),
+        "radiomics": random.gamma(1.0, 50.0, (B, F)).astype(np.float32),
+        "ready": np.arange(B) < n_ready,
+        "age": np.full(B, 7, np.int32),
+    }
+
+
+def run(
+    program: Programs,
+    mode: str,
+    n_devices: int,
+    batches: list[dict[str, np.ndarray]],
+    state: TrainState | None = None,
+) -> tuple[TrainState, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    parallel = DataParallel(mode, jax.devices()[:n_devices])  # type: ignore[arg-type]
+    step = parallel.run(
+        program.train_step, ("replicated", "replicated", "sharded"), donate_state=True
+    )
+    placed = parallel.replicate(first_state() if state is None else state)
+    for batch in batches:
+        placed, metrics, rows = step(placed, parallel.shard(batch))
+    return (
+        parallel.fetch(placed, "replicated"),
+        parallel.fetch(metrics, "replicated"),
+        parallel.fetch(rows, "sharded"),
+    )
+
+
+@functools.cache
+def one_device() -> tuple[TrainState, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    return run(programs(), "shard_map", 1, [make_batch()])
+
+
+def close(ours: Any, reference: Any, *, within: float = 2e-3) -> None:
+    """Every leaf equal up to a share of its norm."""
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(reference), strict=True
+    ):
+        error = np.linalg.norm(np.asarray(a, np.float64) - b)
+        assert error <= within * np.linalg.norm(b), (jax.tree_util.keystr(path), error)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("n_devices", [2, 4])
+def test_four_devices_equal_one_on_the_same_global_batch(mode: str, n_devices: int) -> None:
+    """Loss, gradients, BatchNorm and feature statistics, mean map and CAMs."""
+    if n_devices == 2 and mode == "pmap":
+        pytest.skip("four devices are enough for the second mode")
+    state, metrics, rows = run(programs(), mode, n_devices, [make_batch()])
+    reference, reference_metrics, reference_rows = one_device()
+    close(metrics, reference_metrics)
+    before = first_state().params
+    gradients = jax.tree.map(lambda new, old: old - new, state.params, before)
+    close(gradients, jax.tree.map(lambda new, old: old - new, reference.params, before))
+    close(state.batch_stats, reference.batch_stats)
+    for name in ("feature_mean", "feature_var", "feature_count", "cam_mean", "cam_count", "step"):
+        close(getattr(state, name), getattr(reference, name))
+    close(rows["cam"], reference_rows["cam"])
+    np.testing.assert_array_equal(rows["box_finding"], reference_rows["box_finding"])
+
+
+def test_the_gradient_is_that_of_the_global_loss_written_down_plainly() -> None:
+    """An oracle without mapped axes: one device, whole batch, the terms of design spelled out."""
+    state, batch = first_state(), make_batch()
+    model = KACL("resnet18", C)
+    x = np.where(batch["ready"][:, None], batch["radiomics"], 0)
+    x = np.where(radiomics.LOG_COLUMNS, np.sign(x) * np.log1p(np.abs(x)), x)
+    ready = batch["ready"]
+    z = np.clip((x - x[ready].mean(0)) / x[ready].std(0), -10, 10)
+
+    def total(params: Any) -> jax.Array:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        grey = batch["image"].astype(np.float32) / 255
+        images = (grey - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+        apply = functools.partial(model.apply, variables, mutable=["batch_stats"])
+        feature_map, _ = apply(images, train=True, method="feature_map")
+        logits = model.apply(variables, feature_map, method="classify")
+        z_image = model.apply(variables, feature_map, method="project_image")
+        z_radiomics, _ = apply(z, ready, train=True, method="project_radiomics")
+        focal = optax.losses.sigmoid_focal_loss(logits, batch["labels"], alpha=0.25, gamma=2.0)
+        contrast, anchors = losses.nt_xent(
+            z_image,
+            z_radiomics,
+            ready=ready,
+            patient_id=batch["patient_id"],
+            temperature=0.5,
+            mask_same_patient=True,
+        )
+        kernel = params["classifier"]["kernel"]
+        maps = jnp.einsum("buvk,kc->bcuv", feature_map, kernel)
+        box, pairs = losses.box_guidance(maps, batch["boxes"], batch["has_box"])
+        return (
+            0.8 * focal.sum(1).mean()
+            + 0.2 * contrast.sum() / anchors.sum()
+            + 0.1 * box.sum() / pairs.sum()
+        )
+
+    expected = jax.jit(jax.grad(total))(state.params)
+    after, metrics, _ = one_device()
+    close(jax.tree.map(lambda new, old: old - new, after.params, state.params), expected)
+    np.testing.assert_allclose(metrics["loss"], total(state.params), rtol=1e-4)
+
+
+def test_cams_in_the_step_are_grad_cams_of_the_marked_finding() -> None:
+    state, batch = first_state(), make_batch()
+    _, _, rows = one_device()
+    model = KACL("resnet18", C)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    grey = batch["image"].astype(np.float32) / 255
+    images = (grey - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    feature_map, _ = model.apply(
+        variables, images, train=True, method="feature_map", mutable=["batch_stats"]
+    )
+    logits = model.apply(variables, feature_map, method="classify")
+    finding = gradcam.marked_finding(logits, batch["labels"])
+    cam = jnp.einsum("buvk,kb->buv", feature_map, state.params["classifier"]["kernel"][:, finding])
+    close(rows["cam"], np.asarray(cam))
+    annotated = batch["has_box"].any(1)
+    np.testing.assert_array_equal(rows["box_finding"], np.where(annotated, 1, -1))
+
+
+def test_rows_without_features_change_nothing_but_their_own_focal_loss() -> None:
+    """NaN in the features of a row that is not ready reaches neither loss nor gradient."""
+    poisoned = make_batch()
+    poisoned["radiomics"][~poisoned["ready"]] = np.nan
+    state, metrics, _ = run(programs(), "shard_map", 1, [poisoned])
+    reference, reference_metrics, _ = one_device()
+    assert metrics["bad_step"] == -1
+    close(metrics, reference_metrics, within=1e-6)
+    close(state.params, reference.params, within=1e-6)
+
+
+def test_with_fewer_than_eight_ready_rows_there_is_no_contrastive_loss_and_no_moved_statistic() -> (
+    None
+):
+    state, metrics, _ = run(programs(), "shard_map", 4, [make_batch(n_ready=7)])
+    before = first_state()
+    np.testing.assert_allclose(
+        metrics["loss"], 0.8 * metrics["focal"] + 0.1 * metrics["box"], rtol=1e-6
+    )
+    assert state.feature_count == 0
+    np.testing.assert_array_equal(state.feature_mean, before.feature_mean)
+    close(state.params["radiomics_head"], before.params["radiomics_head"], within=0)
+    close(
+        state.batch_stats["radiomics_encoder"],
+        before.batch_stats["radiomics_encoder"],
+        within=0,
+    )
+
+
+def test_warm_up_steps_are_focal_only() -> None:
+    _, metrics, _ = run(programs(warmup_steps=1), "shard_map", 1, [make_batch()])
+    np.testing.assert_allclose(
+        metrics["loss"], 0.8 * metrics["focal"] + 0.1 * metrics["box"], rtol=1e-6
+    )
+
+
+def test_running_feature_moments_are_the_bias_corrected_exponential_mean() -> None:
+    batches = [make_batch(seed=s) for s in range(3)]
+    state, _, _ = run(programs(), "shard_map", 1, batches)
+    mean, weight = np.zeros(F), 0.0
+    means = []
+    for batch in batches:
+        x = batch["radiomics"][batch["ready"]].astype(np.float64)
+        x = np.where(radiomics.LOG_COLUMNS, np.sign(x) * np.log1p(np.abs(x)), x)
+        means.append(x.mean(0))
+        mean, weight = 0.99 * mean + 0.01 * means[-1], 0.99 * weight + 0.01
+    np.testing.assert_allclose(state.feature_mean, mean / weight, rtol=1e-4)
+    maps = state.cam_mean
+    assert state.cam_count == 3
+    assert np.abs(maps).max() > 0
+
+
+def test_z_score_of_a_constant_column_is_zero_and_outliers_are_clipped() -> None:
+    x = jnp.array([[5.0, 1e9], [5.0, 0.0]])
+    z = z_score(x, jnp.array([5.0, 0.0]), jnp.array([0.0, 1.0]))
+    np.testing.assert_array_equal(z, [[0, 10], [0, 0]])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_that_is_not_finite_on_one_device_changes_nothing_and_stays_flagged(
+    mode: str,
+) -> None:
+    """Features that overflow float32 on one device's rows only."""
+    good, bad = make_batch(), make_batch()
+    bad["labels"][-1] = np.inf
+    after_good, _, _ = run(programs(), mode, 4, [good])
+    state, metrics, _ = run(programs(), mode, 4, [good, bad, good])
+    assert metrics["bad_step"] == 1
+    assert state.bad_step == 1
+    assert state.step == 1
+    close(state.params, after_good.params, within=0)
+
+
+def test_augmented_cam_returns_to_the_original_frame() -> None:
+    """A bright square moves under augmentation; its mean map, brought back, does not."""
+    program = programs(
+        augmentation=Augmentation(rotate=10.0, shift=0.1, scale=0.1), center_cam=False
+    )
+    parallel = DataParallel("shard_map", jax.devices()[:1])
+    state = first_state()
+    images, affine = jax.jit(lambda b: program._model_input(jnp.int32(3), b))(make_batch())
+    again, _ = jax.jit(lambda b: program._model_input(jnp.int32(3), b))(make_batch())
+    other, _ = jax.jit(lambda b: program._model_input(jnp.int32(4), b))(make_batch())
+    np.testing.assert_array_equal(images, again)
+    assert not np.allclose(images, other)
+    assert affine is not None
+    step = parallel.run(program.train_step, ("replicated", "replicated", "sharded"))
+    _, metrics, rows = step(parallel.replicate(state), parallel.shard(make_batch()))
+    assert np.isfinite(rows["cam"]).all()
+    assert metrics["bad_step"] == -1
+
+
+def test_the_step_compiles_once_and_moves_nothing_implicitly() -> None:
+    parallel = DataParallel("shard_map")
+    step = parallel.run(
+        programs().train_step, ("replicated", "replicated", "sharded"), donate_state=True
+    )
+    state = parallel.replicate(first_state())
+    donated = state.params["classifier"]["kernel"]
+    with jax.transfer_guard("disallow"):
+        for seed in range(4):
+            state, metrics, _ = step(state, parallel.shard(make_batch(n_ready=8 + seed, seed=seed)))
+            if seed == 1:
+                compiled = step._cache_size()
+        parallel.fetch(metrics, "replicated")
+    assert step._cache_size() == compiled
+    assert donated.is_deleted()
+
+
+def test_grad_cam_adds_almost_no_work_to_the_step() -> None:
+    """No second pass: a pass through the encoder forward is a third of the step."""
+    program = programs(loss=dataclasses.replace(LOSS, box_weight=0.0))
+    parallel = DataParallel("shard_map", jax.devices()[:1])
+    state, batch = parallel.replicate(first_state()), parallel.shard(make_batch())
+
+    def flops(function: Any, outputs: tuple[Any, ...]) -> float:
+        compiled = parallel.run(function, outputs).lower(state, batch).compile()  # type: ignore[attr-defined]
+        return compiled.cost_analysis()["flops"]
+
+    def without_cam(s: TrainState, b: Any) -> tuple[Any, Any]:
+        new, metrics, _ = program.train_step(s, b)
+        return new.replace(cam_mean=s.cam_mean), metrics
+
+    whole = flops(program.train_step, ("replicated", "replicated", "sharded"))
+    bare = flops(without_cam, ("replicated", "replicated"))
+    assert whole / bare < 1.02
