@@ -247,9 +247,7 @@ def _write_set(
     _write_tables(folder, studies, box_rows, size)
 
 
-def _write_tables(
-    folder: Path, studies: list[Study], box_rows: list[list[str]], size: int
-) -> None:
+def _write_tables(folder: Path, studies: list[Study], box_rows: list[list[str]], size: int) -> None:
     with (folder / "Data_Entry_2017.csv").open("w", newline="") as file:
         file.write(ENTRY_HEADER + "\n")
         rows = csv.writer(file, lineterminator="\n")

@@ -58,7 +58,9 @@ def _torso(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
 def _bones(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
     """Ribs, clavicles, shoulder blades, arms and spine."""
     total = np.zeros((frame.size, frame.size), np.float32)
-    behind, front = (np.concatenate(arcs) for arcs in zip(*(body.ribs(a, s) for s in SIDES), strict=True))
+    behind, front = (
+        np.concatenate(arcs) for arcs in zip(*(body.ribs(a, s) for s in SIDES), strict=True)
+    )
     rib = 0.020
     half = np.array([0.0, rib / 2])
     total += 0.095 * frame.stroke(behind, rib, 0.003)
@@ -171,7 +173,9 @@ def _chin() -> np.ndarray:
 def _gas(a: Anatomy, frame: Frame) -> np.ndarray:
     """Gas in the stomach under the left dome, with a level lower edge, and in the bowel."""
     arc, ring = np.linspace(np.pi, 2 * np.pi, 24), np.linspace(0, 2 * np.pi, 24)
-    shapes = [np.stack([u + ru * np.cos(ring), v + rv * np.sin(ring)], 1) for u, v, ru, rv in a.bowel]
+    shapes = [
+        np.stack([u + ru * np.cos(ring), v + rv * np.sin(ring)], 1) for u, v, ru, rv in a.bowel
+    ]
     gas = 0.09 * frame.fill(*shapes, soft=0.008)
     if a.bubble:
         top = a.base + a.left_drop + 0.02
@@ -198,7 +202,9 @@ def draw_devices(rng: np.random.Generator, frame: Frame, a: Anatomy, portable: b
     if rng.random() < (0.45 if portable else 0.1):
         for _ in range(int(rng.integers(2, 5))):
             spot = np.array([rng.uniform(-0.3, 0.3), rng.uniform(0.18, 0.7)])
-            away = spot + np.array([rng.choice([-1, 1]) * rng.uniform(0.3, 0.6), rng.uniform(0, 0.5)])
+            away = spot + np.array(
+                [rng.choice([-1, 1]) * rng.uniform(0.3, 0.6), rng.uniform(0, 0.5)]
+            )
             mid = (spot + away) / 2 + rng.normal(0, 0.05, 2)
             total += 0.22 * frame.stroke([spot + np.zeros((2, 2))], 0.018)
             total += 0.16 * frame.stroke([_bezier(spot, mid, away)], 0.004)
@@ -208,8 +214,12 @@ def draw_devices(rng: np.random.Generator, frame: Frame, a: Anatomy, portable: b
         start = np.array([side * 0.30, a.apex + rng.uniform(-0.02, 0.08)])
         total += 0.14 * frame.stroke([_bezier(start, np.array([side * 0.02, 0.13]), tip)], 0.005)
     if a.pacemaker:
-        box = body.smooth([(0.22, 0.2), (0.26, 0.195), (0.305, 0.21), (0.31, 0.26), (0.29, 0.29), (0.23, 0.28)])
-        lead = _bezier(np.array([0.24, 0.21]), np.array([0.02, 0.1]), np.array([0.03, a.base - 0.06]))
+        box = body.smooth(
+            [(0.22, 0.2), (0.26, 0.195), (0.305, 0.21), (0.31, 0.26), (0.29, 0.29), (0.23, 0.28)]
+        )
+        lead = _bezier(
+            np.array([0.24, 0.21]), np.array([0.02, 0.1]), np.array([0.03, a.base - 0.06])
+        )
         total += 0.6 * frame.fill(box) + 0.3 * frame.stroke([lead], 0.005)
     return total
 
@@ -222,7 +232,9 @@ def _bezier(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> np.ndarray:
 def draw_marker(rng: np.random.Generator, size: int, portable: bool) -> np.ndarray:
     """The lead letter of the technician and, on portable films, a word: 0 to 1 [h w]."""
     canvas = np.zeros((size, size), np.uint8)
-    letter, x = ("L", rng.uniform(0.86, 0.94)) if rng.random() < 0.8 else ("R", rng.uniform(0.03, 0.1))
+    letter, x = (
+        ("L", rng.uniform(0.86, 0.94)) if rng.random() < 0.8 else ("R", rng.uniform(0.03, 0.1))
+    )
     at = (int(x * size), int(rng.uniform(0.06, 0.3) * size))
     cv2.putText(canvas, letter, at, cv2.FONT_HERSHEY_DUPLEX, size / 512, 255, 1, cv2.LINE_AA)
     if portable and rng.random() < 0.5:

@@ -49,7 +49,9 @@ def draw_finding(finding: Finding, a: Anatomy, frame: Frame, chest: Chest) -> Si
     """Arrays and box (fractions of the image side, half-open) of one finding but Cardiomegaly,
     which is a shape of the heart itself."""
     shape = (frame.size, frame.size)
-    sign = Sign(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+    sign = Sign(
+        np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    )
     rng = np.random.default_rng(finding.seed)
     _DRAW[finding.name](sign, rng, finding, a, frame, chest)
     strength = np.maximum(sign.fill * np.minimum(2 * chest.air, 1), sign.clear)
@@ -185,7 +187,9 @@ def _mass(
     for _ in range(int(rng.integers(1, 4))):  # lobes
         way = rng.uniform(0, 2 * np.pi)
         bu, bv = u + 0.55 * radius * np.cos(way), v + 0.55 * radius * np.sin(way)
-        ball = np.maximum(ball, 0.95 * _sphere(_blob(frame, bu, bv, radius * 0.62, radius * 0.62, 0), 0.15))
+        ball = np.maximum(
+            ball, 0.95 * _sphere(_blob(frame, bu, bv, radius * 0.62, radius * 0.62, 0), 0.15)
+        )
     sign.fill = (0.62 + 0.3 * severity) * ball * chest.lungs[side]
 
 
@@ -238,13 +242,20 @@ def _pneumothorax(
         low = a.apex + (0.22 + 0.75 * severity * rng.uniform(0.6, 1)) * h
         amount = np.clip((low - v) / (low - a.apex), 0, 1) ** 0.6
         amount = amount * (0.13 + 0.20 * severity)
-        inner = np.stack([0.055 + (x - 0.055) * (1 - 0.9 * amount), v + 0.75 * amount * (low - v)], 1)
+        inner = np.stack(
+            [0.055 + (x - 0.055) * (1 - 0.9 * amount), v + 0.75 * amount * (low - v)], 1
+        )
         there = _soft(low - frame.v, 0.006)
     else:  # along the lateral wall and the base, as in a lying patient
         high = a.apex + rng.uniform(0.35, 0.65) * h
         amount = np.clip((v - high) / (a.base - high), 0, 1) ** 0.7 * (x > 0.75 * a.width)
-        inner = np.stack([x - (0.04 + 0.06 * severity) * amount, v - 0.35 * amount * (v > a.base) * (
-            v - a.base)], 1)
+        inner = np.stack(
+            [
+                x - (0.04 + 0.06 * severity) * amount,
+                v - 0.35 * amount * (v > a.base) * (v - a.base),
+            ],
+            1,
+        )
         there = _soft(frame.v - high, 0.006)
     inner[:, 0] *= side
     gap = np.clip(chest.lungs[side] - frame.fill(inner, soft=0.002), 0, 1)
@@ -253,9 +264,7 @@ def _pneumothorax(
     sign.extra = 0.12 * frame.stroke([outer], 0.006) * chest.lungs[side] * there * (gap > 0.05)
 
 
-_DRAW: dict[
-    str, Callable[[Sign, np.random.Generator, Finding, Anatomy, Frame, Chest], None]
-] = {
+_DRAW: dict[str, Callable[[Sign, np.random.Generator, Finding, Anatomy, Frame, Chest], None]] = {
     "Atelectasis": _atelectasis,
     "Effusion": _effusion,
     "Infiltration": _infiltration,
