@@ -108,7 +108,9 @@ class Checkpoints:
         except Exception as error:
             raise UserError(f"The checkpoint {path} is damaged: {error}") from error
         if not intact:
-            raise UserError(f"The checkpoint {path} is damaged: its content does not match its digest")
+            raise UserError(
+                f"The checkpoint {path} is damaged: its content does not match its digest"
+            )
         return Restored(step, arrays, meta)
 
     def restore_latest(self) -> Restored | None:
@@ -125,8 +127,8 @@ class Checkpoints:
                 self.damaged.append(str(self._path(step)))
         if self.damaged:
             raise UserError(
-                f"All checkpoints in {self.directory} are damaged ({', '.join(self.damaged)}). Restore them from a copy, "
-                "or delete the folder to start again."
+                f"All checkpoints in {self.directory} are damaged ({', '.join(self.damaged)}). "
+                "Restore them from a copy, or delete the folder to start again."
             )
         return None
 

@@ -89,6 +89,7 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.batch_size = 64
     c.eval.bootstrap = 2000  # resamples of the patients behind each ci95
+    c.eval.pixel_probe = False  # also score a logistic probe on 16×16 pixels: what needs no network
 
     c.profile = ConfigDict()
     c.profile.steps = (0, 0)  # (first, last) step of a jax.profiler trace

@@ -14,10 +14,10 @@ import optax
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
-from kacl_jax import pretrained, radiomics
+from kacl_jax import metrics, pretrained, probe, radiomics
 from kacl_jax.data import nih, phantom, pipeline, splits
 from kacl_jax.errors import UserError
-from kacl_jax.feedback import Feedback, FeatureCache, RadiomicsPool
+from kacl_jax.feedback import FeatureCache, Feedback, RadiomicsPool
 from kacl_jax.inference import Inference
 from kacl_jax.models import KACL
 from kacl_jax.parallel import AXIS, DataParallel
@@ -85,6 +85,19 @@ class Experiment:
         stack.callback(cache.close)
         return Feedback(pool=pool, cache=cache, lag=self.lag, late=c.feedback.late)
 
+    def pixel_probe(self) -> metrics.Table | None:
+        """The floor for AUROC that needs no network, if the config asks for it."""
+        c = self.config
+        if not c.eval.pixel_probe:
+            return None
+        return probe.pixel_probe(
+            self.records,
+            self.split,
+            on_error=c.data.on_error,
+            threads=c.data.threads,
+            resamples=c.eval.bootstrap,
+        )
+
     def _init_variables(self) -> Any:
         model, size = self.programs.model, self.config.data.image_size
         return model.init(
@@ -134,9 +147,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
         size=config.data.image_size,
         seed=config.seed,
     )
-    return Experiment(
-        config, workdir, records, split, batches, parallel, programs, inference, rule
-    )
+    return Experiment(config, workdir, records, split, batches, parallel, programs, inference, rule)
 
 
 def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Split]:
@@ -163,12 +174,7 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
         return Path(config.data.root).expanduser().absolute()
     root = workdir.parent / "phantom"
     try:
-        phantom.write(
-            root,
-            patients=300,
-            size=256,
-            seed=0,
-        )
+        phantom.write_demo(root)
     except OSError as error:
         raise UserError(f"The demo set cannot be written to {root} ({error})") from error
     return root
@@ -189,9 +195,7 @@ def _programs(config: ConfigDict, steps_per_epoch: int) -> Programs:
     rate: Any = config.train.learning_rate
     if config.train.schedule == "one_cycle":
         rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(config.train.weight_decay), optax.adam(rate)
-    )
+    optimizer = optax.chain(optax.add_decayed_weights(config.train.weight_decay), optax.adam(rate))
     loss = config.loss
     return Programs(
         model=model,

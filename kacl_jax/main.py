@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -37,7 +38,9 @@ def main(argv: list[str]) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         if len(argv) > 1:
-            raise UserError(f"Not understood: {' '.join(argv[1:])}; options look like --config.fold=1")
+            raise UserError(
+                f"Not understood: {' '.join(argv[1:])}; options look like --config.fold=1"
+            )
         return _run(_config(), _workdir())
     except run.WorkdirInUseError as error:
         return _told(error, run.WORKDIR_IN_USE)
@@ -87,7 +90,7 @@ def _config() -> ConfigDict:
     """The config of the command line; a missing file is found here, not at the first use of a key."""
     if _CONFIG.value is None:
         raise UserError("Which config? Give one: --config=configs/demo.py, or configs/nih.py")
-    path = Path(flags.FLAGS["config"].config_filename.split(":")[0])
+    path = Path(_config_name().split(":")[0])
     if not path.exists():
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
         raise UserError(f"There is no config file {path}; there are: {known or 'none in configs/'}")
@@ -97,8 +100,13 @@ def _config() -> ConfigDict:
 def _workdir() -> Path:
     if _WORKDIR.value:
         return Path(_WORKDIR.value).expanduser()
-    name = flags.FLAGS["config"].config_filename
-    return Path("runs") / Path(name.split(":")[0]).stem
+    return Path("runs") / Path(_config_name().split(":")[0]).stem
+
+
+def _config_name() -> str:
+    """What was typed after --config=, variant included."""
+    flag: Any = flags.FLAGS["config"]
+    return flag.config_filename
 
 
 def _told(error: Exception, code: int) -> int:

@@ -91,6 +91,4 @@ class DataParallel:
             return jax.device_get(tree)
         if layout == "replicated":
             return jax.tree.map(lambda x: np.asarray(jax.device_get(x)[0]), tree)
-        return jax.tree.map(
-            lambda x: jax.device_get(x).reshape(-1, *x.shape[2:]), tree
-        )
+        return jax.tree.map(lambda x: jax.device_get(x).reshape(-1, *x.shape[2:]), tree)

@@ -82,11 +82,12 @@ def results(
     seed: int,
     feedback: Mapping[str, Any] | None,
     throughput: Mapping[str, Any] | None,
+    pixel_probe: Table | None = None,
 ) -> dict[str, Any]:
     """results.json as a dict of plain values; what is undefined is None beside a `reason`.
 
     feedback and throughput are plain dicts with the keys of FEEDBACK and THROUGHPUT, None where
-    there is no pool or nothing was timed.
+    there is no pool or nothing was timed. pixel_probe: AUROC of `probe.pixel_probe`, if it was run.
     """
     names, located = records.findings, evaluation.located
     localization: dict[str, Any] = _measures(evaluation.accuracy["single"], names)
@@ -109,6 +110,7 @@ def results(
         "findings": list(names),
         "classification": {
             "auroc": _leaves(evaluation.auroc, names),
+            **({"pixel_probe": _leaves(pixel_probe, names)} if pixel_probe else {}),
             "operating_point": dict(zip(names, map(_point, evaluation.points), strict=True)),
         },
         "localization": localization,
@@ -210,12 +212,13 @@ def format_table(results: Mapping[str, Any]) -> str:
         f"protocol {results['protocol']} · split {results['split']} ({results['split_hash']})"
         f" · seed {results['seed']} · {images['test']:,} test images"
     )
-    lines = [head, "", *_auroc_lines(results["classification"]["auroc"], names), ""]
+    lines = [head, "", *_auroc_lines(results["classification"], names), ""]
     lines += [*_finding_lines(results, names), "", *_mean_lines(results), "", *_notes(results)]
     return "\n".join(lines).rstrip()
 
 
-def _auroc_lines(auroc: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _auroc_lines(classification: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    auroc = classification["auroc"]
     lines = [f"{'AUROC':20}{'value':>7}  {'95 % interval':17}{'positive':>9}{'negative':>10}"]
     for name in (*names, "mean"):
         leaf = auroc[name]
@@ -224,6 +227,9 @@ def _auroc_lines(auroc: Mapping[str, Any], names: Sequence[str]) -> list[str]:
             f"{label:20}{_figure(leaf):>7}  {_interval(leaf):17}"
             f"{leaf['n_pos']:>9,}{leaf['n_neg']:>10,}"
         )
+    if "pixel_probe" in classification:
+        floor = classification["pixel_probe"]["mean"]
+        lines.append(f"{'logistic, 16×16 px':20}{_figure(floor):>7}  {_interval(floor):17}")
     return lines
 
 

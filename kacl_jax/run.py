@@ -98,9 +98,7 @@ class Interrupt:
         if self.requested:
             os._exit(INTERRUPTED)
         self.requested = True
-        print(
-            "\nStopping after this step and saving; once more to stop at once.", file=sys.stderr
-        )
+        print("\nStopping after this step and saving; once more to stop at once.", file=sys.stderr)
 
 
 def settle_config(

@@ -165,7 +165,9 @@ class Programs:
             "loss": total,
             **terms,
             "grad_norm": grad_norm,
-            **self._term_gradients(state, aux["batch_stats"], feature_map, batch, affine, radiomics),
+            **self._term_gradients(
+                state, aux["batch_stats"], feature_map, batch, affine, radiomics
+            ),
             "ready": n_ready,
             "hit_rate": jax.lax.pmean(batch["ready"].mean(), AXIS),
             "age": jax.lax.psum(jnp.where(batch["ready"], batch["age"], 0).sum(), AXIS)
@@ -181,21 +183,17 @@ class Programs:
         logits, maps = self._logits_and_maps(state.params, feature_map)
         return (self._rows(state, batch, affine, {"logits": logits, "maps": maps}),)
 
-    def eval_step(
-        self, state: TrainState, batch: Batch
-    ) -> tuple[dict[str, jax.Array]]:
+    def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
         """Logits float32 [b c] and raw class maps float32 [b c u v] (not centred) with running statistics."""
         images = _normalise(batch["image"][..., 0].astype(jnp.float32))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        feature_map = self.model.apply(variables, images, train=False, method="feature_map")
+        feature_map: Any = self.model.apply(variables, images, train=False, method="feature_map")
         logits, maps = self._logits_and_maps(state.params, feature_map)
         return ({"logits": logits, "maps": maps},)
 
     # ---- their parts ------------------------------------------------------------------------------------------
 
-    def _model_input(
-        self, step: jax.Array, batch: Batch
-    ) -> tuple[jax.Array, jax.Array | None]:
+    def _model_input(self, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
         """uint8 [b h w 1] → (normalised, augmented float32 [b h w 3], the affine map used or None)."""
         grey = batch["image"][..., 0].astype(jnp.float32)
         ranges = self.augmentation
@@ -213,7 +211,9 @@ class Programs:
             grey = augment.random_contrast(keys[:, 1], grey, contrast=ranges.contrast)
         return _normalise(grey), affine
 
-    def _feature_map(self, params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    def _feature_map(
+        self, params: Any, batch_stats: Any, images: jax.Array
+    ) -> tuple[jax.Array, Any]:
         feature_map, changed = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -223,9 +223,13 @@ class Programs:
         )
         return feature_map, changed["batch_stats"]
 
+    def _head(self, params: Any, feature_map: jax.Array, method: str) -> jax.Array:
+        output: Any = self.model.apply({"params": params}, feature_map, method=method)
+        return output
+
     def _logits_and_maps(self, params: Any, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
         def classify(a: jax.Array) -> jax.Array:
-            return self.model.apply({"params": params}, a, method="classify")
+            return self._head(params, a, "classify")
 
         return classify(feature_map), gradcam.class_maps(
             classify, feature_map, self.model.n_findings
@@ -248,7 +252,7 @@ class Programs:
         sums = {"focal": focal.sum()}
         counts = {"focal": jnp.ones_like(focal).sum()}
         if self.loss.focal_weight < 1:
-            z_image = self.model.apply({"params": params}, feature_map, method="project_image")
+            z_image = self._head(params, feature_map, "project_image")
             z_radiomics, changed = self.model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 radiomics,
@@ -269,9 +273,7 @@ class Programs:
             )
             sums["nt_xent"], counts["nt_xent"] = loss.sum(), weight.sum()
         if self.loss.box_weight:
-            boxes = (
-                batch["boxes"] if affine is None else augment.warp_boxes(batch["boxes"], affine)
-            )
+            boxes = batch["boxes"] if affine is None else augment.warp_boxes(batch["boxes"], affine)
             loss, weight = losses.box_guidance(maps, boxes, batch["has_box"])
             sums["box"], counts["box"] = loss.sum(), weight.sum()
         aux = {"logits": logits, "maps": jax.lax.stop_gradient(maps), "batch_stats": batch_stats}
@@ -297,15 +299,15 @@ class Programs:
         """Norm of each unweighted term's gradient at the feature map: through the heads only, hence cheap."""
 
         def local_terms(a: jax.Array) -> Metrics:
-            sums, counts, _ = self._terms(
-                state.params, batch_stats, a, batch, affine, radiomics
-            )
+            sums, counts, _ = self._terms(state.params, batch_stats, a, batch, affine, radiomics)
             return {k: sums[k] / jnp.maximum(jax.lax.psum(counts[k], AXIS), 1) for k in sums}
 
         terms, pull_back = jax.vjp(local_terms, feature_map)
         norms = {}
         for name in terms:
-            one = {k: jnp.ones_like(v) if k == name else jnp.zeros_like(v) for k, v in terms.items()}
+            one = {
+                k: jnp.ones_like(v) if k == name else jnp.zeros_like(v) for k, v in terms.items()
+            }
             (gradient,) = pull_back(one)
             norms[f"grad_norm_{name}"] = jnp.sqrt(jax.lax.psum((gradient**2).sum(), AXIS))
         return norms

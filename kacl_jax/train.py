@@ -22,12 +22,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kacl_jax import checkpoint, config as config_keys, evaluate, radiomics, results, run
+from kacl_jax import checkpoint, evaluate, radiomics, results, run
+from kacl_jax import config as config_keys
 from kacl_jax.data.pipeline import Batch
 from kacl_jax.experiment import Experiment, prepare
 from kacl_jax.feedback import Feedback
 from kacl_jax.progress import MetricLog, Progress, summary
-from kacl_jax.step import TrainState
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -287,7 +287,11 @@ class _Loop:
         if self.feedback is not None:
             prefix = "feedback/"
             self.feedback.restore(
-                {k.removeprefix(prefix): v for k, v in latest.arrays.items() if k.startswith(prefix)}
+                {
+                    k.removeprefix(prefix): v
+                    for k, v in latest.arrays.items()
+                    if k.startswith(prefix)
+                }
             )
         experiment.batches.set_state(latest.meta["data"])
         self.tally = Tally(**latest.meta["tally"])
@@ -298,7 +302,9 @@ class _Loop:
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         rates = self._throughput()
         waits = rates.pop("waits")
-        told = {name: metrics[name] for name in ("loss", "focal", "nt_xent", "box") if name in metrics}
+        told: dict[str, Any] = {
+            name: metrics[name] for name in ("loss", "focal", "nt_xent", "box") if name in metrics
+        }
         if self.feedback is not None:
             told |= {
                 "hit": metrics["hit_rate"],
@@ -309,7 +315,9 @@ class _Loop:
         self._progress.advance(summary({**told, "img/s": rates["images_per_s"]}))
         if step % self.experiment.config.log_every == 0:
             self._log.write(
-                step + 1, "train", {**metrics, **rates, **{f"wait_{k}": v for k, v in waits.items()}}
+                step + 1,
+                "train",
+                {**metrics, **rates, **{f"wait_{k}": v for k, v in waits.items()}},
             )
 
     def _throughput(self) -> dict[str, Any]:
@@ -391,6 +399,7 @@ def test(experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally) ->
         seed=config.seed,
         feedback=tally.feedback(),
         throughput=tally.throughput,
+        pixel_probe=experiment.pixel_probe(),
     )
     content["best_step"] = best
     results.write_predictions(

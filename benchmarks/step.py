@@ -1,0 +1,129 @@
+"""What the contrastive loss and Grad-CAM add to a supervised step: FLOPs, time and their ratios, in one run.
+
+    python -m benchmarks.step [encoder] [image size] [batch]
+
+Compared, interleaved, medians of several rounds:
+  supervised     focal loss only, no map
+  KACL           the train step as it is: both losses, class maps, Grad-CAM, statistics
+  second pass    KACL's step plus a second forward pass for the CAM, as hooks on a trained network do it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kacl_jax import losses, radiomics
+from kacl_jax.models import KACL
+from kacl_jax.parallel import AXIS, DataParallel
+from kacl_jax.step import Augmentation, Batch, Loss, Programs, TrainState
+
+C, F = 8, len(radiomics.FEATURE_NAMES)
+ROUNDS = 7
+
+
+def main(encoder: str = "resnet18", size: int = 224, batch_size: int = 16) -> None:
+    program = Programs(
+        model=KACL(encoder, C, axis_name=AXIS),
+        optimizer=optax.adam(1e-4),
+        loss=Loss(0.8, 0.25, 2.0, 0.5, True, 0.0),
+        augmentation=Augmentation(),
+        log_columns=radiomics.LOG_COLUMNS,
+        warmup_steps=0,
+        center_cam=False,
+        seed=0,
+    )
+    supervised = dataclasses.replace(
+        program, loss=dataclasses.replace(program.loss, focal_weight=1.0)
+    )
+
+    def focal_only(state: TrainState, batch: Batch) -> tuple[TrainState]:
+        images, _ = supervised._model_input(state.step, batch)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            feature_map, stats = supervised._feature_map(params, state.batch_stats, images)
+            logits = supervised.model.apply({"params": params}, feature_map, method="classify")
+            focal = losses.focal_loss(logits, batch["labels"], alpha=0.25, gamma=2.0).sum(1).mean()
+            return jax.lax.pmean(focal, AXIS), stats
+
+        grads, stats = jax.grad(loss, has_aux=True)(state.params)
+        grads = jax.lax.pmean(grads, AXIS)
+        updates, opt_state = supervised.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return (state.replace(params=params, opt_state=opt_state, batch_stats=stats),)
+
+    def second_pass(state: TrainState, batch: Batch) -> tuple[Any, Any]:
+        new, _, _ = program.train_step(state, batch)
+        (rows,) = program.region_step(new, batch)
+        return new, rows
+
+    parallel = DataParallel("shard_map")
+    variables = jax.jit(
+        lambda: program.model.init(
+            jax.random.key(0),
+            jnp.zeros((1, size, size, 3)),
+            jnp.zeros((1, F)),
+            jnp.zeros(1, bool),
+            train=False,
+        )
+    )()
+    state = parallel.replicate(program.init(variables, size))
+    batch = parallel.shard(_batch(size, batch_size))
+    steps = {
+        "supervised": parallel.run(focal_only, ("replicated",)),
+        "KACL": parallel.run(program.train_step, ("replicated", "replicated", "sharded")),
+        "second pass": parallel.run(second_pass, ("replicated", "sharded")),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(ROUNDS + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            jax.block_until_ready(step(state, batch))
+            if round_:  # the first compiles
+                seconds[name].append(time.perf_counter() - start)
+    device = jax.devices()[0]
+    print(
+        f"{encoder}, {size} px, batch {batch_size}, {device.platform}:{device.device_kind}, jax {jax.__version__}"
+    )
+    print(
+        f"{'step':14}{'GFLOP':>9}{'s (median)':>12}{'images/s':>10}{'time ratio':>12}{'FLOP ratio':>12}"
+    )
+    base_time = statistics.median(seconds["supervised"])
+    base_flops = _flops(steps["supervised"], state, batch)
+    for name, step in steps.items():
+        median, flops = statistics.median(seconds[name]), _flops(step, state, batch)
+        print(
+            f"{name:14}{flops / 1e9:9.1f}{median:12.3f}{batch_size / median:10.1f}"
+            f"{median / base_time:12.2f}{flops / base_flops:12.3f}"
+        )
+
+
+def _flops(step: Any, state: TrainState, batch: Any) -> float:
+    return step.lower(state, batch).compile().cost_analysis()["flops"]
+
+
+def _batch(size: int, b: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        "image": random.integers(0, 256, (b, size, size, 1)).astype(np.uint8),
+        "labels": (random.random((b, C)) < 0.2).astype(np.float32),
+        "boxes": np.zeros((b, C, 4), np.float32),
+        "has_box": np.zeros((b, C), bool),
+        "image_id": np.arange(b, dtype=np.int32),
+        "patient_id": np.arange(b, dtype=np.int32),
+        "radiomics": random.gamma(1.0, 50.0, (b, F)).astype(np.float32),
+        "ready": np.ones(b, bool),
+        "age": np.ones(b, np.int32),
+    }
+
+
+if __name__ == "__main__":
+    main(*(kind(value) for kind, value in zip((str, int, int), sys.argv[1:], strict=False)))
