@@ -6,10 +6,12 @@ Layer names follow the published weight files (`layer1.0.conv1` is `layer1_0/con
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -103,6 +105,9 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", _FAN_IN, (k, k, 1, channels), jnp.float32)
         kernel = kernel.astype(self.dtype)
         if self.mode == "shifted":
+            # Under shard_map a hand-written gradient must vary over the devices exactly as its
+            # argument does: borrow that from x, never its values. Autodiff then adds the psum.
+            kernel = jnp.where(False, lax.stop_gradient(x[:1, :1, :1]), kernel)
             return _shifted_depthwise(x, kernel[:, :, 0], s)
         return lax.conv_general_dilated(
             x,
@@ -114,19 +119,76 @@ class DepthwiseConv(nn.Module):
         )
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _shifted_depthwise(x: Array, kernel: Array, stride: int) -> Array:
     """x [b h w k], kernel [i j k] → [b ceil(h/stride) ceil(w/stride) k]."""
+    out = tuple(-(-side // stride) for side in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), *_same_pads(x, kernel, stride), (0, 0)))
+    return _sum_of_products(padded, kernel, out, stride)
+
+
+def _shifted_depthwise_forward(
+    x: Array, kernel: Array, stride: int
+) -> tuple[Array, tuple[Array, Array]]:
+    return _shifted_depthwise(x, kernel, stride), (x, kernel)
+
+
+def _shifted_depthwise_backward(
+    stride: int, saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    """The gradient by hand: XLA's own is 2.3 times slower on CPU over Lite0's layers.
+
+    It fuses the kernel's k² reductions into one loop that it does not vectorise; one image at a
+    time (`lax.map`) the data at least stays in the cache.
+    """
+    x, kernel = saved
     size = kernel.shape[0]
-    rows, columns = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-    pads = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    products = []
+    pads = _same_pads(x, kernel, stride)
+    # x: the same sum of shifted products, over the dilated cotangent and the turned kernel
+    before = [size - 1 - low for low, _ in pads]
+    after = [
+        side + size - 1 - low - (n - 1) * stride - 1
+        for side, low, n in zip(x.shape[1:3], before, cotangent.shape[1:3], strict=True)
+    ]
+    spread = [(low, high, stride - 1) for low, high in zip(before, after, strict=True)]
+    zero = jnp.zeros((), cotangent.dtype)
+    dilated = lax.pad(cotangent, zero, [(0, 0, 0), *spread, (0, 0, 0)])
+    to_x = _sum_of_products(dilated, kernel[::-1, ::-1], x.shape[1:3], 1)
+    # kernel: one sum over pixels for each shift
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+    def one_image(rows: tuple[Array, Array]) -> Array:
+        image, ct = rows[0][None], rows[1]
+        return jnp.stack(
+            [
+                (window[0] * ct).sum((0, 1), dtype=jnp.float32)
+                for window in _windows(image, size, ct.shape[:2], stride)
+            ]
+        )
+
+    to_kernel = lax.map(one_image, (padded, cotangent)).sum(0)
+    return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_shifted_depthwise.defvjp(_shifted_depthwise_forward, _shifted_depthwise_backward)
+
+
+def _same_pads(x: Array, kernel: Array, stride: int) -> Sequence[tuple[int, int]]:
+    return lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
+
+
+def _windows(x: Array, size: int, out: Sequence[int], stride: int) -> Iterator[Array]:
+    """The size² views of padded x [b h w k] that one kernel cell each sees, [b *out k]."""
     for i in range(size):
         for j in range(size):
-            window = x[:, i : i + (rows - 1) * stride + 1 : stride]
-            window = window[:, :, j : j + (columns - 1) * stride + 1 : stride]
-            products.append(window * kernel[i, j][None, None, None])
-    return reduce(jnp.add, products)
+            rows = x[:, i : i + (out[0] - 1) * stride + 1 : stride]
+            yield rows[:, :, j : j + (out[1] - 1) * stride + 1 : stride]
+
+
+def _sum_of_products(x: Array, kernel: Array, out: Sequence[int], stride: int) -> Array:
+    cells = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
+    views = _windows(x, kernel.shape[0], out, stride)
+    return reduce(jnp.add, [view * cell for view, cell in zip(views, cells, strict=True)])
 
 
 class ResNetBlock(nn.Module):

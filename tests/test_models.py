@@ -171,6 +171,22 @@ def test_image_batch_norm_on_four_devices_is_that_of_the_global_batch() -> None:
     assert min(jax.tree.leaves(moved)) > 1e-4
 
 
+@pytest.mark.parametrize("mode", ["shifted", "grouped"])
+def test_the_depthwise_gradient_on_four_devices_is_the_sum_over_the_global_batch(mode: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(8, 5, 6, 3)).astype(np.float32)
+    layer = DepthwiseConv(3, 2, mode, jnp.float32)
+    variables = {"params": {"kernel": np.ones((3, 3, 1, 3), np.float32)}}
+
+    def gradient(v: Any, x: Any, total: Any) -> Any:
+        return x, jax.grad(lambda v: total((layer.apply(v, x) ** 2).sum()))(v)
+
+    expected = jax.jit(lambda v, x: gradient(v, x, lambda value: value))(variables, x)[1]
+    found = on_four_devices(
+        lambda v, x: gradient(v, x, lambda value: jax.lax.psum(value, "data")), variables, x
+    )[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
+
+
 def test_masked_batch_norm_on_four_devices_with_uneven_and_empty_shares() -> None:
     """Counts of 4, 0, 3 and 2 ready rows: a mean of per-device means would be wrong or NaN."""
     rng = np.random.default_rng(0)
