@@ -2,7 +2,7 @@
 
     python -m benchmarks.overlap [patients]
 
-Three short runs of the same phantom, one after the other, on the same machine. The time that radiomics costs the loop is the
+Three short runs of the same phantom, one after the other, on the same machine. What radiomics costs the loop is the
 difference to the first row; what the workers did meanwhile is ROI/s.
 """
 
