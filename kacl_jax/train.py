@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kacl_jax import checkpoint, evaluate, radiomics, results, run
+from kacl_jax import checkpoint, evaluate, radiomics, run, score
 from kacl_jax import config as config_keys
 from kacl_jax.data.pipeline import Batch
 from kacl_jax.experiment import Experiment, prepare
 from kacl_jax.feedback import Feedback
 from kacl_jax.progress import MetricLog, Progress, summary
+from kacl_jax.tally import Clock, Tally
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -49,14 +49,14 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     workdir = workdir.absolute()
     with run.locked(workdir):
-        experiment = prepare(config, workdir)
-        _record(experiment)
+        experiment = _prepared(config, workdir)
         if (workdir / "results.json").exists():
             logging.info("%s is finished; nothing to do. Its results:", workdir)
             return run.read_json(workdir / "results.json")
+        score.record(experiment)
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         trained = train(experiment, saved)
-        return test(experiment, saved, trained)
+        return score.best(experiment, saved, trained)
 
 
 def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -67,48 +67,26 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     workdir = workdir.absolute()
     with run.locked(workdir):
-        experiment = prepare(config, workdir)
-        _record(experiment)
+        experiment = _prepared(config, workdir)
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         latest = saved.restore_latest()
         if latest is None:
             raise run.UserError(
                 f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
             )
-        return test(experiment, saved, Tally(**latest.meta["tally"]))
+        return score.best(experiment, saved, Tally(**latest.meta["tally"]))
 
 
-@dataclasses.dataclass
-class Tally:
-    """What a run counts; part of a checkpoint, so that a resumed run ends with the same figures.
-
-    best_step, best_auroc: the checkpoint with the highest mean validation AUROC, the earlier one on a tie.
-    rows, ready, age_sum: training rows, those with a ready feature, and their summed age in steps.
-    regions: where the regions of interest came from.
-    failures: regions without features, by reason. reproducible: see `Feedback`.
-    throughput: of the last process that trained; never part of a comparison.
-    """
-
-    best_step: int | None = None
-    best_auroc: float | None = None
-    rows: int = 0
-    ready: int = 0
-    age_sum: int = 0
-    regions: dict[str, int] = dataclasses.field(default_factory=dict)
-    failures: dict[str, int] = dataclasses.field(default_factory=dict)
-    reproducible: bool = True
-    throughput: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def feedback(self) -> dict[str, Any] | None:
-        """The feedback part of results.json; None where there was no pool."""
-        if not self.rows:
-            return None
-        return {
-            "hit_rate": self.ready / self.rows,
-            "mean_age_steps": self.age_sum / self.ready if self.ready else None,
-            "failures": self.failures,
-            "regions": self.regions,
-        }
+def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
+    """The parts of the run, and its config.json; a changed config is refused."""
+    experiment = prepare(config, workdir)
+    run.settle_config(
+        workdir,
+        config_keys.flatten(config),
+        experiment.records.checksums,
+        config_keys.FREE_KEYS,
+    )
+    return experiment
 
 
 @dataclasses.dataclass
@@ -170,7 +148,9 @@ class _Loop:
         self._progress = stack.enter_context(
             contextlib.closing(Progress(experiment.total_steps, self.first_step))
         )
-        self._clock = _Clock()
+        self._clock = Clock()
+        # A resume restores the counters; rates are of this process.
+        self._counted_before = dict(self.feedback.counters) if self.feedback else {}
 
     # ---- one turn of the feedback loop ------------------------------------------------------------------------
 
@@ -321,14 +301,17 @@ class _Loop:
             )
 
     def _throughput(self) -> dict[str, Any]:
-        """Rates since this process's third step (the first two compile), and what it waited for."""
-        clock, counters = self._clock, self.feedback.counters if self.feedback else {}
+        """Rates of this process (images: since its third step, the first two compile), and its waits."""
+        clock = self._clock
+        now: dict[str, float] = self.feedback.counters if self.feedback else {}
+        rois, waited = (
+            now.get(name, 0) - self._counted_before.get(name, 0) for name in ("computed", "waits_s")
+        )
+        images = max(clock.steps, 0) * self.experiment.config.train.batch_size
         return {
-            "images_per_s": clock.steps * self.experiment.config.train.batch_size / clock.seconds
-            if clock.steps > 0
-            else 0.0,
-            "rois_per_s": counters.get("computed", 0) / clock.total if clock.total else 0.0,
-            "waits": {"data_s": clock.data_wait, "radiomics_s": counters.get("waits_s", 0.0)},
+            "images_per_s": images / clock.seconds if clock.seconds else 0.0,
+            "rois_per_s": rois / clock.total if clock.total else 0.0,
+            "waits": {"data_s": clock.data_wait, "radiomics_s": waited},
         }
 
     def _profile(self, step: int) -> None:
@@ -338,98 +321,6 @@ class _Loop:
         if first < last and step == last:
             self._settle()
             jax.profiler.stop_trace()
-
-
-class _Clock:
-    """Seconds spent in turns: of all, of those after compilation, and waiting for data."""
-
-    _COMPILING = 2
-
-    def __init__(self) -> None:
-        self.total = self.seconds = self.data_wait = 0.0
-        self.steps = -self._COMPILING
-        self._started = 0.0
-
-    def start(self) -> None:
-        self._started = time.monotonic()
-
-    def data_is_here(self) -> None:
-        self.data_wait += time.monotonic() - self._started
-
-    def stop(self) -> None:
-        took = time.monotonic() - self._started
-        self.total += took
-        self.steps += 1
-        if self.steps > 0:
-            self.seconds += took
-
-
-def test(experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally) -> dict[str, Any]:
-    """Score the best checkpoint on the test part; write predictions.csv, boxes.csv and results.json.
-
-    Returns:
-      What results.json holds.
-    """
-    config, workdir = experiment.config, experiment.workdir
-    best = tally.best_step if tally.best_step is not None else saved.steps()[-1]
-    arrays = saved.restore(best).arrays
-    state = experiment.parallel.replicate(
-        checkpoint.from_arrays(experiment.state_template(), arrays, "state")
-    )
-    inference, split = experiment.inference, experiment.split
-    center = None
-    if config.cam.center == "mean":
-        center = inference.mean_map(state, split.train)
-    val = inference.logits(state, split.val)
-    tested = inference.outputs(state, split.test, center=center)
-    found = evaluate.evaluate(
-        val,
-        tested,
-        experiment.records,
-        split,
-        size=config.data.image_size,
-        relu=config.cam.relu,
-        threshold=config.cam.threshold,
-        resamples=config.eval.bootstrap,
-    )
-    content = results.results(
-        found,
-        experiment.records,
-        split,
-        seed=config.seed,
-        feedback=tally.feedback(),
-        throughput=tally.throughput,
-        pixel_probe=experiment.pixel_probe(),
-    )
-    content["best_step"] = best
-    results.write_predictions(
-        workdir / "predictions.csv", experiment.records, split, val=val, test=tested
-    )
-    results.write_boxes(workdir / "boxes.csv", experiment.records, found.located)
-    _record(experiment, reproducible=tally.reproducible)
-    results.write_json(workdir / "results.json", content)
-    return content
-
-
-def _record(experiment: Experiment, **more: Any) -> None:
-    """config.json (refusing a changed one) and run.json."""
-    run.settle_config(
-        experiment.workdir,
-        config_keys.flatten(experiment.config),
-        experiment.records.checksums,
-        config_keys.FREE_KEYS,
-    )
-    run.write_json(
-        experiment.workdir / "run.json",
-        {
-            **run.provenance(experiment.parallel.devices),
-            "split": experiment.split.name,
-            "split_hash": experiment.split.hash,
-            "checksums": experiment.records.checksums,
-            "images_missing": len(experiment.records.missing),
-            **more,
-        },
-    )
 
 
 def _no_features(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,71 @@
+"""The test at the end of a run: the best checkpoint, scored once, and the files that say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kacl_jax import checkpoint, evaluate, results, run
+from kacl_jax.experiment import Experiment
+from kacl_jax.tally import Tally
+
+
+def best(experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally) -> dict[str, Any]:
+    """Score the best checkpoint on the test part; write predictions.csv, boxes.csv and results.json.
+
+    Returns:
+      What results.json holds.
+    """
+    config, workdir = experiment.config, experiment.workdir
+    step = tally.best_step if tally.best_step is not None else saved.steps()[-1]
+    arrays = saved.restore(step).arrays
+    state = experiment.parallel.replicate(
+        checkpoint.from_arrays(experiment.state_template(), arrays, "state")
+    )
+    inference, split = experiment.inference, experiment.split
+    center = None
+    if config.cam.center == "mean":
+        center = inference.mean_map(state, split.train)
+    val = inference.logits(state, split.val)
+    tested = inference.outputs(state, split.test, center=center)
+    found = evaluate.evaluate(
+        val,
+        tested,
+        experiment.records,
+        split,
+        size=config.data.image_size,
+        relu=config.cam.relu,
+        threshold=config.cam.threshold,
+        resamples=config.eval.bootstrap,
+    )
+    content = results.results(
+        found,
+        experiment.records,
+        split,
+        seed=config.seed,
+        feedback=tally.feedback(),
+        throughput=tally.throughput,
+        pixel_probe=experiment.pixel_probe(),
+    )
+    content["best_step"] = step
+    results.write_predictions(
+        workdir / "predictions.csv", experiment.records, split, val=val, test=tested
+    )
+    results.write_boxes(workdir / "boxes.csv", experiment.records, found.located)
+    record(experiment, reproducible=tally.reproducible)
+    results.write_json(workdir / "results.json", content)
+    return content
+
+
+def record(experiment: Experiment, **more: Any) -> None:
+    """run.json: where this run comes from."""
+    run.write_json(
+        experiment.workdir / "run.json",
+        {
+            **run.provenance(experiment.parallel.devices),
+            "split": experiment.split.name,
+            "split_hash": experiment.split.hash,
+            "checksums": experiment.records.checksums,
+            "images_missing": len(experiment.records.missing),
+            **more,
+        },
+    )
