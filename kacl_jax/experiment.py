@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from kacl_jax import config as config_keys
 from kacl_jax import metrics, pretrained, probe, radiomics
@@ -85,6 +86,19 @@ class Experiment:
         stack.callback(cache.close)
         return Feedback(pool=pool, cache=cache, lag=self.lag, late=c.feedback.late)
 
+    def describe(self) -> str:
+        """What is about to run, in two lines."""
+        split, records = self.split, self.records
+        absent = f" · {len(records.missing):,} images missing" if records.missing else ""
+        device = self.parallel.devices[0]
+        return (
+            f"{split.name} ({split.hash}): {len(split.train):,} training, {len(split.val):,} validation, "
+            f"{len(split.test):,} test images · {split.annotated.sum():,} boxes to train on, "
+            f"{split.scored.sum():,} scored{absent}\n"
+            f"{self.config.model.encoder}, {self.config.data.image_size} px, {self.total_steps:,} steps of "
+            f"{self.config.train.batch_size} images on {self.parallel.n_devices} × {device.device_kind}"
+        )
+
     def pixel_probe(self) -> metrics.Table | None:
         """The floor for AUROC that needs no network, if the config asks for it."""
         c = self.config
@@ -138,6 +152,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
         batch_size=config.eval.batch_size,
         on_error=config.data.on_error,
         threads=config.data.threads,
+        broken=batches.broken,
     )
     rule = RegionRule(
         source=config.roi.source,
@@ -174,7 +189,13 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
         return Path(config.data.root).expanduser().absolute()
     root = workdir.parent / "phantom"
     try:
-        phantom.write_demo(root)
+        with tqdm(desc=f"Drawing the demo set in {root}", unit="image", delay=1) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            phantom.write_demo(root, progress)
     except OSError as error:
         raise UserError(f"The demo set cannot be written to {root} ({error})") from error
     return root

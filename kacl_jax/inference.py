@@ -29,6 +29,7 @@ class Inference:
         batch_size: int,
         on_error: str,
         threads: int,
+        broken: pipeline.BrokenFiles,
     ) -> None:
         self._parallel = parallel
         self._step = parallel.run(eval_step, ("sharded",))
@@ -38,6 +39,7 @@ class Inference:
             "batch_size": batch_size,
             "on_error": on_error,
             "threads": threads,
+            "broken": broken,
         }
 
     def logits(self, state: Any, ids: np.ndarray) -> Outputs:

@@ -1,11 +1,12 @@
 """The command: `python -m kacl_jax.main --config=configs/nih.py [--workdir=…] [--mode=train|eval|verify]`.
 
-Radiomics workers import this file again when they start: nothing at its top level may import jax.
+Its top level imports no jax: a mistyped flag and --help answer at once.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Where nothing listens for it (before and after training), SIGTERM is as good as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if len(argv) > 1:
             raise UserError(
@@ -48,6 +51,8 @@ def main(argv: list[str]) -> int:
         return _told(error, run.USER_ERROR)
     except run.InterruptedRunError as error:
         return _told(error, run.INTERRUPTED)
+    except KeyboardInterrupt:
+        return _told("Stopped; the same command goes on from the last checkpoint.", run.INTERRUPTED)
     except run.NonFiniteError as error:
         return _told(error, run.NON_FINITE)
 
@@ -109,7 +114,7 @@ def _config_name() -> str:
     return flag.config_filename
 
 
-def _told(error: Exception, code: int) -> int:
+def _told(error: Exception | str, code: int) -> int:
     print(f"\n{error}", file=sys.stderr)
     return code
 

@@ -66,6 +66,7 @@ def record(experiment: Experiment, **more: Any) -> None:
             "split_hash": experiment.split.hash,
             "checksums": experiment.records.checksums,
             "images_missing": len(experiment.records.missing),
+            "images_unreadable": experiment.batches.broken.as_dict(),
             **more,
         },
     )

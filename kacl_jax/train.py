@@ -54,6 +54,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             logging.info("%s is finished; nothing to do. Its results:", workdir)
             return run.read_json(workdir / "results.json")
         score.record(experiment)
+        logging.info(experiment.describe())
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         trained = train(experiment, saved)
         return score.best(experiment, saved, trained)
