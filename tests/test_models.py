@@ -271,6 +271,33 @@ def test_rows_that_are_not_ready_touch_nothing(filler: float) -> None:
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+def test_a_loss_on_rows_that_are_not_ready_moves_no_parameter() -> None:
+    _, radiomics, _ = batch(16)
+    ready = np.arange(16) % 3 != 0
+    model = KACL("resnet18", 8)
+    variables = nn.init(KACL.project_radiomics, model)(jax.random.key(0), radiomics, ready, False)
+
+    def gradient(weights: np.ndarray) -> Any:
+        def loss(params: Any) -> Any:
+            z, _ = model.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                radiomics,
+                ready,
+                True,
+                mutable=["batch_stats"],
+                method="project_radiomics",
+            )
+            return (z[:, 0] * weights).sum()
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    weights = np.arange(1, 17, dtype=np.float32)
+    everywhere, where_ready = gradient(weights), gradient(weights * ready)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), everywhere, where_ready
+    )
+
+
 def test_ready_rows_alone_give_the_same_result_as_among_others() -> None:
     _, radiomics, _ = batch(24)
     ready = np.arange(24) % 2 == 0
