@@ -80,7 +80,6 @@ def default() -> ConfigDict:
     c.feedback.timeout_s = 60.0
 
     c.radiomics = ConfigDict()
-    c.radiomics.backend = "pyradiomics"
     c.radiomics.bin_width = 25.0
 
     c.parallel = ConfigDict()
@@ -117,7 +116,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "cam.center": ("none", "mean"),
     "roi.source": ("cam", "random", "whole"),
     "feedback.late": ("wait", "drop"),
-    "radiomics.backend": ("pyradiomics",),
     "parallel.mode": ("shard_map", "pmap"),
 }
 

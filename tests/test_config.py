@@ -1,0 +1,110 @@
+"""The check of the config: every rule refuses what it should, all at once, in words."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from kacl_jax import config as config_keys
+from kacl_jax.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def sound() -> ConfigDict:
+    config = config_keys.default()
+    config.data.root = "somewhere"
+    return config
+
+
+def changed(**values: Any) -> ConfigDict:
+    config = sound()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+BROKEN = [
+    ("protocol", "D"),
+    ("fold", 5),
+    ("fold", -1),
+    ("folds", 1),
+    ("seed", -1),
+    ("data.root", ""),
+    ("data.image_size", 100),
+    ("data.findings", 9),
+    ("data.on_error", "ignore"),
+    ("data.box_share", 0.5),
+    ("data.val_fraction", 0.0),
+    ("augment.rotate", 90.0),
+    ("model.encoder", "vgg"),
+    ("model.output_stride", 8),
+    ("model.dtype", "float16"),
+    ("train.batch_size", 30),
+    ("train.learning_rate", 0.0),
+    ("train.schedule", "linear"),
+    ("loss.focal_weight", 1.5),
+    ("loss.temperature", 0.0),
+    ("loss.box_weight", 0.1),
+    ("cam.center", "median"),
+    ("cam.threshold", 1.0),
+    ("roi.source", "box"),
+    ("feedback.lag", -2),
+    ("feedback.late", "skip"),
+    ("radiomics.bin_width", 0.0),
+    ("parallel.mode", "jit"),
+    ("eval.batch_size", 30),
+    ("profile.steps", (5, 2)),
+]
+
+
+@pytest.mark.parametrize("key, value", BROKEN)
+def test_a_value_that_cannot_run_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"config.{key}|protocol A|box_weight"):
+        config_keys.check(changed(**{key: value}), n_devices=4)
+
+
+def test_the_default_is_sound() -> None:
+    config_keys.check(sound(), n_devices=4)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    config = changed(**{"protocol": "D", "train.learning_rate": -1.0, "cam.threshold": 2.0})
+    with pytest.raises(UserError) as told:
+        config_keys.check(config, n_devices=1)
+    for key in ("protocol", "train.learning_rate", "cam.threshold"):
+        assert f"config.{key}" in str(told.value)
+
+
+def test_guidance_and_centring_exclude_each_other() -> None:
+    config = changed(
+        **{"protocol": "C", "data.box_share": 1.0, "loss.box_weight": 0.1, "cam.center": "mean"}
+    )
+    with pytest.raises(UserError, match=r"cam\.center"):
+        config_keys.check(config, n_devices=1)
+
+
+@pytest.mark.parametrize(
+    "file, variant, protocol",
+    [("demo", None, "C"), ("nih", None, "A"), ("nih", "semi", "B"), ("nih", "pooled", "C")],
+)
+def test_the_configs_are_sound(file: str, variant: str | None, protocol: str) -> None:
+    spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant) if variant else module.get_config()
+    config.data.root = config.data.root or "somewhere"
+    config_keys.check(config, n_devices=4)
+    assert config.protocol == protocol
+
+
+def test_flatten_names_every_leaf_with_dots() -> None:
+    flat = config_keys.flatten(sound())
+    assert flat["loss.focal_weight"] == 0.8
+    assert flat["profile.steps"] == [0, 0]
+    assert set(config_keys.FREE_KEYS) <= flat.keys()
