@@ -9,8 +9,12 @@ from kacl_jax.experiment import Experiment
 from kacl_jax.tally import Tally
 
 
-def best(experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally) -> dict[str, Any]:
+def best(
+    experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally, *, steps: int
+) -> dict[str, Any]:
     """Score the best checkpoint on the test part; write predictions.csv, boxes.csv and results.json.
+
+    steps: how many were trained, which results.json says as `trained_steps`.
 
     Returns:
       What results.json holds.
@@ -46,7 +50,7 @@ def best(experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally) ->
         throughput=tally.throughput,
         pixel_probe=experiment.pixel_probe(),
     )
-    content["best_step"] = step
+    content["best_step"], content["trained_steps"] = step, steps
     results.write_predictions(
         workdir / "predictions.csv", experiment.records, split, val=val, test=tested
     )

@@ -35,8 +35,9 @@ class Tally:
         return {
             "hit_rate": self.ready / self.rows,
             "mean_age_steps": self.age_sum / self.ready if self.ready else None,
-            "failures": self.failures,
-            "regions": self.regions,
+            # Sorted: which reason came first depends on the workers.
+            "failures": dict(sorted(self.failures.items())),
+            "regions": dict(sorted(self.regions.items())),
         }
 
 

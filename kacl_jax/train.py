@@ -50,14 +50,15 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     workdir = workdir.absolute()
     with run.locked(workdir):
         experiment = _prepared(config, workdir)
-        if (workdir / "results.json").exists():
+        finished = _finished(experiment)
+        if finished is not None:
             logging.info("%s is finished; nothing to do. Its results:", workdir)
-            return run.read_json(workdir / "results.json")
+            return finished
         score.record(experiment)
         logging.info(experiment.describe())
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         trained = train(experiment, saved)
-        return score.best(experiment, saved, trained)
+        return score.best(experiment, saved, trained, steps=experiment.total_steps)
 
 
 def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             raise run.UserError(
                 f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
             )
-        return score.best(experiment, saved, Tally(**latest.meta["tally"]))
+        return score.best(experiment, saved, Tally(**latest.meta["tally"]), steps=latest.step)
 
 
 def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
@@ -88,6 +89,15 @@ def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
         config_keys.FREE_KEYS,
     )
     return experiment
+
+
+def _finished(experiment: Experiment) -> dict[str, Any] | None:
+    """The results of a run that was trained to its last step; those of an earlier --mode=eval do not count."""
+    path = experiment.workdir / "results.json"
+    if not path.exists():
+        return None
+    found: dict[str, Any] = run.read_json(path)
+    return found if found.get("trained_steps") == experiment.total_steps else None
 
 
 @dataclasses.dataclass
@@ -149,6 +159,8 @@ class _Loop:
         self._progress = stack.enter_context(
             contextlib.closing(Progress(experiment.total_steps, self.first_step))
         )
+        # Closed after the profile's last step, or with the loop if that comes first.
+        self._stop_profile = stack.enter_context(contextlib.ExitStack())
         self._clock = Clock()
         # A resume restores the counters; rates are of this process.
         self._counted_before = dict(self.feedback.counters) if self.feedback else {}
@@ -319,9 +331,10 @@ class _Loop:
         first, last = self.experiment.config.profile.steps
         if first < last and step == first:
             jax.profiler.start_trace(str(self.experiment.workdir / "profile"))
-        if first < last and step == last:
+            self._stop_profile.callback(jax.profiler.stop_trace)
+        if step == last:
             self._settle()
-            jax.profiler.stop_trace()
+            self._stop_profile.close()
 
 
 def _no_features(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

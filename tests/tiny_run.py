@@ -1,0 +1,124 @@
+"""The whole program on a network and a data set so small that a run takes seconds.
+
+    python tests/tiny_run.py --config=tests/tiny_run.py --config.data.root=… --workdir=…
+
+is `kacl_jax.main` with a two-layer image encoder in place of the real ones. AT='turn:5:SIGKILL' in the environment
+sends that signal to the process itself at that point: 'turn' after step 5 was dispatched, 'saving' while the
+checkpoint of step 5 is being written, 'saved' right after, 'testing' before the tables are written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+PATIENTS, SIZE = 48, 64
+
+
+def write_root(root: Path) -> Path:
+    """118 phantom images at 64 px."""
+    from kacl_jax.data import phantom
+
+    phantom.write(root, patients=PATIENTS, size=SIZE, seed=0)
+    return root
+
+
+def get_config() -> ConfigDict:
+    """Protocol C, 12 steps of 12 images in 4 epochs; a checkpoint every 2 steps and at each epoch's end."""
+    from kacl_jax import config
+
+    c = config.default()
+    c.protocol, c.folds = "C", 2
+    c.log_every = 1
+    c.data.image_size = SIZE
+    c.data.box_share = 1.0
+    c.data.val_fraction = 0.2
+    c.model.pretrained = ""
+    c.model.projection_dim = 8
+    c.train.epochs = 4
+    c.train.batch_size = 12
+    c.train.learning_rate = 3e-3
+    c.train.checkpoint_every = 2
+    c.feedback.lag = 3
+    c.feedback.workers = 1
+    c.eval.batch_size = 12
+    c.eval.bootstrap = 20
+    return c
+
+
+def tiny_encoder(*_: Any, dtype: Any, axis_name: str | None, **__: Any) -> Any:
+    """Stands in for `encoders.image_encoder`: two convolutions, 64 px → 8×8 cells of 16 channels."""
+    import flax.linen as nn
+    import jax.numpy as jnp
+
+    from kacl_jax import encoders
+
+    class TinyEncoder(nn.Module):
+        @nn.compact
+        def __call__(self, images: Any, train: bool) -> Any:
+            x = images.astype(dtype)
+            for number, (features, stride) in enumerate(((8, 4), (16, 2))):
+                x = nn.Conv(features, (5, 5), strides=stride, use_bias=False)(x)
+                norm = encoders.batch_norm(
+                    f"bn{number}", train=train, epsilon=1e-5, dtype=dtype, axis_name=axis_name
+                )
+                x = nn.relu(norm(x))
+            return x.astype(jnp.float32)
+
+    return TinyEncoder()
+
+
+def _struck(at: str) -> None:
+    """Make the loop send itself a signal where `at` says."""
+    from kacl_jax import checkpoint, score, train
+
+    point, step, name = at.split(":")
+    number = signal.Signals[name]
+
+    def strike() -> None:
+        os.kill(os.getpid(), number)
+
+    def around(owner: Any, method: str, before: bool = False, delay: float = 0.0) -> None:
+        inner = getattr(owner, method)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            here = point == "testing" or args[1] == int(step)
+            if here and delay:
+                threading.Timer(delay, strike).start()
+            elif here and before:
+                strike()
+            result = inner(*args, **kwargs)
+            if here and delay:
+                time.sleep(1)  # had the save been faster
+            elif here and not before:
+                strike()
+            return result
+
+        setattr(owner, method, wrapped)
+
+    if point == "turn":
+        around(train._Loop, "turn")
+    elif point == "saving":
+        around(checkpoint.Checkpoints, "save", delay=0.02)
+    elif point == "saved":
+        around(checkpoint.Checkpoints, "save")
+    else:
+        around(score.results, "write_boxes", before=True)
+
+
+if __name__ == "__main__":
+    from absl import app
+
+    from kacl_jax import main, models
+
+    models.image_encoder = tiny_encoder
+    if os.environ.get("AT"):
+        _struck(os.environ["AT"])
+    app.run(main.main, argv=sys.argv, flags_parser=main._parse)
