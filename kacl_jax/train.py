@@ -241,6 +241,13 @@ class _Loop:
         self._settle()
         experiment = self.experiment
         outputs = experiment.inference.logits(self._state, experiment.split.val)
+        bad = ~np.isfinite(outputs.logits).all(1)
+        if bad.any():
+            names = experiment.records.names[outputs.image_id[bad]]
+            raise run.NonFiniteError(
+                f"After step {taken} the logits of {len(names)} validation images are not finite; the last "
+                f"good checkpoint is intact. The first: {names[0]}. Try a lower config.train.learning_rate."
+            )
         table = evaluate.classification(
             outputs, experiment.records, experiment.split.val, resamples=0
         )
