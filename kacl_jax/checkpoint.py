@@ -21,6 +21,8 @@ from kacl_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 
+_HALF_WRITTEN = ".orbax-checkpoint-tmp"
+
 
 class Restored(NamedTuple):
     step: int
@@ -40,7 +42,7 @@ class Checkpoints:
         self.damaged: list[str] = []
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.iterdir():
-            if not path.name.isdigit():
+            if _HALF_WRITTEN in path.name:
                 shutil.rmtree(path)
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
@@ -79,7 +81,8 @@ class Checkpoints:
                 f"The checkpoint {path} could not be written ({error}); older ones are intact. Free some disk space "
                 "and run the same command again."
             ) from error
-        keep = {*self.steps()[-2:], best}
+        # A later one is damaged, or the run would have gone on from it.
+        keep = {*[taken for taken in self.steps() if taken <= step][-2:], best}
         for old in self.steps():
             if old not in keep:
                 shutil.rmtree(self._path(old))
@@ -114,7 +117,7 @@ class Checkpoints:
         return Restored(step, arrays, meta)
 
     def restore_latest(self) -> Restored | None:
-        """The newest intact checkpoint; damaged ones are named in the log and removed. None if there is none at all.
+        """The newest intact checkpoint; damaged ones are named in the log. None if there is none at all.
 
         Raises:
           UserError: there are checkpoints and all are damaged.

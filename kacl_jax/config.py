@@ -6,6 +6,7 @@ explained in DECISIONS.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -172,6 +173,11 @@ def check(config: ConfigDict, *, n_devices: int) -> None:
         f"config.{key} is {_get(config, key)!r}; it must be {what}"
         for key, (what, holds) in _RANGES.items()
         if not holds(_get(config, key))
+    ]
+    problems += [
+        f"config.{key} is {value}; it must be finite"
+        for key, value in flatten(config).items()
+        if isinstance(value, float) and math.isinf(value)
     ]
     problems += _contradictions(config, n_devices)
     if problems:

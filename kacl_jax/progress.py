@@ -6,11 +6,15 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from kacl_jax.errors import UserError
 
 
 class MetricLog:
@@ -22,26 +26,38 @@ class MetricLog:
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
-        path = workdir / "metrics.jsonl"
+        self._path = path = workdir / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(path)
-        self._lines = path.open("a")
+        with self._told():
+            partial.write_text("".join(line + "\n" for line in kept))
+            partial.replace(path)
+            self._lines = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
-        """One line; a value that is not finite is null."""
+        """One line; a value that is not finite is null. Raises UserError when it cannot be written."""
         clean = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
-        self._lines.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
-        self._lines.flush()
+        with self._told():
+            self._lines.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
+            self._lines.flush()
         for name, value in clean.items():
             if value is not None:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        self._lines.close()
+        with self._told():
+            self._lines.close()
         self._events.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written ({error}); free some disk space and run the same command again"
+            ) from error
 
 
 class Progress:

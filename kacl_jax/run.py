@@ -98,7 +98,8 @@ class Interrupt:
         if self.requested:
             os._exit(INTERRUPTED)
         self.requested = True
-        print("\nStopping after this step and saving; once more to stop at once.", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")
 
 
 def settle_config(
