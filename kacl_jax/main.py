@@ -6,6 +6,7 @@ Its top level imports no jax: a mistyped flag and --help answer at once.
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from kacl_jax import config as config_keys
 from kacl_jax import run
 from kacl_jax.errors import UserError
 
@@ -34,7 +36,8 @@ _MODE = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user must know into one message and an exit code (see `run`)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # absl has put its own handler there.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Where nothing listens for it (before and after training), SIGTERM is as good as Ctrl-C.
@@ -75,8 +78,9 @@ def _verify(config: ConfigDict, workdir: Path) -> int:
     from kacl_jax import experiment
     from kacl_jax.data import verify
 
+    config_keys.check(config, n_devices=1)
     root = experiment.data_root(config, workdir.absolute())
-    with tqdm(unit="image", desc=f"Reading {root}", dynamic_ncols=True) as bar:
+    with tqdm(unit="image", desc=f"Reading {root}", dynamic_ncols=True, delay=1) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -92,13 +96,8 @@ def _verify(config: ConfigDict, workdir: Path) -> int:
 
 
 def _config() -> ConfigDict:
-    """The config of the command line; a missing file is found here, not at the first use of a key."""
     if _CONFIG.value is None:
         raise UserError("Which config? Give one: --config=configs/demo.py, or configs/nih.py")
-    path = Path(_config_name().split(":")[0])
-    if not path.exists():
-        known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
-        raise UserError(f"There is no config file {path}; there are: {known or 'none in configs/'}")
     return _CONFIG.value
 
 
@@ -120,15 +119,62 @@ def _told(error: Exception | str, code: int) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's flags, with a typo told as one sentence instead of a traceback."""
+    """absl's flags; what was mistyped is told in a sentence instead of a traceback."""
     try:
+        _check_config_file(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
+        message = _wrong_value(str(error))
+    # ml_collections raises any of these for a key that is not there.
+    except (AttributeError, KeyError, TypeError) as error:
+        message = _wrong_key(argv, str(error.args[0]))
+    except SyntaxError as error:
+        message = f"{error.filename}, line {error.lineno}: {error.msg}"
+    except UserError as error:
         message = str(error)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        message = str(error).strip("'\"")
-    print(f"{message}\nAll keys with their defaults are in kacl_jax/config.py.", file=sys.stderr)
+    print(message, file=sys.stderr)
     raise SystemExit(run.USER_ERROR)
+
+
+def _check_config_file(argv: list[str]) -> None:
+    """ml_collections would tell of a missing file at the first use of a key."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.lstrip("-").partition("=")
+        path = Path((value if equals else following).split(":")[0])
+        if word.startswith("-") and name == "config" and not path.is_file():
+            known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
+            raise UserError(
+                f"There is no config file {path}; there are: {known or 'none in configs/'}."
+            )
+
+
+def _wrong_key(argv: list[str], told: str) -> str:
+    """told: the key and, perhaps, 'Did you mean "train" instead of "trian"?'; quoted once or twice."""
+    if "get_config" in told:
+        return "The config file defines no function get_config."
+    nearest = re.search(r'Did you mean "(.+)" instead of "(.+)"', told)
+    key = nearest[2] if nearest else told.strip("'\"")
+    typed = [word.partition("=")[0] for word in argv if word.startswith("--config.")]
+    here = [word for word in typed if key in word.split(".")]
+    message = f"There is no key {' or '.join(here or typed)}"
+    if here and nearest:
+        message += f"; did you mean {here[0].replace(key, nearest[1])}?"
+    return f"{message}\nAll keys with their defaults are in kacl_jax/config.py."
+
+
+def _wrong_value(told: str) -> str:
+    """told: 'flag --config.train.epochs=two: invalid literal …', or the traceback of a config file's own error."""
+    if "Traceback" in told:
+        return told.strip().splitlines()[-1].partition(": ")[2]
+    wrong = re.match(r"flag --(config\.(\S+?)=.*?): ", told)
+    keys = config_keys.flatten(config_keys.default())
+    if wrong is None or wrong[2] not in keys:
+        return told
+    value = keys[wrong[2]]
+    return f"--{wrong[1]} must be {_KINDS[type(value)]}, like the default {value!r}."
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", list: "a pair"}
 
 
 if __name__ == "__main__":

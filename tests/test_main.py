@@ -1,0 +1,189 @@
+"""The command: exit codes, and what a user reads instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kacl_jax import run
+from kacl_jax.data import phantom
+
+REPO = Path(__file__).resolve().parents[1]
+NIH = "--config=configs/nih.py"
+TINY = (
+    "--config=configs/nih.py:pooled",
+    "--config.folds=2",
+    "--config.data.image_size=64",
+    "--config.data.val_fraction=0.2",
+    "--config.model.encoder=resnet18",
+    "--config.model.pretrained=",
+    "--config.model.output_stride=32",
+    "--config.train.epochs=1",
+    "--config.train.batch_size=12",
+    "--config.eval.batch_size=12",
+    "--config.eval.bootstrap=20",
+    "--config.loss.focal_weight=1.0",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "root"
+    phantom.write(path, patients=24, size=64, seed=0)
+    return path
+
+
+def call(
+    *flags: str, folder: Path = REPO, program: tuple[str, ...] = ("-m", "kacl_jax.main")
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *program, *flags],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPO), "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+CONFIGS = {
+    "torn.py": "def get_config(:\n",
+    "empty.py": "x = 1\n",
+}
+MISTAKES = [
+    ((), "Which config? Give one: --config=configs/demo.py"),
+    (("--config=nope.py",), "no config file nope.py; there are: configs/demo.py, configs/nih.py"),
+    (("--config=nope.py", "--config.seed=1"), "no config file nope.py"),
+    (("--config=configs",), "no config file configs"),
+    (("--config=torn.py",), "torn.py, line 1"),
+    (("--config=empty.py",), "defines no function get_config"),
+    ((NIH + ":demi",), "no variant 'demi'; it has weak, semi, pooled"),
+    ((NIH, "--config.trian.epochs=2"), "--config.trian.epochs; did you mean --config.train.epochs"),
+    ((NIH, "--config.train.epoch=2"), "--config.train.epoch; did you mean --config.train.epochs?"),
+    ((NIH, "--config.speed=2", "--config.seed=1"), "There is no key --config.speed"),
+    ((NIH, "--config.data.root.x=2"), "There is no key --config.data.root.x"),
+    ((NIH, "--config.train.epochs=two"), "epochs=two must be a whole number, like the default 20"),
+    ((NIH, "--config.train.epochs=2.5"), "epochs=2.5 must be a whole number"),
+    ((NIH, "--config.train.learning_rate=fast"), "learning_rate=fast must be a number"),
+    ((NIH, "--config.cam.relu=maybe"), "--config.cam.relu=maybe must be True or False"),
+    ((NIH, "--mode=tset"), "train|eval|verify"),
+    ((NIH, "--wrokdir=x"), "Did you mean: workdir"),
+    ((NIH, "train"), "Not understood: train; options look like --config.fold=1"),
+    ((NIH,), "config.data.root is empty"),
+    ((NIH, "--mode=verify"), "config.data.root is empty"),
+    ((NIH, "--config.data.root=phantom", "--config.protocol=D"), "config.protocol is 'D'"),
+    ((NIH, "--config.data.root=/not/there", "--config.model.pretrained="), "/not/there"),
+    ((NIH, "--mode=verify", "--config.data.root=/not/there"), "/not/there"),
+]
+
+
+def test_a_mistake_is_told_in_a_sentence(tmp_path: Path) -> None:
+    for name, text in CONFIGS.items():
+        (tmp_path / name).write_text(text)
+    shutil.copytree(REPO / "configs", tmp_path / "configs")
+
+    def make(flags: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        workdir = tmp_path / "runs" / str(abs(hash(flags)))
+        return call(*flags, f"--workdir={workdir}", folder=tmp_path)
+
+    with ThreadPoolExecutor(2) as threads:
+        all_told = list(threads.map(make, [flags for flags, _ in MISTAKES]))
+    for (flags, expected), done in zip(MISTAKES, all_told, strict=True):
+        assert done.returncode == run.USER_ERROR, (flags, done.stderr)
+        assert expected in done.stderr, (flags, done.stderr)
+        assert "Traceback" not in done.stderr, (flags, done.stderr)
+        assert "\\" not in done.stderr, (flags, done.stderr)
+        assert len(done.stderr.strip().splitlines()) <= 3, (flags, done.stderr)
+
+
+def test_several_values_are_refused_at_once(tmp_path: Path) -> None:
+    done = call(NIH, "--config.seed=-1", "--config.cam.threshold=2", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == run.USER_ERROR
+    for key in ("config.seed is -1", "config.cam.threshold is 2", "config.data.root is empty"):
+        assert key in done.stderr
+
+
+def test_verify_says_whether_a_root_is_sound(root: Path, tmp_path: Path) -> None:
+    sound = call(NIH, "--mode=verify", f"--config.data.root={root}")
+    assert sound.returncode == run.DONE, sound.stderr
+    assert "No problems found." in sound.stdout
+    broken = shutil.copytree(root, tmp_path / "broken")
+    torn, missing = sorted((broken / "images").iterdir())[:2]
+    torn.write_bytes(torn.read_bytes()[:200])
+    missing.unlink()
+    (broken / "BBox_List_2017.csv").write_text("what is this\n")
+    done = call(NIH, "--mode=verify", f"--config.data.root={broken}")
+    assert done.returncode == run.USER_ERROR
+    for word in (torn.name, missing.name, "BBox_List_2017.csv", "Fix:"):
+        assert word in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_testing_needs_a_checkpoint(root: Path, tmp_path: Path) -> None:
+    flags = (*TINY, f"--config.data.root={root}", f"--workdir={tmp_path / 'w'}", "--mode=eval")
+    done = call(*flags)
+    assert done.returncode == run.USER_ERROR
+    assert f"{tmp_path / 'w'} holds no checkpoint; train first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_relative_workdir_is_trained_in_tested_and_then_left_alone(
+    root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "configs").symlink_to(REPO / "configs")
+    flags = (*TINY, f"--config.data.root={os.path.relpath(root, tmp_path)}")
+    done = call(*flags, "--workdir=some/run", folder=tmp_path)
+    assert done.returncode == run.DONE, done.stderr
+    assert "AUROC" in done.stdout
+    assert "1/1  validation AUROC" in done.stderr
+    assert f"In {Path('some/run')}: results.json" in done.stdout
+    left = {p: p.stat().st_mtime_ns for p in (tmp_path / "some/run").rglob("*") if p.is_file()}
+    assert tmp_path / "some/run/results.json" in left
+    again = call(*flags, "--workdir=some/run", folder=tmp_path)
+    assert again.returncode == run.DONE, again.stderr
+    assert "is finished; nothing to do" in again.stderr
+    assert again.stdout == done.stdout
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "some/run").rglob("*") if p.is_file()}
+    unchanged = {p for p in left if after[p] == left[p]}
+    assert {p.name for p in left.keys() - unchanged} <= {".lock", "config.json"}
+    assert after.keys() == left.keys()
+
+
+def test_a_workdir_in_use_and_a_changed_config_are_refused(root: Path, tmp_path: Path) -> None:
+    flags = (*TINY, f"--config.data.root={root}", f"--workdir={tmp_path}")
+    with run.locked(tmp_path):
+        done = call(*flags)
+    assert done.returncode == run.WORKDIR_IN_USE
+    assert f"Another process runs in {tmp_path}" in done.stderr
+    run.write_json(tmp_path / "config.json", {"config": {"seed": 7}, "checksums": {}})
+    done = call(*flags)
+    assert done.returncode == run.USER_ERROR
+    assert "seed: 7 → 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("epochs, rate", [(1, 1e10), (3, 3e38)])
+def test_a_run_that_explodes_has_an_exit_code_of_its_own(
+    root: Path, tmp_path: Path, epochs: int, rate: float
+) -> None:
+    """Whether the loss tells it or, at the end of an epoch, the validation images."""
+    script = str(REPO / "tests" / "tiny_run.py")
+    flags = (f"--config.train.epochs={epochs}", f"--config.train.learning_rate={rate}")
+    done = call(
+        f"--config={script}",
+        f"--config.data.root={root}",
+        f"--workdir={tmp_path}",
+        "--config.loss.focal_weight=1.0",
+        *flags,
+        program=(script,),
+    )
+    assert done.returncode == run.NON_FINITE, done.stderr
+    assert "not finite" in done.stderr
+    assert ".png" in done.stderr
+    assert "Traceback" not in done.stderr
