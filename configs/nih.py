@@ -27,10 +27,14 @@ def get_config(variant: str = "weak") -> ConfigDict:
     if variant == "semi":
         c.protocol = "B"
     elif variant == "pooled":
-        # Small sets: a finer grid, smaller batches, a rate that comes down.
+        # Small sets: augmentation, a finer grid, smaller batches, a rate that comes down.
         c.protocol = "C"
+        c.augment.rotate = 7.0
+        c.augment.shift = 0.05
+        c.augment.scale = 0.1
+        c.augment.contrast = 0.2
         c.model.output_stride = 16
-        c.train.epochs = 8
+        c.train.epochs = 10
         c.train.batch_size = 32
         c.train.learning_rate = 3e-4
         c.train.schedule = "one_cycle"
