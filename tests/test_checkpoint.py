@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,53 @@ def test_a_tree_comes_back_by_name_and_a_misfit_is_named() -> None:
         checkpoint.from_arrays(other, named, "state")
     with pytest.raises(UserError, match="state/c is missing"):
         checkpoint.from_arrays({**tree, "c": np.zeros(1)}, named, "state")
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from kacl_jax.checkpoint import Checkpoints
+from kacl_jax.errors import UserError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoints = Checkpoints(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+noise = np.random.default_rng(0).integers(0, 256, 300_000).astype(np.uint8)
+try:
+    checkpoints.save(2, {"noise": noise}, {}, best=None)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the full disk: the error comes from below orbax."""
+    checkpoints = saved(tmp_path, 1)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(checkpoints.directory)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "00000002 could not be written" in done.stdout, done.stderr
+    again = Checkpoints(checkpoints.directory)
+    assert [p.name for p in again.directory.iterdir()] == ["00000001"]
+    back = again.restore_latest()
+    assert back is not None
+    assert equal(back.arrays, arrays(1))
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    (checkpoints.directory / ".DS_Store").write_text("")
+    (checkpoints.directory / "notes").mkdir()
+    assert Checkpoints(checkpoints.directory).steps() == [1]
+    assert {p.name for p in checkpoints.directory.iterdir()} == {".DS_Store", "notes", "00000001"}
+
+
+def test_a_damaged_checkpoint_ahead_of_the_run_is_not_one_of_the_last_two(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 4, 6)
+    shutil.rmtree(checkpoints.directory / "00000006" / "arrays")
+    checkpoints.save(5, arrays(5), META, best=None)
+    assert checkpoints.steps() == [4, 5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ BROKEN = [
     ("model.dtype", "float16"),
     ("train.batch_size", 30),
     ("train.learning_rate", 0.0),
+    ("train.learning_rate", math.inf),
+    ("train.learning_rate", math.nan),
     ("train.schedule", "linear"),
     ("loss.focal_weight", 1.5),
     ("loss.temperature", 0.0),
@@ -58,6 +61,24 @@ BROKEN = [
     ("parallel.mode", "jit"),
     ("eval.batch_size", 30),
     ("profile.steps", (5, 2)),
+    ("profile.steps", (1, 2, 3)),
+    ("log_every", 0),
+    ("data.threads", 0),
+    ("augment.shift", 0.6),
+    ("augment.scale", -0.1),
+    ("augment.contrast", 1.0),
+    ("model.projection_dim", 1),
+    ("train.epochs", 0),
+    ("train.batch_size", 0),
+    ("train.weight_decay", -1e-5),
+    ("train.warmup_epochs", -1),
+    ("train.checkpoint_every", -1),
+    ("loss.focal_alpha", 1.0),
+    ("loss.focal_gamma", -1.0),
+    ("feedback.workers", -1),
+    ("feedback.timeout_s", 0.0),
+    ("eval.batch_size", 0),
+    ("eval.bootstrap", 0),
 ]
 
 
@@ -108,3 +129,18 @@ def test_flatten_names_every_leaf_with_dots() -> None:
     assert flat["loss.focal_weight"] == 0.8
     assert flat["profile.steps"] == [0, 0]
     assert set(config_keys.FREE_KEYS) <= flat.keys()
+
+
+def test_every_rule_of_one_key_was_broken_above() -> None:
+    assert config_keys._RANGES.keys() | config_keys._CHOICES.keys() == {
+        key for key, _ in BROKEN if key not in ("fold", "data.root", "profile.steps")
+    }
+
+
+def test_every_range_and_choice_is_of_a_key_and_holds_for_its_default() -> None:
+    """A rule under a misspelt key would never be asked."""
+    flat = config_keys.flatten(sound())
+    assert config_keys._RANGES.keys() | config_keys._CHOICES.keys() <= flat.keys()
+    numbers = {k for k, v in flat.items() if isinstance(v, int | float) and v not in (True, False)}
+    free = {"data.split_seed"}
+    assert numbers - config_keys._RANGES.keys() - config_keys._CHOICES.keys() - {"fold"} <= free

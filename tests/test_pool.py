@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -69,6 +70,20 @@ class ObedientPool(RadiomicsPool):
         pixels = np.full((side, side), 1, np.uint8)
         pixels[0, :2] = order, value
         return self.submit(pixels, np.ones(pixels.shape, bool))
+
+
+@pytest.fixture(autouse=True)
+def _time_limit() -> Iterator[None]:
+    """A pool that waits for ever fails its test instead of stopping the suite."""
+
+    def expired(*_: object) -> None:
+        raise TimeoutError("this test has taken two minutes")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def _alive(pid: int) -> bool:

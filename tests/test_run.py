@@ -136,3 +136,18 @@ def test_provenance_names_versions_and_devices() -> None:
     assert found["packages"]["jax"]
     assert found["packages"]["pyradiomics-bhklab"]
     json.dumps(found)
+
+
+def test_a_metric_that_cannot_be_written_is_told_with_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk:
+        def write(self, text: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    log = MetricLog(tmp_path, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_lines", FullDisk())
+        with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written .*No space"):
+            log.write(1, "train", {"loss": 1.0})
+    log.close()

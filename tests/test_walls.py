@@ -75,6 +75,7 @@ def test_the_lowest_files_do_not_know_each_other(path: Path) -> None:
 def test_only_checkpoint_knows_orbax_and_only_data_knows_grain() -> None:
     assert {part_of(p) for p in FILES if uses(p, "orbax")} == {"checkpoint"}
     assert {part_of(p) for p in FILES if uses(p, "grain")} == {"data"}
+    assert {part_of(p) for p in FILES if uses(p, "tensorflow_datasets")} <= {"data"}
 
 
 def test_leaves_never_see_a_config() -> None:
@@ -120,15 +121,21 @@ def test_no_drawer_for_odds_and_ends() -> None:
 
 
 def test_every_config_key_is_read() -> None:
-    """As an attribute chain (`c.loss.box_weight`) somewhere outside config.py's own defaults and checks."""
-    read: set[str] = set()
+    """As `loss.box_weight` after anything, or `config.seed`, outside config.py's own defaults and checks."""
+    read: set[tuple[str, str]] = set()
     for path in FILES:
         if part_of(path) == "config":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
-                read.add(node.attr)
-    whole_group = {"augment"}  # handed over as keyword arguments in one go
+                owner = node.value
+                name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+                read.add((name, node.attr))
+    groups_read_whole = {"augment"}  # handed over as keyword arguments in one go
     for key in config_keys.flatten(config_keys.default()):
         group, _, leaf = key.rpartition(".")
-        assert leaf in read or group in whole_group, f"config.{key} is read by nobody"
+        owners = [group] if group else ["config", "c"]
+        assert group in groups_read_whole or any((owner, leaf) in read for owner in owners), (
+            f"config.{key} is read by nobody"
+        )
+    assert ("config", "augment") in read
