@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c.model.encoder = "efficientnet_lite0"
     c.model.pretrained = "package"
     c.model.output_stride = 16
-    c.train.epochs = 5
+    c.train.epochs = 4
     c.train.batch_size = 32
     c.train.learning_rate = 1e-3
     c.train.schedule = "one_cycle"

@@ -189,7 +189,9 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
         return Path(config.data.root).expanduser().absolute()
     root = workdir.parent / "phantom"
     try:
-        with tqdm(desc=f"Drawing the demo set in {root}", unit="image", delay=1) as bar:
+        with tqdm(
+            desc=f"Drawing the demo set in {root}", unit="image", delay=1, disable=None
+        ) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total = total

@@ -80,7 +80,9 @@ def _verify(config: ConfigDict, workdir: Path) -> int:
 
     config_keys.check(config, n_devices=1)
     root = experiment.data_root(config, workdir.absolute())
-    with tqdm(unit="image", desc=f"Reading {root}", dynamic_ncols=True, delay=1) as bar:
+    with tqdm(
+        disable=None, unit="image", desc=f"Reading {root}", dynamic_ncols=True, delay=1
+    ) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
