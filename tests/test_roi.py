@@ -74,6 +74,21 @@ def test_random_rectangles_have_the_size_of_cam_regions_but_not_their_place() ->
     assert (masks & cam_masks).sum() < 0.5 * masks.sum()
 
 
+def test_each_random_rectangle_has_area_and_aspect_of_one_cam_region_of_the_batch() -> None:
+    """To the pixel that rounding costs on either side."""
+    cam, *rest = batch()
+    masks, _ = dataclasses.replace(RULE, source="random").mark(cam, *rest, step=4)
+    shapes = []
+    for mask in (RULE._region(one).mask for one in cam):
+        x0, y0, x1, y1 = gradcam.mask_box(mask)
+        aspect, area = (x1 - x0) / (y1 - y0), mask.sum()
+        shapes.append((np.sqrt(area * aspect), np.sqrt(area / aspect)))
+    for mask in masks:
+        x0, y0, x1, y1 = gradcam.mask_box(mask) * 96
+        away = np.abs(np.minimum(shapes, 96) - (x1 - x0, y1 - y0)).max(1)
+        assert away.min() <= 1.01
+
+
 def test_a_random_rectangle_belongs_to_seed_image_and_step() -> None:
     rule = dataclasses.replace(RULE, source="random")
     first, _ = rule.mark(*batch(), step=4)
