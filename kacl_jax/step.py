@@ -185,7 +185,7 @@ class Programs:
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
         """Logits float32 [b c] and raw class maps float32 [b c u v] (not centred) with running statistics."""
-        images = _normalise(batch["image"][..., 0].astype(jnp.float32))
+        images = normalise(batch["image"][..., 0].astype(jnp.float32))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         feature_map: Any = self.model.apply(variables, images, train=False, method="feature_map")
         logits, maps = self._logits_and_maps(state.params, feature_map)
@@ -209,7 +209,7 @@ class Programs:
             grey = augment.warp(grey, affine)
         if ranges.contrast:
             grey = augment.random_contrast(keys[:, 1], grey, contrast=ranges.contrast)
-        return _normalise(grey), affine
+        return normalise(grey), affine
 
     def _feature_map(
         self, params: Any, batch_stats: Any, images: jax.Array
@@ -364,7 +364,7 @@ def z_score(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
     return jnp.clip(jnp.where(spread, z, 0.0), -Z_CLIP, Z_CLIP)
 
 
-def _normalise(grey: jax.Array) -> jax.Array:
+def normalise(grey: jax.Array) -> jax.Array:
     """Grey levels 0–255 [b h w] → three ImageNet-normalised channels [b h w 3]."""
     return (grey[..., None] / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 

@@ -251,6 +251,15 @@ def test_running_feature_moments_are_the_bias_corrected_exponential_mean() -> No
     assert np.abs(maps).max() > 0
 
 
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters() -> None:
+    half = KACL("resnet18", C, dtype=jnp.bfloat16, axis_name=AXIS)
+    state, metrics, rows = run(programs(model=half), "shard_map", 1, [make_batch()])
+    _, reference, _ = one_device()
+    np.testing.assert_allclose(metrics["loss"], reference["loss"], rtol=1e-2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    assert rows["cam"].dtype == np.float32
+
+
 def test_z_score_of_a_constant_column_is_zero_and_outliers_are_clipped() -> None:
     x = jnp.array([[5.0, 1e9], [5.0, 0.0]])
     z = z_score(x, jnp.array([5.0, 0.0]), jnp.array([0.0, 1.0]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -425,6 +426,25 @@ def test_evaluation_alone_writes_the_same_tables(plain: Path, tiny: None, root: 
         (plain / name).unlink()
     train.evaluate_only(config(root), plain)
     assert comparable(plain) == before
+
+
+def test_unreadable_images_are_left_out_and_named_once(
+    run_here: Runner, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    harmed = tmp_path / "harmed"
+    shutil.copytree(root, harmed)
+    victims = sorted((harmed / "images").iterdir())[::10]
+    for path in victims:
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="on_error=skip"):
+        run_here(data__root=str(harmed), train__epochs=2)
+    caplog.clear()
+    workdir = run_here(data__root=str(harmed), train__epochs=2, data__on_error="skip")
+    told = json.loads((workdir / "run.json").read_text())["images_unreadable"]
+    assert told
+    assert set(told) <= {str(path) for path in victims}
+    for path in told:
+        assert caplog.text.count(path) == 1
 
 
 def test_testing_an_unfinished_run_does_not_finish_it(
