@@ -1,0 +1,227 @@
+"""What is counted in a region: every matrix behind the features, in exact integers.
+
+The region lies in a square tile with an empty rim of at least one pixel, so that a neighbour is found by rolling the
+tile. Grey levels are 1 … g inside the region and 0 outside. Everything counted here is an integer, so any order of
+summation gives the same bits; only *how* it is counted depends on the platform:
+
+* ``scatter``, for CPU: one scatter-add per matrix; zones are joined run by run where the region has few runs.
+* ``matmul``, for accelerators: a histogram is the product of two one-hot matrices; zones are joined pixel by pixel.
+
+Axes: s side of the tile · g grey levels · r run lengths · z large zones.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kacl_jax.radiomics import zones
+from kacl_jax.radiomics.zones import Zones, neighbour
+
+Formulation = Literal["scatter", "matmul"]
+
+# One of each pair of opposite neighbours at distance 1: the four directions of a 2-D image.
+DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
+
+
+class Matrices(NamedTuple):
+    """All int32.
+
+    histogram: [256] pixels by 8-bit grey value; zeros for other images.
+    levels: [g] pixels by grey level.
+    glcm: [4 g g] symmetric, by direction. glrlm: [4 g r] runs by level and length − 1.
+    lines: bool [4], whether some line in that direction meets two pixels of the region.
+    zones: see `zones.Zones`. gldm: [g 9] pixels by level and number of like neighbours.
+    difference: [g 9] Σ |level · n − Σ neighbours' levels| by level and number n of neighbours inside.
+    outline: see `Outline`.
+    """
+
+    histogram: jax.Array
+    levels: jax.Array
+    glcm: jax.Array
+    glrlm: jax.Array
+    lines: jax.Array
+    zones: Zones
+    gldm: jax.Array
+    difference: jax.Array
+    outline: Outline
+
+
+class Outline(NamedTuple):
+    """The region's mask in integers.
+
+    windows: [5] 2×2 windows with one or three pixels inside (0: one, 1: three), two side by side (2), two on a
+      diagonal (3), all four (4).
+    rows, columns: [s] pixels in each row and column. row_sum: [s] Σ x over each row's pixels.
+    low, high: [2s] first and last outline point on each half-pixel line, in half pixels; low > high where none.
+    """
+
+    windows: jax.Array
+    rows: jax.Array
+    columns: jax.Array
+    row_sum: jax.Array
+    low: jax.Array
+    high: jax.Array
+
+
+def count(
+    pixels: jax.Array, level: jax.Array, *, levels: int, formulation: Formulation
+) -> Matrices:
+    """All matrices of one region.
+
+    Args:
+      pixels: uint8 [s s] grey values (another dtype: the histogram stays empty).
+      level: int [s s], 1 … `levels` inside the region, 0 outside and on the rim.
+      levels: g.
+      formulation: 'scatter' or 'matmul'; the counts are the same.
+    """
+    side = len(level)
+    level = level.astype(jnp.int16)
+    inside = level > 0
+    links = [inside & (level == neighbour(level, d)) for d in DIRECTIONS]
+    ahead = [_links_ahead(link, d) for link, d in zip(links, DIRECTIONS, strict=True)]
+    row = level.astype(jnp.int32) - 1
+
+    def table(used: jax.Array, columns: jax.Array, width: int, weight: jax.Array | None = None) -> jax.Array:
+        index = jnp.where(used, row * width + columns.astype(jnp.int32), levels * width)
+        return bincount(index, levels * width, formulation, weight).reshape(levels, width)
+
+    glcm = [
+        table(inside & neighbour(inside, d), neighbour(row, d), levels) for d in DIRECTIONS
+    ]
+    glrlm = [
+        table(inside & ~_behind(link, d), steps, side)
+        for link, d, steps in zip(links, DIRECTIONS, ahead, strict=True)
+    ]
+    like = sum(
+        link.astype(jnp.int16) + _behind(link, d).astype(jnp.int16)
+        for link, d in zip(links, DIRECTIONS, strict=True)
+    )
+    around = _around(inside.astype(jnp.int16))
+    difference = jnp.abs(level * around - _around(level)).astype(jnp.int32)
+    gldm = table(inside, like, 9)
+    symmetric = jnp.stack(glcm)
+    return Matrices(
+        histogram=_histogram(pixels, inside, formulation),
+        levels=gldm.sum(1),
+        glcm=symmetric + symmetric.transpose(0, 2, 1),
+        glrlm=jnp.stack(glrlm),
+        lines=jnp.stack([_meets_two(inside, d) for d in DIRECTIONS]),
+        zones=zones.find(
+            level, links, ahead[0], levels=levels, by_runs=formulation == "scatter"
+        ),
+        gldm=gldm,
+        difference=table(inside, around, 9, difference),
+        outline=_outline(inside),
+    )
+
+
+def bincount(
+    index: jax.Array, length: int, formulation: Formulation, weight: jax.Array | None = None
+) -> jax.Array:
+    """How often each of 0 … length − 1 occurs in an int32 array; `length` itself is not counted.
+
+    weight: non-negative ints below 4096 to add instead of 1. Sums must stay below 2²⁴ · 16.
+    """
+    index = index.ravel()
+    if formulation == "scatter":
+        ones = jnp.ones((), jnp.int32) if weight is None else weight.ravel()
+        return jnp.zeros(length + 1, jnp.int32).at[index].add(ones)[:length]
+    width = max(1, round(length**0.5))
+    height = length // width + 1
+    used = index < length
+    high = _one_hot(jnp.where(used, index // width, height), height)
+    low = _one_hot(index % width, width)
+    if weight is None:
+        return _product(high, low).ravel()[:length]
+    # bfloat16 holds 8 bits: the weight goes in two parts.
+    weight = weight.ravel()[:, None]
+    parts = [_product(high, low * part.astype(low.dtype)) for part in (weight // 64, weight % 64)]
+    return (parts[0] * 64 + parts[1]).ravel()[:length]
+
+
+def _one_hot(index: jax.Array, n: int) -> jax.Array:
+    return jax.nn.one_hot(index, n, dtype=jnp.bfloat16)
+
+
+def _product(high: jax.Array, low: jax.Array) -> jax.Array:
+    """Σ over pixels: exact, for float32 accumulates integers below 2²⁴."""
+    total = jax.lax.dot_general(
+        high, low, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return total.astype(jnp.int32)
+
+
+def _histogram(pixels: jax.Array, inside: jax.Array, formulation: Formulation) -> jax.Array:
+    if pixels.dtype != jnp.uint8:
+        return jnp.zeros(256, jnp.int32)
+    return bincount(jnp.where(inside, pixels.astype(jnp.int32), 256), 256, formulation)
+
+
+def _behind(link: jax.Array, direction: tuple[int, int]) -> jax.Array:
+    """Whether the pixel one step back links to this one."""
+    return neighbour(link, (-direction[0], -direction[1]))
+
+
+def _links_ahead(link: jax.Array, direction: tuple[int, int]) -> jax.Array:
+    """How many links follow each other from each pixel on: int16 [s s], by doubling."""
+    ahead = link.astype(jnp.int16)
+    step = 1
+    while step < len(link):
+        further = neighbour(ahead, (direction[0] * step, direction[1] * step))
+        ahead = ahead + jnp.where(ahead == step, further, 0)
+        step *= 2
+    return ahead
+
+
+def _around(x: jax.Array) -> jax.Array:
+    """Sum over the eight neighbours."""
+    rows = x + neighbour(x, (0, 1)) + neighbour(x, (0, -1))
+    return rows + neighbour(rows, (1, 0)) + neighbour(rows, (-1, 0)) - x
+
+
+def _meets_two(inside: jax.Array, direction: tuple[int, int]) -> jax.Array:
+    return _line_sums(inside.astype(jnp.int32), direction).max() > 1
+
+
+def _line_sums(x: jax.Array, direction: tuple[int, int]) -> jax.Array:
+    """Sums of a square array along all lines of one direction."""
+    if direction == (0, 1):
+        return x.sum(1)
+    if direction == (1, 0):
+        return x.sum(0)
+    if direction == (1, 1):
+        x = x[:, ::-1]
+    # Row y moves y places to the right when the padded array is cut one column narrower.
+    side = len(x)
+    wide = jnp.pad(x, ((0, 0), (0, side))).ravel()[: side * (2 * side - 1)]
+    return wide.reshape(side, 2 * side - 1).sum(0)
+
+
+def _outline(inside: jax.Array) -> Outline:
+    right, below = neighbour(inside, (0, 1)), neighbour(inside, (1, 0))
+    across = neighbour(inside, (1, 1))
+    number = sum(x.astype(jnp.int8) for x in (inside, right, below, across))
+    diagonal = (number == 2) & (inside == across)
+    kinds = (number == 1, number == 3, (number == 2) & ~diagonal, diagonal, number == 4)
+    x = jnp.arange(len(inside), dtype=jnp.int32)
+    row_low, row_high = _extremes(inside)
+    half_low, half_high = _extremes(inside != below)
+    pixels = inside.astype(jnp.int32)
+    return Outline(
+        windows=jnp.stack([kind.sum(dtype=jnp.int32) for kind in kinds]),
+        rows=pixels.sum(1),
+        columns=pixels.sum(0),
+        row_sum=(pixels * x).sum(1),
+        # An outline point lies between a pixel inside and one outside.
+        low=jnp.stack([2 * row_low - 1, 2 * half_low], 1).ravel(),
+        high=jnp.stack([2 * row_high + 1, 2 * half_high], 1).ravel(),
+    )
+
+
+def _extremes(flags: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First and last column that is set in each row: int32 [s] each; (s + 1, −2) in an empty row."""
+    x = jnp.arange(len(flags), dtype=jnp.int32)
+    return jnp.where(flags, x, len(flags) + 1).min(1), jnp.where(flags, x, -2).max(1)

@@ -1,0 +1,88 @@
+"""From tiles to features on the device: counts, then formulas, for many regions at once.
+
+A tile is a square cut of the image around one region, with grey levels 0 outside the region and an empty rim of one
+pixel or more. Axes: n regions · s side of the tile · f radiomic features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kacl_jax.radiomics import (
+    FAMILIES,
+    FEATURE_NAMES,
+    firstorder,
+    glcm,
+    gldm,
+    glrlm,
+    glszm,
+    matrices,
+    ngtdm,
+    shape2d,
+)
+from kacl_jax.radiomics.matrices import Formulation, Matrices
+
+
+def features(
+    pixels: jax.Array,
+    level: jax.Array,
+    *,
+    levels: int,
+    formulation: Formulation,
+    used: jax.Array | None = None,
+) -> jax.Array:
+    """All features in the order of FEATURE_NAMES.
+
+    Args:
+      pixels: uint8 or float [n s s], grey values; what is outside the region plays no part.
+      level: int [n s s], 0 outside the region and on the rim, else 1 … `levels`.
+      levels: the highest level that may occur.
+      formulation: see `matrices`. 'scatter' takes the regions one after the other (their tiles stay in the cache),
+        'matmul' all together.
+      used: int32, how many of the n are regions (the first ones); the others' features mean nothing.
+
+    Returns:
+      float [n f] of jax's default precision; NaN where pyradiomics gives NaN.
+    """
+
+    def count(pixels: jax.Array, level: jax.Array) -> Matrices:
+        return matrices.count(pixels, level, levels=levels, formulation=formulation)
+
+    if formulation == "matmul":
+        counted = jax.vmap(count)(pixels, level)
+    else:
+        counted = _one_by_one(count, (pixels, level), used)
+    return jax.vmap(_formulas)(counted, pixels, level)
+
+
+def _one_by_one(function: Any, arrays: tuple[jax.Array, ...], used: jax.Array | None) -> Any:
+    n = len(arrays[0])
+
+    def turn(row: jax.Array, results: Any) -> Any:
+        result = function(*(x[row] for x in arrays))
+        return jax.tree.map(lambda all_, one: all_.at[row].set(one), results, result)
+
+    shapes = jax.eval_shape(function, *(x[0] for x in arrays))
+    empty = jax.tree.map(lambda one: jnp.zeros((n, *one.shape), one.dtype), shapes)
+    return jax.lax.fori_loop(0, n if used is None else used, turn, empty)
+
+
+def _formulas(counted: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Array:
+    if pixels.dtype == jnp.uint8:
+        first = firstorder.of_histogram(counted.histogram, counted.levels)
+    else:
+        first = firstorder.of_values(pixels, level > 0, counted.levels)
+    found = {
+        "shape2D": shape2d.features(counted.outline),
+        "firstorder": first,
+        "glcm": glcm.features(counted.glcm, counted.levels),
+        "glrlm": glrlm.features(counted.glrlm, counted.lines),
+        "glszm": glszm.features(counted.zones),
+        "gldm": gldm.features(counted.gldm),
+        "ngtdm": ngtdm.features(counted.levels, counted.difference),
+    }
+    named = {f"original_{family}_{name}": x for family in FAMILIES for name, x in found[family].items()}
+    return jnp.stack([named[name] for name in FEATURE_NAMES])
