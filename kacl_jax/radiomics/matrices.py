@@ -4,8 +4,8 @@ The region lies in a square tile with an empty rim of at least one pixel, so tha
 tile. Grey levels are 1 … g inside the region and 0 outside. Everything counted here is an integer, so any order of
 summation gives the same bits; only *how* it is counted depends on the platform:
 
-* ``scatter``, for CPU: one scatter-add per matrix; zones are joined run by run where the region has few runs.
-* ``matmul``, for accelerators: a histogram is the product of two one-hot matrices; zones are joined pixel by pixel.
+* ``scatter``, for CPU: one scatter-add per matrix; room for zones is small where the region has few.
+* ``matmul``, for accelerators: a histogram is the product of two one-hot matrices.
 
 Axes: s side of the tile · g grey levels · r run lengths · z large zones.
 """
@@ -24,6 +24,8 @@ Formulation = Literal["scatter", "matmul"]
 
 # One of each pair of opposite neighbours at distance 1: the four directions of a 2-D image.
 DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
+
+_OTHERS = 16
 
 
 class Matrices(NamedTuple):
@@ -85,8 +87,8 @@ def count(
     row = level.astype(jnp.int32) - 1
 
     def table(used: jax.Array, columns: jax.Array, width: int, weight: jax.Array | None = None) -> jax.Array:
-        index = jnp.where(used, row * width + columns.astype(jnp.int32), levels * width)
-        return bincount(index, levels * width, formulation, weight).reshape(levels, width)
+        index = row * width + columns.astype(jnp.int32)
+        return bincount(index, used, levels * width, formulation, weight).reshape(levels, width)
 
     glcm = [
         table(inside & neighbour(inside, d), neighbour(row, d), levels) for d in DIRECTIONS
@@ -108,9 +110,9 @@ def count(
         levels=gldm.sum(1),
         glcm=symmetric + symmetric.transpose(0, 2, 1),
         glrlm=jnp.stack(glrlm),
-        lines=jnp.stack([_meets_two(inside, d) for d in DIRECTIONS]),
+        lines=_meets_two(inside),
         zones=zones.find(
-            level, links, ahead[0], levels=levels, by_runs=formulation == "scatter"
+            level, links, ahead[0], levels=levels, compact=formulation == "scatter"
         ),
         gldm=gldm,
         difference=table(inside, around, 9, difference),
@@ -119,19 +121,25 @@ def count(
 
 
 def bincount(
-    index: jax.Array, length: int, formulation: Formulation, weight: jax.Array | None = None
+    index: jax.Array,
+    used: jax.Array,
+    length: int,
+    formulation: Formulation,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
-    """How often each of 0 … length − 1 occurs in an int32 array; `length` itself is not counted.
+    """How often each of 0 … length − 1 occurs in `index` where `used`: int32 [length].
 
-    weight: non-negative ints below 4096 to add instead of 1. Sums must stay below 2²⁴ · 16.
+    weight: ints in 0 … 4095 to add instead of 1; what each of its two halves adds up to must stay below 2²⁴.
     """
-    index = index.ravel()
+    index, used = index.ravel(), used.ravel()
     if formulation == "scatter":
+        # The others go to many places: adding to one and the same waits for the addition before it.
+        others = length + jnp.arange(len(index), dtype=jnp.int32) % _OTHERS
         ones = jnp.ones((), jnp.int32) if weight is None else weight.ravel()
-        return jnp.zeros(length + 1, jnp.int32).at[index].add(ones)[:length]
+        counts = jnp.zeros(length + _OTHERS, jnp.int32)
+        return counts.at[jnp.where(used, index, others)].add(ones)[:length]
     width = max(1, round(length**0.5))
-    height = length // width + 1
-    used = index < length
+    height = -(-length // width)
     high = _one_hot(jnp.where(used, index // width, height), height)
     low = _one_hot(index % width, width)
     if weight is None:
@@ -157,7 +165,7 @@ def _product(high: jax.Array, low: jax.Array) -> jax.Array:
 def _histogram(pixels: jax.Array, inside: jax.Array, formulation: Formulation) -> jax.Array:
     if pixels.dtype != jnp.uint8:
         return jnp.zeros(256, jnp.int32)
-    return bincount(jnp.where(inside, pixels.astype(jnp.int32), 256), 256, formulation)
+    return bincount(pixels.astype(jnp.int32), inside, 256, formulation)
 
 
 def _behind(link: jax.Array, direction: tuple[int, int]) -> jax.Array:
@@ -166,7 +174,10 @@ def _behind(link: jax.Array, direction: tuple[int, int]) -> jax.Array:
 
 
 def _links_ahead(link: jax.Array, direction: tuple[int, int]) -> jax.Array:
-    """How many links follow each other from each pixel on: int16 [s s], by doubling."""
+    """How many links follow each other from each pixel on: bool → int16 [s s], by doubling."""
+    if direction == (1, 0):
+        # XLA's CPU backend would compute every step anew in the next one, unless columns move.
+        return _links_ahead(link.T, (0, 1)).T
     ahead = link.astype(jnp.int16)
     step = 1
     while step < len(link):
@@ -182,8 +193,15 @@ def _around(x: jax.Array) -> jax.Array:
     return rows + neighbour(rows, (1, 0)) + neighbour(rows, (-1, 0)) - x
 
 
-def _meets_two(inside: jax.Array, direction: tuple[int, int]) -> jax.Array:
-    return _line_sums(inside.astype(jnp.int32), direction).max() > 1
+def _meets_two(inside: jax.Array) -> jax.Array:
+    """Whether some line of each direction meets two pixels of the region: bool [4]."""
+    touching = jnp.stack([(inside & neighbour(inside, d)).any() for d in DIRECTIONS])
+
+    def sums() -> jax.Array:
+        pixels = inside.astype(jnp.int32)
+        return jnp.stack([_line_sums(pixels, d).max() > 1 for d in DIRECTIONS])
+
+    return jax.lax.cond(touching.all(), lambda: touching, sums)
 
 
 def _line_sums(x: jax.Array, direction: tuple[int, int]) -> jax.Array:

@@ -1,8 +1,7 @@
 """Zones of one grey level (8-connected), as the grey level size zone matrix needs them.
 
-Labels are joined by repeated hooking to the smallest neighbouring label and pointer jumping. On a CPU the nodes are
-horizontal runs, of which an X-ray region has few; a region with many, and every region on an accelerator, takes its
-pixels as nodes.
+The nodes are horizontal runs, the edges their contacts with runs of the row above. Labels fall by hooking to the
+smaller label and pointer jumping until the ends of every edge agree.
 
 Axes: s side of the tile · g grey levels · z large zones.
 """
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 SMALL = 256  # zones up to this size are counted in a table, larger ones listed: there are few
-_RUNS_SHARE = 4  # by runs, if there are at most this fraction of s² runs, and of contacts
+_COMPACT = 6  # an X-ray region rarely has more than s² / 6 runs
 _JUMPS = 3
 
 
@@ -39,7 +38,7 @@ def find(
     ahead: jax.Array,
     *,
     levels: int,
-    by_runs: bool,
+    compact: bool,
 ) -> Zones:
     """The zones of one region.
 
@@ -48,133 +47,101 @@ def find(
       links: bool [s s] each: like the right, lower, lower right, lower left neighbour.
       ahead: int16 [s s], links to the right that follow each other.
       levels: g.
-      by_runs: take runs as nodes where they are few.
+      compact: with less room if the region's runs fit in it, decided when it runs.
     """
+    side = len(level)
+    starts, first, second = _starts_and_contacts(level > 0, links)
+    (run, place, second_place), (n_runs, n_first, n_second) = _numbered(starts, first[0], second)
+    pixel = jnp.arange(side * side, dtype=jnp.int32).reshape(side, side)
+    n_contacts = n_first + n_second
 
-    def pixelwise() -> Zones:
-        return _tabulated(*_by_pixels(level, links), level.size, levels)
+    def within(runs: int, edges: int) -> Zones:
+        head = _listed(pixel, starts, run, jnp.zeros(runs, jnp.int32))
+        # A contact as its pixel and the column, 0 … 2, of the one it touches above.
+        contact = _listed(4 * pixel + first[1], first[0], place, jnp.zeros(edges, jnp.int32))
+        contact = _listed(4 * pixel + 2, second, second_place + n_first, contact)
+        lower = jnp.where(jnp.arange(edges) < n_contacts, contact // 4, side + 1)
+        upper = jnp.where(jnp.arange(edges) < n_contacts, lower - side - 1 + contact % 4, side + 1)
+        root = _joined(run.ravel()[lower], run.ravel()[upper], runs)
+        used = jnp.arange(runs) < n_runs
+        length = jnp.where(used, ahead.ravel()[head].astype(jnp.int32) + 1, 0)
+        size = jnp.zeros(runs, jnp.int32).at[root].add(length)
+        return _tabulated(level.ravel()[head].astype(jnp.int32), size, side * side, levels)
 
-    if not by_runs:
-        return pixelwise()
-    return _by_runs(level, links, ahead, levels, pixelwise)
+    if not compact:
+        return within(side * side, 2 * side * side)
+    room = side * side // _COMPACT
+    fits = (n_runs <= room) & (n_contacts <= room)
+    return jax.lax.cond(
+        fits, lambda: within(room, room), lambda: within(side * side, 2 * side * side)
+    )
 
 
-def ranks(flags: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Place of each set flag among the set ones, in reading order: (int32 [y x], their number).
+def _starts_and_contacts(
+    inside: jax.Array, links: Sequence[jax.Array]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array]:
+    """Where runs start, and the contacts of pixels with a run of the row above.
 
-    The place of an unset flag is that of the last set one before it.
+    A pair of runs has one contact, where it first touches. First kind: above or above left, with the column 0 (left)
+    or 1 of the pixel touched; second kind: above right.
     """
-    x = _sums_along_rows(flags.astype(jnp.int32))
-    before, total = _row_offsets(x[:, -1])
-    return x + before[:, None] - 1, total
+    right, below, below_right, below_left = links
+    left, above = neighbour(right, (0, -1)), neighbour(below, (-1, 0))
+    above_left, above_right = neighbour(below_right, (-1, -1)), neighbour(below_left, (-1, 1))
+    straight = above & ~(left & neighbour(above, (0, -1)))
+    first = straight | (above_left & ~above & ~left)
+    return inside & ~left, (first, straight.astype(jnp.int32)), above_right & ~above & ~right
 
 
-def _sums_along_rows(x: jax.Array) -> jax.Array:
+def _numbered(*flags: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The place of each set flag among the set ones in reading order, and how many are set, for three arrays.
+
+    The place of an unset flag is that of the last set one before it, −1 if there is none.
+    """
+    # Three counts in one sum: a row holds fewer than 1024 of each.
+    shifts = (0, 10, 20)
+    along = sums_along_rows(sum(f.astype(jnp.int32) << s for f, s in zip(flags, shifts, strict=True)))
+    places, totals = [], []
+    for shift in shifts:
+        part = (along >> shift) & 1023
+        through = jnp.cumsum(part[:, -1])
+        places.append(part + (through - part[:, -1])[:, None] - 1)
+        totals.append(through[-1])
+    return places, totals
+
+
+def sums_along_rows(x: jax.Array) -> jax.Array:
+    """Running sums of int32 [y x], by doubling."""
+    column = jnp.arange(x.shape[1])
     step = 1
     while step < x.shape[1]:
-        x = x + jnp.pad(x[:, :-step], ((0, 0), (step, 0)))
+        x = x + jnp.where(column >= step, jnp.roll(x, step, 1), 0)
         step *= 2
     return x
 
 
-def _row_offsets(row_totals: jax.Array) -> tuple[jax.Array, jax.Array]:
-    through = jnp.cumsum(row_totals)
-    return through - row_totals, through[-1]
+def _listed(value: jax.Array, flags: jax.Array, place: jax.Array, into: jax.Array) -> jax.Array:
+    """`into` with the flagged values at their places; what lies behind its end is not kept."""
+    index = jnp.where(flags, place, len(into)).ravel()
+    return into.at[index].set(value.ravel(), mode="drop")
 
 
-def _by_runs(level, links, ahead, levels, otherwise):  # type: ignore[no-untyped-def]
-    right, below, below_right, below_left = links
-    side = len(level)
-    inside = level > 0
-    start = inside & ~neighbour(right, (0, -1))
-    # Contacts of a pixel with the row above, one for each pair of runs: it is the first place where they touch.
-    above = neighbour(below, (-1, 0))
-    above_left, above_right = neighbour(below_right, (-1, -1)), neighbour(below_left, (-1, 1))
-    left = neighbour(right, (0, -1))
-    first = above & ~(left & neighbour(above, (0, -1)))
-    corner_left = above_left & ~above & ~left
-    corner_right = above_right & ~above & ~right
-    one, two = first | corner_left, corner_right
-    # Three counts in one sum: a row holds fewer than 1024 of each.
-    flags = start.astype(jnp.int32) + (one.astype(jnp.int32) << 10) + (two.astype(jnp.int32) << 20)
-    along = _sums_along_rows(flags)
-    parts = [(along >> shift) & 1023 for shift in (0, 10, 20)]
-    offsets = [_row_offsets(part[:, -1]) for part in parts]
-    run, place_one, place_two = (
-        part + before[:, None] - 1 for part, (before, _) in zip(parts, offsets, strict=True)
-    )
-    n_runs, n_one, n_two = (total for _, total in offsets)
-    capacity = side * side // _RUNS_SHARE
+def _joined(a: jax.Array, b: jax.Array, n: int) -> jax.Array:
+    """The smallest node of each node's component, for the edges a–b: int32 [n].
 
-    def runwise() -> Zones:
-        pixel = jnp.arange(side * side, dtype=jnp.int32).reshape(side, side)
-        head = _listed(pixel, start, run, capacity)
-        up = pixel - side + jnp.where(first, 0, -1)
-        ends = jnp.stack([_listed(pixel, one, place_one, capacity), _listed(up, one, place_one, capacity)])
-        place = jnp.where(two, place_two + n_one, capacity)
-        ends = ends.at[0, place].set(pixel, mode="drop").at[1, place].set(pixel - side + 1, mode="drop")
-        a, b = run.ravel()[ends[0]], run.ravel()[ends[1]]
-        used = jnp.arange(capacity) < n_runs
-        length = jnp.where(used, ahead.ravel()[head].astype(jnp.int32) + 1, 0)
-        root = _joined(a, b, jnp.arange(capacity) < n_one + n_two, capacity)
-        size = jnp.zeros(capacity, jnp.int32).at[root].add(length)
-        return _tabulated(level.ravel()[head].astype(jnp.int32), size, side * side, levels)
-
-    fits = (n_runs <= capacity) & (n_one + n_two <= capacity)
-    return jax.lax.cond(fits, runwise, otherwise)
-
-
-def _listed(value: jax.Array, flags: jax.Array, place: jax.Array, capacity: int) -> jax.Array:
-    """The flagged values [capacity] in reading order, 0 behind them; more than `capacity` are not kept."""
-    index = jnp.where(flags, place, capacity).ravel()
-    return jnp.zeros(capacity, jnp.int32).at[index].set(value.ravel(), mode="drop")
-
-
-def _joined(a: jax.Array, b: jax.Array, used: jax.Array, n: int) -> jax.Array:
-    """The smallest node of each node's component, for edges a–b where `used`: int32 [n].
-
-    Labels only fall and never leave the component; at rest the two ends of every edge agree.
+    Labels only fall and never leave the component. Once the ends of every edge agree, a component has one label,
+    and its smallest node has kept its own.
     """
-    a, b = jnp.where(used, a, 0), jnp.where(used, b, 0)
 
-    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        label, _ = state
-        x, y = label[a], label[b]
+    def turn(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        label, x, y = state
         label = label.at[jnp.maximum(x, y)].min(jnp.minimum(x, y))
-        label = label.at[a].min(y).at[b].min(x)
         for _ in range(_JUMPS):
             label = label[label]
-        moves = (label[a] != label[b]).any() | (label[label] != label).any()
-        return label, moves
+        return label, label[a], label[b]
 
-    start = jnp.arange(n, dtype=jnp.int32)
-    return jax.lax.while_loop(lambda state: state[1], turn, (start, jnp.array(True)))[0]
-
-
-def _by_pixels(level: jax.Array, links: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """(level, size) of the zone that each pixel is the root of; size 0 elsewhere. int32 [s²] each."""
-    n = level.size
-    offsets = ((0, 1), (1, 0), (1, 1), (1, -1))
-
-    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        label, _ = state
-        grid = label.reshape(level.shape)
-        least = grid
-        for link, (dy, dx) in zip(links, offsets, strict=True):
-            back = (-dy, -dx)
-            least = jnp.minimum(least, jnp.where(link, neighbour(grid, (dy, dx)), n))
-            least = jnp.minimum(least, jnp.where(neighbour(link, back), neighbour(grid, back), n))
-        new = label.at[label].min(least.ravel())
-        new = jnp.minimum(new, least.ravel())
-        for _ in range(_JUMPS):
-            new = new[new]
-        return new, (new != label).any()
-
-    start = jnp.arange(n, dtype=jnp.int32)
-    label, _ = jax.lax.while_loop(lambda state: state[1], turn, (start, jnp.array(True)))
-    inside = level.ravel() > 0
-    size = jnp.zeros(n, jnp.int32).at[label].add(inside.astype(jnp.int32))
-    return level.ravel().astype(jnp.int32), size
+    start = (jnp.arange(n, dtype=jnp.int32), a, b)
+    return jax.lax.while_loop(lambda state: (state[1] != state[2]).any(), turn, start)[0]
 
 
 def _tabulated(level: jax.Array, size: jax.Array, pixels: int, levels: int) -> Zones:
@@ -185,7 +152,10 @@ def _tabulated(level: jax.Array, size: jax.Array, pixels: int, levels: int) -> Z
     large = size > SMALL
     width = 64
     rows = jnp.pad(large, (0, -len(large) % width)).reshape(-1, width)
-    place = jnp.where(large, ranks(rows)[0].ravel()[: len(large)], room)
+    along = sums_along_rows(rows.astype(jnp.int32))
+    through = jnp.cumsum(along[:, -1])
+    rank = (along + (through - along[:, -1])[:, None]).ravel()[: len(large)] - 1
+    place = jnp.where(large, rank, room)
     empty = jnp.zeros(room, jnp.int32)
     return Zones(
         small=table.reshape(levels, SMALL),
