@@ -58,10 +58,11 @@ def crop(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class Extractor:
     """The 102 features of a region; build it once per process (it imports pyradiomics, about 1 s).
 
+    bin_count: that many bins between the region's extremes, instead of a width.
     Sets ITK to one thread and silences pyradiomics' logger in this process.
     """
 
-    def __init__(self, bin_width: float = 25.0) -> None:
+    def __init__(self, bin_width: float = 25.0, bin_count: int | None = None) -> None:
         import radiomics
         import SimpleITK
 
@@ -70,22 +71,23 @@ class Extractor:
         self._image_of = SimpleITK.GetImageFromArray
         self._classes = {family: _feature_class(family) for family in FAMILIES}
         # A 2-D image with force2D=True would lose three of the four directions.
-        self._settings = {"binWidth": bin_width, "force2D": False}
+        self._settings = {"binWidth": bin_width, "binCount": bin_count, "force2D": False}
 
     def extract(self, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Features float64 [102] in the order of FEATURE_NAMES.
 
-        pixels: uint8 [h w], grey 0–255. mask: bool [h w], the region; it may touch the border, have
+        pixels: uint8 or float32 [h w], grey 0–255. mask: bool [h w], the region; it may touch the border, have
         several parts or fill the array. NaN where pyradiomics gives NaN: the caller decides.
         Raises RadiomicsError for a region that pyradiomics refuses.
         """
-        if pixels.dtype != np.uint8 or mask.dtype != np.bool_ or pixels.shape != mask.shape:
+        grey = pixels.dtype in (np.uint8, np.float32)
+        if not grey or mask.dtype != np.bool_ or pixels.shape != mask.shape:
             raise TypeError(
-                f"expected uint8 pixels and a bool mask of one shape [h w], got {pixels.dtype} "
+                f"expected uint8 or float32 pixels and a bool mask of one shape [h w], got {pixels.dtype} "
                 f"{pixels.shape} and {mask.dtype} {mask.shape}"
             )
         pixels, mask = crop(pixels, mask)
-        _refuse_what_pyradiomics_refuses(mask)
+        refuse_what_pyradiomics_refuses(mask)
         image = self._image_of(pixels.astype(np.float32))
         label = self._image_of(mask.astype(np.uint8))
         shared: dict[str, Any] = {}  # the binned image, computed by the first class that needs it
@@ -110,7 +112,7 @@ class Extractor:
         return [float(np.real(found[name.removeprefix(prefix)])) for name in names]
 
 
-def _refuse_what_pyradiomics_refuses(mask: np.ndarray) -> None:
+def refuse_what_pyradiomics_refuses(mask: np.ndarray) -> None:
     """The checks that `execute` makes before it calls a feature class; mask: cropped."""
     if mask.size == 0:
         raise RadiomicsError("empty mask")

@@ -86,3 +86,62 @@ def _formulas(counted: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Arr
     }
     named = {f"original_{family}_{name}": x for family in FAMILIES for name, x in found[family].items()}
     return jnp.stack([named[name] for name in FEATURE_NAMES])
+
+
+def of_regions(
+    images: jax.Array,
+    masks: jax.Array,
+    table: jax.Array,
+    *,
+    sides: tuple[int, ...],
+    levels: int,
+    formulation: Formulation,
+) -> tuple[jax.Array, jax.Array]:
+    """Features of one region per image, cropped, binned and counted on the device.
+
+    Args:
+      images: uint8 [n h w].
+      masks: bool [n h w].
+      table: uint8 [256 256] from `bins.table`.
+      sides: tile sides, increasing. 'scatter' takes the smallest that holds the region, 'matmul' the largest.
+      levels: the highest grey level that can be counted.
+      formulation: see `matrices`.
+
+    Returns:
+      (float [n f], bool [n]): not ready, with zeros, is a region without two rows and two columns, one larger than
+      the largest side less 2, and one with a grey level over `levels`.
+    """
+
+    def one(image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        (top, height), (left, width) = _interval(mask.any(1)), _interval(mask.any(0))
+        low = jnp.where(mask, image, 255).min()
+        level = jnp.where(mask, table[low][image], 0)
+        size = jnp.maximum(height, width) + 2
+        ready = (jnp.minimum(height, width) > 1) & (size <= sides[-1]) & (level.max() <= levels)
+
+        def within(side: int) -> jax.Array:
+            def cut(x: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice(jnp.pad(x, (1, side)), (top, left), (side, side))
+
+            # A larger region is cut off by the tile's rim; it is not ready.
+            rim = jnp.pad(jnp.ones((side - 2, side - 2), bool), 1)
+            pixels, tile = cut(image), jnp.where(rim, jnp.minimum(cut(level), levels), 0)
+            return features(pixels[None], tile[None], levels=levels, formulation=formulation)[0]
+
+        if formulation == "matmul":
+            found = within(sides[-1])
+        else:
+            branch = sum((size > side).astype(jnp.int32) for side in sides[:-1])
+            found = jax.lax.switch(branch, [lambda side=side: within(side) for side in sides])
+        return jnp.where(ready, found, 0), ready
+
+    if formulation == "matmul":
+        return jax.vmap(one)(images, masks)
+    return _one_by_one(one, (images, masks), None)
+
+
+def _interval(flags: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First set flag and the distance to the last, plus one: int32 scalars."""
+    place = jnp.arange(len(flags), dtype=jnp.int32)
+    first = jnp.where(flags, place, len(flags)).min()
+    return jnp.minimum(first, len(flags) - 1), jnp.where(flags, place, -1).max() - first + 1
