@@ -81,6 +81,7 @@ def default() -> ConfigDict:
     c.feedback.timeout_s = 60.0
 
     c.radiomics = ConfigDict()
+    c.radiomics.backend = "pyradiomics"  # on the host, `feedback.lag` steps later | jax: in the step
     c.radiomics.bin_width = 25.0
 
     c.parallel = ConfigDict()
@@ -117,6 +118,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "cam.center": ("none", "mean"),
     "roi.source": ("cam", "random", "whole"),
     "feedback.late": ("wait", "drop"),
+    "radiomics.backend": ("pyradiomics", "jax"),
     "parallel.mode": ("shard_map", "pmap"),
 }
 
@@ -208,6 +210,10 @@ def _contradictions(c: ConfigDict, n_devices: int) -> list[str]:
             c.loss.box_weight > 0 and c.cam.center == "mean",
             "config.loss.box_weight > 0 with config.cam.center='mean' subtracts what the boxes taught the map; use "
             "one of them",
+        ),
+        (
+            c.radiomics.backend == "jax" and c.roi.source == "random",
+            "config.roi.source='random' is drawn on the host; use config.radiomics.backend='pyradiomics'",
         ),
         (
             c.train.batch_size % n_devices != 0,

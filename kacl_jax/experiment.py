@@ -19,6 +19,7 @@ from kacl_jax import metrics, pretrained, probe, radiomics
 from kacl_jax.data import nih, phantom, pipeline, splits
 from kacl_jax.errors import UserError
 from kacl_jax.feedback import FeatureCache, Feedback, RadiomicsPool
+from kacl_jax.fresh import FreshRadiomics
 from kacl_jax.inference import Inference
 from kacl_jax.models import KACL
 from kacl_jax.parallel import AXIS, DataParallel
@@ -54,6 +55,11 @@ class Experiment:
     @property
     def needs_radiomics(self) -> bool:
         return self.config.loss.focal_weight < 1
+
+    @property
+    def needs_pool(self) -> bool:
+        """Whether pyradiomics is to run beside the step."""
+        return self.needs_radiomics and self.config.radiomics.backend == "pyradiomics"
 
     def initial_state(self) -> TrainState:
         """The state before step 0: random, with the pretrained image encoder if the config names one."""
@@ -236,4 +242,19 @@ def _programs(config: ConfigDict, steps_per_epoch: int) -> Programs:
         warmup_steps=config.train.warmup_epochs * steps_per_epoch,
         center_cam=config.cam.center == "mean",
         seed=config.seed,
+        fresh=_fresh(config) if loss.focal_weight < 1 else None,
+    )
+
+
+def _fresh(config: ConfigDict) -> FreshRadiomics | None:
+    """Radiomics inside the step, if the config asks for it."""
+    if config.radiomics.backend != "jax":
+        return None
+    return FreshRadiomics(
+        source=config.roi.source,
+        truth_boxes=config.roi.truth_boxes,
+        relu=config.cam.relu,
+        threshold=config.cam.threshold,
+        size=config.data.image_size,
+        bin_width=config.radiomics.bin_width,
     )

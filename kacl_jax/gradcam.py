@@ -2,7 +2,8 @@
 
 On the device: `class_maps` (Grad-CAM by `jax.grad` of the classifier head) and the rule which finding's
 map marks the region. On the host: `regions`, the one function from a map to components, used for the
-radiomics ROI, for predicted boxes and in every evaluation alike.
+radiomics ROI, for predicted boxes and in every evaluation alike; `peak_masks` is the same rule inside a
+compiled step, which needs no more than the peak's component.
 
 Axes: b batch · u v map cells · k channels · c findings.
 """
@@ -102,6 +103,41 @@ def regions(cam: np.ndarray, *, size: int, relu: bool, threshold: float) -> Regi
     return Regions(labels, peak, False)
 
 
+def peak_masks(
+    cam: jax.Array, *, size: int, relu: bool, threshold: float
+) -> tuple[jax.Array, jax.Array]:
+    """`regions(…).mask` and `.fallback` of each map, on the device.
+
+    float32 [b u v] → (bool [b size size], bool [b]). Arguments as in `regions`.
+    """
+    finite = jnp.isfinite(cam).all((1, 2))
+    cam = jnp.where(finite[:, None, None], cam, 0)
+    rows, columns = _upsampling(cam.shape[1], size), _upsampling(cam.shape[2], size)
+    heat = jnp.einsum("yu,buv,xv->byx", rows, cam, columns, precision="highest")
+    if relu:
+        heat = jnp.maximum(heat, 0.0)
+    low, high = heat.min((1, 2)), heat.max((1, 2))
+    marked = finite & (high - low > 1e-6 * jnp.maximum(jnp.abs(low), jnp.abs(high)))
+    scale = jnp.where(marked, high - low, 1)[:, None, None]
+    hot = (heat - low[:, None, None]) / scale > threshold
+    peak = jnp.argmax(heat.reshape(len(cam), -1), axis=1)[:, None, None]
+    part = _component(hot, jnp.arange(size * size).reshape(size, size) == peak)
+    height, width = _extent(part.any(2)), _extent(part.any(1))
+    marked &= jnp.minimum(height, width) >= MIN_SIDE
+    whole = jnp.pad(jnp.ones((size - 2, size - 2), bool), 1)
+    return jnp.where(marked[:, None, None], part, whole), ~marked
+
+
+def box_masks(boxes: jax.Array, size: int) -> jax.Array:
+    """`box_mask` of each box, on the device: float32 [b 4] → bool [b size size]."""
+    x0, x1 = _intervals(boxes[:, 0] * size, boxes[:, 2] * size, size)
+    y0, y1 = _intervals(boxes[:, 1] * size, boxes[:, 3] * size, size)
+    place = jnp.arange(size)
+    columns = (place >= x0[:, None]) & (place < x1[:, None])
+    rows = (place >= y0[:, None]) & (place < y1[:, None])
+    return rows[:, :, None] & columns[:, None, :]
+
+
 def mask_box(mask: np.ndarray) -> np.ndarray:
     """The box of a non-empty mask: bool [h w] → float32 (x0, y0, x1, y1), fractions, half-open."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -128,6 +164,54 @@ def _interval(low: float, high: float, size: int) -> tuple[int, int]:
         stop = start + MIN_SIDE
     start = min(max(start, 0), size - MIN_SIDE)
     return start, max(min(stop, size), start + MIN_SIDE)
+
+
+def _intervals(low: jax.Array, high: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    start, stop = jnp.round(low), jnp.round(high)
+    small = stop - start < MIN_SIDE
+    start = jnp.where(small, jnp.round((low + high - MIN_SIDE) / 2), start)
+    stop = jnp.where(small, start + MIN_SIDE, stop)
+    start = jnp.clip(start, 0, size - MIN_SIDE)
+    return start, jnp.maximum(jnp.minimum(stop, size), start + MIN_SIDE)
+
+
+def _upsampling(n: int, size: int) -> np.ndarray:
+    """Bilinear with half-pixel centres, as OpenCV's INTER_LINEAR: float32 [size n]."""
+    place = np.clip((np.arange(size) + 0.5) * (n / size) - 0.5, 0, n - 1)
+    first = np.minimum(place.astype(int), max(n - 2, 0))
+    weight = (place - first).astype(np.float32)
+    matrix = np.zeros((size, n), np.float32)
+    matrix[np.arange(size), first] = 1 - weight
+    matrix[np.arange(size), np.minimum(first + 1, n - 1)] += weight
+    return matrix
+
+
+def _component(hot: jax.Array, seed: jax.Array) -> jax.Array:
+    """The 4-connected component of `hot` [b y x] that holds the seed, by filling rows and columns in turn."""
+
+    def fill(reached: jax.Array, axis: int, reverse: bool) -> jax.Array:
+        def then(first: tuple[jax.Array, ...], second: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            return first[0] & second[0], second[1] | (second[0] & first[1])
+
+        return jax.lax.associative_scan(then, (hot, reached), reverse=reverse, axis=axis)[1]
+
+    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        before, _ = state
+        reached = before
+        for axis in (1, 2):
+            for reverse in (False, True):
+                reached = fill(reached, axis, reverse)
+        return reached, (reached != before).any()
+
+    start = hot & seed
+    # The flag is made of the data, so that it lives on the same devices.
+    return jax.lax.while_loop(lambda state: state[1], turn, (start, start.any()))[0]
+
+
+def _extent(flags: jax.Array) -> jax.Array:
+    """From the first to the last set flag: bool [b n] → int32 [b]."""
+    place = jnp.arange(flags.shape[1], dtype=jnp.int32)
+    return jnp.where(flags, place, -1).max(1) - jnp.where(flags, place, flags.shape[1]).min(1) + 1
 
 
 def _whole(size: int) -> Regions:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from kacl_jax import augment, gradcam, losses
+from kacl_jax.fresh import FreshRadiomics
 from kacl_jax.models import KACL, MIN_READY_ROWS
 from kacl_jax.parallel import AXIS
 
@@ -77,7 +78,8 @@ class Programs:
     """The per-device functions of one run. `model.axis_name` must be `parallel.AXIS`.
 
     log_columns: which radiomic features get a signed log1p. warmup_steps: steps with focal loss (and box guidance)
-    only. center_cam: subtract the finding's running mean map.
+    only. center_cam: subtract the finding's running mean map. fresh: measure this step's regions in this step; the
+    batch's own radiomics, ready and age are not used then.
     """
 
     model: KACL
@@ -88,6 +90,7 @@ class Programs:
     warmup_steps: int
     center_cam: bool
     seed: int
+    fresh: FreshRadiomics | None = None
 
     def init(self, variables: Any, image_size: int) -> TrainState:
         """The state before step 0 for the given model variables."""
@@ -127,12 +130,13 @@ class Programs:
           (−1: none). Where loss or gradients are not finite on any device the old state stays, with `bad_step` set.
         """
         images, affine = self._model_input(state.step, batch)
-        radiomics, moments, n_ready = self._z_scored(state, batch)
 
         def total_loss(params: Any) -> tuple[jax.Array, Any]:
             feature_map, batch_stats = self._feature_map(params, state.batch_stats, images)
+            measured = self._measured(state, batch, affine, jax.lax.stop_gradient(feature_map))
+            radiomics, moments, n_ready = self._z_scored(state, measured)
             sums, counts, aux = self._terms(
-                params, batch_stats, feature_map, batch, affine, radiomics
+                params, batch_stats, feature_map, measured, affine, radiomics
             )
             # Global inside the gradient, and the gradients averaged after it: right under both modes.
             terms = {
@@ -141,11 +145,10 @@ class Programs:
             }
             weights = self._weights(state.step, n_ready)
             total = sum((weights[k] * terms[k] for k in terms), jnp.zeros(()))
-            return total, (terms, feature_map, aux)
+            return total, (terms, feature_map, aux, measured, radiomics, moments, n_ready)
 
-        (total, (terms, feature_map, aux)), grads = jax.value_and_grad(total_loss, has_aux=True)(
-            state.params
-        )
+        (total, on_the_way), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+        terms, feature_map, aux, batch, radiomics, moments, n_ready = on_the_way
         grads = jax.lax.pmean(grads, AXIS)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         cam_rate = _ema_rate(state.cam_count + 1)
@@ -311,6 +314,19 @@ class Programs:
             (gradient,) = pull_back(one)
             norms[f"grad_norm_{name}"] = jnp.sqrt(jax.lax.psum((gradient**2).sum(), AXIS))
         return norms
+
+    def _measured(
+        self, state: TrainState, batch: Batch, affine: jax.Array | None, feature_map: jax.Array
+    ) -> Batch:
+        """The batch with the features of this very step's regions, if the step is to measure them itself."""
+        if self.fresh is None:
+            return batch
+        logits, maps = self._logits_and_maps(state.params, feature_map)
+        rows = self._rows(state, batch, affine, {"logits": logits, "maps": maps})
+        radiomics, ready = self.fresh.measure(
+            batch["image"][..., 0], rows["cam"], rows["box_finding"], batch["boxes"]
+        )
+        return {**batch, "radiomics": radiomics, "ready": ready, "age": jnp.zeros_like(batch["age"])}
 
     def _z_scored(
         self, state: TrainState, batch: Batch

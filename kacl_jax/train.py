@@ -147,7 +147,7 @@ class _Loop:
         )
         self._region_step = parallel.run(programs.region_step, ("sharded",))
         self.feedback: Feedback | None = None
-        if experiment.needs_radiomics:
+        if experiment.needs_pool:
             self.feedback = experiment.open_feedback(stack)
         self.tally = Tally()
         self.first_step = 0
@@ -213,6 +213,8 @@ class _Loop:
         metrics = self.experiment.parallel.fetch(done.metrics, "replicated")
         if metrics["bad_step"] >= 0:
             self._stop_non_finite(int(metrics["bad_step"]), done.batch)
+        if self.experiment.programs.fresh is not None:
+            self._count_fresh(len(done.batch["image_id"]), int(metrics["ready"]))
         if self.feedback is not None and self.experiment.lag > 0:
             self._mark_regions(done.step, done.batch, done.rows)
         self._report(done.step, {k: float(v) for k, v in metrics.items() if k != "bad_step"})
@@ -226,6 +228,14 @@ class _Loop:
         )
         self.tally.regions = dict(Counter(self.tally.regions) + Counter(origin))
         self.feedback.submit(step, batch["image_id"], batch["image"][..., 0], masks)
+
+    def _count_fresh(self, rows: int, ready: int) -> None:
+        """Regions that the step measured itself."""
+        self.tally.rows += rows
+        self.tally.ready += ready
+        if ready < rows:
+            failed = Counter({"no features on the device": rows - ready})
+            self.tally.failures = dict(Counter(self.tally.failures) + failed)
 
     def _stop_non_finite(self, step: int, batch: Batch) -> None:
         names = self.experiment.records.names[batch["image_id"]]

@@ -321,12 +321,12 @@ def test_on_the_device_a_region_is_cropped_and_binned_the_same() -> None:
     masks[8, 3, 3:9] = True
     table = jnp.asarray(bins.table(25.0))
     found, ready = jax.jit(
-        functools.partial(tiles.of_regions, sides=(32, 64), levels=11, formulation="scatter")
+        functools.partial(tiles.of_regions, side=64, levels=11, formulation="scatter")
     )(images, masks, table)
     assert ready.tolist() == [True] * 8 + [False]
     expected = extract(images[:8], masks[:8], backend="jax").features
     np.testing.assert_allclose(found[:8], expected, rtol=2e-5, atol=2e-6)
-    limited = functools.partial(tiles.of_regions, sides=(32,), levels=9, formulation="scatter")
+    limited = functools.partial(tiles.of_regions, side=32, levels=9, formulation="scatter")
     _, ready = jax.jit(limited)(images, masks, table)
     assert ready.tolist() == [
         max(np.ptp(np.flatnonzero(m.any(k))) + 3 for k in (0, 1)) <= 32

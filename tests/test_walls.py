@@ -19,7 +19,7 @@ ORDER = [
     ("errors",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"),
     ("models", "pool", "parallel", "checkpoint", "run", "progress", "tally", "config", "roi"),
-    ("feature_cache", "pretrained", "step", "probe"),
+    ("feature_cache", "pretrained", "fresh", "step", "probe"),
     ("feedback", "evaluate"),
     ("results", "inference"),
     ("experiment",),

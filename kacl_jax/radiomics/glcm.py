@@ -130,5 +130,5 @@ def _correlation_coefficient(p: jax.Array, margin: jax.Array) -> jax.Array:
         return matrix, logarithm + power * jnp.log(jnp.where(norm > 0, norm, 1))
 
     flat = (rest**2).sum((1, 2)) == 0
-    _, logarithm = jax.lax.fori_loop(0, _SQUARINGS, turn, (rest, jnp.zeros(len(p), p.dtype)))
+    _, logarithm = jax.lax.fori_loop(0, _SQUARINGS, turn, (rest, 0 * p[:, 0, 0]))
     return jnp.where(flat, 0, jnp.exp(logarithm))

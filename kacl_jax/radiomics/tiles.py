@@ -66,7 +66,9 @@ def _one_by_one(function: Any, arrays: tuple[jax.Array, ...], used: jax.Array | 
         return jax.tree.map(lambda all_, one: all_.at[row].set(one), results, result)
 
     shapes = jax.eval_shape(function, *(x[0] for x in arrays))
-    empty = jax.tree.map(lambda one: jnp.zeros((n, *one.shape), one.dtype), shapes)
+    # Under shard_map what a loop carries must vary over the devices from the start, as the arrays do.
+    zero = 0 * arrays[0].ravel()[0].astype(jnp.int32)
+    empty = jax.tree.map(lambda one: jnp.zeros((n, *one.shape), one.dtype) + zero.astype(one.dtype), shapes)
     return jax.lax.fori_loop(0, n if used is None else used, turn, empty)
 
 
@@ -93,7 +95,7 @@ def of_regions(
     masks: jax.Array,
     table: jax.Array,
     *,
-    sides: tuple[int, ...],
+    side: int,
     levels: int,
     formulation: Formulation,
 ) -> tuple[jax.Array, jax.Array]:
@@ -103,41 +105,32 @@ def of_regions(
       images: uint8 [n h w].
       masks: bool [n h w].
       table: uint8 [256 256] from `bins.table`.
-      sides: tile sides, increasing. 'scatter' takes the smallest that holds the region, 'matmul' the largest.
+      side: of the tile.
       levels: the highest grey level that can be counted.
       formulation: see `matrices`.
 
     Returns:
       (float [n f], bool [n]): not ready, with zeros, is a region without two rows and two columns, one larger than
-      the largest side less 2, and one with a grey level over `levels`.
+      the tile less its rim, and one with a grey level over `levels`.
     """
 
-    def one(image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def cropped(image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         (top, height), (left, width) = _interval(mask.any(1)), _interval(mask.any(0))
         low = jnp.where(mask, image, 255).min()
         level = jnp.where(mask, table[low][image], 0)
-        size = jnp.maximum(height, width) + 2
-        ready = (jnp.minimum(height, width) > 1) & (size <= sides[-1]) & (level.max() <= levels)
+        fits = (jnp.minimum(height, width) > 1) & (jnp.maximum(height, width) + 2 <= side)
 
-        def within(side: int) -> jax.Array:
-            def cut(x: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_slice(jnp.pad(x, (1, side)), (top, left), (side, side))
+        def cut(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice(jnp.pad(x, (1, side)), (top, left), (side, side))
 
-            # A larger region is cut off by the tile's rim; it is not ready.
-            rim = jnp.pad(jnp.ones((side - 2, side - 2), bool), 1)
-            pixels, tile = cut(image), jnp.where(rim, jnp.minimum(cut(level), levels), 0)
-            return features(pixels[None], tile[None], levels=levels, formulation=formulation)[0]
+        # A larger region is cut off by the rim; it is not ready.
+        rim = jnp.pad(jnp.ones((side - 2, side - 2), bool), 1)
+        tile = jnp.where(rim, jnp.minimum(cut(level), levels), 0)
+        return cut(image), tile, fits & (level.max() <= levels)
 
-        if formulation == "matmul":
-            found = within(sides[-1])
-        else:
-            branch = sum((size > side).astype(jnp.int32) for side in sides[:-1])
-            found = jax.lax.switch(branch, [lambda side=side: within(side) for side in sides])
-        return jnp.where(ready, found, 0), ready
-
-    if formulation == "matmul":
-        return jax.vmap(one)(images, masks)
-    return _one_by_one(one, (images, masks), None)
+    pixels, level, ready = jax.vmap(cropped)(images, masks)
+    found = features(pixels, level, levels=levels, formulation=formulation)
+    return jnp.where(ready[:, None], found, 0), ready
 
 
 def _interval(flags: jax.Array) -> tuple[jax.Array, jax.Array]:

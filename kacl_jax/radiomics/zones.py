@@ -140,7 +140,8 @@ def _joined(a: jax.Array, b: jax.Array, n: int) -> jax.Array:
             label = label[label]
         return label, label[a], label[b]
 
-    start = (jnp.arange(n, dtype=jnp.int32), a, b)
+    # "+ 0 * a": under shard_map what a loop carries must vary over the devices from the start.
+    start = (jnp.arange(n, dtype=jnp.int32) + 0 * a[0], a, b)
     return jax.lax.while_loop(lambda state: (state[1] != state[2]).any(), turn, start)[0]
 
 
