@@ -131,7 +131,7 @@ def test_refuses_what_the_plain_call_refuses(window, reason, extractor, plain) -
 
 def test_wrong_types_are_refused(extractor) -> None:
     pixels, mask = REGIONS["inside"]
-    for wrong in ((pixels / np.float32(255), mask), (pixels, mask.astype(np.uint8))):
+    for wrong in ((pixels / 255, mask), (pixels, mask.astype(np.uint8))):
         with pytest.raises(TypeError, match="uint8 or float32 pixels and a bool mask"):
             extractor.extract(*wrong)
     with pytest.raises(TypeError, match="one shape"):

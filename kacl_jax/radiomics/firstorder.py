@@ -60,6 +60,7 @@ def _features(value, weight, number, ordered, levels):  # type: ignore[no-untype
 
     mean = total(value) / n
     deviation = value - mean
+    deviation = deviation - total(deviation) / n  # what float32 lost of the mean
     moment = {k: total(deviation**k) / n for k in (2, 3, 4)}
     scale = jnp.where(moment[2] == 0, 1.0, moment[2])
     p10, p90 = percentile(1, 10), percentile(9, 10)

@@ -1,0 +1,83 @@
+"""The command that turns a folder of images and regions into a table."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from kacl_jax.radiomics import FEATURE_NAMES
+from kacl_jax.radiomics.__main__ import main
+from kacl_jax.radiomics.host import Extractor
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for name in "ab":
+        pixels = random.integers(0, 256, (40, 50), dtype=np.uint8)
+        mask = np.zeros((40, 50), np.uint8)
+        mask[5:25, 10:45] = 255
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), pixels)
+        cv2.imwrite(str(tmp_path / "masks" / f"{name}.png"), mask)
+    (tmp_path / "boxes.csv").write_text("image,x,y,w,h\na.png,10,5,35,20\na.png,3,3,1,1\n")
+    return tmp_path
+
+
+def run(folder: Path, *more: str) -> int:
+    return main([f"--images={folder / 'images'}", *more])
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_masks_and_boxes_give_pyradiomics_values(folder: Path) -> None:
+    assert run(folder, f"--masks={folder / 'masks'}", f"--out={folder / 'm.csv'}") == 0
+    assert run(folder, f"--boxes={folder / 'boxes.csv'}", f"--out={folder / 'b.csv'}") == 0
+    masks, boxes = table(folder / "m.csv"), table(folder / "b.csv")
+    assert [row["image"] for row in masks] == ["a.png", "b.png"]
+    pixels = cv2.imread(str(folder / "images" / "a.png"), cv2.IMREAD_GRAYSCALE)
+    mask = np.zeros(pixels.shape, bool)
+    mask[5:25, 10:45] = True
+    expected = Extractor().extract(pixels, mask)
+    for row in (masks[0], boxes[0]):
+        np.testing.assert_array_equal([float(row[name]) for name in FEATURE_NAMES], expected)
+    assert [row["region"] for row in boxes] == ["0", "1"]
+    assert (boxes[1]["ready"], boxes[1]["reason"]) == ("False", "one pixel")
+    assert boxes[1][FEATURE_NAMES[0]] == ""
+
+
+def test_parquet_holds_the_same(folder: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("m.csv", "m.parquet"):
+        assert run(folder, f"--masks={folder / 'masks'}", f"--out={folder / name}") == 0
+    rows = parquet.read_table(folder / "m.parquet").to_pylist()
+    assert [float(r[FEATURE_NAMES[9]]) for r in table(folder / "m.csv")] == [
+        r[FEATURE_NAMES[9]] for r in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--masks=M", "--boxes=B"], "either --masks or --boxes"),
+        (["--masks=nowhere"], "nowhere is not a folder"),
+        (["--boxes=nowhere"], "nowhere is not a file"),
+        (["--boxes=X"], "line 2: x, y, w, h must be numbers"),
+        (["--boxes=X"], "line 3: c.png is not in"),
+    ],
+)
+def test_mistakes_are_named(folder: Path, capsys, arguments, told) -> None:
+    (folder / "bad.csv").write_text("image,x,y,w,h\na.png,1,one,3,3\nc.png,1,1,9,9\n")
+    places = {"M": folder / "masks", "B": folder / "boxes.csv", "X": folder / "bad.csv"}
+    made = [f"{a.split('=')[0]}={places.get(a.split('=')[1], a.split('=')[1])}" for a in arguments]
+    assert run(folder, *made, f"--out={folder / 'o.csv'}") == 1
+    assert told in capsys.readouterr().err
+    assert not (folder / "o.csv").exists()
