@@ -22,19 +22,18 @@ from typing import Any
 
 # One core, before numpy and jax start their threads.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-)
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-import cv2  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import SimpleITK  # noqa: E402
-from radiomics.featureextractor import RadiomicsFeatureExtractor  # noqa: E402
+import cv2
+import jax
+import numpy as np
+import SimpleITK
+from radiomics.featureextractor import RadiomicsFeatureExtractor
 
-from kacl_jax.radiomics import FAMILIES, bins, extract as jax_extract, host  # noqa: E402
+from kacl_jax.radiomics import FAMILIES, bins, host
+from kacl_jax.radiomics import extract as jax_extract
 
 SIZES = (60, 150, 300)
 N = 8
@@ -48,7 +47,10 @@ def images(folder: str) -> list[np.ndarray]:
     made = []
     for _ in range(N):
         smooth = cv2.GaussianBlur(random.normal(size=(512, 512)), (0, 0), 40)
-        grey = cv2.normalize(smooth, None, 20, 220, cv2.NORM_MINMAX) + random.normal(size=(512, 512)) * 3
+        grey = (
+            cv2.normalize(smooth, None, 20, 220, cv2.NORM_MINMAX)
+            + random.normal(size=(512, 512)) * 3
+        )
         made.append(np.clip(grey, 0, 255).astype(np.uint8))
     return made
 

@@ -190,7 +190,9 @@ def _component(hot: jax.Array, seed: jax.Array) -> jax.Array:
     """The 4-connected component of `hot` [b y x] that holds the seed, by filling rows and columns in turn."""
 
     def fill(reached: jax.Array, axis: int, reverse: bool) -> jax.Array:
-        def then(first: tuple[jax.Array, ...], second: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def then(
+            first: tuple[jax.Array, ...], second: tuple[jax.Array, ...]
+        ) -> tuple[jax.Array, ...]:
             return first[0] & second[0], second[1] | (second[0] & first[1])
 
         return jax.lax.associative_scan(then, (hot, reached), reverse=reverse, axis=axis)[1]

@@ -326,7 +326,12 @@ class Programs:
         radiomics, ready = self.fresh.measure(
             batch["image"][..., 0], rows["cam"], rows["box_finding"], batch["boxes"]
         )
-        return {**batch, "radiomics": radiomics, "ready": ready, "age": jnp.zeros_like(batch["age"])}
+        return {
+            **batch,
+            "radiomics": radiomics,
+            "ready": ready,
+            "age": jnp.zeros_like(batch["age"]),
+        }
 
     def _z_scored(
         self, state: TrainState, batch: Batch

@@ -53,7 +53,9 @@ def test_regions_on_the_device_are_those_of_the_host(relu, u, size, threshold) -
     host = [gradcam.regions(cam, **how) for cam in cams]
     assert fallback.tolist() == [region.fallback for region in host]
     assert 0 < np.count_nonzero(fallback) < 40
-    differing = [np.count_nonzero(m != r.mask) for m, r in zip(np.asarray(masks), host, strict=True)]
+    differing = [
+        np.count_nonzero(m != r.mask) for m, r in zip(np.asarray(masks), host, strict=True)
+    ]
     # A pixel whose heat is the threshold to the last bit may fall on either side.
     assert max(differing) <= 1
     assert sum(differing) <= 2

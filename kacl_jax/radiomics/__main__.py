@@ -15,7 +15,7 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -54,7 +54,7 @@ def run(
     masks: Path | None,
     boxes: Path | None,
     out: Path,
-    backend: str,
+    backend: Literal["pyradiomics", "jax"],
     bin_width: float,
     bin_count: int | None,
 ) -> None:
@@ -74,7 +74,12 @@ def run(
             pixels, inside = zip(*(_read(region) for region in part), strict=True)
             try:
                 found = extract(
-                    pixels, inside, backend=backend, bin_width=bin_width, bin_count=bin_count, dtype="float64"
+                    pixels,
+                    inside,
+                    backend=backend,
+                    bin_width=bin_width,
+                    bin_count=bin_count,
+                    dtype="float64",
                 )
             except UserError as error:
                 named = ", ".join(f"item {k} = {region[0]}" for k, region in enumerate(part))
@@ -112,7 +117,9 @@ def _of_boxes(images: Path, boxes: Path | None) -> list[Region]:
         reader = csv.DictReader(file)
         wanted = {"image", "x", "y", "w", "h"}
         if not wanted <= set(reader.fieldnames or ()):
-            raise UserError(f"{boxes} needs the columns image, x, y, w, h; it has {reader.fieldnames}")
+            raise UserError(
+                f"{boxes} needs the columns image, x, y, w, h; it has {reader.fieldnames}"
+            )
         for line, row in enumerate(reader, start=2):
             try:
                 box = tuple(float(row[key]) for key in "xywh")
@@ -162,10 +169,14 @@ def _parquet() -> Any:
     try:
         from pyarrow import parquet, table
     except ImportError as error:
-        raise UserError("--out=….parquet needs pyarrow: pip install pyarrow, or use .csv") from error
+        raise UserError(
+            "--out=….parquet needs pyarrow: pip install pyarrow, or use .csv"
+        ) from error
 
     def write(out: Path, columns: list[str], rows: list[list[Any]]) -> None:
-        parquet.write_table(table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))), out)
+        parquet.write_table(
+            table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))), out
+        )
 
     return write
 

@@ -32,7 +32,9 @@ def levels(
     """Grey levels int16 [h w], 0 outside the mask. pixels: uint8 or float32 [h w]; mask: bool [h w], not empty."""
     values = pixels[mask]
     found = np.zeros(pixels.shape, np.int16)
-    lower = edges(values.min(), values.max(), bin_width=bin_width, bin_count=bin_count)
+    lower = edges(
+        float(values.min()), float(values.max()), bin_width=bin_width, bin_count=bin_count
+    )
     if pixels.dtype == np.uint8:
         found[mask] = np.digitize(np.arange(256, dtype=np.float32), lower)[values]
     else:
@@ -46,5 +48,8 @@ def table(bin_width: float) -> np.ndarray:
     Levels over 255 are 255; values below the minimum are 0.
     """
     grey = np.arange(256, dtype=np.float32)
-    rows = [np.digitize(grey, edges(low, 255, bin_width=bin_width, bin_count=None)) for low in grey]
+    rows = [
+        np.digitize(grey, edges(float(low), 255, bin_width=bin_width, bin_count=None))
+        for low in grey
+    ]
     return np.minimum(np.stack(rows), 255).astype(np.uint8)

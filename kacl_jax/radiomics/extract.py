@@ -24,7 +24,10 @@ from kacl_jax.radiomics.matrices import Formulation
 
 SIDES = (64, 112, 160, 224, 320, 544)  # px, of a tile: a region's sides plus 2 or more
 LEVELS = (16, 64)
-_TILE_PIXELS = {"scatter": 8 * 192**2, "matmul": 64 * 192**2}  # of tiles in one program: bounds memory
+_TILE_PIXELS = {
+    "scatter": 8 * 192**2,
+    "matmul": 64 * 192**2,
+}  # of tiles in one program: bounds memory
 _MOST_TILES = {"scatter": 8, "matmul": 64}
 
 
@@ -186,7 +189,7 @@ def _check(images, masks, backend, bin_width, bin_count, dtype):  # type: ignore
         what = _wrong_with(np.asarray(image), np.asarray(mask))
         if what:
             problems.append(f"item {item}: {what}")
-        elif image.dtype != np.uint8 and 0 <= image.min() and image.max() <= 1:
+        elif image.dtype != np.uint8 and image.min() >= 0 and image.max() <= 1:
             unit.append(item)
     if problems:
         raise UserError("Radiomics cannot be computed:\n  " + "\n  ".join(problems))

@@ -40,7 +40,11 @@ def of_values(values: jax.Array, inside: jax.Array, levels: jax.Array) -> dict[s
     number = inside.sum(dtype=jnp.int32)
     # Twice summed, rows first: float32 keeps six digits.
     return _features(
-        jnp.where(inside, value, 0.0), inside.astype(float), number, lambda rank: increasing[rank], levels
+        jnp.where(inside, value, 0.0),
+        inside.astype(float),
+        number,
+        lambda rank: increasing[rank],
+        levels,
     )
 
 
@@ -89,7 +93,9 @@ def _features(value, weight, number, ordered, levels):  # type: ignore[no-untype
     }
 
 
-def _robust_deviation(value: jax.Array, weight: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+def _robust_deviation(
+    value: jax.Array, weight: jax.Array, low: jax.Array, high: jax.Array
+) -> jax.Array:
     weight = jnp.where((value >= low) & (value <= high), weight, 0)
     n = weight.sum(-1).sum()
     mean = (weight * value).sum(-1).sum() / n

@@ -54,7 +54,9 @@ def features(glcm: jax.Array, levels: jax.Array) -> dict[str, jax.Array]:
         "ClusterShade": (p_sum * about**3).sum(1),
         "ClusterTendency": (p_sum * about**2).sum(1),
         "Contrast": (p_difference * k**2).sum(1),
-        "Correlation": jnp.where(variance > 0, covariance / jnp.where(variance > 0, variance, 1), 1),
+        "Correlation": jnp.where(
+            variance > 0, covariance / jnp.where(variance > 0, variance, 1), 1
+        ),
         "DifferenceAverage": difference_mean[:, 0],
         "DifferenceEntropy": _entropy(p_difference),
         "DifferenceVariance": (p_difference * (k - difference_mean) ** 2).sum(1),
@@ -76,7 +78,8 @@ def features(glcm: jax.Array, levels: jax.Array) -> dict[str, jax.Array]:
         "SumSquares": variance,
     }
     averaged = {
-        name: jnp.where(used, x, 0).sum() / used.sum().astype(float) for name, x in by_direction.items()
+        name: jnp.where(used, x, 0).sum() / used.sum().astype(float)
+        for name, x in by_direction.items()
     }
     averaged["MCC"] = jnp.where((levels > 0).sum() < 2, 1.0, averaged["MCC"])
     return averaged

@@ -86,20 +86,24 @@ def count(
     ahead = [_links_ahead(link, d) for link, d in zip(links, DIRECTIONS, strict=True)]
     row = level.astype(jnp.int32) - 1
 
-    def table(used: jax.Array, columns: jax.Array, width: int, weight: jax.Array | None = None) -> jax.Array:
+    def table(
+        used: jax.Array, columns: jax.Array, width: int, weight: jax.Array | None = None
+    ) -> jax.Array:
         index = row * width + columns.astype(jnp.int32)
         return bincount(index, used, levels * width, formulation, weight).reshape(levels, width)
 
-    glcm = [
-        table(inside & neighbour(inside, d), neighbour(row, d), levels) for d in DIRECTIONS
-    ]
+    glcm = [table(inside & neighbour(inside, d), neighbour(row, d), levels) for d in DIRECTIONS]
     glrlm = [
         table(inside & ~_behind(link, d), steps, side)
         for link, d, steps in zip(links, DIRECTIONS, ahead, strict=True)
     ]
+    nothing = jnp.zeros((), jnp.int16)
     like = sum(
-        link.astype(jnp.int16) + _behind(link, d).astype(jnp.int16)
-        for link, d in zip(links, DIRECTIONS, strict=True)
+        (
+            link.astype(jnp.int16) + _behind(link, d).astype(jnp.int16)
+            for link, d in zip(links, DIRECTIONS, strict=True)
+        ),
+        nothing,
     )
     around = _around(inside.astype(jnp.int16))
     difference = jnp.abs(level * around - _around(level)).astype(jnp.int32)
@@ -111,9 +115,7 @@ def count(
         glcm=symmetric + symmetric.transpose(0, 2, 1),
         glrlm=jnp.stack(glrlm),
         lines=_meets_two(inside),
-        zones=zones.find(
-            level, links, ahead[0], levels=levels, compact=formulation == "scatter"
-        ),
+        zones=zones.find(level, links, ahead[0], levels=levels, compact=formulation == "scatter"),
         gldm=gldm,
         difference=table(inside, around, 9, difference),
         outline=_outline(inside),
@@ -221,7 +223,8 @@ def _line_sums(x: jax.Array, direction: tuple[int, int]) -> jax.Array:
 def _outline(inside: jax.Array) -> Outline:
     right, below = neighbour(inside, (0, 1)), neighbour(inside, (1, 0))
     across = neighbour(inside, (1, 1))
-    number = sum(x.astype(jnp.int8) for x in (inside, right, below, across))
+    nothing = jnp.zeros((), jnp.int8)
+    number = sum((x.astype(jnp.int8) for x in (inside, right, below, across)), nothing)
     diagonal = (number == 2) & (inside == across)
     kinds = (number == 1, number == 3, (number == 2) & ~diagonal, diagonal, number == 4)
     x = jnp.arange(len(inside), dtype=jnp.int32)

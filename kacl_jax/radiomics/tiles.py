@@ -68,7 +68,9 @@ def _one_by_one(function: Any, arrays: tuple[jax.Array, ...], used: jax.Array | 
     shapes = jax.eval_shape(function, *(x[0] for x in arrays))
     # Under shard_map what a loop carries must vary over the devices from the start, as the arrays do.
     zero = 0 * arrays[0].ravel()[0].astype(jnp.int32)
-    empty = jax.tree.map(lambda one: jnp.zeros((n, *one.shape), one.dtype) + zero.astype(one.dtype), shapes)
+    empty = jax.tree.map(
+        lambda one: jnp.zeros((n, *one.shape), one.dtype) + zero.astype(one.dtype), shapes
+    )
     return jax.lax.fori_loop(0, n if used is None else used, turn, empty)
 
 
@@ -86,7 +88,9 @@ def _formulas(counted: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Arr
         "gldm": gldm.features(counted.gldm),
         "ngtdm": ngtdm.features(counted.levels, counted.difference),
     }
-    named = {f"original_{family}_{name}": x for family in FAMILIES for name, x in found[family].items()}
+    named = {
+        f"original_{family}_{name}": x for family in FAMILIES for name, x in found[family].items()
+    }
     return jnp.stack([named[name] for name in FEATURE_NAMES])
 
 

@@ -100,7 +100,12 @@ def _numbered(*flags: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
     """
     # Three counts in one sum: a row holds fewer than 1024 of each.
     shifts = (0, 10, 20)
-    along = sums_along_rows(sum(f.astype(jnp.int32) << s for f, s in zip(flags, shifts, strict=True)))
+    along = sums_along_rows(
+        sum(
+            (f.astype(jnp.int32) << s for f, s in zip(flags, shifts, strict=True)),
+            jnp.zeros((), jnp.int32),
+        )
+    )
     places, totals = [], []
     for shift in shifts:
         part = (along >> shift) & 1023
@@ -133,7 +138,9 @@ def _joined(a: jax.Array, b: jax.Array, n: int) -> jax.Array:
     and its smallest node has kept its own.
     """
 
-    def turn(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def turn(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         label, x, y = state
         label = label.at[jnp.maximum(x, y)].min(jnp.minimum(x, y))
         for _ in range(_JUMPS):
