@@ -57,6 +57,7 @@ BROKEN = [
     ("roi.source", "box"),
     ("feedback.lag", -2),
     ("feedback.late", "skip"),
+    ("radiomics.backend", "cuda"),
     ("radiomics.bin_width", 0.0),
     ("parallel.mode", "jit"),
     ("eval.batch_size", 30),
