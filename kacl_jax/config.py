@@ -81,7 +81,9 @@ def default() -> ConfigDict:
     c.feedback.timeout_s = 60.0
 
     c.radiomics = ConfigDict()
-    c.radiomics.backend = "pyradiomics"  # on the host, `feedback.lag` steps later | jax: in the step
+    c.radiomics.backend = (
+        "pyradiomics"  # on the host, `feedback.lag` steps later | jax: in the step
+    )
     c.radiomics.bin_width = 25.0
 
     c.parallel = ConfigDict()

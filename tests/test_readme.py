@@ -30,7 +30,8 @@ def test_configs_requirements_and_modules_in_commands_exist() -> None:
         for path in re.findall(r"--config=(\S+?\.py)|-r (\S+)", line):
             assert (REPO / (path[0] or path[1])).is_file(), line
         for module in re.findall(r"-m (kacl_jax\.\w+|benchmarks\.\w+)", line):
-            assert (REPO / (module.replace(".", "/") + ".py")).is_file(), line
+            place = REPO / module.replace(".", "/")
+            assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), line
 
 
 def test_every_key_that_the_readme_names_is_a_key() -> None:
