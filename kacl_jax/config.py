@@ -218,6 +218,16 @@ def _contradictions(c: ConfigDict, n_devices: int) -> list[str]:
             "config.roi.source='random' is drawn on the host; use config.radiomics.backend='pyradiomics'",
         ),
         (
+            c.loss.focal_weight < 1 and c.train.warmup_epochs >= c.train.epochs,
+            f"config.train.warmup_epochs is {c.train.warmup_epochs} of {c.train.epochs} epochs: the contrastive "
+            "loss would never begin; use fewer, or config.loss.focal_weight=1",
+        ),
+        (
+            c.loss.focal_weight < 1 and c.train.batch_size < 8,
+            f"config.train.batch_size is {c.train.batch_size}: the contrastive loss needs 8 images with features in a "
+            "batch; use more, or config.loss.focal_weight=1",
+        ),
+        (
             c.train.batch_size % n_devices != 0,
             f"config.train.batch_size is {c.train.batch_size}; it must be a multiple of the {n_devices} devices",
         ),

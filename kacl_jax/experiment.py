@@ -138,7 +138,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
     """
     parallel = DataParallel(config.parallel.mode)
     config_keys.check(config, n_devices=parallel.n_devices)
-    pretrained.check(config.model.pretrained, encoder=config.model.encoder)
+    if not any((workdir / "checkpoints").glob("[0-9]*")):  # later the weights come from there
+        pretrained.check(config.model.pretrained, encoder=config.model.encoder)
     records, split = read_data(config, workdir)
     batches = pipeline.TrainBatches(
         records,
@@ -168,7 +169,15 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
         size=config.data.image_size,
         seed=config.seed,
     )
-    return Experiment(config, workdir, records, split, batches, parallel, programs, inference, rule)
+    experiment = Experiment(
+        config, workdir, records, split, batches, parallel, programs, inference, rule
+    )
+    if experiment.needs_pool and experiment.lag >= experiment.total_steps:
+        raise UserError(
+            f"config.feedback.lag is {experiment.lag} steps and the run has {experiment.total_steps}: no feature would "
+            "ever be seen; use a shorter lag or more epochs"
+        )
+    return experiment
 
 
 def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Split]:

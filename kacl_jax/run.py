@@ -103,34 +103,38 @@ class Interrupt:
 
 
 def settle_config(
-    workdir: Path, config: dict[str, Any], checksums: dict[str, str], free: tuple[str, ...]
+    workdir: Path, config: dict[str, Any], data: dict[str, str], free: tuple[str, ...]
 ) -> None:
-    """Write config.json on the first run; on a later one refuse a changed config.
+    """Write config.json on the first run; on a later one refuse a changed config or changed data.
 
     Args:
       config: dotted key → value.
-      checksums: of the data set's tables; with equal ones `data.root` may have moved.
+      data: what identifies the data: the tables' checksums and the split's hash, which covers the images that are
+        there and their parts. With equal ones `data.root` may have moved.
       free: keys that may change because they cannot change a result.
 
     Raises:
       UserError: with one line per changed key.
     """
     path = workdir / "config.json"
-    content = {"config": config, "checksums": checksums}
+    content = {"config": config, "data": data}
     if path.exists():
         old = read_json(path)
-        allowed = [key for key in free if key != "data.root" or old["checksums"] == checksums]
+        allowed = [key for key in free if key != "data.root" or old["data"] == data]
         keys = sorted(config.keys() | old["config"].keys())
         changed = [
             f"{key}: {old['config'].get(key)!r} → {config.get(key)!r}"
             for key in keys
             if key not in allowed and old["config"].get(key) != config.get(key)
         ]
-        if old["checksums"] != checksums:
-            changed.append("the tables of data.root have other checksums")
+        changed += [
+            f"{name} of data.root: {old['data'].get(name)} → {data.get(name)} (files changed, came or went)"
+            for name in sorted(data.keys() | old["data"].keys())
+            if old["data"].get(name) != data.get(name)
+        ]
         if changed:
             raise UserError(
-                f"{workdir} was started with another config:\n  "
+                f"{workdir} was started with another config or other data:\n  "
                 + "\n  ".join(changed)
                 + "\nGo on with the old values, or choose another folder with --workdir=…"
             )

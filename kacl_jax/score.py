@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from kacl_jax import checkpoint, evaluate, results, run
+from kacl_jax.errors import UserError
 from kacl_jax.experiment import Experiment
 from kacl_jax.tally import Tally
 
@@ -20,10 +22,9 @@ def best(
       What results.json holds.
     """
     config, workdir = experiment.config, experiment.workdir
-    step = tally.best_step if tally.best_step is not None else saved.steps()[-1]
-    arrays = saved.restore(step).arrays
+    restored = _best_or_newest(saved, tally.best_step)
     state = experiment.parallel.replicate(
-        checkpoint.from_arrays(experiment.state_template(), arrays, "state")
+        checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
     )
     inference, split = experiment.inference, experiment.split
     center = None
@@ -50,7 +51,9 @@ def best(
         throughput=tally.throughput,
         pixel_probe=experiment.pixel_probe(),
     )
-    content["best_step"], content["trained_steps"] = step, steps
+    content["best_step"], content["trained_steps"] = restored.step, steps
+    if tally.best_step not in (None, restored.step):
+        content["best_step_lost"] = tally.best_step
     results.write_predictions(
         workdir / "predictions.csv", experiment.records, split, val=val, test=tested
     )
@@ -58,6 +61,21 @@ def best(
     record(experiment, reproducible=tally.reproducible)
     results.write_json(workdir / "results.json", content)
     return content
+
+
+def _best_or_newest(saved: checkpoint.Checkpoints, step: int | None) -> checkpoint.Restored:
+    """The best checkpoint; if it is damaged or gone, that is said and the newest intact one stands in."""
+    if step in saved.steps():
+        try:
+            return saved.restore(step)
+        except UserError as error:
+            logging.warning("%s. It was the best one; taking the newest instead.", error)
+    elif step is not None:
+        logging.warning("The best checkpoint, of step %d, is gone; taking the newest.", step)
+    newest = saved.restore_latest()
+    if newest is None:
+        raise UserError(f"There is no checkpoint in {saved.directory}; train first")
+    return newest
 
 
 def record(experiment: Experiment, **more: Any) -> None:

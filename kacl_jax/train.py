@@ -85,7 +85,7 @@ def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
     run.settle_config(
         workdir,
         config_keys.flatten(config),
-        experiment.records.checksums,
+        {**experiment.records.checksums, "split": experiment.split.hash},
         config_keys.FREE_KEYS,
     )
     return experiment
@@ -127,7 +127,7 @@ def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> Tally:
                 loop.validate(taken)
             if interrupt.requested or taken % per_epoch == 0 or (every and taken % every == 0):
                 loop.save(taken)
-            if interrupt.requested and taken < experiment.total_steps:
+            if interrupt.requested:
                 raise run.InterruptedRunError(
                     f"Stopped after step {taken} of {experiment.total_steps}; the same command goes on from there."
                 )

@@ -45,6 +45,8 @@ BROKEN = [
     ("model.output_stride", 8),
     ("model.dtype", "float16"),
     ("train.batch_size", 30),
+    ("train.batch_size", 4),
+    ("train.warmup_epochs", 20),
     ("train.learning_rate", 0.0),
     ("train.learning_rate", math.inf),
     ("train.learning_rate", math.nan),

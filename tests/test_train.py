@@ -420,6 +420,60 @@ def test_a_finished_run_is_left_alone_and_a_changed_config_refused(
     assert comparable(plain) == before
 
 
+def test_a_lag_that_no_feature_outlives_is_refused(run_here: Runner) -> None:
+    with pytest.raises(UserError, match=r"feedback\.lag is 50"):
+        run_here(feedback__lag=50)
+
+
+def test_images_that_come_or_go_make_another_split_and_are_refused(
+    run_here: Runner, tiny: None, root: Path, tmp_path: Path
+) -> None:
+    """Folds follow from the patients that are there: what was trained on could be scored otherwise."""
+    part = tmp_path / "part"
+    shutil.copytree(root, part)
+    gone = sorted((part / "images").iterdir())[0]
+    content = gone.read_bytes()
+    gone.unlink()
+    changes = {"data__root": str(part), "data__allow_missing": True, "train__epochs": 2}
+    workdir = run_here(**changes)
+    gone.write_bytes(content)
+    with pytest.raises(UserError, match=r"split of data\.root"):
+        train.evaluate_only(config(root, **changes), workdir)
+
+
+def test_a_damaged_best_checkpoint_is_told_and_the_newest_stands_in(
+    plain: Path, tiny: None, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workdir = tmp_path / "w"
+    shutil.copytree(plain, workdir)
+    best = json.loads((workdir / "results.json").read_text())["best_step"]
+    steps = checkpoint.Checkpoints(workdir / "checkpoints").steps()
+    assert best != steps[-1]
+    shutil.rmtree(workdir / "checkpoints" / f"{best:08d}" / "arrays")
+    found = train.evaluate_only(config(root), workdir)
+    assert found["best_step_lost"] == best
+    assert found["best_step"] == steps[-1]
+    assert f"{best:08d} is damaged" in caplog.text
+
+
+def test_a_signal_in_the_last_step_still_stops_the_run(
+    tiny: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = train._Loop.turn
+
+    def stop(loop: Any, step: int) -> None:
+        if step == STEPS - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        turn(loop, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Loop, "turn", stop)
+        with pytest.raises(run.InterruptedRunError, match=f"step {STEPS} of {STEPS}"):
+            train.train_and_evaluate(config(root), tmp_path / "w")
+    assert not (tmp_path / "w" / "results.json").exists()
+    assert train.train_and_evaluate(config(root), tmp_path / "w")["trained_steps"] == STEPS
+
+
 def test_evaluation_alone_writes_the_same_tables(plain: Path, tiny: None, root: Path) -> None:
     before = comparable(plain)
     for name in ("predictions.csv", "boxes.csv", "results.json"):
