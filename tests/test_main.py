@@ -161,7 +161,7 @@ def test_a_workdir_in_use_and_a_changed_config_are_refused(root: Path, tmp_path:
         done = call(*flags)
     assert done.returncode == run.WORKDIR_IN_USE
     assert f"Another process runs in {tmp_path}" in done.stderr
-    run.write_json(tmp_path / "config.json", {"config": {"seed": 7}, "checksums": {}})
+    run.write_json(tmp_path / "config.json", {"config": {"seed": 7}, "data": {}})
     done = call(*flags)
     assert done.returncode == run.USER_ERROR
     assert "seed: 7 → 0" in done.stderr
