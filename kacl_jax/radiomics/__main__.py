@@ -68,7 +68,7 @@ def run(
     parquet = _parquet() if out.suffix == ".parquet" else None
     regions = _of_masks(images, masks) if masks is not None else _of_boxes(images, boxes)
     rows: list[list[Any]] = []
-    with tqdm(total=len(regions), unit="region", desc=str(out)) as bar:
+    with tqdm(disable=None, total=len(regions), unit="region", desc=str(out)) as bar:
         for start in range(0, len(regions), _AT_ONCE):
             part = regions[start : start + _AT_ONCE]
             pixels, inside = zip(*(_read(region) for region in part), strict=True)
