@@ -3,9 +3,10 @@
     python benchmarks/extract.py [--repeats=5] [--out=extract.json]
 
 Square regions of 60, 150 and 300 px on smooth 512 px images made here (8 grey levels of bin width 25 and film grain),
-or of real X-rays with --images=FOLDER. Medians over regions and repeats:
-`execute` on the full image (plain) · the tuned call of kacl_jax.radiomics.host (cropped, classes called directly) ·
-JAX without and with the host's share (cropping, binning). Compilation is not counted.
+or of real X-rays with --images=FOLDER. Medians over regions and repeats, ms of one region:
+`execute` on the full image · `tuned`, the call of kacl_jax.radiomics.host (cropped, classes called directly) ·
+`scatter`, pure XLA · `numba`, counts by numba and formulas by XLA · `extract`, the public function with the host's
+share (cropping, binning) and the fastest of these. The first call of each, compilation included, is told apart.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from kacl_jax.radiomics import FAMILIES, bins, host
 from kacl_jax.radiomics import extract as jax_extract
 
 SIZES = (60, 150, 300)
+WAYS: tuple[jax_extract.Counting, ...] = ("scatter", "numba")
 N = 8
 
 
@@ -87,43 +89,49 @@ def row_of(size: int, grey: list[np.ndarray], repeats: int) -> dict[str, float]:
     mask = np.zeros((512, 512), bool)
     mask[100 : 100 + size, 90 : 90 + size] = True
     tuned, execute = host.Extractor(), plain()
+    times = {
+        "execute": medians(lambda row: execute(grey[row], mask), repeats),
+        "tuned": medians(lambda row: tuned.extract(grey[row], mask), repeats),
+    }
+    told: dict[str, float] = {}
+    for by in WAYS:
+        run, room, told[f"{by}_compile_s"] = on_device(grey, mask, size, by)
+        times[by] = medians(lambda _, run=run: run(), repeats) / room
+    jax_extract.extract(grey, [mask] * N, backend="jax")
+
+    def whole(_: int) -> None:
+        jax_extract.extract(grey, [mask] * N, backend="jax")
+
+    times["extract"] = medians(whole, repeats) / N
+    ratios = {
+        f"{slow}_over_{fast}": round(times[slow] / times[fast], 1)
+        for fast in (*WAYS, "extract")
+        for slow in ("execute", "tuned")
+    }
+    return {"px": size, **{f"{k}_ms": round(v, 3) for k, v in times.items()}, **ratios, **told}
+
+
+def on_device(
+    grey: list[np.ndarray], mask: np.ndarray, size: int, by: jax_extract.Counting
+) -> tuple[Callable[[], Any], int, float]:
+    """(features of a full program's tiles, how many those are, seconds of the first call)."""
     crops = [host.crop(image, mask) for image in grey]
     levels = [bins.levels(*crop, bin_width=25.0, bin_count=None) for crop in crops]
-    side, most, _ = jax_extract._bucket(levels[0], np.dtype(np.uint8))
-    room = jax_extract._room(side)
+    side, most, _ = jax_extract._bucket(levels[0], np.dtype(np.uint8), by)
+    room = jax_extract._room(side, by)
     pixels = np.zeros((room, side, side), np.uint8)
     level = np.zeros_like(pixels)
     for row in range(room):
         pixels[row, 1 : size + 1, 1 : size + 1] = crops[row % N][0]
         level[row, 1 : size + 1, 1 : size + 1] = levels[row % N]
-    program = jax_extract._program(most, jax_extract.formulation())
-    arrays = jax.device_put((pixels, level, np.int32(room)))
+    program = jax_extract._program(most, by)
 
-    def on_device(_: int) -> None:
-        jax.block_until_ready(program(arrays[0], arrays[1], used=arrays[2]))
+    def run() -> Any:
+        return jax.block_until_ready(program(pixels, level, used=np.int32(room)))
 
-    def whole(_: int) -> None:
-        jax_extract.extract(grey, [mask] * N, backend="jax")
-
-    on_device(0)
-    whole(0)
-    memory = program.lower(arrays[0], arrays[1], used=arrays[2]).compile().memory_analysis()
-    times = {
-        "execute": medians(lambda row: execute(grey[row], mask), repeats),
-        "tuned": medians(lambda row: tuned.extract(grey[row], mask), repeats),
-        "jax": medians(on_device, repeats) / room,
-        "jax_with_host": medians(whole, repeats) / N,
-    }
-    return {
-        "px": size,
-        **{f"{name}_ms": round(value, 3) for name, value in times.items()},
-        "full_over_jax": round(times["execute"] / times["jax"], 1),
-        "full_over_jax_with_host": round(times["execute"] / times["jax_with_host"], 1),
-        "tuned_over_jax": round(times["tuned"] / times["jax"], 1),
-        "tuned_over_jax_with_host": round(times["tuned"] / times["jax_with_host"], 1),
-        "regions_per_call": room,
-        "temporary_MiB_per_call": round(memory.temp_size_in_bytes / 2**20, 1),
-    }
+    start = time.perf_counter()
+    run()
+    return run, room, round(time.perf_counter() - start, 1)
 
 
 def main() -> None:

@@ -1,13 +1,14 @@
 """Radiomic features of many regions: by pyradiomics on the host, or by the same formulas in JAX.
 
 The JAX side cuts every region out of its image, pads it to one of a few tile sides and computes tiles of one side
-together: any size of region, a few compiled programs. Regions or bin counts beyond the largest tile go to the host
-path, which is slow but has no limit.
+together: any size of region, a few compiled programs. On a CPU with numba installed, numba counts and JAX computes the
+formulas. Regions or bin counts beyond the largest tile go to the host path, which is slow but has no limit.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import warnings
 from collections import defaultdict
@@ -22,13 +23,22 @@ from kacl_jax.radiomics import FEATURE_NAMES, bins, host, tiles
 from kacl_jax.radiomics.host import RadiomicsError
 from kacl_jax.radiomics.matrices import Formulation
 
-SIDES = (64, 112, 160, 224, 320, 544)  # px, of a tile: a region's sides plus 2 or more
+Counting = Formulation | Literal["numba"]
+# px, of a tile: a region's sides plus 2 or more. numba's count does not pay for an empty margin.
+SIDES: dict[Counting, tuple[int, ...]] = {
+    "numba": (64, 160, 320, 544),
+    "scatter": (64, 112, 160, 224, 320, 544),
+    "matmul": (64, 112, 160, 224, 320, 544),
+}
+LARGEST = 544
 LEVELS = (16, 64)
-_TILE_PIXELS = {
+# Of tiles in one program: bounds memory.
+_TILE_PIXELS: dict[Counting, int] = {
+    "numba": 8 * 192**2,
     "scatter": 8 * 192**2,
     "matmul": 64 * 192**2,
-}  # of tiles in one program: bounds memory
-_MOST_TILES = {"scatter": 8, "matmul": 64}
+}
+_MOST_TILES: dict[Counting, int] = {"numba": 8, "scatter": 8, "matmul": 64}
 
 
 class Extraction(NamedTuple):
@@ -87,7 +97,7 @@ def extract(
                 level = bins.levels(pixels, mask, bin_width=bin_width, bin_count=bin_count)
                 reasons[row] = _over_a_limit(level)
             if backend == "jax" and not reasons[row]:
-                tile_rows[_bucket(level, pixels.dtype)].append(row)
+                tile_rows[_bucket(level, pixels.dtype, counting())].append(row)
             else:
                 host_rows.append(row)
         crops.append((pixels, mask, level))
@@ -114,9 +124,12 @@ def extract(
     return found._replace(reasons=tuple(reasons))
 
 
-def formulation() -> Formulation:
-    """What the default device counts best with."""
-    return "scatter" if jax.default_backend() == "cpu" else "matmul"
+@functools.cache
+def counting() -> Counting:
+    """What counts fastest here: see `compiled` and `matrices`."""
+    if jax.default_backend() != "cpu":
+        return "matmul"
+    return "numba" if importlib.util.find_spec("numba") else "scatter"
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -124,28 +137,27 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 
 def _over_a_limit(level: np.ndarray) -> str:
-    if max(level.shape) + 2 > SIDES[-1]:
+    if max(level.shape) + 2 > LARGEST:
         h, w = level.shape
-        return f"on the host: {h}×{w} px is over {SIDES[-1] - 2} px"
+        return f"on the host: {h}×{w} px is over {LARGEST - 2} px"
     if level.max() > LEVELS[-1]:
         return f"on the host: {level.max()} grey levels are over {LEVELS[-1]}"
     return ""
 
 
-def _bucket(level: np.ndarray, dtype: np.dtype) -> tuple[int, int, np.dtype]:
+def _bucket(level: np.ndarray, dtype: np.dtype, by: Counting) -> tuple[int, int, np.dtype]:
     """The smallest tile side and level number that hold a region, and the kind of its pixels."""
-    side = next(side for side in SIDES if side >= max(level.shape) + 2)
+    side = next(side for side in SIDES[by] if side >= max(level.shape) + 2)
     return side, next(n for n in LEVELS if n >= level.max()), dtype
 
 
-def _room(side: int) -> int:
+def _room(side: int, by: Counting) -> int:
     """How many tiles of one side go through the program at once."""
-    by = formulation()
     return max(1, min(_MOST_TILES[by], _TILE_PIXELS[by] // side**2))
 
 
 def _chunks(rows: list[int], side: int) -> list[list[int]]:
-    room = _room(side)
+    room = _room(side, counting())
     return [rows[start : start + room] for start in range(0, len(rows), room)]
 
 
@@ -157,19 +169,28 @@ def _on_device(
     dtype: str,
     used: int,
 ) -> np.ndarray:
-    pixels = np.zeros((_room(side), side, side), kind)
-    level = np.zeros((_room(side), side, side), np.uint8)
+    shape = (_room(side, counting()), side, side)
+    pixels, level = np.zeros(shape, kind), np.zeros(shape, np.uint8)
     for row, (grey, _, binned) in enumerate(crops):
         window = np.s_[row, 1 : 1 + grey.shape[0], 1 : 1 + grey.shape[1]]
         pixels[window], level[window] = grey, binned
     with jax.enable_x64(dtype == "float64"):
-        found = _program(levels, formulation())(pixels, level, used=np.int32(used))
+        found = _program(levels, counting())(pixels, level, used=np.int32(used))
         return np.asarray(found)[:used]
 
 
 @functools.cache
-def _program(levels: int, by: Formulation) -> Callable[..., jax.Array]:
-    return jax.jit(functools.partial(tiles.features, levels=levels, formulation=by))
+def _program(levels: int, by: Counting) -> Callable[..., jax.Array]:
+    if by != "numba":
+        return jax.jit(functools.partial(tiles.features, levels=levels, formulation=by))
+    from kacl_jax.radiomics import compiled
+
+    formulas = jax.jit(tiles.formulas)
+
+    def run(pixels: np.ndarray, level: np.ndarray, *, used: np.int32) -> jax.Array:
+        return formulas(compiled.count(pixels, level, levels=levels), pixels, level)
+
+    return run
 
 
 def _check(images, masks, backend, bin_width, bin_count, dtype):  # type: ignore[no-untyped-def]

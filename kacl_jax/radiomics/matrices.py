@@ -56,14 +56,18 @@ class Outline(NamedTuple):
 
     windows: [5] 2×2 windows with one or three pixels inside (0: one, 1: three), two side by side (2), two on a
       diagonal (3), all four (4).
-    rows, columns: [s] pixels in each row and column. row_sum: [s] Σ x over each row's pixels.
+    rows, columns: [s] pixels in each row and column.
+    start: [s] x of each row's first pixel, 0 in an empty row. along, along_squared: [s] Σ (x − start)^{1, 2} over a
+      row's pixels.
     low, high: [2s] first and last outline point on each half-pixel line, in half pixels; low > high where none.
     """
 
     windows: jax.Array
     rows: jax.Array
     columns: jax.Array
-    row_sum: jax.Array
+    start: jax.Array
+    along: jax.Array
+    along_squared: jax.Array
     low: jax.Array
     high: jax.Array
 
@@ -231,11 +235,15 @@ def _outline(inside: jax.Array) -> Outline:
     row_low, row_high = _extremes(inside)
     half_low, half_high = _extremes(inside != below)
     pixels = inside.astype(jnp.int32)
+    start = jnp.where(inside.any(1), row_low, 0)
+    along = pixels * (x - start[:, None])
     return Outline(
         windows=jnp.stack([kind.sum(dtype=jnp.int32) for kind in kinds]),
         rows=pixels.sum(1),
         columns=pixels.sum(0),
-        row_sum=(pixels * x).sum(1),
+        start=start,
+        along=along.sum(1),
+        along_squared=(along**2).sum(1),
         # An outline point lies between a pixel inside and one outside.
         low=jnp.stack([2 * row_low - 1, 2 * half_low], 1).ravel(),
         high=jnp.stack([2 * row_high + 1, 2 * half_high], 1).ravel(),

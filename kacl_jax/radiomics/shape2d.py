@@ -40,16 +40,25 @@ def features(outline: Outline) -> dict[str, jax.Array]:
 
 
 def _eigenvalues(outline: Outline, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """λ₁ ≥ λ₂. The small one is the mean squared distance from the long axis, a sum without cancellation: the
+    difference of trace and large one would lose a thin region's width in float32."""
     rows, columns = outline.rows.astype(float), outline.columns.astype(float)
     place = jnp.arange(len(rows)).astype(float)
     y = place - (rows * place).sum() / pixels
     x_mean = (columns * place).sum() / pixels
-    x = place - x_mean
-    yy, xx = (rows * y**2).sum() / pixels, (columns * x**2).sum() / pixels
-    xy = (y * (outline.row_sum.astype(float) - rows * x_mean)).sum() / pixels
-    middle = (yy + xx) / 2
-    spread = jnp.sqrt(((yy - xx) / 2) ** 2 + xy**2)
-    return middle + spread, jnp.maximum(middle - spread, 0)
+    length = jnp.maximum(rows, 1)
+    row_mean = outline.along.astype(float) / length
+    row_variance = outline.along_squared.astype(float) / length - row_mean**2
+    x = outline.start.astype(float) - x_mean + row_mean
+    yy = (rows * y**2).sum() / pixels
+    xx = (rows * (x**2 + row_variance)).sum() / pixels
+    xy = (rows * x * y).sum() / pixels
+    # Half of the angle whose tangent is 2 xy / (xx − yy): the long axis.
+    angle = jnp.arctan2(2 * xy, xx - yy) / 2
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    small = (rows * ((cos * y - sin * x) ** 2 + sin**2 * row_variance)).sum() / pixels
+    large = (rows * ((cos * x + sin * y) ** 2 + cos**2 * row_variance)).sum() / pixels
+    return large, small
 
 
 def _diameter(outline: Outline) -> jax.Array:

@@ -55,6 +55,11 @@ def features(
         counted = jax.vmap(count)(pixels, level)
     else:
         counted = _one_by_one(count, (pixels, level), used)
+    return formulas(counted, pixels, level)
+
+
+def formulas(counted: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Array:
+    """Features float [n f] from the counts of n regions; pixels and level as in `features`."""
     return jax.vmap(_formulas)(counted, pixels, level)
 
 

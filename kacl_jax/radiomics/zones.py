@@ -27,6 +27,11 @@ class Zones(NamedTuple):
     size: jax.Array
 
 
+def most_large(pixels: int) -> int:
+    """How many zones larger than SMALL a tile of so many pixels can hold, and one to spare."""
+    return pixels // (SMALL + 1) + 1
+
+
 def neighbour(x: jax.Array, offset: tuple[int, int]) -> jax.Array:
     """x at (y + dy, x + dx) for each pixel of a tile; its empty rim makes the wrapped values harmless."""
     return jnp.roll(x, (-offset[0], -offset[1]), (0, 1))
@@ -156,7 +161,7 @@ def _tabulated(level: jax.Array, size: jax.Array, pixels: int, levels: int) -> Z
     """level, size: int32 [n], size 0 where there is no zone. pixels: s²."""
     small = jnp.where((size > 0) & (size <= SMALL), (level - 1) * SMALL + size - 1, levels * SMALL)
     table = jnp.zeros(levels * SMALL + 1, jnp.int32).at[small].add(1)[:-1]
-    room = pixels // (SMALL + 1) + 1
+    room = most_large(pixels)
     large = size > SMALL
     width = 64
     rows = jnp.pad(large, (0, -len(large) % width)).reshape(-1, width)
