@@ -33,11 +33,10 @@ import numpy as np
 import SimpleITK
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 
-from kacl_jax.radiomics import FAMILIES, bins, host
-from kacl_jax.radiomics import extract as jax_extract
+from kacl_jax.radiomics import FAMILIES, bins, extraction, host
 
 SIZES = (60, 150, 300)
-WAYS: tuple[jax_extract.Counting, ...] = ("scatter", "numba")
+WAYS: tuple[extraction.Counting, ...] = ("scatter", "numba")
 N = 8
 
 
@@ -97,10 +96,10 @@ def row_of(size: int, grey: list[np.ndarray], repeats: int) -> dict[str, float]:
     for by in WAYS:
         run, room, told[f"{by}_compile_s"] = on_device(grey, mask, size, by)
         times[by] = medians(lambda _, run=run: run(), repeats) / room
-    jax_extract.extract(grey, [mask] * N, backend="jax")
+    extraction.extract(grey, [mask] * N, backend="jax")
 
     def whole(_: int) -> None:
-        jax_extract.extract(grey, [mask] * N, backend="jax")
+        extraction.extract(grey, [mask] * N, backend="jax")
 
     times["extract"] = medians(whole, repeats) / N
     ratios = {
@@ -112,19 +111,19 @@ def row_of(size: int, grey: list[np.ndarray], repeats: int) -> dict[str, float]:
 
 
 def on_device(
-    grey: list[np.ndarray], mask: np.ndarray, size: int, by: jax_extract.Counting
+    grey: list[np.ndarray], mask: np.ndarray, size: int, by: extraction.Counting
 ) -> tuple[Callable[[], Any], int, float]:
     """(features of a full program's tiles, how many those are, seconds of the first call)."""
     crops = [host.crop(image, mask) for image in grey]
     levels = [bins.levels(*crop, bin_width=25.0, bin_count=None) for crop in crops]
-    side, most, _ = jax_extract._bucket(levels[0], np.dtype(np.uint8), by)
-    room = jax_extract._room(side, by)
+    side, most, _ = extraction._bucket(levels[0], np.dtype(np.uint8), by)
+    room = extraction._room(side, by)
     pixels = np.zeros((room, side, side), np.uint8)
     level = np.zeros_like(pixels)
     for row in range(room):
         pixels[row, 1 : size + 1, 1 : size + 1] = crops[row % N][0]
         level[row, 1 : size + 1, 1 : size + 1] = levels[row % N]
-    program = jax_extract._program(most, by)
+    program = extraction._program(most, by)
 
     def run() -> Any:
         return jax.block_until_ready(program(pixels, level, used=np.int32(room)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kacl_jax.radiomics import FEATURE_NAMES
+from kacl_jax.radiomics import __main__ as command
 from kacl_jax.radiomics.__main__ import main
 from kacl_jax.radiomics.host import Extractor
 
@@ -81,3 +82,39 @@ def test_mistakes_are_named(folder: Path, capsys, arguments, told) -> None:
     assert run(folder, *made, f"--out={folder / 'o.csv'}") == 1
     assert told in capsys.readouterr().err
     assert not (folder / "o.csv").exists()
+
+
+def test_what_cannot_be_read_is_a_row_with_its_reason(folder: Path, capsys) -> None:
+    images, masks = folder / "images", folder / "masks"
+    for name in "cde":
+        (images / f"{name}.png").write_bytes((images / "a.png").read_bytes())
+    cv2.imwrite(str(masks / "c.png"), np.zeros((40, 50), np.uint8))
+    cv2.imwrite(str(masks / "d.png"), np.ones((20, 50), np.uint8))
+    (masks / "e.png").write_bytes((masks / "a.png").read_bytes())
+    (images / "e.png").write_bytes(b"not a picture")
+    assert run(folder, f"--masks={masks}", f"--out={folder / 'm.csv'}") == 0
+    rows = table(folder / "m.csv")
+    assert [row["ready"] for row in rows] == ["True", "True", "False", "False", "False"]
+    reasons = [row["reason"] for row in rows]
+    assert reasons[:4] == [
+        "",
+        "",
+        "the mask is empty",
+        "the image is (40, 50) and its mask (20, 50)",
+    ]
+    assert reasons[4].endswith("e.png cannot be read as an image")
+    assert "3 of 5 regions have no features" in capsys.readouterr().err
+    assert not list(folder.glob("*.part"))
+
+
+def test_rows_computed_before_an_interruption_stay(folder: Path, monkeypatch) -> None:
+    def interrupted(region: command.Region) -> tuple[np.ndarray, np.ndarray]:
+        if region[0] == "b.png":
+            raise KeyboardInterrupt
+        return read(region)
+
+    read = command._read
+    monkeypatch.setattr(command, "_AT_ONCE", 1)
+    monkeypatch.setattr(command, "_read", interrupted)
+    assert run(folder, f"--masks={folder / 'masks'}", f"--out={folder / 'm.csv'}") == 75
+    assert [row["image"] for row in table(folder / "m.csv.part")] == ["a.png"]

@@ -18,9 +18,17 @@ from PIL import Image
 from radiomics import cMatrices
 
 from kacl_jax.errors import UserError
-from kacl_jax.radiomics import FEATURE_NAMES, bins, compiled, matrices, tiles, zones
-from kacl_jax.radiomics import extract as module
-from kacl_jax.radiomics.extract import Extraction, extract
+from kacl_jax.radiomics import (
+    FEATURE_NAMES,
+    Extraction,
+    bins,
+    compiled,
+    extract,
+    matrices,
+    tiles,
+    zones,
+)
+from kacl_jax.radiomics import extraction as module
 
 Regions = list[tuple[np.ndarray, np.ndarray]]
 

@@ -1,9 +1,18 @@
-"""Names and order of the 102 radiomic features, in pyradiomics' own spelling.
+"""Radiomic features: their names and order, in pyradiomics' own spelling, and `extract`.
 
-This file imports neither jax nor pyradiomics: worker processes pass through it.
+    from kacl_jax.radiomics import FEATURE_NAMES, extract
+
+This file imports neither jax nor pyradiomics until `extract` is asked for: worker processes pass through it.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kacl_jax.radiomics.extraction import Extraction, extract
+
+__all__ = ["FAMILIES", "FEATURE_NAMES", "LOG_COLUMNS", "Extraction", "extract"]
 
 FAMILIES: tuple[str, ...] = ("shape2D", "firstorder", "glcm", "glrlm", "glszm", "gldm", "ngtdm")
 
@@ -83,3 +92,11 @@ _LOG: dict[str, str] = {
 LOG_COLUMNS: tuple[bool, ...] = tuple(
     name in _LOG[family].split() for family in FAMILIES for name in _NAMES[family].split()
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Extraction", "extract"):
+        from kacl_jax.radiomics import extraction
+
+        return getattr(extraction, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

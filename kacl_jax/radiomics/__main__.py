@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import cv2
 import numpy as np
@@ -26,11 +26,12 @@ from kacl_jax.radiomics import FEATURE_NAMES
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _AT_ONCE = 64  # regions held in memory
+_NOTHING = np.full(len(FEATURE_NAMES), np.nan)
 Region = tuple[str, int, Path, Any]  # image name, number, image file, mask file or box
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 1 for a user's mistake."""
+    """Returns the exit code: 0 done, 1 a user's mistake, 75 interrupted."""
     parser = argparse.ArgumentParser(prog="kacl_jax.radiomics", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--masks", type=Path)
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\nStopped; what was computed is in {flags.out}.part", file=sys.stderr)
+        return 75
     return 0
 
 
@@ -58,8 +62,15 @@ def run(
     bin_width: float,
     bin_count: int | None,
 ) -> None:
-    """Write the table; nothing is written when a UserError is raised."""
-    from kacl_jax.radiomics.extract import extract
+    """Write the table. A region that cannot be read or measured is a row that is not ready, with its reason.
+
+    Rows are written as they come, into a file beside `out` that takes its name at the end: what was computed before an
+    interruption stays there.
+
+    Raises:
+      UserError: before anything is computed, for what concerns the whole table.
+    """
+    from kacl_jax.radiomics import extract
 
     if (masks is None) == (boxes is None):
         raise UserError("Give either --masks or --boxes")
@@ -67,34 +78,70 @@ def run(
         raise UserError(f"--out={out} must end in .csv or .parquet")
     parquet = _parquet() if out.suffix == ".parquet" else None
     regions = _of_masks(images, masks) if masks is not None else _of_boxes(images, boxes)
-    rows: list[list[Any]] = []
-    with tqdm(disable=None, total=len(regions), unit="region", desc=str(out)) as bar:
+    partial = out.with_name(out.name + ".part")
+    not_ready = 0
+    with (
+        _writable(partial) as file,
+        tqdm(disable=None, total=len(regions), unit="region", desc=str(out)) as bar,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["image", "region", "ready", "reason", *FEATURE_NAMES])
         for start in range(0, len(regions), _AT_ONCE):
             part = regions[start : start + _AT_ONCE]
-            pixels, inside = zip(*(_read(region) for region in part), strict=True)
-            try:
-                found = extract(
-                    pixels,
-                    inside,
-                    backend=backend,
-                    bin_width=bin_width,
-                    bin_count=bin_count,
-                    dtype="float64",
-                )
-            except UserError as error:
-                named = ", ".join(f"item {k} = {region[0]}" for k, region in enumerate(part))
-                raise UserError(f"{error}\n  ({named})") from error
-            for region, values, ready, reason in zip(part, *found, strict=True):
-                rows.append([region[0], region[1], bool(ready), reason, *map(float, values)])
+            read, problems = _read_all(part)
+            found = extract(
+                [pixels for pixels, _ in read.values()],
+                [mask for _, mask in read.values()],
+                backend=backend,
+                bin_width=bin_width,
+                bin_count=bin_count,
+                dtype="float64",
+            )
+            measured = dict(zip(read, zip(*found, strict=True), strict=True))
+            for k, region in enumerate(part):
+                values, ready, reason = measured.get(k, (_NOTHING, False, problems.get(k)))
+                not_ready += not ready
+                cells = ["" if np.isnan(value) else float(value) for value in values]
+                writer.writerow([region[0], region[1], bool(ready), reason, *cells])
+            file.flush()
             bar.update(len(part))
-    columns = ["image", "region", "ready", "reason", *FEATURE_NAMES]
     if parquet is not None:
-        parquet(out, columns, rows)
-        return
-    with out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([["" if value != value else value for value in row] for row in rows])
+        parquet(partial)
+    partial.replace(out)
+    if not_ready:
+        print(
+            f"{not_ready} of {len(regions)} regions have no features; {out} says why in its column 'reason'",
+            file=sys.stderr,
+        )
+
+
+def _read_all(
+    part: Sequence[Region],
+) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], dict[int, str]]:
+    """By place in `part`: (grey pixels and mask, or why there are none)."""
+    read, problems = {}, {}
+    for k, region in enumerate(part):
+        try:
+            pixels, mask = _read(region)
+        except UserError as error:
+            problems[k] = str(error)
+            continue
+        if pixels.shape != mask.shape:
+            problems[k] = f"the image is {pixels.shape} and its mask {mask.shape}"
+        elif not mask.any():
+            problems[k] = "the mask is empty"
+        else:
+            read[k] = pixels, mask
+    return read, problems
+
+
+def _writable(path: Path) -> TextIO:
+    try:
+        return path.open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); give another --out"
+        ) from error
 
 
 def _of_masks(images: Path, masks: Path) -> list[Region]:
@@ -146,7 +193,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _read(region: Region) -> tuple[np.ndarray, np.ndarray]:
-    name, _, path, where = region
+    _, _, path, where = region
     pixels = _grey(path)
     if isinstance(where, Path):
         return pixels, _grey(where) > 0
@@ -154,7 +201,7 @@ def _read(region: Region) -> tuple[np.ndarray, np.ndarray]:
     mask = np.zeros(pixels.shape, bool)
     mask[max(round(y), 0) : max(round(y + h), 0), max(round(x), 0) : max(round(x + w), 0)] = True
     if not mask.any():
-        raise UserError(f"{name}: the box {where} lies outside of the image {pixels.shape}")
+        raise UserError(f"the box {where} lies outside of the image {pixels.shape}")
     return pixels, mask
 
 
@@ -165,20 +212,20 @@ def _grey(path: Path) -> np.ndarray:
     return pixels
 
 
-def _parquet() -> Any:
+def _parquet() -> Callable[[Path], None]:
     try:
-        from pyarrow import parquet, table
+        from pyarrow import csv as arrow_csv
+        from pyarrow import parquet
     except ImportError as error:
         raise UserError(
             "--out=….parquet needs pyarrow: pip install pyarrow, or use .csv"
         ) from error
 
-    def write(out: Path, columns: list[str], rows: list[list[Any]]) -> None:
-        parquet.write_table(
-            table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))), out
-        )
+    def convert(path: Path) -> None:
+        """The CSV table at `path` becomes a Parquet table."""
+        parquet.write_table(arrow_csv.read_csv(path), path)
 
-    return write
+    return convert
 
 
 if __name__ == "__main__":
