@@ -1,9 +1,9 @@
 """Radiomics: the JAX extractor against pyradiomics, both in one run on one core.
 
-    python benchmarks/extract.py [--repeats=5] [--out=extract.json]
+    python benchmarks/extract.py [--rounds=40] [--out=extract.json]
 
 Square regions of 60, 150 and 300 px on smooth 512 px images made here (8 grey levels of bin width 25 and film grain),
-or of real X-rays with --images=FOLDER. Medians over regions and repeats, ms of one region:
+or of real X-rays with --images=FOLDER. Medians over rounds in turns, ms of one region:
 `execute` on the full image · `tuned`, the call of kacl_jax.radiomics.host (cropped, classes called directly) ·
 `scatter`, pure XLA · `numba`, counts by numba and formulas by XLA · `extract`, the public function with the host's
 share (cropping, binning) and the fastest of these. The first call of each, compilation included, is told apart.
@@ -36,7 +36,7 @@ from radiomics.featureextractor import RadiomicsFeatureExtractor
 from kacl_jax.radiomics import FAMILIES, bins, extraction, host
 
 SIZES = (60, 150, 300)
-WAYS: tuple[extraction.Counting, ...] = ("scatter", "numba")
+COUNTING: tuple[extraction.Counting, ...] = ("scatter", "numba")
 N = 8
 
 
@@ -56,15 +56,18 @@ def images(folder: str) -> list[np.ndarray]:
     return made
 
 
-def medians(function: Callable[[int], Any], repeats: int) -> float:
-    """ms of one call, the median over all images and repeats."""
-    taken = []
-    for _ in range(repeats):
-        for row in range(N):
+def medians(ways: dict[str, tuple[Callable[[int], Any], int]], rounds: int) -> dict[str, float]:
+    """ms of one region by each of the ways, in turns, so that what slows the machine slows them all.
+
+    ways: name → (function of an image's number, regions that one call measures).
+    """
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name, (function, regions) in ways.items():
             start = time.perf_counter()
-            function(row)
-            taken.append(time.perf_counter() - start)
-    return float(np.median(taken)) * 1e3
+            function(turn % N)
+            taken[name].append((time.perf_counter() - start) / regions)
+    return {name: float(np.median(times)) * 1e3 for name, times in taken.items()}
 
 
 def plain() -> Callable[[np.ndarray, np.ndarray], Any]:
@@ -84,35 +87,36 @@ def plain() -> Callable[[np.ndarray, np.ndarray], Any]:
     return run
 
 
-def row_of(size: int, grey: list[np.ndarray], repeats: int) -> dict[str, float]:
+def row_of(size: int, grey: list[np.ndarray], rounds: int) -> dict[str, float]:
     mask = np.zeros((512, 512), bool)
     mask[100 : 100 + size, 90 : 90 + size] = True
     tuned, execute = host.Extractor(), plain()
-    times = {
-        "execute": medians(lambda row: execute(grey[row], mask), repeats),
-        "tuned": medians(lambda row: tuned.extract(grey[row], mask), repeats),
-    }
-    told: dict[str, float] = {}
-    for by in WAYS:
-        run, room, told[f"{by}_compile_s"] = on_device(grey, mask, size, by)
-        times[by] = medians(lambda _, run=run: run(), repeats) / room
-    extraction.extract(grey, [mask] * N, backend="jax")
 
     def whole(_: int) -> None:
         extraction.extract(grey, [mask] * N, backend="jax")
 
-    times["extract"] = medians(whole, repeats) / N
+    ways: dict[str, tuple[Callable[[int], Any], int]] = {
+        "execute": (lambda row: execute(grey[row], mask), 1),
+        "tuned": (lambda row: tuned.extract(grey[row], mask), 1),
+        "extract": (whole, N),
+    }
+    compile_s = {}
+    for by in COUNTING:
+        run, room, compile_s[f"{by}_compile_s"] = on_device(grey, mask, size, by)
+        ways[by] = (run, room)
+    whole(0)
+    ms = medians(ways, rounds)
     ratios = {
-        f"{slow}_over_{fast}": round(times[slow] / times[fast], 1)
-        for fast in (*WAYS, "extract")
+        f"{slow}_over_{fast}": round(ms[slow] / ms[fast], 1)
+        for fast in (*COUNTING, "extract")
         for slow in ("execute", "tuned")
     }
-    return {"px": size, **{f"{k}_ms": round(v, 3) for k, v in times.items()}, **ratios, **told}
+    return {"px": size, **{f"{k}_ms": round(v, 3) for k, v in ms.items()}, **ratios, **compile_s}
 
 
 def on_device(
     grey: list[np.ndarray], mask: np.ndarray, size: int, by: extraction.Counting
-) -> tuple[Callable[[], Any], int, float]:
+) -> tuple[Callable[[int], Any], int, float]:
     """(features of a full program's tiles, how many those are, seconds of the first call)."""
     crops = [host.crop(image, mask) for image in grey]
     levels = [bins.levels(*crop, bin_width=25.0, bin_count=None) for crop in crops]
@@ -125,18 +129,18 @@ def on_device(
         level[row, 1 : size + 1, 1 : size + 1] = levels[row % N]
     program = extraction._program(most, by)
 
-    def run() -> Any:
+    def run(_: int) -> Any:
         return jax.block_until_ready(program(pixels, level, used=np.int32(room)))
 
     start = time.perf_counter()
-    run()
+    run(0)
     return run, room, round(time.perf_counter() - start, 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", default="", help="folder of PNGs; default: made here")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", default="")
     flags = parser.parse_args()
     grey = images(flags.images)
@@ -151,7 +155,7 @@ def main() -> None:
     }
     print(json.dumps(told["versions"]))
     for size in SIZES:
-        told["rows"].append(row_of(size, grey, flags.repeats))
+        told["rows"].append(row_of(size, grey, flags.rounds))
         print(json.dumps(told["rows"][-1]), flush=True)
     if flags.out:
         Path(flags.out).write_text(json.dumps(told, indent=1) + "\n")

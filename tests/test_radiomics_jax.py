@@ -135,6 +135,9 @@ def _made() -> Regions:
         (noise, mask(np.s_[5:8, 5:8])),
         (noise, mask(np.s_[5:6, 5:6], np.s_[6:7, 6:7])),
         (noise, mask(np.s_[5:6, 5:6], np.s_[50:51, 20:21])),
+        # No two pixels on a line of one of the diagonal directions.
+        (noise, mask(np.s_[5:6, 5:7], np.s_[6:7, 7:8])),
+        (noise, mask(np.s_[5:6, 6:8], np.s_[6:7, 5:6])),
         (smooth, mask(*parts)),
         (smooth, mask(np.s_[0:20, 40:62])),
         (smooth, mask(np.s_[50:62, :], np.s_[:, 55:62])),
