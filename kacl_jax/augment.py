@@ -11,6 +11,34 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 
+def random_view(
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    rotate: float,
+    shift: float,
+    scale: float,
+    contrast: float,
+) -> tuple[jax.Array, jax.Array | None]:
+    """A small random change of each image; ranges of 0 are none.
+
+    Args:
+      keys: PRNG keys [b 2], for the affine map and for the contrast.
+      images: grey levels, float32 [b h w].
+      rotate, shift, scale: as in `random_affine`. contrast: as in `random_contrast`.
+
+    Returns:
+      (float32 [b h w], the affine map used, float32 [b 2 3], or None).
+    """
+    affine = None
+    if rotate or shift or scale:
+        affine = random_affine(keys[:, 0], rotate=rotate, shift=shift, scale=scale)
+        images = warp(images, affine)
+    if contrast:
+        images = random_contrast(keys[:, 1], images, contrast=contrast)
+    return images, affine
+
+
 def random_affine(keys: jax.Array, *, rotate: float, shift: float, scale: float) -> jax.Array:
     """One affine map per row, uniform in ±rotate degrees, ±shift of the side, 1 ± scale.
 

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kacl_jax.errors import UserError
+from kacl_jax.radiomics import FAMILIES
 
 
 def default() -> ConfigDict:
@@ -59,6 +60,7 @@ def default() -> ConfigDict:
 
     c.loss = ConfigDict()
     c.loss.focal_weight = 0.8  # λ; 1: no contrastive loss, no radiomics
+    c.loss.positive = "radiomics"  # of an image in NT-Xent | augmented: its second view
     c.loss.focal_alpha = 0.25
     c.loss.focal_gamma = 2.0
     c.loss.temperature = 0.5
@@ -69,9 +71,11 @@ def default() -> ConfigDict:
     c.cam.center = "none"  # none | mean: subtract the finding's mean map
     c.cam.relu = True
     c.cam.threshold = 0.5
+    c.cam.stage = 4  # of the image encoder, whose output Grad-CAM is taken at: 4 the last | 3
 
     c.roi = ConfigDict()
     c.roi.source = "cam"  # cam | random | whole
+    c.roi.shape = "mask"  # of a CAM region: mask | box around it
     c.roi.truth_boxes = True  # an annotated training image's ROI is its truth box
 
     c.feedback = ConfigDict()
@@ -85,6 +89,7 @@ def default() -> ConfigDict:
         "pyradiomics"  # on the host, `feedback.lag` steps later | jax: in the step
     )
     c.radiomics.bin_width = 25.0
+    c.radiomics.families = ",".join(FAMILIES)  # which the radiomics encoder sees; all are measured
 
     c.parallel = ConfigDict()
     c.parallel.mode = "shard_map"  # shard_map | pmap
@@ -117,8 +122,11 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.output_stride": (16, 32),
     "model.dtype": ("float32", "bfloat16"),
     "train.schedule": ("constant", "one_cycle"),
+    "loss.positive": ("radiomics", "augmented"),
     "cam.center": ("none", "mean"),
+    "cam.stage": (3, 4),
     "roi.source": ("cam", "random", "whole"),
+    "roi.shape": ("mask", "box"),
     "feedback.late": ("wait", "drop"),
     "radiomics.backend": ("pyradiomics", "jax"),
     "parallel.mode": ("shard_map", "pmap"),
@@ -153,6 +161,10 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "feedback.workers": ("≥ 0", lambda v: v >= 0),
     "feedback.timeout_s": ("> 0", lambda v: v > 0),
     "radiomics.bin_width": ("> 0", lambda v: v > 0),
+    "radiomics.families": (
+        f"one or more of {', '.join(FAMILIES)}, with commas between",
+        lambda v: set(v.split(",")) <= set(FAMILIES),
+    ),
     "eval.batch_size": ("≥ 1", lambda v: v >= 1),
     "eval.bootstrap": ("≥ 1", lambda v: v >= 1),
 }
@@ -189,6 +201,8 @@ def check(config: ConfigDict, *, n_devices: int) -> None:
 
 
 def _contradictions(c: ConfigDict, n_devices: int) -> list[str]:
+    contrastive = c.loss.focal_weight < 1
+    uses_radiomics = contrastive and c.loss.positive == "radiomics"
     rules = [
         (
             not c.data.root,
@@ -214,16 +228,35 @@ def _contradictions(c: ConfigDict, n_devices: int) -> list[str]:
             "one of them",
         ),
         (
+            contrastive and c.loss.positive == "augmented" and not any(c.augment.values()),
+            "config.loss.positive='augmented' pairs two augmented views, which would be equal; set one of "
+            "config.augment.rotate, shift, scale, contrast",
+        ),
+        (
+            c.loss.box_weight > 0 and c.cam.stage != 4,
+            "config.loss.box_weight > 0 pulls the last stage's map; use config.cam.stage=4 with it",
+        ),
+        (
+            c.cam.stage != 4 and uses_radiomics and c.radiomics.backend == "jax",
+            "config.radiomics.backend='jax' marks regions on the last stage's map; use config.cam.stage=4, or "
+            "config.radiomics.backend='pyradiomics'",
+        ),
+        (
+            c.cam.stage != 4 and uses_radiomics and c.train.batch_size < c.data.findings,
+            f"config.train.batch_size is {c.train.batch_size}: with config.cam.stage=3 the mean maps of the "
+            f"{c.data.findings} findings need an image each; use more",
+        ),
+        (
             c.radiomics.backend == "jax" and c.roi.source == "random",
             "config.roi.source='random' is drawn on the host; use config.radiomics.backend='pyradiomics'",
         ),
         (
-            c.loss.focal_weight < 1 and c.train.warmup_epochs >= c.train.epochs,
+            contrastive and c.train.warmup_epochs >= c.train.epochs,
             f"config.train.warmup_epochs is {c.train.warmup_epochs} of {c.train.epochs} epochs: the contrastive "
             "loss would never begin; use fewer, or config.loss.focal_weight=1",
         ),
         (
-            c.loss.focal_weight < 1 and c.train.batch_size < 8,
+            contrastive and c.train.batch_size < 8,
             f"config.train.batch_size is {c.train.batch_size}: the contrastive loss needs 8 images with features in a "
             "batch; use more, or config.loss.focal_weight=1",
         ),

@@ -2,6 +2,9 @@
 
 Layer names follow the published weight files (`layer1.0.conv1` is `layer1_0/conv1` here), so that
 `pretrained.py` needs no table of exceptions. All arrays are NHWC, parameters float32.
+
+An encoder runs as a whole or in two parts, before and from the stage with the last stride: between them is the finer,
+earlier map of cam.stage=3.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from kacl_jax.errors import UserError
 ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
 
 Depthwise = Literal["shifted", "grouped"]
+Part = Literal["whole", "early", "last"]
 
 # PyTorch's momentum 0.1 is flax's 0.9.
 BATCH_NORM_MOMENTUM = 0.9
@@ -229,7 +233,10 @@ class ResNetBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """torchvision's ResNet up to the last stage: f32 [b h w 3] → f32 [b u v 512 or 2048]."""
+    """torchvision's ResNet up to the last stage: f32 [b h w 3] → f32 [b u v 512 or 2048].
+
+    part: 'early' stops before the last of the four stages, 'last' goes on from there.
+    """
 
     stage_sizes: tuple[int, ...]
     bottleneck: bool
@@ -238,25 +245,32 @@ class ResNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> Array:
-        x = Conv(64, 7, 2, 3, self.dtype, name="conv1")(images.astype(self.dtype))
-        norm = batch_norm(
-            "bn1", train=train, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name
-        )
-        x = nn.relu(norm(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage, blocks in enumerate(self.stage_sizes):
-            for block in range(blocks):
-                strided = block == 0 and stage > 0 and not (stage == 3 and self.output_stride == 16)
-                x = ResNetBlock(
-                    64 * 2**stage,
-                    2 if strided else 1,
-                    self.bottleneck,
-                    self.dtype,
-                    self.axis_name,
-                    name=f"layer{stage + 1}_{block}",
-                )(x, train)
+    def __call__(self, images: Array, train: bool, part: Part = "whole") -> Array:
+        x = images.astype(self.dtype)
+        if part != "last":
+            x = Conv(64, 7, 2, 3, self.dtype, name="conv1")(x)
+            norm = batch_norm(
+                "bn1", train=train, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name
+            )
+            x = nn.relu(norm(x))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            for stage in (0, 1, 2):
+                x = self._stage(stage, 1 if stage == 0 else 2, x, train)
+        if part != "early":
+            x = self._stage(3, 1 if self.output_stride == 16 else 2, x, train)
         return x.astype(jnp.float32)
+
+    def _stage(self, stage: int, stride: int, x: Array, train: bool) -> Array:
+        for block in range(self.stage_sizes[stage]):
+            x = ResNetBlock(
+                64 * 2**stage,
+                stride if block == 0 else 1,
+                self.bottleneck,
+                self.dtype,
+                self.axis_name,
+                name=f"layer{stage + 1}_{block}",
+            )(x, train)
+        return x
 
 
 # (kernel, stride, expansion, output channels, repeats): Tan & Le 2019, table 1, without
@@ -305,7 +319,10 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 up to its 1280-channel head convolution: f32 [b h w 3] → f32 [b u v 1280]."""
+    """EfficientNet-Lite0 up to its 1280-channel head convolution: f32 [b h w 3] → f32 [b u v 1280].
+
+    part: 'early' stops at 112 channels, before the stage with the last stride; 'last' goes on from there.
+    """
 
     output_stride: int = 32
     dtype: Any = jnp.float32
@@ -313,16 +330,27 @@ class EfficientNetLite0(nn.Module):
     depthwise: Depthwise = "shifted"
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> Array:
+    def __call__(self, images: Array, train: bool, part: Part = "whole") -> Array:
         norm = partial(
             batch_norm, train=train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
         )
 
         x = images.astype(self.dtype)
-        x = Conv(32, 3, 2, "SAME", self.dtype, name="conv_stem")(x)
-        x = nn.relu6(norm("bn0")(x))
-        number = 0
-        for stage, (kernel, stride, expansion, features, repeats) in enumerate(_LITE0_STAGES):
+        last = _LITE0_LAST_STRIDED_STAGE
+        if part != "last":
+            x = Conv(32, 3, 2, "SAME", self.dtype, name="conv_stem")(x)
+            x = nn.relu6(norm("bn0")(x))
+            x = self._stages(range(last), x, train)
+        if part != "early":
+            x = self._stages(range(last, len(_LITE0_STAGES)), x, train)
+            x = Conv(1280, 1, 1, "SAME", self.dtype, name="conv_head")(x)
+            x = nn.relu6(norm("bn1")(x))
+        return x.astype(jnp.float32)
+
+    def _stages(self, stages: range, x: Array, train: bool) -> Array:
+        number = sum(repeats for *_, repeats in _LITE0_STAGES[: stages.start])
+        for stage in stages:
+            kernel, stride, expansion, features, repeats = _LITE0_STAGES[stage]
             if stage == _LITE0_LAST_STRIDED_STAGE and self.output_stride == 16:
                 stride = 1
             for repeat in range(repeats):
@@ -337,6 +365,4 @@ class EfficientNetLite0(nn.Module):
                     name=f"block{number}",
                 )(x, train)
                 number += 1
-        x = Conv(1280, 1, 1, "SAME", self.dtype, name="conv_head")(x)
-        x = nn.relu6(norm("bn1")(x))
-        return x.astype(jnp.float32)
+        return x

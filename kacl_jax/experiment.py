@@ -54,7 +54,7 @@ class Experiment:
 
     @property
     def needs_radiomics(self) -> bool:
-        return self.config.loss.focal_weight < 1
+        return self.programs.loss.uses_radiomics
 
     @property
     def needs_pool(self) -> bool:
@@ -123,7 +123,7 @@ class Experiment:
         return model.init(
             jax.random.key(self.config.seed),
             jnp.zeros((1, size, size, 3)),
-            jnp.zeros((1, len(radiomics.FEATURE_NAMES))),
+            jnp.zeros((1, sum(self.programs.columns))),
             jnp.zeros((1,), bool),
             train=False,
         )
@@ -168,6 +168,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
         threshold=config.cam.threshold,
         size=config.data.image_size,
         seed=config.seed,
+        shape=config.roi.shape,
     )
     experiment = Experiment(
         config, workdir, records, split, batches, parallel, programs, inference, rule
@@ -234,24 +235,28 @@ def _programs(config: ConfigDict, steps_per_epoch: int) -> Programs:
     if config.train.schedule == "one_cycle":
         rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
     optimizer = optax.chain(optax.add_decayed_weights(config.train.weight_decay), optax.adam(rate))
-    loss = config.loss
+    loss = Loss(
+        focal_weight=config.loss.focal_weight,
+        focal_alpha=config.loss.focal_alpha,
+        focal_gamma=config.loss.focal_gamma,
+        temperature=config.loss.temperature,
+        mask_same_patient=config.loss.mask_same_patient,
+        box_weight=config.loss.box_weight,
+        positive=config.loss.positive,
+    )
+    families = config.radiomics.families.split(",")
     return Programs(
         model=model,
         optimizer=optimizer,
-        loss=Loss(
-            focal_weight=loss.focal_weight,
-            focal_alpha=loss.focal_alpha,
-            focal_gamma=loss.focal_gamma,
-            temperature=loss.temperature,
-            mask_same_patient=loss.mask_same_patient,
-            box_weight=loss.box_weight,
-        ),
+        loss=loss,
         augmentation=Augmentation(**config.augment),
         log_columns=radiomics.LOG_COLUMNS,
         warmup_steps=config.train.warmup_epochs * steps_per_epoch,
         center_cam=config.cam.center == "mean",
         seed=config.seed,
-        fresh=_fresh(config) if loss.focal_weight < 1 else None,
+        fresh=_fresh(config) if loss.uses_radiomics else None,
+        columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
+        cam_stage=config.cam.stage,
     )
 
 
@@ -266,4 +271,5 @@ def _fresh(config: ConfigDict) -> FreshRadiomics | None:
         threshold=config.cam.threshold,
         size=config.data.image_size,
         bin_width=config.radiomics.bin_width,
+        shape=config.roi.shape,
     )

@@ -22,7 +22,7 @@ _MOST_LEVELS = 64
 class FreshRadiomics:
     """How the step marks and measures a region.
 
-    source, truth_boxes, relu, threshold, size: as in `roi.RegionRule` ('random' needs the host).
+    source, truth_boxes, relu, threshold, size, shape: as in `roi.RegionRule` ('random' needs the host).
     bin_width: of the grey level bins.
     """
 
@@ -32,6 +32,7 @@ class FreshRadiomics:
     threshold: float
     size: int
     bin_width: float
+    shape: Literal["mask", "box"] = "mask"
 
     def measure(
         self, images: jax.Array, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
@@ -65,6 +66,8 @@ class FreshRadiomics:
             masks, _ = gradcam.peak_masks(
                 cam, size=self.size, relu=self.relu, threshold=self.threshold
             )
+            if self.shape == "box":
+                masks = gradcam.around(masks)
         else:
             whole = jnp.pad(jnp.ones((self.size - 2, self.size - 2), bool), 1)
             masks = jnp.broadcast_to(whole, (len(cam), *whole.shape))

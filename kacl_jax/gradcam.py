@@ -1,6 +1,6 @@
 """Grad-CAM, and the way from a map to a region of interest.
 
-On the device: `class_maps` (Grad-CAM by `jax.grad` of the classifier head) and the rule which finding's
+On the device: `class_maps` (Grad-CAM by `jax.grad` of what follows a feature map) and the rule which finding's
 map marks the region. On the host: `regions`, the one function from a map to components, used for the
 radiomics ROI, for predicted boxes and in every evaluation alike; `peak_masks` is the same rule inside a
 compiled step, which needs no more than the peak's component.
@@ -46,6 +46,21 @@ def class_maps(
 
     weights = jax.vmap(channel_weights)(jnp.eye(n_findings, dtype=feature_map.dtype))
     return jnp.einsum("buvk,cbk->bcuv", feature_map, weights)
+
+
+def map_of(
+    classify: Callable[[jax.Array], jax.Array], feature_map: jax.Array, finding: jax.Array
+) -> jax.Array:
+    """`class_maps` of one finding per image, for a head too dear to be differentiated for every finding.
+
+    finding: int32 [b]; the rest as in `class_maps`. Returns float32 [b u v].
+    """
+
+    def logits(a: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(classify(a), finding[:, None], axis=1).sum()
+
+    weights = jax.grad(logits)(feature_map).sum((1, 2))
+    return jnp.einsum("buvk,bk->buv", feature_map, weights)
 
 
 def marked_finding(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -136,6 +151,16 @@ def box_masks(boxes: jax.Array, size: int) -> jax.Array:
     columns = (place >= x0[:, None]) & (place < x1[:, None])
     rows = (place >= y0[:, None]) & (place < y1[:, None])
     return rows[:, :, None] & columns[:, None, :]
+
+
+def around(masks: jax.Array) -> jax.Array:
+    """The box around each non-empty mask, on the device: bool [b h w] → bool [b h w]."""
+
+    def between(flags: jax.Array) -> jax.Array:
+        ends = [jax.lax.cummax(flags.astype(jnp.int8), 1, reverse=back) for back in (False, True)]
+        return (ends[0] & ends[1]).astype(bool)
+
+    return between(masks.any(2))[:, :, None] & between(masks.any(1))[:, None, :]
 
 
 def mask_box(mask: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from kacl_jax.data import pipeline
 from kacl_jax.data.nih import Records
-from kacl_jax.evaluate import Outputs
+from kacl_jax.outputs import Outputs
 from kacl_jax.parallel import DataParallel
 
 

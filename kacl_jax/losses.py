@@ -30,7 +30,7 @@ def focal_loss(logits: jax.Array, labels: jax.Array, *, alpha: float, gamma: flo
 
 def nt_xent(
     z_image: jax.Array,
-    z_radiomics: jax.Array,
+    z_positive: jax.Array,
     *,
     ready: jax.Array,
     patient_id: jax.Array,
@@ -45,7 +45,7 @@ def nt_xent(
     nor positive, nor negative.
 
     Args:
-      z_image, z_radiomics: float [b p], unit norm.
+      z_image, z_positive: float [b p], unit norm; the second of the X-ray's radiomics, or of a second augmented view.
       ready: bool [b].
       patient_id: int [b].
       temperature: > 0.
@@ -58,16 +58,16 @@ def nt_xent(
     """
     b = z_image.shape[0]
     row = jnp.arange(b)
-    everyone = (z_image, z_radiomics, ready, patient_id)
+    everyone = (z_image, z_positive, ready, patient_id)
     if axis_name is not None:
         row = row + jax.lax.axis_index(axis_name) * b
         everyone = jax.lax.all_gather(everyone, axis_name, tiled=True)
-    all_image, all_radiomics, all_ready, all_patient = everyone
+    all_image, all_positive, all_ready, all_patient = everyone
     n = all_ready.shape[0]
 
     similarity = (
-        jnp.concatenate([z_image, z_radiomics])
-        @ jnp.concatenate([all_image, all_radiomics]).T
+        jnp.concatenate([z_image, z_positive])
+        @ jnp.concatenate([all_image, all_positive]).T
         / temperature
     )
     same_image = jnp.tile(row[:, None] == jnp.arange(n), (2, 2))

@@ -64,11 +64,11 @@ def _run(config: ConfigDict, workdir: Path) -> int:
     if _MODE.value == "verify":
         return _verify(config, workdir)
     # Heavy imports wait until the command is known to be sound, and never happen in a worker.
-    from kacl_jax import results, train
+    from kacl_jax import terminal, train
 
     job = train.train_and_evaluate if _MODE.value == "train" else train.evaluate_only
     found = job(config, workdir)
-    print(results.format_table(found))
+    print(terminal.format_table(found))
     print(f"\nIn {workdir}: results.json, predictions.csv, boxes.csv, metrics.jsonl, run.json")
     return run.DONE
 

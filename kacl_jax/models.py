@@ -67,6 +67,18 @@ class KACL(nn.Module):
         """ImageNet-normalised f32 [b h w 3] → last-stage features f32 [b u v k], all ≥ 0."""
         return self.image_encoder(images, train)
 
+    def early_map(self, images: Array, train: bool) -> Array:
+        """The same images → features before the last stage f32 [b u v k], which may be negative."""
+        return self.image_encoder(images, train, part="early")
+
+    def last_stage(self, early_map: Array, train: bool) -> Array:
+        """From the `early_map` to the `feature_map`."""
+        return self.image_encoder(early_map, train, part="last")
+
+    def classify_early(self, early_map: Array) -> Array:
+        """f32 [b u v k] → logits f32 [b c] with running statistics: rows do not influence each other."""
+        return self.classify(self.last_stage(early_map, train=False))
+
     def classify(self, feature_map: Array) -> Array:
         """f32 [b u v k] → logits f32 [b c]: mean over cells, then one linear layer."""
         return self.classifier(feature_map.mean((1, 2)))

@@ -1,4 +1,4 @@
-"""The files that evaluation leaves behind, and the table a person reads in the terminal.
+"""The files that evaluation leaves behind.
 
 Every file is written whole or not at all. Floats are written with all their digits, rows in a
 fixed order: two runs that computed the same leave the same bytes.
@@ -7,6 +7,7 @@ fixed order: two runs that computed the same leave the same bytes.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -20,23 +21,14 @@ import numpy as np
 from kacl_jax.data.nih import Records, to_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.errors import UserError
-from kacl_jax.evaluate import (
-    AFP_IOU,
-    FLOORS,
-    MEASURES,
-    RULES,
-    Evaluation,
-    Located,
-    OperatingPoint,
-    Outputs,
-    Tables,
-    probabilities,
-)
-from kacl_jax.metrics import Estimate, Table
+from kacl_jax.evaluate import Evaluation
+from kacl_jax.locate import AFP_IOU, FLOORS, MEASURES, Located, Tables
+from kacl_jax.metrics import BINS, DECISIONS, Calibration, Estimate, Table
+from kacl_jax.outputs import Outputs, probabilities
+from kacl_jax.subgroups import Subgroup
 
 FEEDBACK = ("hit_rate", "mean_age_steps", "failures")
 THROUGHPUT = ("images_per_s", "rois_per_s", "waits")
-_SHOWN_T = (0.1, 0.3, 0.5)
 
 
 def write_predictions(
@@ -93,7 +85,10 @@ def results(
     localization: dict[str, Any] = _measures(evaluation.accuracy["single"], names)
     localization["best_of"] = _measures(evaluation.accuracy["best_of"], names)
     localization["afp"] = _leaves(evaluation.afp, names)
+    localization["pointing_game"] = _leaves(evaluation.pointing["single"], names)
     localization |= {name: _measures(evaluation.floors[name], names) for name in FLOORS}
+    for name in ("random_map", "prior_map"):
+        localization[name]["pointing_game"] = _leaves(evaluation.pointing[name], names)
     seen = {
         part: len(outputs.rows(ids))
         for part, ids, outputs in (
@@ -110,10 +105,16 @@ def results(
         "findings": list(names),
         "classification": {
             "auroc": _leaves(evaluation.auroc, names),
+            "auprc": _auprc(evaluation.auprc, names),
             **({"pixel_probe": _leaves(pixel_probe, names)} if pixel_probe else {}),
-            "operating_point": dict(zip(names, map(_point, evaluation.points), strict=True)),
+            "operating_point": _operating_points(evaluation, names),
+            "calibration": _calibration(evaluation.calibration, names),
         },
         "localization": localization,
+        "subgroups": {
+            attribute: {name: _subgroup(group, names) for name, group in groups.items()}
+            for attribute, groups in evaluation.subgroups.items()
+        },
         "evaluation": {
             "images": seen,
             "skipped": {
@@ -164,10 +165,47 @@ def _leaf(estimate: Estimate) -> dict[str, Any]:
     return leaf
 
 
-def _point(point: OperatingPoint) -> dict[str, Any]:
-    if point.reason:
-        return {"value": None, "youden_j": None, "reason": point.reason}
-    return {"value": point.threshold, "youden_j": point.youden_j}
+def _auprc(table: Table, names: Sequence[str]) -> dict[str, Any]:
+    """Beside each figure the prevalence, which is what random scores reach."""
+    leaves = _leaves(table, names)
+    defined = []
+    for name in names:
+        leaf = leaves[name]
+        images = leaf["n_pos"] + leaf["n_neg"]
+        leaf["prevalence"] = leaf["n_pos"] / images if images else None
+        if leaf["value"] is not None:
+            defined.append(leaf["prevalence"])
+    leaves["mean"]["prevalence"] = float(np.mean(defined)) if defined else None
+    return leaves
+
+
+def _operating_points(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
+    """The threshold chosen on the validation part, and what it does on the test part."""
+
+    def leaf(i: int) -> dict[str, Any]:
+        point = evaluation.points[i]
+        worth = {name: _leaf(evaluation.decisions[name].findings[i]) for name in DECISIONS}
+        if point.reason:
+            return {"value": None, "youden_j": None, "reason": point.reason, **worth}
+        return {"value": point.threshold, "youden_j": point.youden_j, **worth}
+
+    return {name: leaf(i) for i, name in enumerate(names)}
+
+
+def _calibration(calibration: Calibration, names: Sequence[str]) -> dict[str, Any]:
+    curves = ([dataclasses.asdict(b) for b in curve] for curve in calibration.reliability)
+    return {
+        "brier": _leaves(calibration.brier, names),
+        "ece": _leaves(calibration.ece, names),
+        "bins": BINS,
+        "binning": "equal mass: by rank of the probability, equal probabilities together",
+        "reliability": dict(zip(names, curves, strict=True)),
+    }
+
+
+def _subgroup(group: Subgroup, names: Sequence[str]) -> dict[str, Any]:
+    auroc = _leaves(group.auroc, names)
+    return {"images": group.images, "patients": group.patients, "auroc": auroc}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -200,128 +238,3 @@ def _write(path: Path, text: str) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror}; make room there or give another --workdir"
         ) from error
-
-
-def format_table(results: Mapping[str, Any]) -> str:
-    """The terminal table: AUROC, then localization beside its floors, and what was left out.
-
-    Takes what `results` returns or what results.json holds.
-    """
-    names, images = results["findings"], results["evaluation"]["images"]
-    head = (
-        f"protocol {results['protocol']} · split {results['split']} ({results['split_hash']})"
-        f" · seed {results['seed']} · {images['test']:,} test images"
-    )
-    lines = [head, "", *_auroc_lines(results["classification"], names), ""]
-    lines += [*_finding_lines(results, names), "", *_mean_lines(results), "", *_notes(results)]
-    return "\n".join(lines).rstrip()
-
-
-def _auroc_lines(classification: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    auroc = classification["auroc"]
-    lines = [f"{'AUROC':20}{'value':>7}  {'95 % interval':17}{'positive':>9}{'negative':>10}"]
-    for name in (*names, "mean"):
-        leaf = auroc[name]
-        label = f"mean of {leaf['n_findings']}" if name == "mean" else name
-        lines.append(
-            f"{label:20}{_figure(leaf):>7}  {_interval(leaf):17}"
-            f"{leaf['n_pos']:>9,}{leaf['n_neg']:>10,}"
-        )
-    if "pixel_probe" in classification:
-        floor = classification["pixel_probe"]["mean"]
-        lines.append(f"{'logistic, 16×16 px':20}{_figure(floor):>7}  {_interval(floor):17}")
-    return lines
-
-
-def _ways(localization: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The rules and floors side by side, the rule `single` from where results.json has it."""
-    single = {measure: localization[measure] for measure in MEASURES}
-    return {"single": single, **{name: localization[name] for name in (*RULES[1:], *FLOORS)}}
-
-
-def _finding_lines(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    ways = _ways(results["localization"])
-    shown = "".join(f"{'>' + _short(t):>5}" for t in _SHOWN_T)
-    lines = [
-        "localization accuracy: share of truth boxes with IoU > T",
-        f"{'':19}{'boxes':>6}" + "".join(f"  {way:>15}" for way in ways),
-        f"{'':25}" + f"  {shown}" * len(ways),
-    ]
-    for name in (*names, "mean"):
-        leaves = [[way["iou"][str(t)][name] for t in _SHOWN_T] for way in ways.values()]
-        first = leaves[0][0]
-        label = f"mean of {first['n_findings']}" if name == "mean" else name
-        cells = "".join("  " + "".join(f"{_figure(leaf, 2):>5}" for leaf in way) for way in leaves)
-        lines.append(f"{label:19}{first['n']:>6,}{cells}")
-    return lines
-
-
-def _mean_lines(results: Mapping[str, Any]) -> list[str]:
-    ways = _ways(results["localization"])
-    columns = [(measure, str(t)) for measure, ts in MEASURES.items() for t in ts]
-    lines = [
-        f"{'mean over findings':20}{'IoU >':<42}  IoBB >",
-        f"{'':20}" + _row(columns, {column: _short(float(column[1])) for column in columns}),
-    ]
-    for name, way in ways.items():
-        mean = {(measure, t): way[measure][t]["mean"] for measure, t in columns}
-        lines.append(f"{name:20}" + _row(columns, {c: _figure(leaf) for c, leaf in mean.items()}))
-        if name == "single":
-            for end, label in enumerate(("  95 % from", "  95 % to")):
-                ends = {c: _end(leaf, end) for c, leaf in mean.items()}
-                lines.append(f"{label:20}" + _row(columns, ends))
-    afp = results["localization"]["afp"]["mean"]
-    lines.append(
-        f"false boxes per image and finding (AFP): {_figure(afp)} {_interval(afp)}".rstrip()
-    )
-    return lines
-
-
-def _row(columns: Sequence[tuple[str, str]], cells: Mapping[tuple[str, str], str]) -> str:
-    cut = len(MEASURES["iou"])
-    row = [f"{cells[column]:>6}" for column in columns]
-    return "".join(row[:cut]) + "  " + "".join(row[cut:])
-
-
-def _short(value: float, digits: int | None = None) -> str:
-    """.5 for 0.5: the columns are narrow."""
-    text = f"{value:g}" if digits is None else f"{value:.{digits}f}"
-    return text.removeprefix("0") if value < 1 else text
-
-
-def _figure(leaf: Mapping[str, Any], digits: int = 3) -> str:
-    return "–" if leaf["value"] is None else _short(leaf["value"], digits)
-
-
-def _end(leaf: Mapping[str, Any], end: int) -> str:
-    return "–" if leaf["ci95"] is None else _short(leaf["ci95"][end], 3)
-
-
-def _interval(leaf: Mapping[str, Any]) -> str:
-    return "" if leaf["ci95"] is None else f"[{_end(leaf, 0)}, {_end(leaf, 1)}]"
-
-
-def _notes(results: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before quoting a figure."""
-    evaluation, localization = results["evaluation"], results["localization"]
-    u, v = evaluation["grid"]
-    notes = [
-        "single: the component that holds the map's peak",
-        "best_of: the best of all components, chosen with the truth in hand: optimistic",
-        "prior_box, prior_map: other patients' boxes, no image; prior_map is the floor to beat",
-        f"grid_ceiling: the best box made of whole cells of the {u}×{v} map",
-        f"false boxes: predicted positive, no truth box or IoU ≤ {_short(evaluation['afp_iou'])}; "
-        "labelled images without a box are not judged",
-    ]
-    judged = (("AUROC", results["classification"]["auroc"]), ("AFP", localization["afp"]))
-    for label, leaves in (*judged, ("localization", localization["iou"][str(MEASURES["iou"][0])])):
-        for name in results["findings"]:
-            if leaves[name]["value"] is None:
-                notes.append(f"– {label} of {name}: {leaves[name]['reason']}")
-    skipped = evaluation["skipped"]
-    if any(skipped.values()):
-        notes.append(
-            f"left out because an image could not be read: {skipped['val']} validation images, "
-            f"{skipped['test']} test images, {skipped['boxes']} truth boxes"
-        )
-    return notes

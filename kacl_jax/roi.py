@@ -10,6 +10,7 @@ import numpy as np
 from kacl_jax import gradcam
 
 Source = Literal["cam", "random", "whole"]
+Shape = Literal["mask", "box"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class RegionRule:
     relu, threshold: see `gradcam.regions`.
     size: side of the image in px.
     seed: of the random rectangles.
+    shape: a CAM region is its 'mask', or the 'box' around it.
     """
 
     source: Source
@@ -30,6 +32,7 @@ class RegionRule:
     threshold: float
     size: int
     seed: int
+    shape: Shape = "mask"
 
     def mark(
         self,
@@ -61,18 +64,22 @@ class RegionRule:
                 masks[row] = self._rectangle(cam, int(image_id[row]), step)
                 origin["random"] += 1
             else:
-                found = self._region(cam[row])
-                masks[row] = found.mask
-                origin["fallback" if found.fallback else "cam"] += 1
+                masks[row], fallback = self._region(cam[row])
+                origin["fallback" if fallback else "cam"] += 1
         return masks, origin
 
-    def _region(self, cam: np.ndarray) -> gradcam.Regions:
-        return gradcam.regions(cam, size=self.size, relu=self.relu, threshold=self.threshold)
+    def _region(self, cam: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The CAM region, bool [h w], and whether the whole image stands in for it."""
+        found = gradcam.regions(cam, size=self.size, relu=self.relu, threshold=self.threshold)
+        mask = found.mask
+        if self.shape == "box":
+            mask = gradcam.box_mask(gradcam.mask_box(mask), self.size)
+        return mask, found.fallback
 
     def _rectangle(self, cam: np.ndarray, image_id: int, step: int) -> np.ndarray:
         """A rectangle as large and as long as a CAM region drawn from the batch, placed uniformly."""
         random = np.random.default_rng((self.seed, image_id, step))
-        mask = self._region(cam[random.integers(len(cam))]).mask
+        mask, _ = self._region(cam[random.integers(len(cam))])
         x0, y0, x1, y1 = gradcam.mask_box(mask)
         aspect = (x1 - x0) / (y1 - y0)
         fraction = mask.mean()

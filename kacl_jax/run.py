@@ -103,7 +103,12 @@ class Interrupt:
 
 
 def settle_config(
-    workdir: Path, config: dict[str, Any], data: dict[str, str], free: tuple[str, ...]
+    workdir: Path,
+    config: dict[str, Any],
+    data: dict[str, str],
+    *,
+    free: tuple[str, ...],
+    defaults: dict[str, Any],
 ) -> None:
     """Write config.json on the first run; on a later one refuse a changed config or changed data.
 
@@ -112,6 +117,7 @@ def settle_config(
       data: what identifies the data: the tables' checksums and the split's hash, which covers the images that are
         there and their parts. With equal ones `data.root` may have moved.
       free: keys that may change because they cannot change a result.
+      defaults: what a key that is younger than the workdir is taken to have been there.
 
     Raises:
       UserError: with one line per changed key.
@@ -120,12 +126,12 @@ def settle_config(
     content = {"config": config, "data": data}
     if path.exists():
         old = read_json(path)
+        before = {**defaults, **old["config"]}
         allowed = [key for key in free if key != "data.root" or old["data"] == data]
-        keys = sorted(config.keys() | old["config"].keys())
         changed = [
-            f"{key}: {old['config'].get(key)!r} → {config.get(key)!r}"
-            for key in keys
-            if key not in allowed and old["config"].get(key) != config.get(key)
+            f"{key}: {before.get(key)!r} → {config.get(key)!r}"
+            for key in sorted(config.keys() | before.keys())
+            if key not in allowed and before.get(key) != config.get(key)
         ]
         changed += [
             f"{name} of data.root: {old['data'].get(name)} → {data.get(name)} (files changed, came or went)"

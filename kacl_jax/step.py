@@ -1,7 +1,9 @@
 """The compiled programs of KACL, each one per-device function: the train step, its CAM half, and evaluation.
 
 The train step goes once through the image encoder and reads four things off that one feature map: logits, the image
-projection, the class maps (box guidance, running mean) and the Grad-CAM that marks the next region of interest.
+projection, the class maps (box guidance, running mean) and the Grad-CAM that marks the next region of interest. Two
+variants: a second augmented view of each image as its positive (loss.positive='augmented'), and regions from the map
+before the last stage (cam.stage=3).
 
 Axes: b batch on this device · h w pixels · u v map cells · c findings · f radiomic features.
 """
@@ -9,32 +11,32 @@ Axes: b batch on this device · h w pixels · u v map cells · c findings · f r
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, Literal
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
 
-from kacl_jax import augment, gradcam, losses
+from kacl_jax import augment, gradcam
 from kacl_jax.fresh import FreshRadiomics
 from kacl_jax.models import KACL, MIN_READY_ROWS
+from kacl_jax.objective import Batch, Loss, Metrics, Objective
 from kacl_jax.parallel import AXIS
+from kacl_jax.radiomics import FEATURE_NAMES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 EMA_DECAY = 0.99
 Z_CLIP = 10.0
 
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
-
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything on the device that a step changes.
 
     feature_mean, feature_var: float32 [f], running moments of the ready training rows after signed log1p.
-    cam_mean: float32 [c u v], running mean of the raw class maps over the training images.
+    cam_mean: float32 [c u v], running mean of the raw maps that mark regions over the training images.
     *_count: int32, how many steps moved that statistic.
     bad_step: int32, the first step with a non-finite loss or gradient; −1 while there is none.
     """
@@ -62,24 +64,13 @@ class Augmentation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loss:
-    """total = λ · focal + (1 − λ) · NT-Xent + box_weight · guidance, λ = focal_weight."""
-
-    focal_weight: float
-    focal_alpha: float
-    focal_gamma: float
-    temperature: float
-    mask_same_patient: bool
-    box_weight: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Programs:
     """The per-device functions of one run. `model.axis_name` must be `parallel.AXIS`.
 
     log_columns: which radiomic features get a signed log1p. warmup_steps: steps with focal loss (and box guidance)
     only. center_cam: subtract the finding's running mean map. fresh: measure this step's regions in this step; the
-    batch's own radiomics, ready and age are not used then.
+    batch's own radiomics, ready and age are not used then. columns: which features the radiomics encoder sees.
+    cam_stage: the stage of the image encoder at whose output Grad-CAM is taken, 4 (the last) or 3.
     """
 
     model: KACL
@@ -91,12 +82,20 @@ class Programs:
     center_cam: bool
     seed: int
     fresh: FreshRadiomics | None = None
+    columns: tuple[bool, ...] = (True,) * len(FEATURE_NAMES)
+    cam_stage: Literal[3, 4] = 4
+
+    @property
+    def marks_early(self) -> bool:
+        """Whether training, too, needs Grad-CAM before the last stage."""
+        return self.cam_stage == 3 and self.loss.uses_radiomics
 
     def init(self, variables: Any, image_size: int) -> TrainState:
         """The state before step 0 for the given model variables."""
         images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+        method = "early_map" if self.marks_early else "feature_map"
         grid = jax.eval_shape(
-            lambda x: self.model.apply(variables, x, train=False, method="feature_map"), images
+            lambda x: self.model.apply(variables, x, train=False, method=method), images
         ).shape[1:3]
         f = len(self.log_columns)
         return TrainState(
@@ -129,21 +128,21 @@ class Programs:
           the original frame and `box_finding` int32 [b], the annotated finding whose truth box marks the region
           (−1: none). Where loss or gradients are not finite on any device the old state stays, with `bad_step` set.
         """
+        objective = self._objective
         images, affine = self._model_input(state.step, batch)
 
         def total_loss(params: Any) -> tuple[jax.Array, Any]:
-            feature_map, batch_stats = self._feature_map(params, state.batch_stats, images)
+            feature_map, early_map, batch_stats = self._maps(params, state.batch_stats, images)
             measured = self._measured(state, batch, affine, jax.lax.stop_gradient(feature_map))
             radiomics, moments, n_ready = self._z_scored(state, measured)
-            sums, counts, aux = self._terms(
+            sums, counts, aux = objective.terms(
                 params, batch_stats, feature_map, measured, affine, radiomics
             )
+            aux |= {"early_map": early_map}
             # Global inside the gradient, and the gradients averaged after it: right under both modes.
-            terms = {
-                k: jax.lax.psum(sums[k], AXIS) / jnp.maximum(jax.lax.psum(counts[k], AXIS), 1)
-                for k in sums
-            }
-            weights = self._weights(state.step, n_ready)
+            counts = jax.lax.psum(counts, AXIS)
+            terms = {k: jax.lax.psum(sums[k], AXIS) / jnp.maximum(counts[k], 1) for k in sums}
+            weights = objective.weights(state.step, counts)
             total = sum((weights[k] * terms[k] for k in terms), jnp.zeros(()))
             return total, (terms, feature_map, aux, measured, radiomics, moments, n_ready)
 
@@ -152,7 +151,7 @@ class Programs:
         grads = jax.lax.pmean(grads, AXIS)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         cam_rate = _ema_rate(state.cam_count + 1)
-        batch_mean = jax.lax.pmean(aux["maps"].mean(0), AXIS)
+        batch_mean = self._mean_maps(state, aux)
         proposed = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -168,8 +167,8 @@ class Programs:
             "loss": total,
             **terms,
             "grad_norm": grad_norm,
-            **self._term_gradients(
-                state, aux["batch_stats"], feature_map, batch, affine, radiomics
+            **objective.gradient_norms(
+                state.params, aux["batch_stats"], feature_map, batch, affine, radiomics
             ),
             "ready": n_ready,
             "hit_rate": jax.lax.pmean(batch["ready"].mean(), AXIS),
@@ -182,138 +181,83 @@ class Programs:
     def region_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
         """The forward half of the synchronous loop (lag 0): the rows of `train_step`, nothing updated."""
         images, affine = self._model_input(state.step, batch)
-        feature_map, _ = self._feature_map(state.params, state.batch_stats, images)
+        feature_map, early_map, _ = self._maps(state.params, state.batch_stats, images)
         logits, maps = self._logits_and_maps(state.params, feature_map)
-        return (self._rows(state, batch, affine, {"logits": logits, "maps": maps}),)
+        aux = {"logits": logits, "maps": maps, "early_map": early_map}
+        return (self._rows(state, batch, affine, aux),)
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
         """Logits float32 [b c] and raw class maps float32 [b c u v] (not centred) with running statistics."""
         images = normalise(batch["image"][..., 0].astype(jnp.float32))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
+        if self.cam_stage == 3:
+            early_map: Any = self.model.apply(variables, images, train=False, method="early_map")
+            classify = functools.partial(self._classify_early, state)
+            maps = gradcam.class_maps(classify, early_map, self.model.n_findings)
+            return ({"logits": classify(early_map), "maps": maps},)
         feature_map: Any = self.model.apply(variables, images, train=False, method="feature_map")
         logits, maps = self._logits_and_maps(state.params, feature_map)
         return ({"logits": logits, "maps": maps},)
 
+    @property
+    def _objective(self) -> Objective:
+        return Objective(self.model, self.loss, self.columns, self.warmup_steps)
+
     # ---- their parts ------------------------------------------------------------------------------------------
 
     def _model_input(self, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-        """uint8 [b h w 1] → (normalised, augmented float32 [b h w 3], the affine map used or None)."""
+        """uint8 [b h w 1] → (normalised, augmented float32 [b h w 3], the affine map used or None).
+
+        With loss.positive='augmented' the second views follow, [2b h w 3], and the map is that of the first.
+        """
+        images, affine = self._view(step, batch, 0)
+        if self.loss.uses_second_view:
+            images = jnp.concatenate([images, self._view(step, batch, 1)[0]])
+        return images, affine
+
+    def _view(
+        self, step: jax.Array, batch: Batch, number: int
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """One random view of each image; the draw belongs to (seed, step, image, number)."""
         grey = batch["image"][..., 0].astype(jnp.float32)
-        ranges = self.augmentation
         key = jax.random.fold_in(jax.random.key(self.seed), step)
-        keys = jax.vmap(lambda image_id: jax.random.split(jax.random.fold_in(key, image_id)))(
-            batch["image_id"]
-        )
-        affine = None
-        if ranges.rotate or ranges.shift or ranges.scale:
-            affine = augment.random_affine(
-                keys[:, 0], rotate=ranges.rotate, shift=ranges.shift, scale=ranges.scale
-            )
-            grey = augment.warp(grey, affine)
-        if ranges.contrast:
-            grey = augment.random_contrast(keys[:, 1], grey, contrast=ranges.contrast)
+        keys = jax.vmap(
+            lambda image_id: jax.random.split(jax.random.fold_in(key, image_id), 2 * number + 2)
+        )(batch["image_id"])
+        ranges = dataclasses.asdict(self.augmentation)
+        grey, affine = augment.random_view(keys[:, 2 * number :], grey, **ranges)
         return normalise(grey), affine
 
     def _feature_map(
-        self, params: Any, batch_stats: Any, images: jax.Array
+        self, params: Any, batch_stats: Any, images: jax.Array, method: str = "feature_map"
     ) -> tuple[jax.Array, Any]:
         feature_map, changed = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
-            method="feature_map",
+            method=method,
             mutable=["batch_stats"],
         )
         return feature_map, changed["batch_stats"]
 
-    def _head(self, params: Any, feature_map: jax.Array, method: str) -> jax.Array:
-        output: Any = self.model.apply({"params": params}, feature_map, method=method)
-        return output
+    def _maps(
+        self, params: Any, batch_stats: Any, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None, Any]:
+        """(feature map, the map before the last stage if that marks regions, moved batch statistics)."""
+        if not self.marks_early:
+            feature_map, batch_stats = self._feature_map(params, batch_stats, images)
+            return feature_map, None, batch_stats
+        early, batch_stats = self._feature_map(params, batch_stats, images, "early_map")
+        feature_map, batch_stats = self._feature_map(params, batch_stats, early, "last_stage")
+        return feature_map, early, batch_stats
+
+    def _classify_early(self, state: TrainState, early_map: jax.Array) -> jax.Array:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits: Any = self.model.apply(variables, early_map, method="classify_early")
+        return logits
 
     def _logits_and_maps(self, params: Any, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def classify(a: jax.Array) -> jax.Array:
-            return self._head(params, a, "classify")
-
-        return classify(feature_map), gradcam.class_maps(
-            classify, feature_map, self.model.n_findings
-        )
-
-    def _terms(
-        self,
-        params: Any,
-        batch_stats: Any,
-        feature_map: jax.Array,
-        batch: Batch,
-        affine: jax.Array | None,
-        radiomics: jax.Array,
-    ) -> tuple[Metrics, Metrics, dict[str, Any]]:
-        """Each loss term's sum and count on this device, and what came by on the way."""
-        logits, maps = self._logits_and_maps(params, feature_map)
-        focal = losses.focal_loss(
-            logits, batch["labels"], alpha=self.loss.focal_alpha, gamma=self.loss.focal_gamma
-        ).sum(1)
-        sums = {"focal": focal.sum()}
-        counts = {"focal": jnp.ones_like(focal).sum()}
-        if self.loss.focal_weight < 1:
-            z_image = self._head(params, feature_map, "project_image")
-            z_radiomics, changed = self.model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                radiomics,
-                batch["ready"],
-                train=True,
-                method="project_radiomics",
-                mutable=["batch_stats"],
-            )
-            batch_stats = changed["batch_stats"]
-            loss, weight = losses.nt_xent(
-                z_image,
-                z_radiomics,
-                ready=batch["ready"],
-                patient_id=batch["patient_id"],
-                temperature=self.loss.temperature,
-                mask_same_patient=self.loss.mask_same_patient,
-                axis_name=AXIS,
-            )
-            sums["nt_xent"], counts["nt_xent"] = loss.sum(), weight.sum()
-        if self.loss.box_weight:
-            boxes = batch["boxes"] if affine is None else augment.warp_boxes(batch["boxes"], affine)
-            loss, weight = losses.box_guidance(maps, boxes, batch["has_box"])
-            sums["box"], counts["box"] = loss.sum(), weight.sum()
-        aux = {"logits": logits, "maps": jax.lax.stop_gradient(maps), "batch_stats": batch_stats}
-        return sums, counts, aux
-
-    def _weights(self, step: jax.Array, n_ready: jax.Array) -> Metrics:
-        contrastive = (step >= self.warmup_steps) & (n_ready >= MIN_READY_ROWS)
-        return {
-            "focal": jnp.asarray(self.loss.focal_weight),
-            "nt_xent": jnp.where(contrastive, 1 - self.loss.focal_weight, 0.0),
-            "box": jnp.asarray(self.loss.box_weight),
-        }
-
-    def _term_gradients(
-        self,
-        state: TrainState,
-        batch_stats: Any,
-        feature_map: jax.Array,
-        batch: Batch,
-        affine: jax.Array | None,
-        radiomics: jax.Array,
-    ) -> Metrics:
-        """Norm of each unweighted term's gradient at the feature map: through the heads only, hence cheap."""
-
-        def local_terms(a: jax.Array) -> Metrics:
-            sums, counts, _ = self._terms(state.params, batch_stats, a, batch, affine, radiomics)
-            return {k: sums[k] / jnp.maximum(jax.lax.psum(counts[k], AXIS), 1) for k in sums}
-
-        terms, pull_back = jax.vjp(local_terms, feature_map)
-        norms = {}
-        for name in terms:
-            one = {
-                k: jnp.ones_like(v) if k == name else jnp.zeros_like(v) for k, v in terms.items()
-            }
-            (gradient,) = pull_back(one)
-            norms[f"grad_norm_{name}"] = jnp.sqrt(jax.lax.psum((gradient**2).sum(), AXIS))
-        return norms
+        return self._objective.logits_and_maps(params, feature_map)
 
     def _measured(
         self, state: TrainState, batch: Batch, affine: jax.Array | None, feature_map: jax.Array
@@ -358,13 +302,34 @@ class Programs:
         }
         return z_score(x, moments["feature_mean"], moments["feature_var"]), moments, n_ready
 
+    def _mean_maps(self, state: TrainState, aux: dict[str, Any]) -> jax.Array:
+        """The mean raw map of each finding over the global batch, [c u v].
+
+        Before the last stage a map of every finding of every image would cost c passes back: there each image gives
+        one, the findings taking turns over the rows and the steps.
+        """
+        if not self.marks_early:
+            return jax.lax.pmean(aux["maps"].mean(0), AXIS)
+        b, c = aux["logits"].shape
+        row = jnp.arange(b) + jax.lax.axis_index(AXIS) * b
+        finding = (row + state.step) % c
+        classify = functools.partial(self._classify_early, state)
+        maps = gradcam.map_of(classify, aux["early_map"], finding)
+        taken = jax.nn.one_hot(finding, c)
+        sums = jax.lax.psum(jnp.einsum("bc,buv->cuv", taken, maps), AXIS)
+        return sums / jax.lax.psum(taken.sum(0), AXIS)[:, None, None]
+
     def _rows(
         self, state: TrainState, batch: Batch, affine: jax.Array | None, aux: dict[str, Any]
     ) -> dict[str, jax.Array]:
         """What the host needs of each row to mark its region of interest."""
         logits, maps = aux["logits"], aux["maps"]
         finding = gradcam.marked_finding(logits, batch["labels"])
-        cam = jnp.take_along_axis(maps, finding[:, None, None, None], axis=1)[:, 0]
+        if self.marks_early:
+            classify = functools.partial(self._classify_early, state)
+            cam = gradcam.map_of(classify, aux["early_map"], finding)
+        else:
+            cam = jnp.take_along_axis(maps, finding[:, None, None, None], axis=1)[:, 0]
         if self.center_cam:
             cam = cam - state.cam_mean[finding]
         if affine is not None:

@@ -86,7 +86,8 @@ def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
         workdir,
         config_keys.flatten(config),
         {**experiment.records.checksums, "split": experiment.split.hash},
-        config_keys.FREE_KEYS,
+        free=config_keys.FREE_KEYS,
+        defaults=config_keys.flatten(config_keys.default()),
     )
     return experiment
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
+from absl.flags import FlagValues
+from ml_collections import ConfigDict, config_flags
 
 from kacl_jax import config as config_keys
 from kacl_jax.errors import UserError
@@ -54,13 +56,20 @@ BROKEN = [
     ("loss.focal_weight", 1.5),
     ("loss.temperature", 0.0),
     ("loss.box_weight", 0.1),
+    ("loss.positive", "rotated"),
+    ("loss.positive", "augmented"),
     ("cam.center", "median"),
+    ("cam.stage", 2),
     ("cam.threshold", 1.0),
     ("roi.source", "box"),
+    ("roi.shape", "hull"),
     ("feedback.lag", -2),
     ("feedback.late", "skip"),
     ("radiomics.backend", "cuda"),
     ("radiomics.bin_width", 0.0),
+    ("radiomics.families", ""),
+    ("radiomics.families", "shape2D,texture"),
+    ("radiomics.families", "shape2D,"),
     ("parallel.mode", "jit"),
     ("eval.batch_size", 30),
     ("profile.steps", (5, 2)),
@@ -109,6 +118,47 @@ def test_guidance_and_centring_exclude_each_other() -> None:
     )
     with pytest.raises(UserError, match=r"cam\.center"):
         config_keys.check(config, n_devices=1)
+
+
+ARMS: list[dict[str, Any]] = [
+    {"loss.positive": "augmented", "augment.contrast": 0.1},
+    {"loss.positive": "augmented", "loss.focal_weight": 1.0},
+    {"radiomics.families": "firstorder"},
+    {"radiomics.families": "ngtdm,shape2D"},
+    {"roi.shape": "box"},
+    {"cam.stage": 3, "cam.center": "mean"},
+    {"cam.stage": 3, "radiomics.backend": "jax", "loss.focal_weight": 1.0},
+]
+
+
+@pytest.mark.parametrize("values", ARMS)
+def test_the_arms_are_sound(values: dict[str, Any]) -> None:
+    config_keys.check(changed(**values), n_devices=4)
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        ({"radiomics.backend": "jax"}, "marks regions on the last stage"),
+        ({"train.batch_size": 12, "data.findings": 14}, "14 findings need an image"),
+        ({"loss.box_weight": 0.1, "data.box_share": 1.0, "protocol": "C"}, "cam.stage=4"),
+    ],
+)
+def test_what_an_earlier_stage_cannot_do_is_refused(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        config_keys.check(changed(**values, **{"cam.stage": 3}), n_devices=4)
+
+
+@pytest.mark.parametrize("typed", ["firstorder", "shape2D,glcm"])
+def test_families_are_given_on_the_command_line_as_one_word(
+    typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", f"--config.radiomics.families={typed}"])
+    flags = FlagValues()
+    config_flags.DEFINE_config_dict("config", sound(), flag_values=flags)
+    flags(sys.argv)
+    config_keys.check(flags.config, n_devices=4)
+    assert flags.config.radiomics.families == typed
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 from toy_root import toy_outputs, toy_records, toy_split
 
-from kacl_jax import evaluate, metrics
+from kacl_jax import evaluate, locate, metrics, operating
 from kacl_jax.data.nih import Records, from_nih_pixels, read_records, to_nih_pixels
 from kacl_jax.data.splits import Split
-from kacl_jax.evaluate import Evaluation, Outputs
+from kacl_jax.evaluate import Evaluation
 from kacl_jax.gradcam import regions
+from kacl_jax.outputs import Outputs
 
 CAM = {"size": 64, "relu": True, "threshold": 0.5}
 
@@ -108,8 +109,8 @@ def test_single_is_the_brightest_component_and_best_of_the_nearest(records) -> N
     two = np.zeros((8, 8), np.float32)
     two[:3, :3], two[4:, 4:] = 1.0, 0.9  # the truth is the fainter one
     test.class_maps()[np.flatnonzero(test.image_id == image)[0], c] = two
-    points = evaluate.operating_points(toy_outputs(records, split.val), records, split)
-    located = evaluate.locate(test, records, split, points, **CAM)
+    points = operating.operating_points(toy_outputs(records, split.val), records, split)
+    located = locate.locate(test, records, split, points, **CAM)
     k = np.flatnonzero((located.image_id == image) & (located.finding == c))[0]
     assert located.iou[k] == 0
     assert located.best_iou[k] > 0.7
@@ -129,7 +130,7 @@ def test_a_flat_map_gives_the_whole_image_and_says_so(records, split) -> None:
 def test_operating_points_are_youdens(records, split) -> None:
     val = toy_outputs(records, split.val)
     labels = records.labels[split.val]
-    for c, point in enumerate(evaluate.operating_points(val, records, split)):
+    for c, point in enumerate(operating.operating_points(val, records, split)):
         false, true, _ = roc_curve(labels[:, c], val.logits[:, c], drop_intermediate=False)
         assert point.youden_j == pytest.approx((true - false).max())
         predicted = 1 / (1 + np.exp(-val.logits[:, c].astype(float))) >= point.threshold - 1e-15
@@ -139,7 +140,7 @@ def test_operating_points_are_youdens(records, split) -> None:
 
 def test_youden_takes_the_highest_of_equal_thresholds() -> None:
     scores, labels = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, True, False, True])
-    assert evaluate._youden(scores, labels) == evaluate.OperatingPoint(0.4, 0.5)
+    assert operating._youden(scores, labels) == operating.OperatingPoint(0.4, 0.5)
 
 
 def test_classification_equals_sklearn(records, split, evaluation) -> None:

@@ -83,6 +83,28 @@ def test_boxes_on_the_device_are_those_of_the_host() -> None:
     np.testing.assert_array_equal(masks, np.stack([gradcam.box_mask(box, 96) for box in boxes]))
 
 
+@pytest.mark.parametrize("source", ["cam", "whole"])
+@pytest.mark.parametrize("shape", ["mask", "box"])
+def test_from_equal_masks_the_device_marks_the_regions_of_the_host(
+    source: Any, shape: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both shapes, truth boxes among them; that the masks themselves are equal is tested above."""
+    random = np.random.default_rng(0)
+    cam, box_finding = maps(40, 7), np.full(40, -1)
+    cam[:2], box_finding[::5] = 0, 1
+    low = random.uniform(0, 0.5, (40, C, 2))
+    boxes = np.concatenate([low, low + 0.4], -1).astype(np.float32)
+
+    def on_the_host(cam: np.ndarray, **how: Any) -> tuple[np.ndarray, None]:
+        return np.stack([gradcam.regions(one, **how).mask for one in cam]), None
+
+    monkeypatch.setattr(gradcam, "peak_masks", on_the_host)
+    region = {**REGION, "source": source, "shape": shape}
+    device = FreshRadiomics(**region, bin_width=25.0).mark(cam, box_finding, boxes)
+    host, _ = RegionRule(**region, seed=0).mark(cam, box_finding, boxes, np.arange(40), 0)
+    np.testing.assert_array_equal(device, host)
+
+
 def program(**changed: Any) -> Programs:
     """SGD with rate 1 makes the parameter change the gradient itself."""
     plain = Programs(

@@ -14,6 +14,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 from kacl_jax import metrics
+from kacl_jax.metrics import bootstrap
+from kacl_jax.metrics.ranking import _Ranked
 
 # Few distinct scores: most pairs tie.
 tied_rows = st.lists(
@@ -53,7 +55,7 @@ def test_a_bootstrap_replicate_is_the_weighted_auroc(
     scores, labels, patient = np.array(rows, float).T
     cluster = patient.astype(int)
     counts = np.random.default_rng(seed).integers(0, 3, (5, 6)).astype(float)
-    values = metrics._Ranked(scores, labels, cluster, 5).auroc(counts)
+    values = _Ranked(scores, labels, cluster, 5).areas(counts, precision=False)[:, 0]
     for column, value in enumerate(values):
         weights = counts[cluster, column]
         expected = metrics.auroc(scores, labels, weights)
@@ -129,7 +131,7 @@ def test_order_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (
         metrics.auroc_table(scores[order], labels[order], patients[order], resamples=100) == first
     )
-    monkeypatch.setattr(metrics, "_CHUNK", 7)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 7)
     assert metrics.auroc_table(scores, labels, patients, resamples=100) == first
     assert metrics.auroc_table(scores, labels, patients, resamples=100, seed=1) != first
 

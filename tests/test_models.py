@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -84,6 +85,42 @@ def test_output_stride_16_doubles_the_grid_and_keeps_the_parameters(encoder: str
     ]
     assert grids[0].shape[1:3] == (2, 2)
     assert grids[1].shape[1:3] == (4, 4)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_earlier_map_and_the_last_stage_share_out_the_encoder(encoder: str) -> None:
+    """Every layer belongs to one part; the earlier map is twice as fine."""
+    images = batch(2, 64)[0]
+    model = KACL(encoder, 8)
+    whole = shapes(model)["params"]["image_encoder"]
+
+    def part(method: Any, x: Any) -> tuple[Any, Any]:
+        out, variables = jax.eval_shape(
+            lambda: nn.init_with_output(method, model)(jax.random.key(0), x, False)
+        )
+        return out, variables["params"]["image_encoder"]
+
+    early, first = part(KACL.early_map, images)
+    last, second = part(KACL.last_stage, jnp.zeros(early.shape))
+    assert not first.keys() & second.keys()
+    assert first | second == whole
+    assert early.shape[1:3] == (4, 4)
+    assert last.shape[1:3] == (2, 2)
+
+
+def test_in_two_parts_the_encoder_gives_the_same_map_and_statistics() -> None:
+    images = batch(4)[0]
+    shape = jax.eval_shape(lambda: TINY.init(jax.random.key(0), images, False))
+
+    @jax.jit
+    def both(v: Any) -> Any:
+        run = partial(TINY.apply, train=True, mutable=["batch_stats"])
+        whole, moved = run(v, images)
+        early, state = run(v, images, part="early")
+        last, state = run({"params": v["params"], **state}, early, part="last")
+        return (whole, moved), (last, state)
+
+    jax.tree.map(np.testing.assert_array_equal, *both(filled(shape)))
 
 
 @pytest.mark.parametrize(

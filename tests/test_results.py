@@ -12,11 +12,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from toy_root import toy_outputs, toy_records, toy_split
 
-from kacl_jax import metrics, results
+from kacl_jax import metrics, results, terminal
 from kacl_jax.data.nih import Records, from_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.errors import UserError
-from kacl_jax.evaluate import Evaluation, Outputs, evaluate
+from kacl_jax.evaluate import Evaluation, evaluate
+from kacl_jax.outputs import Outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,9 +233,9 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> 
 
 def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
     written = done.results()
-    text = results.format_table(written)
+    text = terminal.format_table(written)
     results.write_json(tmp_path / "results.json", written)
-    assert results.format_table(read_json(tmp_path / "results.json")) == text
+    assert terminal.format_table(read_json(tmp_path / "results.json")) == text
     lines = text.splitlines()
     assert done.split.name in lines[0]
     assert done.split.hash in lines[0]
@@ -252,7 +253,7 @@ def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
 
 
 def test_the_terminal_table_explains_every_dash(one_class) -> None:
-    text = results.format_table(one_class.results())
+    text = terminal.format_table(one_class.results())
     assert "mean of 7" in text
     assert "AUROC of Infiltration: no positive" in text
     assert "localization of Infiltration: no truth box of this finding is scored" in text
@@ -270,4 +271,4 @@ def test_the_terminal_table_counts_what_could_not_be_read(done) -> None:
     written = dataclasses.replace(done, evaluation=evaluation).results()
     boxes = int(done.split.scored[gone].sum())
     assert written["evaluation"]["skipped"] == {"val": 0, "test": 1, "boxes": boxes}
-    assert f"1 test images, {boxes} truth boxes" in results.format_table(written)
+    assert f"1 test images, {boxes} truth boxes" in terminal.format_table(written)

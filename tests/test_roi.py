@@ -50,6 +50,30 @@ def test_cam_regions_are_those_of_the_one_function() -> None:
         np.testing.assert_array_equal(masks[row], expected)
 
 
+def test_a_box_shaped_region_is_the_smallest_rectangle_around_the_mask() -> None:
+    cam, *rest = batch()
+    masks, _ = RULE.mark(cam, *rest, step=0)
+    boxes, origin = dataclasses.replace(RULE, shape="box").mark(cam, *rest, step=0)
+    assert origin["cam"] == 11
+    for mask, box in zip(masks, boxes, strict=True):
+        ys, xs = np.nonzero(mask)
+        expected = np.zeros_like(mask)
+        expected[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1] = True
+        np.testing.assert_array_equal(box, expected)
+    assert (boxes.sum((1, 2)) > masks.sum((1, 2)))[1:].all()
+
+
+def test_random_rectangles_are_as_large_as_the_boxes_where_regions_are_boxes() -> None:
+    cam, *rest = batch()
+    rule = dataclasses.replace(RULE, shape="box", truth_boxes=False)
+    boxes, _ = rule.mark(cam, *rest, step=4)
+    drawn, _ = dataclasses.replace(rule, source="random").mark(cam, *rest, step=4)
+    sides = [np.ptp(np.nonzero(box), axis=1) + 1 for box in boxes]
+    for rectangle in drawn:
+        away = np.abs(np.array(sides) - np.ptp(np.nonzero(rectangle), axis=1) - 1).max(1)
+        assert away.min() <= 1
+
+
 def test_flat_maps_are_counted() -> None:
     cam, *rest = batch()
     _, origin = RULE.mark(np.zeros_like(cam), *rest, step=0)
@@ -79,7 +103,7 @@ def test_each_random_rectangle_has_area_and_aspect_of_one_cam_region_of_the_batc
     cam, *rest = batch()
     masks, _ = dataclasses.replace(RULE, source="random").mark(cam, *rest, step=4)
     shapes = []
-    for mask in (RULE._region(one).mask for one in cam):
+    for mask in (gradcam.regions(one, size=96, relu=True, threshold=0.5).mask for one in cam):
         x0, y0, x1, y1 = gradcam.mask_box(mask)
         aspect, area = (x1 - x0) / (y1 - y0), mask.sum()
         shapes.append((np.sqrt(area * aspect), np.sqrt(area / aspect)))

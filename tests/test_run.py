@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from kacl_jax.progress import MetricLog
 
 CONFIG = {"seed": 0, "data.root": "/a", "feedback.workers": 1}
 SUMS = {"BBox_List_2017.csv": "12ab"}
-FREE = ("data.root", "feedback.workers")
+RULES: dict[str, Any] = {"free": ("data.root", "feedback.workers"), "defaults": {"seed": 0}}
 
 
 def test_a_workdir_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
@@ -45,23 +46,35 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 
 def test_a_changed_config_is_refused_with_its_changes(tmp_path: Path) -> None:
-    run.settle_config(tmp_path, CONFIG, SUMS, FREE)
-    run.settle_config(tmp_path, CONFIG, SUMS, FREE)
+    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
+    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
     with pytest.raises(UserError, match="seed: 0 → 1") as told:
-        run.settle_config(tmp_path, {**CONFIG, "seed": 1, "data.root": "/b"}, SUMS, FREE)
+        run.settle_config(tmp_path, {**CONFIG, "seed": 1, "data.root": "/b"}, SUMS, **RULES)
     assert "data.root" not in str(told.value)
 
 
 def test_what_cannot_change_a_result_may_change(tmp_path: Path) -> None:
-    run.settle_config(tmp_path, CONFIG, SUMS, FREE)
-    run.settle_config(tmp_path, {**CONFIG, "feedback.workers": 4, "data.root": "/b"}, SUMS, FREE)
+    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
+    run.settle_config(tmp_path, {**CONFIG, "feedback.workers": 4, "data.root": "/b"}, SUMS, **RULES)
+
+
+def test_a_key_younger_than_the_workdir_had_its_default_there(tmp_path: Path) -> None:
+    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
+    younger = {**CONFIG, "cam.stage": 4}
+    rules = {**RULES, "defaults": {"seed": 7, "cam.stage": 4}}
+    run.settle_config(tmp_path, younger, SUMS, **rules)
+    (tmp_path / "config.json").write_text(json.dumps({"config": CONFIG, "data": SUMS}))
+    with pytest.raises(UserError, match=r"\n  cam\.stage: 4 → 3\n"):
+        run.settle_config(tmp_path, {**younger, "cam.stage": 3}, SUMS, **rules)
+    with pytest.raises(UserError, match="seed: 0 → 7"):
+        run.settle_config(tmp_path, {**younger, "seed": 7}, SUMS, **rules)
 
 
 def test_a_root_with_other_tables_is_another_data_set(tmp_path: Path) -> None:
-    run.settle_config(tmp_path, CONFIG, SUMS, FREE)
+    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
     with pytest.raises(UserError, match=r"data\.root: '/a' → '/b'"):
         run.settle_config(
-            tmp_path, {**CONFIG, "data.root": "/b"}, {"BBox_List_2017.csv": "ffff"}, FREE
+            tmp_path, {**CONFIG, "data.root": "/b"}, {"BBox_List_2017.csv": "ffff"}, **RULES
         )
 
 

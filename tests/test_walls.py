@@ -19,13 +19,20 @@ ORDER = [
     ("errors",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"),
     ("models", "pool", "parallel", "checkpoint", "run", "progress", "tally", "config", "roi"),
-    ("feature_cache", "pretrained", "fresh", "step", "probe"),
-    ("feedback", "evaluate"),
-    ("results", "inference"),
+    ("feature_cache", "pretrained", "fresh", "objective", "step", "probe"),
+    ("feedback", "outputs"),
+    ("operating", "subgroups", "inference"),
+    ("locate",),
+    ("evaluate", "terminal"),
+    ("results",),
     ("experiment",),
     ("score",),
     ("train",),
+    ("hyper", "measure", "sweep_run"),
+    ("compare",),
+    ("sweep_table",),
     ("main",),
+    ("sweep",),
 ]
 ALONE = {"data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"}
 

@@ -54,7 +54,10 @@ def get_config() -> ConfigDict:
 
 
 def tiny_encoder(*_: Any, dtype: Any, axis_name: str | None, **__: Any) -> Any:
-    """Stands in for `encoders.image_encoder`: two convolutions, 64 px → 8×8 cells of 16 channels."""
+    """Stands in for `encoders.image_encoder`: two convolutions, 64 px → 8×8 cells of 16 channels.
+
+    After the first one the map has 16×16 cells of 8 channels: the earlier stage.
+    """
     import flax.linen as nn
     import jax.numpy as jnp
 
@@ -62,12 +65,15 @@ def tiny_encoder(*_: Any, dtype: Any, axis_name: str | None, **__: Any) -> Any:
 
     class TinyEncoder(nn.Module):
         @nn.compact
-        def __call__(self, images: Any, train: bool) -> Any:
+        def __call__(self, images: Any, train: bool, part: str = "whole") -> Any:
             x = images.astype(dtype)
             for number, (features, stride) in enumerate(((8, 4), (16, 2))):
-                x = nn.Conv(features, (5, 5), strides=stride, use_bias=False)(x)
+                if part == ("last", "early")[number]:
+                    continue
+                names = f"Conv_{number}", f"bn{number}"
+                x = nn.Conv(features, (5, 5), strides=stride, use_bias=False, name=names[0])(x)
                 norm = encoders.batch_norm(
-                    f"bn{number}", train=train, epsilon=1e-5, dtype=dtype, axis_name=axis_name
+                    names[1], train=train, epsilon=1e-5, dtype=dtype, axis_name=axis_name
                 )
                 x = nn.relu(norm(x))
             return x.astype(jnp.float32)

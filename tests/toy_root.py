@@ -8,7 +8,7 @@ import numpy as np
 
 from kacl_jax.data.nih import FINDINGS_8, Records
 from kacl_jax.data.splits import Split, make_split
-from kacl_jax.evaluate import Outputs
+from kacl_jax.outputs import Outputs
 
 
 def toy_records(seed: int = 0, patients: int = 60) -> Records:
