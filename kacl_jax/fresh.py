@@ -7,15 +7,30 @@ c findings · f radiomic features.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kacl_jax import gradcam
-from kacl_jax.radiomics import bins, tiles
+from kacl_jax.radiomics import FEATURE_NAMES, bins, tiles
 
 _MOST_LEVELS = 64
+ORIGINS = ("truth", "cam", "fallback", "whole")
+# As the host path puts it.
+FAILURES = (*tiles.PROBLEMS, *(f"non-finite: {name}" for name in FEATURE_NAMES))
+
+
+class Measured(NamedTuple):
+    """radiomics: float32 [b f], zeros where a region has none. ready: bool [b].
+
+    origin, failure: int32 [b], where a region came from and why it has no features: places in ORIGINS and FAILURES.
+    """
+
+    radiomics: jax.Array
+    ready: jax.Array
+    origin: jax.Array
+    failure: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,43 +51,49 @@ class FreshRadiomics:
 
     def measure(
         self, images: jax.Array, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The regions' features.
+    ) -> Measured:
+        """Mark each image's region and measure it.
 
-        Args:
-          images: uint8 [b h w], not augmented. cam: float32 [b u v] in the original frame.
-          box_finding: int32 [b], −1 without a truth box. boxes: float32 [b c 4].
-
-        Returns:
-          (float32 [b f], bool [b]): not ready are regions with more than 64 grey levels, and those with a feature
-          that is NaN, as on the host path.
+        images: uint8 [b h w], not augmented. cam: float32 [b u v] in the original frame. box_finding: int32 [b], −1
+        without a truth box. boxes: float32 [b c 4]. A region with more than 64 grey levels has no features, nor has
+        one of whose features some is NaN, as on the host path.
         """
+        masks, origin = self.mark(cam, box_finding, boxes)
         table = bins.table(self.bin_width)
-        levels = min(int(table.max()), _MOST_LEVELS)
-        features, ready = tiles.of_regions(
+        features, problem = tiles.of_regions(
             images,
-            self.mark(cam, box_finding, boxes),
+            masks,
             jnp.asarray(table),
             side=self.size + 2,
-            levels=levels,
+            levels=min(int(table.max()), _MOST_LEVELS),
             formulation="scatter" if jax.default_backend() == "cpu" else "matmul",
         )
-        ready &= jnp.isfinite(features).all(1)
-        return jax.lax.stop_gradient(jnp.where(ready[:, None], features, 0)), ready
+        broken = ~jnp.isfinite(features)
+        non_finite = jnp.where(broken.any(1), len(tiles.PROBLEMS) + jnp.argmax(broken, axis=1), 0)
+        failure = jnp.where(problem > 0, problem, non_finite)
+        ready = failure == 0
+        radiomics = jax.lax.stop_gradient(jnp.where(ready[:, None], features, 0))
+        return Measured(radiomics, ready, origin, failure)
 
-    def mark(self, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array) -> jax.Array:
-        """The regions, bool [b h w]: those of `roi.RegionRule.mark`."""
+    def mark(
+        self, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The regions, bool [b h w], those of `roi.RegionRule.mark`, and their origins, int32 [b]."""
         if self.source == "cam":
-            masks, _ = gradcam.peak_masks(
+            masks, fallback = gradcam.peak_masks(
                 cam, size=self.size, relu=self.relu, threshold=self.threshold
             )
             if self.shape == "box":
                 masks = gradcam.around(masks)
+            origin = jnp.where(fallback, ORIGINS.index("fallback"), ORIGINS.index("cam"))
         else:
             whole = jnp.pad(jnp.ones((self.size - 2, self.size - 2), bool), 1)
             masks = jnp.broadcast_to(whole, (len(cam), *whole.shape))
+            origin = jnp.full(len(cam), ORIGINS.index("whole"))
         if not self.truth_boxes:
-            return masks
+            return masks, origin
         box = jnp.take_along_axis(boxes, jnp.maximum(box_finding, 0)[:, None, None], axis=1)[:, 0]
         truth = gradcam.box_masks(box, self.size)
-        return jnp.where((box_finding >= 0)[:, None, None], truth, masks)
+        annotated = box_finding >= 0
+        origin = jnp.where(annotated, ORIGINS.index("truth"), origin)
+        return jnp.where(annotated[:, None, None], truth, masks), origin

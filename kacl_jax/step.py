@@ -125,8 +125,9 @@ class Programs:
 
         Returns:
           (new state, metrics, rows): metrics are scalars over the global batch; rows holds `cam` float32 [b u v] in
-          the original frame and `box_finding` int32 [b], the annotated finding whose truth box marks the region
-          (−1: none). Where loss or gradients are not finite on any device the old state stays, with `bad_step` set.
+          the original frame, `box_finding` int32 [b], the annotated finding whose truth box marks the region (−1:
+          none), and with `fresh` `origin` and `failure` of its `Measured`. Where loss or gradients are not finite
+          on any device the old state stays, with `bad_step` set.
         """
         objective = self._objective
         images, affine = self._model_input(state.step, batch)
@@ -176,7 +177,10 @@ class Programs:
             / jnp.maximum(n_ready, 1),
             "bad_step": new_state.bad_step,
         }
-        return new_state, metrics, self._rows(state, batch, affine, aux)
+        rows = self._rows(state, batch, affine, aux)
+        if self.fresh is not None:
+            rows |= {name: batch[name] for name in ("origin", "failure")}
+        return new_state, metrics, rows
 
     def region_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
         """The forward half of the synchronous loop (lag 0): the rows of `train_step`, nothing updated."""
@@ -267,15 +271,10 @@ class Programs:
             return batch
         logits, maps = self._logits_and_maps(state.params, feature_map)
         rows = self._rows(state, batch, affine, {"logits": logits, "maps": maps})
-        radiomics, ready = self.fresh.measure(
+        measured = self.fresh.measure(
             batch["image"][..., 0], rows["cam"], rows["box_finding"], batch["boxes"]
         )
-        return {
-            **batch,
-            "radiomics": radiomics,
-            "ready": ready,
-            "age": jnp.zeros_like(batch["age"]),
-        }
+        return {**batch, **measured._asdict(), "age": jnp.zeros_like(batch["age"])}
 
     def _z_scored(
         self, state: TrainState, batch: Batch

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kacl_jax import checkpoint, evaluate, radiomics, run, score
+from kacl_jax import checkpoint, evaluate, fresh, radiomics, run, score
 from kacl_jax import config as config_keys
 from kacl_jax.data.pipeline import Batch
 from kacl_jax.experiment import Experiment, prepare
@@ -215,7 +215,7 @@ class _Loop:
         if metrics["bad_step"] >= 0:
             self._stop_non_finite(int(metrics["bad_step"]), done.batch)
         if self.experiment.programs.fresh is not None:
-            self._count_fresh(len(done.batch["image_id"]), int(metrics["ready"]))
+            self._count_fresh(done.rows)
         if self.feedback is not None and self.experiment.lag > 0:
             self._mark_regions(done.step, done.batch, done.rows)
         self._report(done.step, {k: float(v) for k, v in metrics.items() if k != "bad_step"})
@@ -230,13 +230,16 @@ class _Loop:
         self.tally.regions = dict(Counter(self.tally.regions) + Counter(origin))
         self.feedback.submit(step, batch["image_id"], batch["image"][..., 0], masks)
 
-    def _count_fresh(self, rows: int, ready: int) -> None:
-        """Regions that the step measured itself."""
-        self.tally.rows += rows
-        self.tally.ready += ready
-        if ready < rows:
-            failed = Counter({"no features on the device": rows - ready})
-            self.tally.failures = dict(Counter(self.tally.failures) + failed)
+    def _count_fresh(self, rows: Any) -> None:
+        """Regions that the step marked and measured itself."""
+        told = {name: rows[name] for name in ("origin", "failure")}
+        host = self.experiment.parallel.fetch(told, "sharded")
+        origins = Counter(fresh.ORIGINS[k] for k in host["origin"])
+        failures = Counter(fresh.FAILURES[k] for k in host["failure"] if k)
+        self.tally.rows += len(host["origin"])
+        self.tally.ready += len(host["origin"]) - failures.total()
+        self.tally.regions = dict(Counter(self.tally.regions) + origins)
+        self.tally.failures = dict(Counter(self.tally.failures) + failures)
 
     def _stop_non_finite(self, step: int, batch: Batch) -> None:
         names = self.experiment.records.names[batch["image_id"]]

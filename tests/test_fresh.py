@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import cv2
@@ -12,7 +13,7 @@ import optax
 import pytest
 
 from kacl_jax import gradcam, radiomics
-from kacl_jax.fresh import FreshRadiomics
+from kacl_jax.fresh import FAILURES, ORIGINS, FreshRadiomics
 from kacl_jax.models import KACL
 from kacl_jax.parallel import AXIS, DataParallel
 from kacl_jax.radiomics.host import Extractor
@@ -95,14 +96,16 @@ def test_from_equal_masks_the_device_marks_the_regions_of_the_host(
     low = random.uniform(0, 0.5, (40, C, 2))
     boxes = np.concatenate([low, low + 0.4], -1).astype(np.float32)
 
-    def on_the_host(cam: np.ndarray, **how: Any) -> tuple[np.ndarray, None]:
-        return np.stack([gradcam.regions(one, **how).mask for one in cam]), None
+    def on_the_host(cam: np.ndarray, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+        found = [gradcam.regions(one, **how) for one in cam]
+        return np.stack([f.mask for f in found]), np.array([f.fallback for f in found])
 
     monkeypatch.setattr(gradcam, "peak_masks", on_the_host)
     region = {**REGION, "source": source, "shape": shape}
-    device = FreshRadiomics(**region, bin_width=25.0).mark(cam, box_finding, boxes)
-    host, _ = RegionRule(**region, seed=0).mark(cam, box_finding, boxes, np.arange(40), 0)
+    device, origin = FreshRadiomics(**region, bin_width=25.0).mark(cam, box_finding, boxes)
+    host, counted = RegionRule(**region, seed=0).mark(cam, box_finding, boxes, np.arange(40), 0)
     np.testing.assert_array_equal(device, host)
+    assert Counter(ORIGINS[k] for k in np.asarray(origin)) == +Counter(counted)
 
 
 def program(**changed: Any) -> Programs:
@@ -233,8 +236,10 @@ def test_a_region_with_too_many_grey_levels_is_not_ready() -> None:
     flat = given["image"][..., 0] // 3
     cam, finding = np.zeros((B, 2, 2), np.float32), np.full(B, -1, np.int32)
     images = np.concatenate([flat[:4], given["image"][4:8, ..., 0]])
-    features, ready = jax.jit(rule.measure)(images, cam[:8], finding[:8], given["boxes"][:8])
+    found = jax.jit(rule.measure)(images, cam[:8], finding[:8], given["boxes"][:8])
     wide = [int(np.ptp(image[1:-1, 1:-1]) // 2) + 2 > 64 for image in images]
-    assert ready.tolist() == [not w for w in wide]
+    assert found.ready.tolist() == [not w for w in wide]
+    assert {FAILURES[k] for k in np.asarray(found.failure)[wide]} == {"too many grey levels"}
+    assert {ORIGINS[k] for k in np.asarray(found.origin)} == {"whole"}
     assert 0 < sum(wide) < 8
-    assert (np.asarray(features)[~np.asarray(ready)] == 0).all()
+    assert (np.asarray(found.radiomics)[wide] == 0).all()

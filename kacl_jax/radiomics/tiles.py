@@ -25,6 +25,8 @@ from kacl_jax.radiomics import (
 )
 from kacl_jax.radiomics.matrices import Formulation, Matrices
 
+PROBLEMS = ("", "a line", "larger than the tile", "too many grey levels")
+
 
 def features(
     pixels: jax.Array,
@@ -119,15 +121,19 @@ def of_regions(
       formulation: see `matrices`.
 
     Returns:
-      (float [n f], bool [n]): not ready, with zeros, is a region without two rows and two columns, one larger than
-      the tile less its rim, and one with a grey level over `levels`.
+      (float [n f], int32 [n]): what is wrong with a region, a place in `PROBLEMS`, 0 for nothing; its features are
+      zeros then.
     """
 
     def cropped(image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         (top, height), (left, width) = _interval(mask.any(1)), _interval(mask.any(0))
         low = jnp.where(mask, image, 255).min()
         level = jnp.where(mask, table[low][image], 0)
-        fits = (jnp.minimum(height, width) > 1) & (jnp.maximum(height, width) + 2 <= side)
+        wrong = [
+            jnp.minimum(height, width) < 2,
+            jnp.maximum(height, width) + 2 > side,
+            level.max() > levels,
+        ]
 
         def cut(x: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice(jnp.pad(x, (1, side)), (top, left), (side, side))
@@ -135,11 +141,11 @@ def of_regions(
         # A larger region is cut off by the rim; it is not ready.
         rim = jnp.pad(jnp.ones((side - 2, side - 2), bool), 1)
         tile = jnp.where(rim, jnp.minimum(cut(level), levels), 0)
-        return cut(image), tile, fits & (level.max() <= levels)
+        return cut(image), tile, jnp.select(wrong, [1, 2, 3], 0)
 
-    pixels, level, ready = jax.vmap(cropped)(images, masks)
+    pixels, level, problem = jax.vmap(cropped)(images, masks)
     found = features(pixels, level, levels=levels, formulation=formulation)
-    return jnp.where(ready[:, None], found, 0), ready
+    return jnp.where((problem == 0)[:, None], found, 0), problem
 
 
 def _interval(flags: jax.Array) -> tuple[jax.Array, jax.Array]:
