@@ -174,10 +174,11 @@ def write_table(plan: Plan) -> str:
     """sweep.csv and sweep.md of the finished points; returns the latter.
 
     Raises:
-      UserError: points that cannot be compared.
+      UserError: a point that ran with another config; points that cannot be compared.
     """
     for point in plan.sweep.points:
         if point not in plan.measured and plan.finished(point):
+            _check_workdir(plan.place(point), config_keys.flatten(plan.point_config(point)))
             plan.measured[point] = measure.measure(plan.place(point))
     rows = compare.compare(plan.sweep.arms, plan.measured)
     title = f"Sweep {plan.config_name}"

@@ -42,7 +42,9 @@ def write(path: Path, text: str) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room there") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); make room, or give another --workdir"
+        ) from error
 
 
 def as_csv(rows: Iterable[Row]) -> str:

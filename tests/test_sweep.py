@@ -270,6 +270,8 @@ def test_a_point_runs_in_its_own_workdir_and_a_finished_one_is_skipped(
     assert [called(plan, point) is not None for point in points] == [False, True, True, False]
     assert "good/fold0-seed0 is finished; skipped" in capfd.readouterr().err
     assert (tmp_path / "out" / "sweep.md").read_bytes() == table
+    with pytest.raises(UserError, match="another config: log_every: 5 → 10"):
+        sweep.write_table(plan_of(tmp_path))
 
 
 def test_the_sweep_outlives_failed_points_and_names_them(
