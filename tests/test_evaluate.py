@@ -41,8 +41,11 @@ def evaluation(records: Records, split: Split) -> Evaluation:
     return run(records, split)
 
 
-def tables(evaluation: Evaluation) -> tuple:
-    return evaluation.auroc, evaluation.accuracy, evaluation.floors, evaluation.afp
+def tables(evaluation: Evaluation) -> str:
+    """Every table with all digits; as text, so that NaN equals NaN."""
+    e = evaluation
+    ranked = e.auroc, e.auprc, e.decisions, e.calibration, e.subgroups
+    return repr((*ranked, e.accuracy, e.floors, e.pointing, e.afp))
 
 
 def test_the_order_of_the_rows_changes_nothing(records, split, evaluation) -> None:
@@ -123,6 +126,7 @@ def test_a_flat_map_gives_the_whole_image_and_says_so(records, split) -> None:
         toy_outputs(records, split.val), flat, records, split, **CAM, resamples=5
     )
     assert result.located.fallback.all()
+    assert result.pointing["single"].mean.value == 0
     np.testing.assert_allclose(result.located.box, [[1 / 64, 1 / 64, 63 / 64, 63 / 64]] * len(
         result.located.box))  # fmt: skip
 
@@ -160,9 +164,13 @@ def test_a_finding_with_one_class_is_null_everywhere_it_matters(records) -> None
     assert not result.located.predicted[result.located.finding == 3].any()
     for table in (
         result.auroc,
+        result.auprc,
+        *result.decisions.values(),
+        result.pointing["single"],
         result.afp,
         result.accuracy["single"]["iou"][0],
         result.floors["prior_map"]["iou"][0],
+        result.floors["random_map"]["iou"][0],
         result.floors["grid_ceiling"]["iobb"][0],
     ):
         assert np.isnan(table.findings[3].value)
@@ -188,6 +196,67 @@ def test_false_boxes_equal_counting_by_hand(records, split, evaluation) -> None:
         assert estimate.counts["n"] == images
         assert estimate.value == pytest.approx(false / images)
     assert 0 < evaluation.afp.mean.value < 1
+
+
+def test_the_pointing_game_equals_looking_for_the_highest_cell(records, split, evaluation) -> None:
+    test = toy_outputs(records, split.test)
+    row_of = {image: row for row, image in enumerate(test.image_id.tolist())}
+    hits: dict[int, list[bool]] = {c: [] for c in range(8)}
+    for image, c in np.argwhere(split.scored):
+        cam, box = test.class_maps()[row_of[image], c], records.boxes[image, c].astype(float)
+        y, x = max(((y, x) for y in range(7) for x in range(7)), key=lambda at: cam[at])
+        hits[c].append(box[0] <= (x + 0.5) / 7 < box[2] and box[1] <= (y + 0.5) / 7 < box[3])
+    game = evaluation.pointing["single"]
+    assert [e.value for e in game.findings] == pytest.approx([np.mean(h) for h in hits.values()])
+    assert [e.counts["n"] for e in game.findings] == [len(h) for h in hits.values()]
+    assert evaluation.pointing["random_map"].mean.value < game.mean.value < 1
+
+
+@pytest.mark.parametrize("value, relu", [(0.0, True), (-1.0, True), (2.0, False), (np.nan, True)])
+def test_a_map_without_a_peak_points_nowhere(value: float, relu: bool) -> None:
+    cam = np.full((3, 4), value)
+    assert np.isnan(locate._peak(cam, relu)).all()
+    cam[1, 2] = 3.0
+    peak = locate._peak(cam, relu)
+    assert np.isnan(peak).all() if np.isnan(value) else peak == (2.5 / 4, 0.5)
+
+
+def test_the_prior_peak_has_seen_other_patients_boxes_only(records, split, evaluation) -> None:
+    c, hits = 2, []
+    for give, score in split.floors:
+        peak = metrics.prior_peak(records.boxes[give[:, c], c])
+        for box in records.boxes[score[:, c], c]:
+            hits.append((box[:2] <= peak).all() and (peak < box[2:]).all())
+    found = evaluation.pointing["prior_map"].findings[c]
+    assert (found.value, found.counts["n"]) == (pytest.approx(np.mean(hits)), len(hits))
+
+
+def test_random_maps_look_at_no_image_and_follow_the_rule(records, split, evaluation) -> None:
+    test, val = (toy_outputs(records, ids, seed=9) for ids in (split.test, split.val))
+    other = evaluate.evaluate(val, test, records, split, **CAM, resamples=50)
+    assert other.accuracy != evaluation.accuracy
+    assert other.floors["random_map"] == evaluation.floors["random_map"]
+    assert other.pointing["random_map"] == evaluation.pointing["random_map"]
+    hits: dict[int, list[bool]] = {c: [] for c in range(8)}
+    for image, c in np.argwhere(split.scored):
+        found = regions(metrics.random_map(7, 7, (0, int(image), int(c))), **CAM).mask
+        ys, xs = np.nonzero(found)
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
+        hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.1)
+    table = evaluation.floors["random_map"]["iou"][0]
+    assert [e.value for e in table.findings] == pytest.approx([np.mean(h) for h in hits.values()])
+    assert table.mean.counts == evaluation.accuracy["single"]["iou"][0].mean.counts
+
+
+def test_decisions_are_those_of_the_validation_thresholds(records, split, evaluation) -> None:
+    test, labels = toy_outputs(records, split.test), records.labels[split.test]
+    probability = 1 / (1 + np.exp(-test.logits.astype(np.float64)))
+    for c, point in enumerate(evaluation.points):
+        yes = probability[:, c] >= point.threshold - 1e-15
+        true, false = (yes[labels[:, c] == one].mean() for one in (1, 0))
+        found = {name: table.findings[c].value for name, table in evaluation.decisions.items()}
+        assert found["sensitivity"] == pytest.approx(true)
+        assert found["specificity"] == pytest.approx(1 - false)
 
 
 def test_the_prior_looks_only_at_other_patients_boxes(records, split, evaluation) -> None:

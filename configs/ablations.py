@@ -1,0 +1,138 @@
+"""Does the feedback loop pay, and which part of it? One arm per claim, a few config keys each.
+
+    python -m kacl_jax.sweep --config=configs/ablations.py --config.data.root=/path/to/nih --workdir=runs/ablations
+
+Add --dry_run to see the points first. Stopped, it goes on where it was; sweep.md in the workdir is the table, anew
+after each point. Expected on the part of ChestX-ray14 that we could measure: the table in README.md.
+
+    configs/ablations.py           every arm below; the main ones first, over all folds with seed 0
+    configs/ablations.py:main      the eight main arms, three seeds
+    configs/ablations.py:384, :512 the eight main arms at that image size, one seed
+    configs/ablations.py:phantom   the eight main arms on the embedded demo set, where the truth is known
+
+As a config of its own (`kacl_jax.main --config=configs/ablations.py`) it is the arm kacl: protocol C as in
+configs/nih.py:pooled, no box anywhere, the map's region by the paper's rule on the centred map. Box-guided arms read
+the map by a rule that an earlier pilot chose on boxes; their rows say on how many.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from kacl_jax import hyper
+from kacl_jax.hyper import Arm, Sweep
+
+FOCAL = {"loss.focal_weight": 1.0}
+RANDOM = {"roi.source": "random"}
+TRUTH = {"data.box_share": 1.0, "roi.truth_boxes": True}
+GUIDED = {"data.box_share": 1.0, "loss.box_weight": 0.1, "cam.center": "none"}
+# How the guided arms read their map, and on how many boxes a pilot chose that.
+PILOT_RULE = {
+    "nih": ({"cam.relu": False, "cam.threshold": 0.8}, 119),
+    "phantom": ({"cam.relu": True, "cam.threshold": 0.7}, 66),
+}
+
+
+def get_config(variant: str = "all") -> ConfigDict:
+    if variant == "phantom":
+        c = _config_file("demo.py")
+        c.augment = _config_file("nih.py", "pooled").augment  # two views of an image must differ
+        c.eval.pixel_probe = False
+    elif variant in ("all", "main", "384", "512"):
+        c = _config_file("nih.py", "pooled")
+        c.model.encoder = "efficientnet_lite0"
+        c.model.pretrained = "package"
+        c.data.image_size = int(variant) if variant.isdigit() else 128
+        c.train.epochs = 8
+    else:
+        raise ValueError(
+            f"configs/ablations.py has no variant {variant!r}; it has all, main, 384, 512, phantom"
+        )
+    c.data.box_share = 0.0
+    c.loss.box_weight = 0.0
+    c.cam.center = "mean"
+    c.cam.relu = True
+    c.cam.threshold = 0.5
+    return c
+
+
+def get_hyper(variant: str = "all") -> Sweep:
+    data = "phantom" if variant == "phantom" else "nih"
+    weak, boxed = weak_arms(), box_arms(data)
+    main, folds = weak + boxed, range(5)
+    points = hyper.points(weak, folds=folds, seeds=[0]) + hyper.points(
+        boxed, folds=folds, seeds=[0]
+    )
+    if variant in ("384", "512"):
+        return Sweep(main, points)
+    points += hyper.points(main, folds=folds, seeds=[1, 2])
+    if variant in ("main", "phantom"):
+        return Sweep(main, points)
+    others = weak_ablations() + box_shares(data)
+    return Sweep(main + others, points + hyper.points(others, folds=folds, seeds=[0]))
+
+
+def weak_arms() -> list[Arm]:
+    """No box in training, none in choosing how a map is read."""
+    return [
+        Arm("focal", FOCAL),
+        Arm("kacl", against=("focal", "kacl_random_roi")),
+        Arm("kacl_random_roi", RANDOM, against=("focal",)),
+        Arm("simclr", {"loss.positive": "augmented"}, against=("focal",)),
+    ]
+
+
+def box_arms(data: str) -> list[Arm]:
+    """Truth boxes of training patients pull the map, or only take the region's place in radiomics."""
+    rule, chosen_on = PILOT_RULE[data]
+    guided = {**GUIDED, **rule}
+    return [
+        Arm("guided_focal", {**guided, **FOCAL}, (), chosen_on),
+        Arm("guided_kacl", guided, ("guided_focal", "guided_kacl_random_roi"), chosen_on),
+        Arm("guided_kacl_random_roi", {**guided, **RANDOM}, ("guided_focal",), chosen_on),
+        Arm("kacl_truth_roi", TRUTH, against=("kacl",)),
+    ]
+
+
+def weak_ablations() -> list[Arm]:
+    """One key away from kacl each."""
+    keys = {
+        "kacl_whole_image": {"roi.source": "whole"},
+        "kacl_box_roi": {"roi.shape": "box"},
+        "kacl_uncentred": {"cam.center": "none"},
+        "kacl_shape": {"radiomics.families": "shape2D"},
+        "kacl_firstorder": {"radiomics.families": "firstorder"},
+        "kacl_lambda_.5": {"loss.focal_weight": 0.5},
+        "kacl_lambda_.9": {"loss.focal_weight": 0.9},
+        "kacl_temperature_.1": {"loss.temperature": 0.1},
+        "kacl_lag0": {"feedback.lag": 0},
+        "kacl_epoch_lag": {"feedback.lag": -1},
+        "kacl_stage3": {"cam.stage": 3},
+    }
+    return [Arm(name, overrides, against=("kacl",)) for name, overrides in keys.items()]
+
+
+def box_shares(data: str) -> list[Arm]:
+    """How far a part of the training boxes goes, and whether the loop carries it to images without one."""
+    rule, chosen_on = PILOT_RULE[data]
+    # Nested: the patients of a share hold those of every smaller one.
+    cells = hyper.product(
+        arm=["kacl_truth_roi", "guided_kacl", "guided_focal"], share=[0.05, 0.2, 0.5]
+    )
+
+    def arm(arm: str, share: float) -> Arm:
+        name, given = f"{arm}_share{100 * share:02.0f}", {"data.box_share": share}
+        if arm == "kacl_truth_roi":
+            return Arm(name, {**TRUTH, **given}, against=("kacl",))
+        guided = {**GUIDED, **rule, **given}
+        if arm == "guided_focal":
+            return Arm(name, {**guided, **FOCAL}, ("guided_focal",), chosen_on)
+        return Arm(name, guided, (name.replace("kacl", "focal"),), chosen_on)
+
+    return [arm(**cell) for cell in cells]
+
+
+def _config_file(name: str, *variant: str) -> ConfigDict:
+    config: ConfigDict = runpy.run_path(str(Path(__file__).with_name(name)))["get_config"](*variant)
+    return config

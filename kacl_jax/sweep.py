@@ -1,0 +1,266 @@
+"""The command: `python -m kacl_jax.sweep --config=configs/ablations.py --workdir=… [--dry_run] [--parallel=N]`.
+
+The config file's `get_hyper` gives the points (hyper.py). Each runs as `python -m kacl_jax.main` in a process and a
+workdir of its own, WORKDIR/<arm>/fold<f>-seed<s>, with what it says in log.txt there: a point that dies takes nothing
+with it. Finished points are skipped, interrupted ones go on. After each point sweep.csv and sweep.md are written anew.
+Exit codes as of a single run: 0 all points are finished · 1 some failed · 75 interrupted, resumable · 77 in use.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shlex
+import signal
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from kacl_jax import compare, measure, run, sweep_run, sweep_table
+from kacl_jax import config as config_keys
+from kacl_jax import main as single
+from kacl_jax.errors import UserError
+from kacl_jax.hyper import Point, Sweep
+
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the points, one a line, and run nothing.")
+_TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Write the table anew and run nothing.")
+_ONLY = flags.DEFINE_list("only", [], "Run the points of these arms only: arm,arm")
+_PARALLEL = flags.DEFINE_integer("parallel", 1, "How many points run at once.", lower_bound=1)
+
+COMMAND = (sys.executable, "-m", "kacl_jax.main")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What was typed, expanded: the points and what they run with."""
+
+    config_name: str  # with its variant
+    config: config_keys.ConfigDict  # of no arm, with what was typed for every point
+    given: dict[str, Any]  # what was typed for every point
+    sweep: Sweep
+    workdir: Path
+    measured: dict[Point, measure.Measured] = field(default_factory=dict)  # so far
+
+    def place(self, point: Point) -> Path:
+        """The point's workdir."""
+        return self.workdir / point.name
+
+    def overrides(self, point: Point) -> list[str]:
+        """What differs from the config file, as it would be typed."""
+        differing = {**self.given, **point.overrides}
+        return [f"--config.{key}={value}" for key, value in differing.items()]
+
+    def words(self, point: Point) -> list[str]:
+        """What follows `python -m kacl_jax.main`."""
+        return [
+            f"--config={self.config_name}",
+            *self.overrides(point),
+            f"--workdir={self.place(point)}",
+        ]
+
+    def point_config(self, point: Point) -> config_keys.ConfigDict:
+        """The whole config of a point. Raises UserError on a value of the wrong type."""
+        config = self.config.copy_and_resolve_references()
+        try:
+            config.update_from_flattened_dict(point.overrides)
+        except TypeError as error:
+            raise UserError(f"arm {point.arm.name}: {error}") from error
+        return config
+
+    def finished(self, point: Point) -> bool:
+        """Whether it was trained to its last step and tested after that, as main itself would see it."""
+        results, log = self.place(point) / "results.json", self.place(point) / "metrics.jsonl"
+        if not (results.exists() and log.exists()):
+            return False
+        # The first validation ends the first epoch.
+        lines = log.read_text().split("\n")[:-1]
+        steps = (told["step"] for told in map(json.loads, lines) if told["kind"] == "val")
+        epochs = point.overrides.get("train.epochs", self.config.train.epochs)
+        total = epochs * next(steps, 0)
+        return bool(total and run.read_json(results).get("trained_steps") == total)
+
+
+def expand(config_name: str, config: config_keys.ConfigDict, workdir: Path) -> Plan:
+    """The plan of a config file's sweep.
+
+    Args:
+      config_name: the file, with its variant if it has one.
+      config: what that file gives, with what was typed over it.
+
+    Raises:
+      UserError: the file gives no sweep; an arm sets a key that there is not, or one that was typed for every point.
+    """
+    path, colon, variant = config_name.partition(":")
+    given_file = runpy.run_path(path)
+    if "get_hyper" not in given_file:
+        raise UserError(f"{path} defines no function get_hyper, so it is no sweep; see {__file__}")
+    argument = [variant] if colon else []
+    flat, raw = (config_keys.flatten(c) for c in (config, given_file["get_config"](*argument)))
+    given = {key: value for key, value in flat.items() if value != raw[key]}
+    sweep: Sweep = given_file["get_hyper"](*argument)
+    problems = []
+    for arm in sweep.arms:
+        problems += [
+            f"arm {arm.name} sets {key}, which is no key; all keys are in kacl_jax/config.py"
+            for key in arm.overrides
+            if key not in flat
+        ]
+    set_by = defaultdict(list)
+    for point in sweep.points:
+        for key in point.overrides.keys() & given.keys():
+            set_by[key].append(point.arm.name)
+    problems += [
+        f"--config.{key} cannot be given for every point: it is what {', '.join(dict.fromkeys(names))} set"
+        for key, names in set_by.items()
+    ]
+    if problems:
+        raise UserError("The sweep cannot be expanded:\n  " + "\n  ".join(problems))
+    return Plan(config_name, config, given, sweep, workdir)
+
+
+def check(plan: Plan, points: list[Point]) -> None:
+    """Refuse, before the first point starts, every point that main would refuse.
+
+    Raises:
+      UserError: all problems, each with the points that have it.
+    """
+    refused: dict[str, list[str]] = defaultdict(list)
+    for point in points:
+        try:
+            config = plan.point_config(point)
+            # How many devices there are is not known here: jax is for the points.
+            config_keys.check(config, n_devices=1)
+            _check_workdir(plan.place(point), config_keys.flatten(config))
+        except UserError as error:
+            refused[str(error)].append(point.name)
+    root = plan.config.data.root
+    if root not in ("", "phantom") and not Path(root).expanduser().is_dir():
+        refused[f"config.data.root is {root}, which is no folder"] = [
+            point.name for point in points
+        ]
+    if refused:
+        told = [
+            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {problem}"
+            for problem, names in refused.items()
+        ]
+        raise UserError("Nothing was started.\n" + "\n".join(told))
+
+
+def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
+    """A workdir that was started with other values is no point of this sweep.
+
+    Keys that there were not yet when it was started count as if they had had their default.
+    """
+    if not (workdir / "config.json").exists():
+        return
+    defaults = config_keys.flatten(config_keys.default())
+    old = {**defaults, **run.read_json(workdir / "config.json")["config"]}
+    changed = [
+        f"{key}: {old.get(key)!r} → {config.get(key)!r}"
+        for key in sorted(config.keys() | old.keys())
+        if key not in config_keys.FREE_KEYS and old.get(key) != config.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} was started with another config: {'; '.join(changed)}. Delete it, or give another --workdir"
+        )
+
+
+def write_table(plan: Plan) -> str:
+    """sweep.csv and sweep.md of the finished points; returns the latter.
+
+    Raises:
+      UserError: a point that ran with another config; points that cannot be compared.
+    """
+    for point in plan.sweep.points:
+        if point not in plan.measured and plan.finished(point):
+            _check_workdir(plan.place(point), config_keys.flatten(plan.point_config(point)))
+            plan.measured[point] = measure.measure(plan.place(point))
+    rows = compare.compare(plan.sweep.arms, plan.measured)
+    title = f"Sweep {plan.config_name}"
+    text = sweep_table.as_markdown(title, plan.sweep.points, plan.measured, rows)
+    sweep_table.write(plan.workdir / "sweep.csv", sweep_table.as_csv(rows))
+    sweep_table.write(plan.workdir / "sweep.md", text)
+    return text
+
+
+def run_sweep(
+    plan: Plan, points: list[Point], *, parallel: int = 1, command: tuple[str, ...] = COMMAND
+) -> int:
+    """Run what is not finished, with a new table after each point; returns the exit code.
+
+    command: what a point's words are appended to.
+
+    Raises:
+      UserError: before the first point starts, for any point that cannot run; WorkdirInUseError.
+    """
+    with run.locked(plan.workdir):
+        check(plan, points)
+        write_table(plan)
+        finished = [point for point in points if plan.finished(point)]
+        for point in finished:
+            sweep_run.say(f"{point.name} is finished; skipped")
+        queue = [
+            sweep_run.Job(point.name, [*command, *plan.words(point)], plan.place(point))
+            for point in points
+            if point not in finished
+        ]
+        outcome = sweep_run.run_jobs(queue, parallel=parallel, after_each=lambda: write_table(plan))
+    print(write_table(plan))
+    print(f"In {plan.workdir}: sweep.csv, sweep.md")
+    for name, reason in outcome.failed.items():
+        sweep_run.say(f"failed: {name}: {reason}")
+    if outcome.interrupted:
+        sweep_run.say("Stopped; the same command goes on from here.")
+        return run.INTERRUPTED
+    return run.USER_ERROR if outcome.failed else run.DONE
+
+
+def main(argv: list[str]) -> int:
+    """Parse, expand, run, and turn what a user must know into one message and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _refuse_what_is_not_ours(argv)
+        plan = expand(single._config_name(), single._config(), single._workdir())
+        points = _chosen(plan.sweep)
+        if _DRY_RUN.value:
+            for point in points:
+                print(f"{point.name}  {shlex.join(plan.overrides(point))}")
+            return run.DONE
+        if _TABLE_ONLY.value:
+            print(write_table(plan))
+            return run.DONE
+        return run_sweep(plan, points, parallel=_PARALLEL.value)
+    except run.WorkdirInUseError as error:
+        return single._told(error, run.WORKDIR_IN_USE)
+    except UserError as error:
+        return single._told(error, run.USER_ERROR)
+    except KeyboardInterrupt:
+        return single._told("Stopped; the same command goes on from here.", run.INTERRUPTED)
+
+
+def _refuse_what_is_not_ours(argv: list[str]) -> None:
+    theirs = flags.FLAGS.flags_by_module_dict()[single.__name__]
+    foreign = [
+        f"--{flag.name}"
+        for flag in theirs
+        if flag.present and flag.name.split(".")[0] not in ("config", "workdir")
+    ]
+    if argv[1:] + foreign:
+        raise UserError(f"A sweep does not understand {', '.join(argv[1:] + foreign)}; see --help")
+
+
+def _chosen(sweep: Sweep) -> list[Point]:
+    known = [arm.name for arm in sweep.arms]
+    unknown = [name for name in _ONLY.value if name not in known]
+    if unknown:
+        raise UserError(f"There is no arm {', '.join(unknown)}; there are: {', '.join(known)}")
+    return [point for point in sweep.points if not _ONLY.value or point.arm.name in _ONLY.value]
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=single._parse)

@@ -1,0 +1,88 @@
+"""The files that a finished run leaves behind, with figures made up by a test."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kacl_jax import config as config_keys
+from kacl_jax import metrics
+
+CHECKSUMS = {"Data_Entry_2017.csv": "0" * 64}
+STEPS_PER_EPOCH = 3
+
+
+def write_run(
+    workdir: Path,
+    *,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    truth: Sequence[tuple[int, int, float]] = (),
+    fold: int = 0,
+    seed: int = 0,
+    findings: Sequence[str] = ("Mass", "Nodule"),
+    split_hash: str = "abc",
+    checksums: dict[str, str] = CHECKSUMS,
+    **changed: Any,
+) -> Path:
+    """scores, labels [n c]; truth: (image, finding, IoU of the predicted box); changed: dotted config keys."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    names = [f"{i:08d}_000.png" for i in range(len(scores))]
+    with (workdir / "predictions.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        kinds = [f"{kind}_{name}" for kind in ("prob", "label") for name in findings]
+        lines.writerow(["image", "patient", "split", *kinds])
+        lines.writerow(["val.png", 999999, "val", *[0.5] * len(findings), *[1] * len(findings)])
+        for i, name in enumerate(names):
+            lines.writerow([name, patients[i], "test", *scores[i].tolist(), *labels[i].tolist()])
+    with (workdir / "boxes.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["image", "finding", "x", "y", "w", "h", "score", "iou", "iobb"])
+        lines.writerow([names[0], findings[0], 1, 1, 9, 9, 0.5, "", ""])  # a false box
+        for image, finding, iou in truth:
+            lines.writerow([names[image], findings[finding], 1, 1, 9, 9, 0.5, iou, iou])
+    config = {**config_keys.flatten(config_keys.default()), "protocol": "C"}
+    config |= {"fold": fold, "seed": seed, "train.epochs": 2, **changed}
+    _json(workdir / "config.json", {"config": config, "data": {}})
+    _json(workdir / "run.json", {"checksums": checksums})
+    lines_ = [{"step": (e + 1) * STEPS_PER_EPOCH, "kind": "val", "auroc": 0.5} for e in range(2)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_))
+    auroc = metrics.auroc_table(scores, labels, patients, resamples=0).mean.value
+    tables = metrics.localization_tables(
+        np.array([iou for *_, iou in truth]),
+        np.array([finding for _, finding, _ in truth], int),
+        patients[[image for image, *_ in truth]],
+        n_findings=len(findings),
+        thresholds=metrics.T_IOU,
+        resamples=0,
+    )
+    iou = {str(t): _mean(table.mean.value) for t, table in zip(metrics.T_IOU, tables, strict=True)}
+    floor = {str(t): _mean(0.5 - t / 2) for t in metrics.T_IOU}
+    _json(
+        workdir / "results.json",
+        {
+            "fold": fold,
+            "seed": seed,
+            "split": f"C-pooled-fold{fold}of5",
+            "split_hash": split_hash,
+            "findings": list(findings),
+            "classification": {"auroc": _mean(auroc)},
+            "localization": {"iou": iou, "prior_map": {"iou": floor}, "prior_box": {"iou": floor}},
+            "trained_steps": 2 * STEPS_PER_EPOCH,
+        },
+    )
+    return workdir
+
+
+def _mean(value: float) -> dict[str, Any]:
+    return {"mean": {"value": None if np.isnan(value) else float(value)}}
+
+
+def _json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content))
