@@ -221,6 +221,12 @@ def test_a_map_without_a_peak_points_nowhere(value: float, relu: bool) -> None:
     assert np.isnan(peak).all() if np.isnan(value) else peak == (2.5 / 4, 0.5)
 
 
+def test_a_map_of_negative_evidence_points_only_where_no_relu_is_taken() -> None:
+    cam = np.array([[-3.0, -1.0], [-2.0, -4.0]])
+    assert np.isnan(locate._peak(cam, relu=True)).all()
+    assert locate._peak(cam, relu=False) == (0.75, 0.25)
+
+
 def test_the_prior_peak_has_seen_other_patients_boxes_only(records, split, evaluation) -> None:
     c, hits = 2, []
     for give, score in split.floors:
