@@ -26,6 +26,7 @@ from kacl_jax import checkpoint, experiment, models, parallel, run, train
 from kacl_jax.data.pipeline import TrainBatches
 from kacl_jax.errors import UserError
 from kacl_jax.feedback import Feedback
+from kacl_jax.radiomics import FEATURE_NAMES
 
 REPO = Path(__file__).resolve().parents[1]
 SCRIPT = REPO / "tests" / "tiny_run.py"
@@ -407,6 +408,36 @@ def test_without_a_contrastive_loss_no_worker_starts(
     assert not (workdir / "features.sqlite").exists()
     results = json.loads((workdir / "results.json").read_text())
     assert results["feedback"] == {"hit_rate": None, "mean_age_steps": None, "failures": None}
+
+
+def test_two_augmented_views_need_no_radiomics(
+    run_here: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And evaluation may read the map before the last stage, which such a training never looks at."""
+    monkeypatch.setattr(experiment, "RadiomicsPool", None)
+    arm = {"loss__positive": "augmented", "augment__contrast": 0.3, "cam__stage": 3}
+    workdir = run_here(**arm, train__epochs=2, train__checkpoint_every=0)
+    assert not (workdir / "features.sqlite").exists()
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["feedback"] == {"hit_rate": None, "mean_age_steps": None, "failures": None}
+    assert results["evaluation"]["grid"] == [16, 16]
+    assert all(line["nt_xent"] > 0 for line in metric_lines(workdir, "train"))
+
+
+def test_the_arms_keys_reach_the_parts_of_a_run(tiny: None, root: Path, tmp_path: Path) -> None:
+    arm = {"cam__stage": 3, "roi__shape": "box", "radiomics__families": "ngtdm,shape2D"}
+    parts = experiment.prepare(config(root, **arm), tmp_path)
+    chosen = ("original_shape2D_", "original_ngtdm_")
+    assert parts.programs.columns == tuple(name.startswith(chosen) for name in FEATURE_NAMES)
+    assert parts.state_template().params["radiomics_encoder"]["Dense_0"]["kernel"].shape[0] == 14
+    assert parts.state_template().cam_mean.shape[1:] == (16, 16)
+    assert parts.region_rule.shape == "box"
+    inside = {"radiomics__backend": "jax", "roi__shape": "box"}
+    fresh = experiment.prepare(config(root, **inside), tmp_path).programs.fresh
+    assert fresh is not None
+    assert fresh.shape == "box"
+    augmented = {"loss__positive": "augmented", "augment__shift": 0.1, "radiomics__backend": "jax"}
+    assert experiment.prepare(config(root, **augmented), tmp_path).programs.fresh is None
 
 
 def test_a_finished_run_is_left_alone_and_a_changed_config_refused(
