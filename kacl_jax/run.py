@@ -126,6 +126,11 @@ def settle_config(
     content = {"config": config, "data": data}
     if path.exists():
         old = read_json(path)
+        if not isinstance(old, dict) or not {"config", "data"} <= old.keys():
+            raise UserError(
+                f"{path} is not of this version's form; go on with the version that wrote it, or choose another "
+                "folder with --workdir=…"
+            )
         before = {**defaults, **old["config"]}
         allowed = [key for key in free if key != "data.root" or old["data"] == data]
         changed = [

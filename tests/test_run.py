@@ -70,6 +70,12 @@ def test_a_key_younger_than_the_workdir_had_its_default_there(tmp_path: Path) ->
         run.settle_config(tmp_path, {**younger, "seed": 7}, SUMS, **rules)
 
 
+def test_a_config_of_another_form_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(UserError, match=r"config\.json is not of this version's form.*--workdir"):
+        run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
+
+
 def test_a_root_with_other_tables_is_another_data_set(tmp_path: Path) -> None:
     run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
     with pytest.raises(UserError, match=r"data\.root: '/a' → '/b'"):
