@@ -10,27 +10,23 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
 import pytest
-from sklearn.metrics import auc, precision_recall_curve, roc_auc_score, roc_curve
 from toy_root import toy_outputs, toy_records, toy_split
 
 from kacl_jax import config as config_keys
-from kacl_jax import evaluate, gradcam, results, run
+from kacl_jax import evaluate, results, run, score
 from kacl_jax.errors import UserError
 from kacl_jax.outputs import Outputs
-from kacl_jax.radiomics import FEATURE_NAMES, LOG_COLUMNS
+from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.report import (
-    cases,
-    charts,
-    curves,
-    features,
     gallery,
     page,
-    pictures,
     run_page,
     write_sweep,
 )
@@ -286,151 +282,7 @@ def test_the_gallery_shows_the_extremes(case: Case, shown: Page) -> None:
             assert re.search(rf"{why} · p \S+ · IoU {re.escape(f(value))} ", text)
 
 
-def test_extremes_by_hand() -> None:
-    iou = np.array([0.3, np.nan, 0.9, 0.1, 0.5, 0.2, 0.2, 0.7])
-    finding = np.array([0, 0, 0, 0, 1, 2, 2, 3])
-    names = np.array(["a", "b", "c", "d", "e", "g", "f", "h"])
-    found = [[(c.why, c.row) for c in some] for some in cases.extremes(iou, finding, names, 5)]
-    assert found == [
-        [("best", 2), ("median", 0), ("worst", 3)],
-        [("best", 4)],
-        [("best", 5), ("worst", 6)],  # equal: by name
-        [("best", 7)],
-        [],
-    ]
-
-
-def test_examples_are_the_surest_right_and_wrong_ones() -> None:
-    score = np.array([0.9, 0.8, 0.7, 0.6, 0.95])
-    predicted = np.array([True, True, True, True, False])
-    positive = np.array([False, True, True, False, True])
-    found = cases.examples(score, predicted, positive, np.zeros(5, int), 2)
-    assert found == [[("true positive", 1), ("false positive", 0)], []]
-
-
-def test_curves_against_sklearn() -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.random(3000) < 0.2
-    scores = np.round(labels + rng.normal(size=3000), 1)  # ties
-    found = curves.roc_and_pr(scores, labels)
-    assert found is not None
-    roc, pr = found
-    assert auc(*zip(*roc, strict=True)) == pytest.approx(roc_auc_score(labels, scores), abs=2e-3)
-    x, y, _ = roc_curve(labels, scores, drop_intermediate=False)
-    assert {tuple(p) for p in np.round(roc, 9)} <= set(
-        zip(np.round(x, 9), np.round(y, 9), strict=True)
-    )
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    assert {tuple(p) for p in np.round(pr, 9)} <= set(
-        zip(np.round(recall, 9), np.round(precision, 9), strict=True)
-    )
-    assert pr[-1] == (1.0, pytest.approx(labels.mean()))
-    assert roc[-1] == (1.0, 1.0)
-    assert curves.roc_and_pr(scores, np.zeros(3000)) is None
-
-
-def test_a_long_log_is_averaged_and_a_null_is_a_gap() -> None:
-    lines = [{"step": s, "loss": float(s)} for s in range(1, 1001)]
-    lines[500]["loss"] = None  # type: ignore[assignment]
-    points = curves.series(lines, "loss", most=100)
-    assert len(points) == 100
-    assert points[0] == (10, 5.5)
-    assert [at for at, value in points if value is None] == [510]
-    assert curves.series(lines, "focal") == []
-
-
-@pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [0.12, 0.74], [-2.0, 5.0], [1e-9, 2e-9]])
-def test_an_axis_holds_its_values(values: list[float]) -> None:
-    axis = charts.nice_axis(values)
-    assert axis.low <= min(values) <= max(values) <= axis.high
-    assert axis.low < axis.high
-    assert 2 <= len(axis.ticks) <= 7
-
-
 # ---- radiomic features ----------------------------------------------------------------------------------------
-
-
-def noise(n: int = 80, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(features [n 102] with some undefined, positive [n])."""
-    rng = np.random.default_rng(seed)
-    values = rng.normal(size=(n, len(FEATURE_NAMES)))
-    values[rng.random(values.shape) < 0.1] = np.nan
-    return values, rng.random(n) < 0.3
-
-
-def test_every_feature_alone_against_sklearn() -> None:
-    values, positive = noise()
-    values[:, 3] = np.round(values[:, 3])  # ties
-    values[:, 4] = np.nan
-    found = features.aurocs(values, positive[:, None])[:, 0]
-    assert np.isnan(found[4])
-    for i in set(range(values.shape[1])) - {4}:
-        there = np.isfinite(values[:, i])
-        assert found[i] == pytest.approx(roc_auc_score(positive[there], values[there, i]))
-
-
-def test_the_planted_feature_is_found_once_and_undefined_values_are_counted() -> None:
-    values, positive = noise()
-    values[:, 10] = np.where(positive, -1, 1) + 0.5 * values[:, 10]
-    values[:, 20] = np.exp(values[:, 10])  # ranks the images alike
-    values[:, 30] = np.where(positive, 2, 0) + values[:, 30]
-    found = features.telling(values, positive, np.arange(80), resamples=50)
-    assert [t.name for t in found[:2]] == [FEATURE_NAMES[10], FEATURE_NAMES[30]]
-    assert FEATURE_NAMES[20] not in [t.name for t in found]
-    assert found[0].auroc < 0.1
-    assert found[0].left_out == np.isnan(values[:, 10]).sum() > 0
-    assert found[0].images + found[0].left_out == 80
-    away = [abs(t.auroc - 0.5) for t in found]
-    assert away == sorted(away, reverse=True)
-    assert features.telling(values, np.ones(80, bool), np.arange(80), resamples=5) == []
-
-
-def test_chance_is_what_shuffled_labels_reach() -> None:
-    values, positive = noise(40)
-    values = values[:, :4]
-    rng = np.random.default_rng(0)
-    best = []
-    for _ in range(features.SHUFFLES):
-        labels = rng.permutation(positive)
-        there = np.isfinite(values)
-        best.append(
-            max(
-                abs(roc_auc_score(labels[t], x[t]) - 0.5)
-                for x, t in zip(values.T, there.T, strict=True)
-            )
-        )
-    assert features.by_chance(values, positive) == pytest.approx(np.quantile(best, 0.95))
-    assert features.by_chance(values, np.zeros(40, bool)) is None
-
-
-def test_what_stands_out_is_far_from_the_mean_in_its_own_units() -> None:
-    row = np.zeros(len(FEATURE_NAMES))
-    plain, logged = (LOG_COLUMNS.index(flag) for flag in (False, True))
-    row[plain], row[logged], row[50] = 7.0, -(np.e**4 - 1), np.nan
-    moments = Moments(np.ones_like(row), np.full_like(row, 4.0))
-    first, second, *rest = features.standing_out(row, moments)
-    assert (first.name, first.z) == (FEATURE_NAMES[plain], pytest.approx(3.0))
-    assert (second.name, second.z) == (FEATURE_NAMES[logged], pytest.approx(-2.5))
-    assert second.value == row[logged]
-    assert FEATURE_NAMES[50] not in [r.name for r in rest]
-    flat = Moments(np.ones_like(row), np.zeros_like(row))
-    assert FEATURE_NAMES[50] not in [r.name for r in features.standing_out(row, flat, most=102)]
-
-
-def test_moments_of_defined_values_only() -> None:
-    values, _ = noise()
-    found = features.moments(values)
-    x = features.compressed(values)
-    assert np.allclose(found.mean, np.nanmean(x, 0))
-    assert np.allclose(found.var, np.nanvar(x, 0))
-
-
-def test_a_sample_is_bounded_and_always_the_same() -> None:
-    ids = np.arange(1000)[::-1]
-    once, again = features.sample(ids, 50), features.sample(ids, 50)
-    assert np.array_equal(once, again)
-    assert len(set(once.tolist())) == 50
-    assert features.sample(ids, 5000).tolist() == list(range(1000))
 
 
 def test_a_sample_is_said_and_chance_is_shown(case: Case, shown: Page) -> None:
@@ -450,24 +302,6 @@ def test_without_training_features_the_sample_stands_in_and_that_is_said(case: C
     text = (case.workdir / "report.html").read_text()
     assert "all regions of the test sample" in text
     assert [r for r in found.tables["images"] if r]
-
-
-# ---- pictures -------------------------------------------------------------------------------------------------
-
-
-def test_the_outline_is_around_the_region_and_the_heat_peaks_where_the_map_does() -> None:
-    cam = np.zeros((8, 8), np.float32)
-    cam[2, 5] = 1
-    mask = gradcam.regions(cam, size=SIZE, relu=True, threshold=0.5).mask
-    numbers = np.array(re.findall(r"[\d.]+", pictures.outline(mask)), float).reshape(-1, 2)
-    around = gradcam.mask_box(mask) * pictures.SIDE
-    pixel = pictures.SIDE / SIZE
-    assert np.abs(numbers.min(0) - around[:2]).max() <= pixel / 2 + 0.1
-    assert np.abs(numbers.max(0) - around[2:]).max() <= pixel / 2 + 0.1
-    opacity = pictures.heat(cam, relu=True)[..., 3]
-    y, x = np.unravel_index(opacity.argmax(), opacity.shape)
-    assert (y * 8 // len(opacity), x * 8 // len(opacity)) == (2, 5)
-    assert not pictures.heat(np.full((8, 8), np.nan), relu=True).any()
 
 
 # ---- what is not there ----------------------------------------------------------------------------------------
@@ -534,6 +368,38 @@ def test_one_test_image(case: Case) -> None:
     assert "No truth box is scored" in (case.workdir / "report.html").read_text()
 
 
+def test_results_are_written_before_the_page_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "checkpoint", MagicMock())
+    monkeypatch.setattr(score, "evaluate", MagicMock())
+    monkeypatch.setattr(score, "record", MagicMock())
+    for name in ("write_predictions", "write_boxes"):
+        monkeypatch.setattr(results, name, MagicMock())
+    monkeypatch.setattr(results, "results", lambda *_, **__: {})
+    monkeypatch.setattr(score.run_page, "write_run", MagicMock(side_effect=UserError("no room")))
+    monkeypatch.setattr(score, "_best_or_newest", lambda *_: SimpleNamespace(step=6, arrays={}))
+    experiment = MagicMock(workdir=tmp_path)
+    with pytest.raises(UserError, match="no room"):
+        score.best(experiment, MagicMock(), MagicMock(best_step=6), steps=9)
+    assert json.loads((tmp_path / "results.json").read_text()) == {
+        "best_step": 6,
+        "trained_steps": 9,
+    }
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_training_regions_are_known_only_where_there_were_some(steps: int) -> None:
+    trained = SimpleNamespace(
+        feature_count=steps, feature_mean=np.ones(102), feature_var=np.zeros(102)
+    )
+    experiment = SimpleNamespace(config=config_keys.default(), records=None, region_rule=None)
+    outputs = Outputs(np.arange(2), np.zeros((2, 8)))
+    shown = score._shown(experiment, trained, outputs, SimpleNamespace(located=None))  # type: ignore[arg-type]
+    assert (shown.moments is not None) == (steps > 0)
+    assert shown.most == 400
+
+
 # ---- a sweep --------------------------------------------------------------------------------------------------
 
 HEADER = (
@@ -548,7 +414,7 @@ def sweep(case: Case, tmp_path: Path) -> Path:
         HEADER,
         "weak,focal,0.0,0,auroc,0.6,0.01,0.5,0.7,1,2,8,,,,,,,,,",
         "weak,focal,0.0,0,iou_0.1,0.25,,,,1,2,8,,,,,,,,,<b>why",
-        "weak,kacl,0.0,0,auroc,0.65,,0.55,0.75,1,1,8,focal,0.05,-0.01,0.11,0.0004,0.0008,1,1,",
+        "weak,kacl,0.0,0,auroc,0.65,,0.55,0.75,1,1,8,focal,0.05,-0.01,0.11,0.0004,0.0012,1,1,",
         "box,guided,0.2,7,auroc,,,,,1,1,8,focal,,,,,,0,0,nothing",
         "floor,prior_map,,,iou_0.1,0.4,,,,1,0,8,,,,,,,,,",
     ]
@@ -568,7 +434,7 @@ def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path
     found = Page(text)
     assert found.row("section-1", "focal")[1:3] == [".600 ± .010 [.500, .700]", ".250"]
     assert found.row("section-1", "prior_map")[1:3] == ["", ".400"]
-    assert found.row("section-1", "kacl − focal")[1] == "+.050 [−.010, .110] p < .001 (< .001)"
+    assert found.row("section-1", "kacl − focal")[1] == "+.050 [−.010, .110] p < .001 (.001)"
     assert found.row("section-2", "guided")[1:] == ["–", "", "1 × 1", "20 %", "7", "8"]
     auroc = f(case.told()["classification"]["auroc"]["mean"]["value"])
     assert found.row("points", "focal")[1].startswith(auroc)
