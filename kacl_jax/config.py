@@ -97,6 +97,7 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.batch_size = 64
     c.eval.bootstrap = 2000  # resamples of the patients behind each ci95
+    c.eval.report_images = 400  # test images whose regions report.html measures; 0: none
     c.eval.pixel_probe = False  # also score a logistic probe on 16×16 pixels: what needs no network
 
     c.profile = ConfigDict()
@@ -111,6 +112,7 @@ FREE_KEYS = (
     "data.threads",
     "feedback.workers",
     "feedback.timeout_s",
+    "eval.report_images",
     "profile.steps",
 )
 
@@ -167,6 +169,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "eval.batch_size": ("≥ 1", lambda v: v >= 1),
     "eval.bootstrap": ("≥ 1", lambda v: v >= 1),
+    "eval.report_images": ("≥ 0", lambda v: v >= 0),
 }
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
+
 from kacl_jax import checkpoint, evaluate, results, run
 from kacl_jax.errors import UserError
 from kacl_jax.experiment import Experiment
+from kacl_jax.outputs import Outputs
+from kacl_jax.report import run_page
+from kacl_jax.report.features import Moments
+from kacl_jax.report.gallery import Tested
+from kacl_jax.step import TrainState
 from kacl_jax.tally import Tally
 
 
 def best(
     experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally, *, steps: int
 ) -> dict[str, Any]:
-    """Score the best checkpoint on the test part; write predictions.csv, boxes.csv and results.json.
+    """Score the best checkpoint on the test part; write predictions.csv, boxes.csv, results.json and report.html.
 
     steps: how many were trained, which results.json says as `trained_steps`.
 
@@ -23,9 +30,8 @@ def best(
     """
     config, workdir = experiment.config, experiment.workdir
     restored = _best_or_newest(saved, tally.best_step)
-    state = experiment.parallel.replicate(
-        checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
-    )
+    trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
+    state = experiment.parallel.replicate(trained)
     inference, split = experiment.inference, experiment.split
     center = None
     if config.cam.center == "mean":
@@ -60,7 +66,27 @@ def best(
     results.write_boxes(workdir / "boxes.csv", experiment.records, found.located)
     record(experiment, reproducible=tally.reproducible)
     results.write_json(workdir / "results.json", content)
+    run_page.write_run(workdir, _shown(experiment, trained, tested, found))
     return content
+
+
+def _shown(
+    experiment: Experiment, trained: TrainState, tested: Outputs, found: evaluate.Evaluation
+) -> Tested:
+    """What report.html shows beside the files of the workdir."""
+    config = experiment.config
+    moments = Moments(np.asarray(trained.feature_mean), np.asarray(trained.feature_var))
+    return Tested(
+        records=experiment.records,
+        tested=tested,
+        located=found.located,
+        rule=experiment.region_rule,
+        moments=moments if int(trained.feature_count) else None,
+        bin_width=config.radiomics.bin_width,
+        backend=config.radiomics.backend,
+        most=config.eval.report_images,
+        resamples=config.eval.bootstrap,
+    )
 
 
 def _best_or_newest(saved: checkpoint.Checkpoints, step: int | None) -> checkpoint.Restored:

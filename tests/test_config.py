@@ -91,6 +91,7 @@ BROKEN = [
     ("feedback.timeout_s", 0.0),
     ("eval.batch_size", 0),
     ("eval.bootstrap", 0),
+    ("eval.report_images", -1),
 ]
 
 

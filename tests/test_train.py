@@ -154,6 +154,7 @@ def test_a_run_leaves_what_it_should(undisturbed: Path) -> None:
         "features.sqlite",
         "metrics.jsonl",
         "predictions.csv",
+        "report.html",
         "results.json",
         "run.json",
         "tensorboard",

@@ -26,6 +26,7 @@ ORDER = [
     ("evaluate", "terminal"),
     ("results",),
     ("experiment",),
+    ("report",),
     ("score",),
     ("train",),
     ("hyper", "measure", "sweep_run"),

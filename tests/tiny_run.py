@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     c.feedback.workers = 1
     c.eval.batch_size = 12
     c.eval.bootstrap = 20
+    c.eval.report_images = 0
     return c
 
 

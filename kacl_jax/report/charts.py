@@ -1,0 +1,209 @@
+"""Lines, intervals and bars as SVG: text stays text, colours are the page's own (style.css).
+
+Every function returns markup whose strings are escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+Point = tuple[float, float | None]
+_LEFT, _RIGHT, _TOP, _BOTTOM = 32, 14, 8, 30  # px around the frame: room for the ticks' text
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: its range, where it is marked, and what it is called."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+    label: str = ""
+    text: Callable[[float], str] = "{:g}".format
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line. points: (x, y), broken where y is None. style: a class of style.css.
+
+    band: (x, low, high) of an interval around it.
+    """
+
+    points: Sequence[Point]
+    style: str
+    band: Sequence[tuple[float, float, float]] = field(default=())
+    dots: bool = False
+
+
+def line_chart(
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    *,
+    alt: str,
+    size: tuple[int, int],
+    rules: Iterable[tuple[tuple[float, float], tuple[float, float]]] = (),
+    marks: Iterable[tuple[float, float, str]] = (),
+) -> Markup:
+    """Lines over two axes. rules: thin straight lines for comparison. marks: (x, y, text) points with a word beside."""
+    width, height = size
+    right, bottom = width - _RIGHT, height - _BOTTOM
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        across = (point[0] - x.low) / (x.high - x.low or 1)
+        up = (point[1] - y.low) / (y.high - y.low or 1)
+        return _LEFT + across * (right - _LEFT), bottom - up * (bottom - _TOP)
+
+    parts = [_axes(x, y, at, right, bottom, height)]
+    for start, end in rules:
+        (x0, y0), (x1, y1) = at(start), at(end)
+        parts.append(_tag("line", "rule", x1=x0, y1=y0, x2=x1, y2=y1))
+    for line in lines:
+        if line.band:
+            around = [(a, low) for a, low, _ in line.band]
+            around += [(a, high) for a, _, high in reversed(line.band)]
+            path = _path([at(point) for point in around])
+            parts.append(_tag("path", f"band {line.style}", d=path + "Z"))
+    for line in lines:
+        runs = [[at(point) for point in run] for run in _runs(line.points)]
+        parts.append(_tag("path", f"line {line.style}", d="".join(map(_path, runs))))
+        if line.dots:
+            parts += [_tag("circle", line.style, cx=a, cy=b, r=2.6) for run in runs for a, b in run]
+    for a, b, word in marks:
+        cx, cy = at((a, b))
+        to_the_left = cx > (_LEFT + right) / 2
+        parts.append(_tag("circle", "mark", cx=cx, cy=cy, r=3.5))
+        place = (cx - 7, "end") if to_the_left else (cx + 7, "start")
+        above = cy - 7 if cy > _TOP + 16 else cy + 15
+        parts.append(_text(place[0], above, word, place[1]))
+    return _svg(width, height, "chart", alt, parts)
+
+
+def _axes(
+    x: Axis,
+    y: Axis,
+    at: Callable[[tuple[float, float]], tuple[float, float]],
+    right: float,
+    bottom: float,
+    height: float,
+) -> Markup:
+    parts = []
+    for tick in y.ticks:
+        _, level = at((x.low, tick))
+        parts.append(_tag("line", "grid", x1=_LEFT, y1=level, x2=right, y2=level))
+        parts.append(_text(_LEFT - 5, level + 3.5, y.text(tick), "end"))
+    for tick in x.ticks:
+        across, _ = at((tick, y.low))
+        parts.append(_tag("line", "tick", x1=across, y1=bottom, x2=across, y2=bottom + 3))
+        parts.append(_text(across, bottom + 14, x.text(tick), "middle"))
+    parts.append(_tag("line", "axis", x1=_LEFT, y1=bottom, x2=right, y2=bottom))
+    parts.append(_text((_LEFT + right) / 2, height - 4, x.label, "middle", "label"))
+    return Markup("").join(parts)
+
+
+def nice_axis(values: Iterable[float], label: str = "", *, zero: bool = False) -> Axis:
+    """An axis around the values with three to six round ticks; from 0 if wanted."""
+    shown = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = (0.0 if zero else min(shown)), max(shown)
+    if high <= low:
+        low, high = low - (0 if zero else 0.5), low + (1 if zero else 0.5)
+    raw = (high - low) / 4
+    unit = 10 ** math.floor(math.log10(raw))
+    step = next(unit * k for k in (1, 2, 2.5, 5, 10) if unit * k >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [round(k * step, 12) for k in range(first, last + 1)]
+    return Axis(ticks[0], ticks[-1], ticks, label)
+
+
+def track(
+    value: float | None,
+    ci95: Sequence[float] | None,
+    *,
+    low: float,
+    high: float,
+    alt: str,
+    floors: Iterable[tuple[float | None, str]] = (),
+    rule: float | None = None,
+) -> Markup:
+    """A figure as a dot with its interval on a line from low to high, floors as ticks across it.
+
+    floors: (value, class of style.css). rule: a thin line across, such as chance.
+    """
+    width, height = 132, 18
+
+    def at(v: float) -> float:
+        return 4 + (min(max(v, low), high) - low) / (high - low) * (width - 8)
+
+    parts = [_tag("line", "grid", x1=4, y1=9, x2=width - 4, y2=9)]
+    if rule is not None:
+        parts.append(_tag("line", "rule", x1=at(rule), y1=1, x2=at(rule), y2=17))
+    for floor, style in floors:
+        if floor is not None:
+            parts.append(_tag("line", f"line {style}", x1=at(floor), y1=2, x2=at(floor), y2=16))
+    if ci95 is not None:
+        parts.append(_tag("line", "line run", x1=at(ci95[0]), y1=9, x2=at(ci95[1]), y2=9))
+    if value is not None:
+        parts.append(_tag("circle", "run", cx=at(value), cy=9, r=3.6))
+    return _svg(width, height, "track", alt, parts)
+
+
+def diverging(value: float, most: float, alt: str) -> Markup:
+    """A bar from the middle to the left or right: value in [−most, most]."""
+    width, height, middle = 120, 12, 60
+    length = min(abs(value) / most, 1) * (middle - 2)
+    left = middle - length if value < 0 else middle
+    style = "below" if value < 0 else "above"
+    bar = _tag("rect", style, x=left, y=2, width=length, height=8)
+    axis = _tag("line", "axis", x1=middle, y1=0, x2=middle, y2=height)
+    return _svg(width, height, "track", alt, [bar, axis])
+
+
+def share_bar(share: float, alt: str) -> Markup:
+    """A bar whose filled part is a share of 1."""
+    width, height = 132, 12
+    whole = _tag("rect", "rest", x=0, y=2, width=width, height=8)
+    part = _tag("rect", "above", x=0, y=2, width=width * share, height=8)
+    return _svg(width, height, "track", alt, [whole, part])
+
+
+def _svg(width: float, height: float, style: str, alt: str, parts: Iterable[Markup]) -> Markup:
+    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        style, width, height, alt, Markup("").join(parts)
+    )
+
+
+def _tag(name: str, style: str, **attributes: float | str) -> Markup:
+    told = Markup("").join(
+        Markup(' {}="{}"').format(key, value if isinstance(value, str) else _px(value))
+        for key, value in attributes.items()
+    )
+    return Markup('<{} class="{}"{}/>').format(name, style, told)
+
+
+def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+        style, _px(x), _px(y), anchor, text
+    )
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{_px(a)} {_px(b)}" for a, b in points) if points else ""
+
+
+def _runs(points: Iterable[Point]) -> list[list[tuple[float, float]]]:
+    """The unbroken parts of a line."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for a, b in points:
+        if b is None or not math.isfinite(b):
+            runs.append([])
+        else:
+            runs[-1].append((a, b))
+    return [run for run in runs if run]
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

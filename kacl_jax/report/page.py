@@ -1,0 +1,90 @@
+"""Template and content → one file that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from kacl_jax.errors import UserError
+
+
+def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
+    """Render a template of this package into a file, whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    text = _environment().get_template(template).render(content)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); make room there, then --mode=eval writes it anew"
+        ) from error
+
+
+@lru_cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kacl_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "short": short,
+        "interval": interval,
+        "signed": signed,
+        "count": lambda n: f"{n:,}",
+        "p": p_value,
+        "quantity": quantity,
+        "breakable": breakable,
+    }
+    return environment
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """.500 for 0.5, as in the terminal; – for None."""
+    if value is None:
+        return "–"
+    text = f"{abs(value):.{digits}f}"
+    sign = "−" if value < 0 and float(text) else ""
+    return sign + (text.removeprefix("0") if digits and text.startswith("0.") else text)
+
+
+def interval(ends: Sequence[float] | None, digits: int = 3) -> str:
+    """[.400, .600]; nothing for None."""
+    if ends is None:
+        return ""
+    return f"[{short(ends[0], digits)}, {short(ends[1], digits)}]"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """+.500 for 0.5."""
+    return f"{'+' if value is not None and value > 0 else ''}{short(value, digits)}"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value in three digits, or < .001."""
+    return "< .001" if p is not None and p < 0.001 else short(p)
+
+
+def quantity(value: float) -> str:
+    """A figure of any size in four digits, without an exponent where that is short enough to read."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def breakable(name: str) -> Markup:
+    """A name in CamelCase that may break between its words."""
+    return Markup("<wbr>").join(re.findall(r"[A-Z]?[^A-Z]+|[A-Z]+", name))

@@ -1,0 +1,66 @@
+"""report.html of one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kacl_jax import config as config_keys
+from kacl_jax import run
+from kacl_jax.report import figures, gallery, page
+from kacl_jax.report.gallery import Tested
+
+
+def write_run(workdir: Path, tested: Tested) -> None:
+    """Write report.html beside the files that a finished evaluation has left in the workdir.
+
+    Raises:
+      UserError: one of those files does not fit, an image cannot be read, or the page cannot be written.
+    """
+    results, origin = (run.read_json(workdir / name) for name in ("results.json", "run.json"))
+    config = run.read_json(workdir / "config.json")["config"]
+    log = figures.read_log(workdir / "metrics.jsonl")
+    content = {
+        "results": results,
+        "origin": origin,
+        "config": config,
+        "changed": _changed(config),
+        "reading": figures.reading(results),
+        "key_figures": figures.key_figures(results),
+        "rows": figures.finding_rows(results),
+        "shown_t": [float(t) for t in figures.SHOWN_T],
+        "curves": figures.ranking_curves(workdir / "predictions.csv", results),
+        "localization": figures.localization(results),
+        "training": figures.training(log, results),
+        "feedback": figures.feedback(log, results),
+        "gallery": gallery.gallery(tested),
+        "interpretation": gallery.interpretation(tested),
+        "notes": notes(results),
+    }
+    page.write(workdir / "report.html", "run.html", content)
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """Why a figure or its interval is not there."""
+    judged = {
+        "AUROC": results["classification"]["auroc"],
+        "AUPRC": results["classification"]["auprc"],
+        "AFP": results["localization"]["afp"],
+        **{
+            f"T(IoU) > {page.short(float(t), 1)}": results["localization"]["iou"][t]
+            for t in figures.SHOWN_T
+        },
+    }
+    absent: dict[tuple[str, str], list[str]] = {}
+    for measure, leaves in judged.items():
+        for name in (*results["findings"], "mean"):
+            for what, key in (("", "reason"), (" without an interval", "ci_reason")):
+                if key in leaves[name]:
+                    absent.setdefault((measure, f"{what}: {leaves[name][key]}"), []).append(name)
+    return [f"{measure} of {', '.join(names)}{why}" for (measure, why), names in absent.items()]
+
+
+def _changed(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys that differ from the defaults."""
+    defaults = config_keys.flatten(config_keys.default())
+    return {key: value for key, value in config.items() if defaults.get(key) != value}
