@@ -341,6 +341,7 @@ def test_a_sample_is_said_and_chance_is_shown(case: Case, shown: Page) -> None:
         in text
     )
     assert "These are associations" in text
+    assert "validation AUROC, best .600 at step 6<" in text
     assert "measured against the training regions" in text
     assert len(shown.tables["images"]) > 8
 
