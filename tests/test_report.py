@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import dataclasses
 import json
@@ -20,16 +21,11 @@ import pytest
 from toy_root import toy_outputs, toy_records, toy_split
 
 from kacl_jax import config as config_keys
-from kacl_jax import evaluate, results, run, score
+from kacl_jax import evaluate, gradcam, results, run, score
 from kacl_jax.errors import UserError
 from kacl_jax.outputs import Outputs
-from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.report import (
-    gallery,
-    page,
-    run_page,
-    write_sweep,
-)
+from kacl_jax.radiomics import FEATURE_NAMES, extract
+from kacl_jax.report import features, gallery, page, pictures, run_page, write_sweep
 from kacl_jax.report.features import Moments
 from kacl_jax.roi import RegionRule
 
@@ -282,7 +278,60 @@ def test_the_gallery_shows_the_extremes(case: Case, shown: Page) -> None:
             assert re.search(rf"{why} · p \S+ · IoU {re.escape(f(value))} ", text)
 
 
+def test_each_picture_is_of_its_own_finding(case: Case) -> None:
+    tested, located = case.tested, case.tested.located
+    maps = dict(zip(tested.tested.image_id.tolist(), tested.tested.class_maps(), strict=True))
+    cards = [card for part in gallery.gallery(tested) for card in part["cards"]]
+    assert len(cards) > 15
+    for card in cards:
+        image, finding = card["pair"]
+        text = str(card["picture"])
+        (row,) = np.flatnonzero((located.image_id == image) & (located.finding == finding))
+        drawn = {style: rectangle(style, text) for style in ("truth", "predicted")}
+        assert drawn["truth"] == pytest.approx(tested.records.boxes[image, finding], abs=1e-3)
+        assert drawn["predicted"] == pytest.approx(located.box[row], abs=1e-3)
+        assert gradcam.mask_box(tested.region(image, finding)) == pytest.approx(located.box[row])
+        (png,) = re.findall(r"data:image/png;base64,([^\"]+)", text)
+        heat = cv2.imdecode(np.frombuffer(base64.b64decode(png), np.uint8), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(heat, pictures.heat(maps[image][finding], relu=True))
+
+
+def rectangle(style: str, text: str) -> list[float]:
+    """(x0, y0, x1, y1) in fractions."""
+    (x, y, w, h), *_ = re.findall(
+        rf'<rect class="{style}" x="(.+?)" y="(.+?)" width="(.+?)" height="(.+?)"', text
+    )
+    edges = [float(x), float(y), float(x) + float(w), float(y) + float(h)]
+    return [edge / pictures.SIDE for edge in edges]
+
+
 # ---- radiomic features ----------------------------------------------------------------------------------------
+
+
+def test_each_finding_is_judged_by_its_own_regions(case: Case) -> None:
+    run = case.tested
+    told = gallery.interpretation(run)["telling"]
+    ids = features.sample(run.tested.image_id, run.most)
+    images = [run.pixels(int(image), SIZE) for image in ids]
+    for finding, part in enumerate(told):
+        masks = [run.region(int(image), finding) for image in ids]
+        measured = extract.extract(images, masks).features
+        positive = run.records.labels[ids, finding] == 1
+        assert (part["n_pos"], part["n_neg"]) == (positive.sum(), (~positive).sum())
+        patients = run.records.patients[ids]
+        expected = features.telling(measured, positive, patients, resamples=20)
+        assert [row["auroc"] for row in part["rows"]] == [t.auroc for t in expected]
+        assert [row["feature"] for row in part["rows"]] == [t.name.split("_")[2] for t in expected]
+
+
+def test_where_a_region_is_a_box_its_box_is_measured(case: Case) -> None:
+    run = case.tested
+    boxed = dataclasses.replace(run, rule=dataclasses.replace(run.rule, shape="box"))
+    image = int(run.tested.image_id[0])
+    mask, box = run.region(image, 0), boxed.region(image, 0)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    assert box.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1) > mask.sum()
+    assert box[mask].all()
 
 
 def test_a_sample_is_said_and_chance_is_shown(case: Case, shown: Page) -> None:
@@ -292,6 +341,7 @@ def test_a_sample_is_said_and_chance_is_shown(case: Case, shown: Page) -> None:
         in text
     )
     assert "These are associations" in text
+    assert "validation AUROC, best .600 at step 6<" in text
     assert "measured against the training regions" in text
     assert len(shown.tables["images"]) > 8
 

@@ -47,9 +47,9 @@ def line_chart(
     alt: str,
     size: tuple[int, int],
     rules: Iterable[tuple[tuple[float, float], tuple[float, float]]] = (),
-    marks: Iterable[tuple[float, float, str]] = (),
+    marks: Iterable[tuple[float, float]] = (),
 ) -> Markup:
-    """Lines over two axes. rules: thin straight lines for comparison. marks: (x, y, text) points with a word beside."""
+    """Lines over two axes. rules: thin straight lines for comparison. marks: points that stand out."""
     width, height = size
     right, bottom = width - _RIGHT, height - _BOTTOM
 
@@ -73,13 +73,9 @@ def line_chart(
         parts.append(_tag("path", f"line {line.style}", d="".join(map(_path, runs))))
         if line.dots:
             parts += [_tag("circle", line.style, cx=a, cy=b, r=2.6) for run in runs for a, b in run]
-    for a, b, word in marks:
-        cx, cy = at((a, b))
-        to_the_left = cx > (_LEFT + right) / 2
-        parts.append(_tag("circle", "mark", cx=cx, cy=cy, r=3.5))
-        place = (cx - 7, "end") if to_the_left else (cx + 7, "start")
-        above = cy - 7 if cy > _TOP + 16 else cy + 15
-        parts.append(_text(place[0], above, word, place[1]))
+    for mark in marks:
+        cx, cy = at(mark)
+        parts.append(_tag("circle", "mark", cx=cx, cy=cy, r=4))
     return _svg(width, height, "chart", alt, parts)
 
 

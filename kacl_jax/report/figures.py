@@ -217,13 +217,13 @@ def training(log: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> li
         shown = [line for line in trained if name not in _SOMETIMES or line.get(name) != 0]
         told += _over_steps(words, name, shown)
     validated = [line for line in log if line["kind"] == "val"]
-    best = results["best_step"]
-    marks = [
-        (line["step"], line["auroc"], f"best, {short(line['auroc'])}")
+    best = [
+        (line["step"], line["auroc"])
         for line in validated
-        if line["step"] == best and line["auroc"] is not None
+        if line["step"] == results["best_step"] and line["auroc"] is not None
     ]
-    return told + _over_steps("validation AUROC", "auroc", validated, marks=marks)
+    words = "".join(f", best {short(auroc)} at step {step:,}" for step, auroc in best)
+    return told + _over_steps(f"validation AUROC{words}", "auroc", validated, marks=best)
 
 
 def feedback(log: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def _over_steps(
     lines: Sequence[Mapping[str, Any]],
     *,
     zero: bool = False,
-    marks: Iterable[tuple[float, float, str]] = (),
+    marks: Iterable[tuple[float, float]] = (),
 ) -> list[dict[str, Any]]:
     """A chart of one logged figure; nothing where it was never logged."""
     points = curves.series(lines, name)

@@ -229,8 +229,8 @@ def _telling(run: Tested, ids: np.ndarray, of_finding: np.ndarray, finding: int)
             "track": charts.track(
                 feature.auroc,
                 feature.ci95,
-                low=0.2,
-                high=0.8,
+                low=0,
+                high=1,
                 rule=0.5,
                 floors=[]
                 if chance is None
