@@ -209,7 +209,7 @@ def close(ours: Any, reference: Any, *, within: float) -> None:
         assert error <= within * np.linalg.norm(b) + 1e-6, (jax.tree_util.keystr(path), error)
 
 
-@pytest.mark.parametrize(("mode", "devices"), [("shard_map", 4), ("pmap", 2)])
+@pytest.mark.parametrize(("mode", "devices"), [("shard_map", 2), ("pmap", 2)])
 def test_one_step_has_the_gradients_of_the_synchronous_host_loop(mode, devices) -> None:
     inside, outside, metrics = steps(1, mode, devices)
     assert metrics["ready"] >= 8

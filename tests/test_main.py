@@ -58,7 +58,10 @@ CONFIGS = {
 }
 MISTAKES = [
     ((), "Which config? Give one: --config=configs/demo.py"),
-    (("--config=nope.py",), "no config file nope.py; there are: configs/ablations.py, configs/demo.py"),
+    (
+        ("--config=nope.py",),
+        "no config file nope.py; there are: configs/ablations.py, configs/demo.py",
+    ),
     (("--config=nope.py", "--config.seed=1"), "no config file nope.py"),
     (("--config=configs",), "no config file configs"),
     (("--config=torn.py",), "torn.py, line 1"),
