@@ -69,7 +69,9 @@ def _run(config: ConfigDict, workdir: Path) -> int:
     job = train.train_and_evaluate if _MODE.value == "train" else train.evaluate_only
     found = job(config, workdir)
     print(terminal.format_table(found))
-    print(f"\nIn {workdir}: results.json, predictions.csv, boxes.csv, metrics.jsonl, run.json")
+    print(
+        f"\nIn {workdir}: report.html to look at, results.json, predictions.csv, boxes.csv, run.json"
+    )
     return run.DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import importlib.metadata
 import json
@@ -153,8 +154,9 @@ def settle_config(
 
 
 def provenance(devices: list[Any]) -> dict[str, Any]:
-    """Command, versions, git state and devices, for run.json."""
+    """Date, command, versions, git state and devices, for run.json."""
     return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},

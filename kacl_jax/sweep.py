@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import app, flags
 
-from kacl_jax import compare, measure, run, sweep_run, sweep_table
+from kacl_jax import compare, measure, report, run, sweep_run, sweep_table
 from kacl_jax import config as config_keys
 from kacl_jax import main as single
 from kacl_jax.errors import UserError
@@ -171,7 +171,7 @@ def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def write_table(plan: Plan) -> str:
-    """sweep.csv and sweep.md of the finished points; returns the latter.
+    """sweep.csv, sweep.md and report.html of the finished points; returns the second.
 
     Raises:
       UserError: a point that ran with another config; points that cannot be compared.
@@ -185,6 +185,8 @@ def write_table(plan: Plan) -> str:
     text = sweep_table.as_markdown(title, plan.sweep.points, plan.measured, rows)
     sweep_table.write(plan.workdir / "sweep.csv", sweep_table.as_csv(rows))
     sweep_table.write(plan.workdir / "sweep.md", text)
+    if plan.measured:
+        report.write_sweep(plan.workdir)
     return text
 
 

@@ -50,7 +50,8 @@ def write_run(
     config = {**config_keys.flatten(config_keys.default()), "protocol": "C"}
     config |= {"fold": fold, "seed": seed, "train.epochs": 2, **changed}
     _json(workdir / "config.json", {"config": config, "data": {}})
-    _json(workdir / "run.json", {"checksums": checksums})
+    origin = {"command": "python", "python": "3", "packages": {}, "git": None, "devices": []}
+    _json(workdir / "run.json", {**origin, "checksums": checksums})
     lines_ = [{"step": (e + 1) * STEPS_PER_EPOCH, "kind": "val", "auroc": 0.5} for e in range(2)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_))
     auroc = metrics.auroc_table(scores, labels, patients, resamples=0).mean.value

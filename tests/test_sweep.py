@@ -259,6 +259,7 @@ def test_a_point_runs_in_its_own_workdir_and_a_finished_one_is_skipped(
     assert log.startswith(f"$ {shlex.join(fake)}")
     assert log.endswith("running other\n")
     table = (tmp_path / "out" / "sweep.md").read_bytes()
+    assert "Sweep" in (tmp_path / "out" / "report.html").read_text()
 
     shutil.rmtree(plan.place(points[1]))
     results = plan.place(points[2]) / "results.json"
