@@ -16,7 +16,7 @@ from kacl_jax import gradcam, radiomics
 from kacl_jax.fresh import FAILURES, ORIGINS, FreshRadiomics
 from kacl_jax.models import KACL
 from kacl_jax.parallel import AXIS, DataParallel
-from kacl_jax.radiomics.host import Extractor
+from kacl_jax.radiomics.host import Extractor, RadiomicsError
 from kacl_jax.roi import RegionRule
 from kacl_jax.step import Augmentation, Loss, Programs, TrainState
 
@@ -230,16 +230,30 @@ def test_three_steps_train_the_same() -> None:
     close(*moved, within=1e-2)
 
 
-def test_a_region_with_too_many_grey_levels_is_not_ready() -> None:
+def test_a_region_without_features_is_not_ready_and_told_why(monkeypatch) -> None:
+    """Too many grey levels; two far pixels, of which pyradiomics makes NaN; a line, which it refuses."""
     given = batch(0)
-    rule = FreshRadiomics(**{**REGION, "source": "whole", "truth_boxes": False}, bin_width=2.0)
-    flat = given["image"][..., 0] // 3
-    cam, finding = np.zeros((B, 2, 2), np.float32), np.full(B, -1, np.int32)
-    images = np.concatenate([flat[:4], given["image"][4:8, ..., 0]])
-    found = jax.jit(rule.measure)(images, cam[:8], finding[:8], given["boxes"][:8])
-    wide = [int(np.ptp(image[1:-1, 1:-1]) // 2) + 2 > 64 for image in images]
-    assert found.ready.tolist() == [not w for w in wide]
-    assert {FAILURES[k] for k in np.asarray(found.failure)[wide]} == {"too many grey levels"}
-    assert {ORIGINS[k] for k in np.asarray(found.origin)} == {"whole"}
-    assert 0 < sum(wide) < 8
-    assert (np.asarray(found.radiomics)[wide] == 0).all()
+    grey = given["image"][..., 0]
+    images = np.concatenate([grey[:4] // 3, grey[4:8]])
+    masks = np.zeros((8, SIZE, SIZE), bool)
+    masks[:, 1:-1, 1:-1] = True
+    masks[:2] = False
+    masks[0, 5, 5] = masks[0, 40, 20] = masks[1, 7, 3:9] = True
+    wide = [bool(np.ptp(image[1:-1, 1:-1]) // 2 + 2 > 64) for image in images[2:]]
+    assert 0 < sum(wide) < 6
+    with pytest.raises(RadiomicsError, match="a line"):
+        Extractor(2.0).extract(images[1], masks[1])
+    nan = np.flatnonzero(~np.isfinite(Extractor(2.0).extract(images[0], masks[0])))[0]
+    expected = [f"non-finite: {radiomics.FEATURE_NAMES[nan]}", "a line"]
+    expected += ["too many grey levels" if w else "" for w in wide]
+
+    rule = FreshRadiomics(**REGION, bin_width=2.0)
+    origin = np.full(8, ORIGINS.index("truth"))
+    monkeypatch.setattr(FreshRadiomics, "mark", lambda *_: (masks, origin))
+    cam, finding = np.zeros((8, 2, 2), np.float32), np.full(8, -1, np.int32)
+    found = jax.device_get(jax.jit(rule.measure)(images, cam, finding, given["boxes"][:8]))
+    assert [FAILURES[k] for k in found.failure] == expected
+    assert found.ready.tolist() == [not why for why in expected]
+    assert {ORIGINS[k] for k in found.origin} == {"truth"}
+    assert (found.radiomics[~found.ready] == 0).all()
+    assert (found.radiomics[found.ready] != 0).any(1).all()
