@@ -145,7 +145,7 @@ def test_a_relative_workdir_is_trained_in_tested_and_then_left_alone(
     assert done.returncode == run.DONE, done.stderr
     assert "AUROC" in done.stdout
     assert "1/1  validation AUROC" in done.stderr
-    assert f"In {Path('some/run')}: results.json" in done.stdout
+    assert f"In {Path('some/run')}: report.html" in done.stdout
     left = {p: p.stat().st_mtime_ns for p in (tmp_path / "some/run").rglob("*") if p.is_file()}
     assert tmp_path / "some/run/results.json" in left
     again = call(*flags, "--workdir=some/run", folder=tmp_path)

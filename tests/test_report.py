@@ -315,7 +315,7 @@ def test_each_finding_is_judged_by_its_own_regions(case: Case) -> None:
     images = [run.pixels(int(image), SIZE) for image in ids]
     for finding, part in enumerate(told):
         masks = [run.region(int(image), finding) for image in ids]
-        measured = extract.extract(images, masks).features
+        measured = extract(images, masks).features
         positive = run.records.labels[ids, finding] == 1
         assert (part["n_pos"], part["n_neg"]) == (positive.sum(), (~positive).sum())
         patients = run.records.patients[ids]

@@ -13,7 +13,7 @@ from kacl_jax import gradcam
 from kacl_jax.data import nih
 from kacl_jax.locate import Located
 from kacl_jax.outputs import Outputs
-from kacl_jax.radiomics.extract import extract
+from kacl_jax.radiomics.extraction import extract
 from kacl_jax.report import cases, charts, features, pictures
 from kacl_jax.report.features import Moments
 from kacl_jax.report.page import interval, short
