@@ -12,6 +12,7 @@ share (cropping, binning) and the fastest of these. The first call of each, comp
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import time
@@ -36,7 +37,9 @@ from radiomics.featureextractor import RadiomicsFeatureExtractor
 from kacl_jax.radiomics import FAMILIES, bins, extraction, host
 
 SIZES = (60, 150, 300)
-COUNTING: tuple[extraction.Counting, ...] = ("scatter", "numba")
+COUNTING: tuple[extraction.Counting, ...] = (
+    ("scatter", "numba") if importlib.util.find_spec("numba") else ("scatter",)
+)
 N = 8
 
 

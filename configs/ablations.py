@@ -20,8 +20,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from kacl_jax import hyper
-from kacl_jax.hyper import Arm, Sweep
+from kacl_jax.sweep import hyper
+from kacl_jax.sweep.hyper import Arm, Sweep
 
 FOCAL = {"loss.focal_weight": 1.0}
 RANDOM = {"roi.source": "random"}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from kacl_jax import compare, measure, sweep_table
 from kacl_jax.errors import UserError
-from kacl_jax.hyper import Arm, Point
-from kacl_jax.measure import Figure, Measured
+from kacl_jax.sweep import compare, measure, table
+from kacl_jax.sweep.hyper import Arm, Point
+from kacl_jax.sweep.measure import Figure, Measured
 from tests.finished_run import write_run
 
 FINDINGS = ("Mass", "Nodule")
@@ -142,7 +142,7 @@ def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
     runs = {Point(arm, 0, 0): run}
     rows = compare.compare([arm], runs)
     assert row_of(rows, "kacl").n_findings == 1
-    text = sweep_table.as_markdown("t", list(runs), runs, rows)
+    text = table.as_markdown("t", list(runs), runs, rows)
     assert "- AUROC of Nodule in fold 0: no positive" in text
     assert "- T(IoU) of Mass in fold 0: no truth box of this finding is scored" in text
 
@@ -392,7 +392,7 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     runs = grid(tmp_path, focal, lambda _: 0.5) | grid(tmp_path, kacl, lambda _: 1.5)
     late = Point(kacl, 2, 0)
     rows = compare.compare([focal, kacl], runs)
-    lines = list(csv.DictReader(io.StringIO(sweep_table.as_csv(rows))))
+    lines = list(csv.DictReader(io.StringIO(table.as_csv(rows))))
     assert len(lines) == 2 * len(measure.METRICS) + 2 * 3
     (line,) = [line for line in lines if (line["arm"], line["metric"]) == ("kacl", "auroc")]
     row = row_of(rows, "kacl")
@@ -406,7 +406,7 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     (floor,) = [line for line in lines if (line["arm"], line["metric"]) == ("prior_map", "iou_0.1")]
     assert (float(floor["value"]), floor["n_folds"], floor["p"]) == (0.45, "2", "")
 
-    text = sweep_table.as_markdown("Sweep x", [*runs, late], runs, rows)
+    text = table.as_markdown("Sweep x", [*runs, late], runs, rows)
     assert "8 of 9 points are finished" in text
     weak, boxed = text.split("## ")[1:3]
     assert weak.startswith("No box anywhere")

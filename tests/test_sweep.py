@@ -20,17 +20,20 @@ from absl import flags
 from ml_collections import config_flags
 
 from kacl_jax import config as config_keys
-from kacl_jax import hyper, run, sweep, sweep_run
+from kacl_jax import run
 from kacl_jax.errors import UserError
-from kacl_jax.hyper import Arm, Point, Sweep
+from kacl_jax.sweep import __main__ as sweep
+from kacl_jax.sweep import hyper, jobs
+from kacl_jax.sweep.hyper import Arm, Point, Sweep
 from tests.finished_run import write_run
 
 REPO = Path(__file__).resolve().parents[1]
 ABLATIONS = "configs/ablations.py"
 
 CONFIG = """
-from kacl_jax import config, hyper
-from kacl_jax.hyper import Arm, Sweep
+from kacl_jax import config
+from kacl_jax.sweep import hyper
+from kacl_jax.sweep.hyper import Arm, Sweep
 
 def get_config(variant=""):
     c = config.default()
@@ -307,13 +310,13 @@ def test_several_points_run_at_once_each_with_its_devices(
     devices = [(called(plan, point) or [])[-1] for point in points]
     assert devices == ["0,2,4", "1,3"]
     with pytest.raises(UserError, match="wants 6 accelerators, one for each point; here are 5"):
-        sweep_run.run_jobs([], parallel=6, after_each=lambda: None)
+        jobs.run_jobs([], parallel=6, after_each=lambda: None)
 
 
 INTERRUPTED = """
 import sys, pathlib
 sys.argv = sys.argv[:1]
-from kacl_jax import sweep
+from kacl_jax.sweep import __main__ as sweep
 from tests.test_sweep import configured, plan_of
 plan = plan_of(pathlib.Path({tmp!r}), "slow")
 configured(plan)

@@ -29,9 +29,6 @@ ORDER = [
     ("report",),
     ("score",),
     ("train",),
-    ("hyper", "measure", "sweep_run"),
-    ("compare",),
-    ("sweep_table",),
     ("main",),
     ("sweep",),
 ]

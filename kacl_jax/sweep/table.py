@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kacl_jax.compare import Difference, Row, Runs, Value
 from kacl_jax.errors import UserError
-from kacl_jax.hyper import Point
-from kacl_jax.measure import METRICS
+from kacl_jax.sweep.compare import Difference, Row, Runs, Value
+from kacl_jax.sweep.hyper import Point
+from kacl_jax.sweep.measure import METRICS
 
 COLUMNS = [
     "family", "arm", "box_share", "selection_boxes", "metric", "value", "sd", "ci_low", "ci_high",

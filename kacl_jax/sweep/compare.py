@@ -19,8 +19,8 @@ import numpy as np
 
 from kacl_jax import metrics
 from kacl_jax.errors import UserError
-from kacl_jax.hyper import Arm, Point
-from kacl_jax.measure import FLOORS, METRICS, Measured
+from kacl_jax.sweep.hyper import Arm, Point
+from kacl_jax.sweep.measure import FLOORS, METRICS, Measured
 
 Runs = Mapping[Point, Measured]
 _Cells = dict[tuple[int, int], Measured]  # (fold, seed) → run

@@ -20,11 +20,12 @@ from typing import Any
 
 from absl import app, flags
 
-from kacl_jax import compare, measure, report, run, sweep_run, sweep_table
 from kacl_jax import config as config_keys
 from kacl_jax import main as single
+from kacl_jax import report, run
 from kacl_jax.errors import UserError
-from kacl_jax.hyper import Point, Sweep
+from kacl_jax.sweep import compare, jobs, measure, table
+from kacl_jax.sweep.hyper import Point, Sweep
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the points, one a line, and run nothing.")
 _TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Write the table anew and run nothing.")
@@ -182,9 +183,9 @@ def write_table(plan: Plan) -> str:
             plan.measured[point] = measure.measure(plan.place(point))
     rows = compare.compare(plan.sweep.arms, plan.measured)
     title = f"Sweep {plan.config_name}"
-    text = sweep_table.as_markdown(title, plan.sweep.points, plan.measured, rows)
-    sweep_table.write(plan.workdir / "sweep.csv", sweep_table.as_csv(rows))
-    sweep_table.write(plan.workdir / "sweep.md", text)
+    text = table.as_markdown(title, plan.sweep.points, plan.measured, rows)
+    table.write(plan.workdir / "sweep.csv", table.as_csv(rows))
+    table.write(plan.workdir / "sweep.md", text)
     if plan.measured:
         report.write_sweep(plan.workdir)
     return text
@@ -205,19 +206,19 @@ def run_sweep(
         write_table(plan)
         finished = [point for point in points if plan.finished(point)]
         for point in finished:
-            sweep_run.say(f"{point.name} is finished; skipped")
+            jobs.say(f"{point.name} is finished; skipped")
         queue = [
-            sweep_run.Job(point.name, [*command, *plan.words(point)], plan.place(point))
+            jobs.Job(point.name, [*command, *plan.words(point)], plan.place(point))
             for point in points
             if point not in finished
         ]
-        outcome = sweep_run.run_jobs(queue, parallel=parallel, after_each=lambda: write_table(plan))
+        outcome = jobs.run_jobs(queue, parallel=parallel, after_each=lambda: write_table(plan))
     print(write_table(plan))
     print(f"In {plan.workdir}: sweep.csv, sweep.md")
     for name, reason in outcome.failed.items():
-        sweep_run.say(f"failed: {name}: {reason}")
+        jobs.say(f"failed: {name}: {reason}")
     if outcome.interrupted:
-        sweep_run.say("Stopped; the same command goes on from here.")
+        jobs.say("Stopped; the same command goes on from here.")
         return run.INTERRUPTED
     return run.USER_ERROR if outcome.failed else run.DONE
 
