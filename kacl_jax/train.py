@@ -53,6 +53,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         finished = _finished(experiment)
         if finished is not None:
             logging.info("%s is finished; nothing to do. Its results:", workdir)
+            if not (workdir / "report.html").exists():
+                logging.info("report.html is not there; --mode=eval writes it.")
             return finished
         score.record(experiment)
         logging.info(experiment.describe())

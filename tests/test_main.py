@@ -156,6 +156,10 @@ def test_a_relative_workdir_is_trained_in_tested_and_then_left_alone(
     unchanged = {p for p in left if after[p] == left[p]}
     assert {p.name for p in left.keys() - unchanged} <= {".lock", "config.json"}
     assert after.keys() == left.keys()
+    assert "report.html is not there" not in again.stderr
+    (tmp_path / "some/run/report.html").unlink()
+    third = call(*flags, "--workdir=some/run", folder=tmp_path)
+    assert "report.html is not there; --mode=eval writes it" in third.stderr
 
 
 def test_a_workdir_in_use_and_a_changed_config_are_refused(root: Path, tmp_path: Path) -> None:
