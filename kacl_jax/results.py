@@ -87,6 +87,7 @@ def results(
     localization["afp"] = _leaves(evaluation.afp, names)
     localization["pointing_game"] = _leaves(evaluation.pointing["single"], names)
     localization |= {name: _measures(evaluation.floors[name], names) for name in FLOORS}
+    localization["above_prior_map"] = _measures(evaluation.above_prior_map, names)
     for name in ("random_map", "prior_map"):
         localization[name]["pointing_game"] = _leaves(evaluation.pointing[name], names)
     seen = {
