@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kacl_jax import atomic
 from kacl_jax.errors import UserError
 
 DONE = 0
@@ -176,12 +177,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Valid JSON (no NaN), whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error})") from error
+    atomic.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _version(package: str) -> str | None:

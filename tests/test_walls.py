@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lower files never import higher ones. A name stands for the file or the whole folder.
 ORDER = [
     ("errors",),
+    ("atomic",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"),
     ("models", "pool", "parallel", "checkpoint", "run", "progress", "tally", "config", "roi"),
     ("feature_cache", "pretrained", "fresh", "objective", "step", "probe"),
