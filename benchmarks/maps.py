@@ -94,16 +94,19 @@ def _centred(read: Callable[[Maps], np.ndarray]) -> Callable[[Maps], np.ndarray]
     return centred
 
 
-def _patterned(maps: Maps) -> np.ndarray:
-    """Centred, plus the finding's pattern: the mean centred map of the training images that carry its label."""
-    centred = _centred(_plain)(maps)
-    return centred + _pattern(maps, centred)
+def _patterned(read: Callable[[Maps], np.ndarray]) -> Callable[[Maps], np.ndarray]:
+    """Plus the finding's pattern: the mean centred map of the training images that carry its label."""
+    return lambda maps: read(maps) + _pattern(maps, _centred(read)(maps))
 
 
-def _pattern_alone(maps: Maps) -> np.ndarray:
+def _pattern_alone(read: Callable[[Maps], np.ndarray]) -> Callable[[Maps], np.ndarray]:
     """The finding's pattern alone: labels instead of boxes, and no look at the tested image."""
-    centred = _centred(_plain)(maps)
-    return np.broadcast_to(_pattern(maps, centred), centred.shape)
+
+    def alone(maps: Maps) -> np.ndarray:
+        centred = _centred(read)(maps)
+        return np.broadcast_to(_pattern(maps, centred), centred.shape)
+
+    return alone
 
 
 def _pattern(maps: Maps, centred: np.ndarray) -> np.ndarray:
@@ -123,8 +126,10 @@ WAYS: dict[str, Callable[[Maps], np.ndarray]] = {
     "centred, three scales": _centred(_scales),
     "centred, twice the size": _centred(_finer),
     "centred, earlier stage": _centred(_earlier),
-    "centred + label pattern": _patterned,
-    "label pattern, no image": _pattern_alone,
+    "centred + label pattern": _patterned(_centred(_plain)),
+    "mirror average + label pattern": _patterned(_flipped),
+    "label pattern, no image": _pattern_alone(_plain),
+    "label pattern of mirror averages, no image": _pattern_alone(_flipped),
 }
 
 Maps = dict[str, np.ndarray]

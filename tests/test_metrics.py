@@ -15,7 +15,7 @@ from sklearn.model_selection import GroupKFold
 
 from kacl_jax import metrics
 from kacl_jax.metrics import bootstrap
-from kacl_jax.metrics.ranking import _Ranked
+from kacl_jax.metrics.ranking import Ranked
 
 # Few distinct scores: most pairs tie.
 tied_rows = st.lists(
@@ -55,7 +55,7 @@ def test_a_bootstrap_replicate_is_the_weighted_auroc(
     scores, labels, patient = np.array(rows, float).T
     cluster = patient.astype(int)
     counts = np.random.default_rng(seed).integers(0, 3, (5, 6)).astype(float)
-    values = _Ranked(scores, labels, cluster, 5).areas(counts, precision=False)[:, 0]
+    values = Ranked(scores, labels, cluster, 5).areas(counts, precision=False)[:, 0]
     for column, value in enumerate(values):
         weights = counts[cluster, column]
         expected = metrics.auroc(scores, labels, weights)
