@@ -49,10 +49,10 @@ complete() {
 
 look() {
   local found
-  found=$(gcloud compute instance-groups managed list --zones="$ZONE" --filter="name=$NAME" --format='value(name)') || return
+  found=$(gcloud compute instance-groups managed list --zones="$ZONE" --filter="name=$NAME" --format='value(name)') || return 1
   STATE=absent
   [ -n "$found" ] || return 0
-  found=$(gcloud compute instance-groups managed list-instances "$NAME" --zone="$ZONE" --format='value(instanceStatus)') || return
+  found=$(gcloud compute instance-groups managed list-instances "$NAME" --zone="$ZONE" --format='value(instanceStatus)') || return 1
   case $found in
     *STOP* | *TERMINATED* | *SUSPEND*) STATE=gone ;;
     *) if [ "$(grep -c '^RUNNING$' <<<"$found")" = "$HOSTS" ]; then STATE=ready; else STATE=pending; fi ;;
@@ -61,8 +61,8 @@ look() {
 
 list_workers() {
   local names
-  names=$(gcloud compute instance-groups managed list-instances "$NAME" --zone="$ZONE" --format='value(instance.basename())') || return
-  [ -n "$names" ] || return
+  names=$(gcloud compute instance-groups managed list-instances "$NAME" --zone="$ZONE" --format='value(instance.basename())') || return 1
+  [ -n "$names" ] || return 1
   mapfile -t WORKERS <<<"$names"
 }
 
@@ -86,7 +86,7 @@ create() {
 there() { [ -n "$(gcloud compute "$1" list --filter="$2" --format='value(name)')" ]; }
 
 remove() {
-  gcloud compute instance-groups managed delete "$NAME" --zone="$ZONE" --quiet || return
+  gcloud compute instance-groups managed delete "$NAME" --zone="$ZONE" --quiet || return 1
   # These cost nothing; the group does.
   gcloud compute instance-templates delete "$NAME" --quiet || true
   [ -z "$TOPOLOGY" ] || gcloud compute resource-policies delete "$NAME" --region="$REGION" --quiet || true

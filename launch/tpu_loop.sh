@@ -6,6 +6,7 @@
 #              list_workers     WORKERS=(…)
 #              create · remove  the machine; removal_command is what a person would type
 #              on WORKER COMMAND · send FILE WORKER
+# `leave` calls some of them from a trap, where a bare `return` would not hand on the last status: always `return 1`.
 
 NAME=kacl ZONE='' WORKDIR='' LOGS='' ATTEMPTS=20 SPOT=true KEEP=false DRY=false HOSTS=1
 RUN=() # arguments of kacl_jax.main

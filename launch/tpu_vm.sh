@@ -42,7 +42,7 @@ complete() {
 
 look() {
   local found
-  found=$(gcloud compute tpus queued-resources list --zone="$ZONE" --filter="name~/$NAME\$" --format='value(state.state)') || return
+  found=$(gcloud compute tpus queued-resources list --zone="$ZONE" --filter="name~/$NAME\$" --format='value(state.state)') || return 1
   case $found in
     '') STATE=absent ;;
     ACTIVE) STATE=ready ;;
@@ -57,8 +57,8 @@ look() {
 
 list_workers() {
   local addresses
-  addresses=$(gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" --flatten='networkEndpoints[]' --format='value(networkEndpoints.ipAddress)') || return
-  [ -n "$addresses" ] || return
+  addresses=$(gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" --flatten='networkEndpoints[]' --format='value(networkEndpoints.ipAddress)') || return 1
+  [ -n "$addresses" ] || return 1
   mapfile -t WORKERS < <(awk '{ print NR - 1 }' <<<"$addresses")
 }
 

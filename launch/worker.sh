@@ -36,10 +36,8 @@ run() {
     setsid nohup bash "$0" body "$@" >>"$here/log" 2>&1 </dev/null & # inherits the lock
   fi
   exec 9>&-
-  tail -n +1 -F "$here/log" 2>/dev/null &
-  flock "$here/lock" true
-  sleep 1 # until tail has come to the end
-  kill $!
+  flock "$here/lock" true &                           # until it ends;
+  tail -n +1 -f -s 0.2 --pid=$! "$here/log" 2>/dev/null # tail then reads to the end
   # No code: it was killed, and can be resumed.
   echo "kacl_jax ended with exit code $(cat "$here/exit_code" 2>/dev/null || echo 75)"
 }
