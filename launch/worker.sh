@@ -25,7 +25,7 @@ install() {
     command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
     uv venv -q --seed --allow-existing --python 3.12 .venv
   fi
-  bash launch/install.sh 'jax[tpu]' gcsfs
+  bash launch/install.sh 'jax[tpu]'
 }
 
 run() {
@@ -43,38 +43,47 @@ run() {
 }
 
 body() {
-  local number workdir=$2 bucket='' code=0
-  # Compute Engine's groups do not list their machines in the order of the slice.
-  number=$(curl -sf -m 5 -H 'Metadata-Flavor: Google' \
+  local number workdir=$2 bucket='' arguments=() argument code=0
+  # Compute Engine's groups do not list their machines in the order of the slice; jax asks here, too.
+  number=$(curl -sf -m 5 --retry 3 -H 'Metadata-Flavor: Google' \
     http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number) || number=$1
   shift 2
   trap : TERM # a shutdown signals the run too; wait for it to save
   cd ~/kacl_jax
+  for argument in "$@"; do
+    if [[ $argument == --config.data.root=gs://* ]]; then # read from a disk
+      mkdir -p "$here/data"
+      gcloud storage rsync -r "${argument#*=}" "$here/data" || finish 1
+      argument=--config.data.root=$here/data
+    fi
+    arguments+=("$argument")
+  done
   if [[ $workdir == gs://* ]]; then
     bucket=$workdir workdir=$here/workdir
     mkdir -p "$workdir"
-    # It can be written, and is there to be read: told now and not after hours.
-    date | gcloud storage cp - "$bucket/launched/worker-$number" || finish 1
-    gcloud storage rsync -r "$bucket" "$workdir" || finish 1
-    (while sleep 300; do push || true; done) 9>&- &
+    if [ "$number" = 0 ]; then # the process that alone reads and writes what outlives the run
+      # It can be written, and is there to be read: told now and not after hours.
+      date | gcloud storage cp - "$bucket/launched.txt" || finish 1
+      # Once: later this machine is ahead of the bucket.
+      [ -e "$here/fetched" ] || gcloud storage rsync -r "$bucket" "$workdir" || finish 1
+      touch "$here/fetched"
+      (while sleep 300; do push || true; done) 9>&- &
+    fi
   fi
-  JAX_PLATFORMS=tpu,cpu .venv/bin/python -m kacl_jax.main --workdir="$workdir" "$@" 9>&- || code=$?
-  if [ -n "$bucket" ]; then
+  JAX_PLATFORMS=tpu,cpu .venv/bin/python -m kacl_jax.main --workdir="$workdir" "${arguments[@]}" 9>&- || code=$?
+  if [ -n "$bucket" ] && [ "$number" = 0 ]; then
     kill $!
-    push || { sleep 30 && push; } || echo "What the last minutes brought could not be copied to $bucket."
+    if ! push && ! { sleep 30 && push; }; then
+      echo "What the last minutes brought could not be copied to $bucket."
+      [ "$code" != 0 ] || code=75 # not done before it is there
+    fi
   fi
   finish "$code"
 }
 
-# What all hosts share is written by number 0 alone. features.sqlite is a memo that a new machine can do without, and a
-# copy taken while it is written would be torn. Nothing is ever deleted from the bucket.
-push() {
-  if [ "$number" = 0 ]; then
-    gcloud storage rsync -r --exclude='features\.sqlite.*|\.lock' "$workdir" "$bucket"
-  elif [ -d "$workdir/checkpoints" ]; then
-    gcloud storage rsync -r "$workdir/checkpoints" "$bucket/checkpoints"
-  fi
-}
+# The features' memo is left out: a new machine can do without, and a copy taken while it is written would be torn.
+# Nothing is ever deleted from the bucket.
+push() { gcloud storage rsync -r --exclude='features\..*|\.lock' "$workdir" "$bucket"; }
 
 finish() {
   echo "$1" >"$here/exit_code"

@@ -104,21 +104,45 @@ def test_a_killed_run_counts_as_interrupted_and_can_be_started_again(worker: Sce
 
 
 def test_a_bucket_is_fetched_before_and_brought_up_to_date_after(worker: Scene) -> None:
-    (Path(worker.environment["HOME"]) / "kacl_run/workdir/checkpoints").mkdir(parents=True)
-    for number in "01":
-        worker.write("calls", "")
-        worker.write("begun", "")
-        told(at_work(worker, "run", number, "gs://b/run", "--config=c"))
-        home = f"{worker.environment['HOME']}/kacl_run/workdir"
-        assert f"--workdir={home}|" in begun(worker)[0]
-        copies = [shlex.split(call)[-2:] for call in worker.calls("storage")]
-        what = "" if number == "0" else "/checkpoints"
-        assert copies == [
-            ["-", f"gs://b/run/launched/worker-{number}"],
-            ["gs://b/run", home],
-            [home + what, "gs://b/run" + what],
-        ]
+    told(at_work(worker, "run", "0", "gs://b/run", "--config=c"))
+    home = f"{worker.environment['HOME']}/kacl_run/workdir"
+    assert begun(worker) == [f"-m|kacl_jax.main|--workdir={home}|--config=c|"]
+    copies = [shlex.split(call)[-2:] for call in worker.calls("storage")]
+    assert copies == [["-", "gs://b/run/launched.txt"], ["gs://b/run", home], [home, "gs://b/run"]]
     assert "delete" not in "".join(worker.calls())
+
+
+def test_a_run_is_not_done_before_its_results_are_in_the_bucket(worker: Scene) -> None:
+    """Fetching, and two tries to bring back, of which the scene fails as many as `full` has lines."""
+    away = '[ "${*: -1}" = gs://b/run ] && [ -s "$SCENE/full" ] && sed -i 1d "$SCENE/full" && exit 1\nexit 0\n'
+    program(worker.bin, "gcloud", RECORD + away)
+    for full, code in ((1, 0), (2, 75), (0, 0)):
+        worker.write("full", "1\n" * full)
+        text = told(at_work(worker, "run", "0", "gs://b/run", "--config=c"))
+        assert text.endswith(f"exit code {code}\n"), text
+    # The machine that has the newest state does not fetch an older one over it.
+    assert sum(call.split()[-2] == "gs://b/run" for call in worker.calls("rsync")) == 1
+
+
+def test_only_the_process_that_leads_touches_the_bucket(worker: Scene) -> None:
+    """By jax's number, where the machine knows it, and not by the order in which the group lists its machines."""
+    told(at_work(worker, "run", "1", "gs://b/run", "--config=c"))
+    program(worker.bin, "curl", "#!/bin/sh\necho 1\n")
+    told(at_work(worker, "run", "0", "gs://b/run", "--config=c"))
+    assert not worker.calls()
+    program(worker.bin, "curl", "#!/bin/sh\necho 0\n")
+    told(at_work(worker, "run", "1", "gs://b/run", "--config=c"))
+    assert len(worker.calls("storage")) == 3
+
+
+def test_data_in_a_bucket_is_copied_to_the_disk_first(worker: Scene) -> None:
+    told(at_work(worker, "run", "1", "/run", "--config=c", "--config.data.root=gs://b/my data"))
+    home = f"{worker.environment['HOME']}/kacl_run/data"
+    (copy,) = worker.calls()
+    assert shlex.split(copy)[-2:] == ["gs://b/my data", home]
+    assert begun(worker) == [
+        f"-m|kacl_jax.main|--workdir=/run|--config=c|--config.data.root={home}|"
+    ]
 
 
 def test_a_bucket_that_cannot_be_written_is_told_before_the_run(worker: Scene) -> None:
@@ -138,7 +162,7 @@ def test_installing_takes_the_commit_and_only_once_the_packages(worker: Scene) -
     for _ in range(2):
         assert told(at_work(worker, "install")) == ""
     assert len(worker.calls("git fetch")) == 2
-    assert worker.calls("pip") == ["pip install -q -r requirements.txt jax\\[tpu\\] gcsfs "]
+    assert worker.calls("pip") == ["pip install -q -r requirements.txt jax\\[tpu\\] "]
 
 
 # ---- Slurm and one host ---------------------------------------------------------------------------------------------
