@@ -84,7 +84,9 @@ def test_a_lost_connection_does_not_end_the_run_and_a_new_one_finds_it(worker: S
     os.killpg(first.pid, signal.SIGKILL)
     told(first)
     second = at_work(worker, "run", "0", "/run")
-    assert told(at_work(worker, "install")) == ""  # nothing changes beneath it
+    program(worker.bin, "git", RECORD)
+    assert told(at_work(worker, "install")) == ""
+    assert not worker.calls("git")  # nothing changes beneath it
     time.sleep(0.2)
     assert second.poll() is None
     (worker.here / "going").unlink()
