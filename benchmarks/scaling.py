@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 # Two devices on any machine: enough to make XLA write down what it would send.
-if "collectives" in sys.argv:
+if __name__ == "__main__" and "collectives" in sys.argv:
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import cv2
