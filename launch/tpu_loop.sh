@@ -26,8 +26,8 @@ COMMON_USAGE="  --zone=…      where; the project is gcloud's own (gcloud confi
   --dry-run     print every command and run none; alone, with placeholders
 
 Exit code: that of the run (0 done, 1 a mistake to mend, 75 interrupted too often, 76 not finite).
-Whatever ends this script deletes the machine, also one that it found there; Ctrl-C asks first. The run does not need
-this script: after a lost connection the same command finds it again."
+Whatever ends this script deletes the machine, also one that it found there; Ctrl-C asks first. Closing the terminal ends
+it, too: start it in tmux. If your computer dies, the run goes on (and costs money); the same command finds it again."
 
 say() { printf '\n» %s\n' "$*"; }
 die() {
