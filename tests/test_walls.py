@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     ("errors",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"),
+    ("prepare",),
     ("models", "pool", "parallel", "checkpoint", "run", "progress", "tally", "config", "roi"),
     ("feature_cache", "pretrained", "fresh", "objective", "step", "probe"),
     ("feedback", "outputs"),

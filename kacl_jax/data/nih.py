@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kacl_jax.data.image import RESIZE_NAME, BrokenImage, read_image, resize
-from kacl_jax.data.images import Images, PngFolder, find_png_files
+from kacl_jax.data.images import Images, PngFiles, PngFolder, find_png_files
 from kacl_jax.data.prepared import Prepared, is_prepared
 from kacl_jax.data.tables import (
     BOX_FILE,
@@ -31,7 +31,7 @@ from kacl_jax.data.tables import (
 from kacl_jax.errors import UserError
 
 __all__ = [
-    "FINDINGS_8", "FINDINGS_14", "RESIZE_NAME", "BrokenImage", "Problem", "Records",
+    "FINDINGS_8", "FINDINGS_14", "RESIZE_NAME", "BrokenImage", "PngFiles", "Problem", "Records",
     "from_nih_pixels", "read_image", "read_records", "resize", "to_nih_pixels",
 ]  # fmt: skip
 
