@@ -185,7 +185,10 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Sp
     """The tables of the data root and the split that the protocol makes of them."""
     data = config.data
     records = nih.read_records(
-        data_root(config, workdir), findings=data.findings, allow_missing=data.allow_missing
+        data_root(config, workdir),
+        findings=data.findings,
+        allow_missing=data.allow_missing,
+        image_size=data.image_size,
     )
     split = splits.make_split(
         records,
@@ -201,6 +204,11 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Sp
 
 def data_root(config: ConfigDict, workdir: Path) -> Path:
     """The folder the config names; the embedded demo set is drawn beside the workdir first."""
+    if "://" in config.data.root:
+        raise UserError(
+            f"config.data.root is {config.data.root}, and images are read from a disk: copy the prepared data set to "
+            "one (gcloud storage cp -r), or mount the bucket"
+        )
     if config.data.root != "phantom":
         return Path(config.data.root).expanduser().absolute()
     root = workdir.parent / "phantom"

@@ -19,6 +19,7 @@ ORDER = [
     ("errors",),
     ("atomic",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"),
+    ("prepare",),
     ("models", "pool", "parallel", "checkpoint", "run", "progress", "tally", "config", "roi"),
     ("feature_cache", "pretrained", "fresh", "objective", "step", "probe"),
     ("feedback", "outputs"),
