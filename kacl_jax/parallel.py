@@ -92,3 +92,19 @@ class DataParallel:
         if layout == "replicated":
             return jax.tree.map(lambda x: np.asarray(jax.device_get(x)[0]), tree)
         return jax.tree.map(lambda x: jax.device_get(x).reshape(-1, *x.shape[2:]), tree)
+
+
+def averaged(grads: Any) -> Any:
+    """The gradients of a global loss in replicated parameters, equal on all devices; called inside `run`'s functions.
+
+    shard_map follows which values differ between devices and has summed these gradients already: another pmean would
+    change nothing and send them twice. pmap does not, and leaves every device with its own part of the mean.
+    """
+    return grads if _follows() else jax.lax.pmean(grads, AXIS)
+
+
+def _follows() -> bool:
+    """Whether this trace knows which values differ between devices; JAX versions tell it in two places."""
+    kind: Any = jax.typeof(jax.lax.axis_index(AXIS))
+    told = getattr(kind, "manual_axis_type", None)
+    return AXIS in (told.varying if told is not None else getattr(kind, "vma", ()))
