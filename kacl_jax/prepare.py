@@ -37,7 +37,8 @@ from kacl_jax.errors import UserError
 if TYPE_CHECKING:
     from kacl_jax.data.builder import Part
 
-_SHARD_BYTES = 1 << 28  # what a kill can cost a worker, and how finely the set can be copied
+# A part is what a kill can cost a worker; every shard is a file that training holds open.
+_SHARD_BYTES, _SHARD_IMAGES = 1 << 28, 1024
 _RECORD_BYTES = 512  # of names and ArrayRecord's own, above
 _PACKAGES = ("tensorflow-datasets", "array_record", "opencv-python-headless")
 _log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def prepare(
         _log.info("%s is already prepared (%s images); nothing to do.", target, finished.images)
         _remove_work(target)
         return finished
-    per_part = max(1, shard_bytes // (size * size))
+    per_part = min(max(1, shard_bytes // (size * size)), _SHARD_IMAGES)
     chunks = [
         records.images.paths[start : start + per_part] for start in range(0, len(names), per_part)
     ]

@@ -253,9 +253,11 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
     with pytest.raises(UserError, match=r"not finished.*run the same"):
         read_records(out)
     first = (out / "prepare" / "00000.array_record").stat().st_ino
+    assert list((out / "prepare").glob("draft-*"))
     stopped = child(root, out, "gently")
     assert stopped.returncode == run.INTERRUPTED, stopped.stderr
     assert "the same command goes on" in stopped.stderr
+    assert not list((out / "prepare").glob("draft-*"))  # what the killed one left is gone
     for where in ("while packing", "before the manifest"):
         assert child(root, out, where).returncode == -signal.SIGKILL
     done = child(root, out, "nowhere")
@@ -308,8 +310,8 @@ def test_a_small_disk_is_told_before_anything_is_written(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=24_000_000))
-    with pytest.raises(UserError, match=r"needs 21\.6 GB more and its disk has 0\.0 GB left"):
-        prepare(root=root, out=tmp_path / "out", size=30_000, workers=1)
+    with pytest.raises(UserError, match=r"needs 0\.1 GB more and its disk has 0\.0 GB left"):
+        prepare(root=root, out=tmp_path / "out", size=2000, workers=1)
     assert not list(tmp_path.iterdir())
     prepare(root=root, out=tmp_path / "out", size=SIZE, workers=1)
 
