@@ -155,7 +155,6 @@ def connected(mode: str) -> Iterator[None]:
     import jax
 
     _meet(found)
-    _here = jax.process_index(), jax.process_count()
     watch = _Watch()
     try:
         yield
@@ -237,7 +236,29 @@ def _meet(found: dict[str, Any]) -> None:
             f"The processes of this run did not find each other ({error}); start all of them, each with its own "
             "process id, and let the coordinator's port through"
         ) from error
-    jax.devices()
+    _open_channels()
+
+
+def _open_channels() -> None:
+    """Run the two kinds of collectives once, while all are here.
+
+    gloo gives the others 30 s to come when processes first use a group of devices together (and any time later on):
+    too few where one compiles the train step and another finds it in its cache.
+    """
+    global _here
+    import jax
+    from jax._src import distributed
+    from jax.experimental import multihost_utils
+
+    _here = jax.process_index(), jax.process_count()
+    distributed.global_state.client.wait_at_barrier("kacl_jax/met", MEETING_S * 1000)
+    multihost_utils.sync_global_devices("kacl_jax")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    ones = jax.make_array_from_callback(
+        (mesh.size,), everywhere, lambda _: np.ones(1, np.float32)
+    )
+    jax.block_until_ready(jax.jit(lambda x: x.sum())(ones))
 
 
 def _whole(name: str, text: str) -> int:
@@ -321,9 +342,11 @@ class _Watch:
             )
         except jax.errors.JaxRuntimeError:
             os._exit(code)  # nobody is left to be told
-        until = time.monotonic() + _FAREWELL_S
-        while len(self._ended()) < count() and time.monotonic() < until:
-            time.sleep(_LOOK_S / 5)
+        if leads():  # the store is here: stay until all have looked
+            until = time.monotonic() + _FAREWELL_S
+            while len(self._ended()) < count() and time.monotonic() < until:
+                time.sleep(_LOOK_S / 5)
+            time.sleep(2 * _LOOK_S)
         os._exit(code)
 
     def _ended(self) -> list[tuple[str, str]]:
