@@ -98,6 +98,17 @@ def wait_for_all() -> None:
     gather()
 
 
+def refuse_differences(values: dict[str, Any], *, free: tuple[str, ...]) -> None:
+    """Raise a UserError unless all processes have these values, but for the keys in `free`; all call it."""
+    first, *others = [told.meta for told in gather(values)]
+    different = [key for key in first if any(other.get(key) != first[key] for other in others)]
+    if set(different) - set(free):
+        names = ", ".join(sorted(set(different) - set(free)))
+        raise UserError(
+            f"The processes were started with different values of {names}; give all the same command and data"
+        )
+
+
 @contextmanager
 def one_first() -> Iterator[None]:
     """Process 0 goes through the block before the others do; all call it."""
@@ -251,13 +262,12 @@ def _open_channels() -> None:
     from jax.experimental import multihost_utils
 
     _here = jax.process_index(), jax.process_count()
-    distributed.global_state.client.wait_at_barrier("kacl_jax/met", MEETING_S * 1000)
+    store: Any = distributed.global_state.client
+    store.wait_at_barrier("kacl_jax/met", MEETING_S * 1000)
     multihost_utils.sync_global_devices("kacl_jax")
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
-    ones = jax.make_array_from_callback(
-        (mesh.size,), everywhere, lambda _: np.ones(1, np.float32)
-    )
+    ones = jax.make_array_from_callback((mesh.size,), everywhere, lambda _: np.ones(1, np.float32))
     jax.block_until_ready(jax.jit(lambda x: x.sum())(ones))
 
 

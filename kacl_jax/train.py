@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kacl_jax import checkpoint, evaluate, feedback_state, fresh, hosts, radiomics, run, score
+from kacl_jax import checkpoint, evaluate, fresh, hosts, radiomics, run, saving, score
 from kacl_jax import config as config_keys
 from kacl_jax.data.pipeline import Batch
 from kacl_jax.experiment import Experiment, prepare
 from kacl_jax.feedback import Feedback
-from kacl_jax.parallel import AXIS
+from kacl_jax.parallel import told_by_all
 from kacl_jax.progress import MetricLog, Progress, summary
 from kacl_jax.tally import Clock, Tally
 
@@ -89,7 +88,7 @@ def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
     experiment = prepare(config, workdir)
     keys = config_keys.flatten(config)
     data = {**experiment.records.checksums, "split": experiment.split.hash}
-    _refuse_other_commands({**keys, **data})
+    hosts.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
     if hosts.leads():
         run.settle_config(
             workdir,
@@ -100,23 +99,6 @@ def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
         )
     hosts.wait_for_all()
     return experiment
-
-
-def _refuse_other_commands(keys: dict[str, Any]) -> None:
-    """All processes must train the same: their configs, their tables and their splits are compared."""
-    first, *others = [told.meta for told in hosts.gather(keys)]
-    different = sorted(
-        key
-        for key in keys
-        if key not in config_keys.FREE_KEYS
-        for other in others
-        if other[key] != first[key]
-    )
-    if different:
-        raise run.UserError(
-            f"The processes were started with different values of {', '.join(dict.fromkeys(different))}; give all the "
-            "same command and the same data"
-        )
 
 
 def _finished(experiment: Experiment) -> dict[str, Any] | None:
@@ -178,7 +160,9 @@ class _Loop:
     ) -> None:
         self.experiment, self.saved, self._interrupt = experiment, saved, interrupt
         parallel, programs = experiment.parallel, experiment.programs
-        step = programs.train_step if hosts.count() == 1 else _asking(programs.train_step)
+        step = (
+            programs.train_step if hosts.count() == 1 else told_by_all(programs.train_step, "asked")
+        )
         self._train_step = parallel.run(
             step, ("replicated", "replicated", "sharded"), donate_state=True
         )
@@ -342,60 +326,26 @@ class _Loop:
     def save(self, taken: int) -> None:
         """A checkpoint of everything that decides how the run goes on: of all processes, written by the first."""
         self._settle()
-        state = self.experiment.parallel.fetch(self._state, "replicated")
         if self.feedback is not None:
             self.tally.failures = dict(self.feedback.failures)
             self.tally.reproducible = self.feedback.reproducible
         self.tally.throughput = self._throughput()
-        visible = self._all_features(taken - 1)
-        told = hosts.gather([dataclasses.asdict(self.tally), self.experiment.batches.get_state()])
-        self.whole_tally = Tally.joined([Tally(**process.meta[0]) for process in told])
-        if hosts.leads():
-            arrays = checkpoint.to_arrays(state, "state")
-            arrays |= {f"feedback/{name}": value for name, value in visible.items()}
-            meta = {
-                "tally": dataclasses.asdict(self.whole_tally),
-                "data": [shard for process in told for shard in process.meta[1]],
-            }
-            self.saved.save(taken, arrays, meta, best=self.tally.best_step)
-        # A process that ends here ends the others: not before it is written.
-        hosts.wait_for_all()
-
-    def _all_features(self, step: int) -> feedback_state.State:
-        """The feedback state of all processes as visible at this step; empty without a pool."""
-        if self.feedback is None:
-            return {}
-        state = self.feedback.state(step)
-        if hosts.count() == 1:
-            return state
-        own = feedback_state.rows(state, self.experiment.own_images)
-        parts = [told.arrays for told in hosts.gather(arrays=own)]
-        return feedback_state.joined(parts, len(state["ready"]))
+        self.whole_tally = saving.save(
+            self.experiment,
+            self.saved,
+            self.feedback,
+            state=self._state,
+            tally=self.tally,
+            taken=taken,
+        )
 
     def _restored_or_new(self) -> Any:
-        experiment = self.experiment
-        latest = checkpoint.shared(self.saved.restore_latest)
-        if latest is None:
-            return experiment.parallel.replicate(experiment.initial_state())
-        state = checkpoint.from_arrays(experiment.state_template(), latest.arrays, "state")
-        if self.feedback is not None:
-            prefix = "feedback/"
-            visible = {
-                k.removeprefix(prefix): v for k, v in latest.arrays.items() if k.startswith(prefix)
-            }
-            if hosts.count() > 1:
-                own = experiment.own_images
-                visible = feedback_state.share(visible, own, counts=hosts.leads())
-            self.feedback.restore(visible)
-        experiment.batches.set_state(experiment.own_part(latest.meta["data"]))
-        self.whole_tally = Tally(**latest.meta["tally"])
-        self.tally = dataclasses.replace(self.whole_tally)
-        if not hosts.leads():
-            best = self.tally.best_step, self.tally.best_auroc
-            self.tally = Tally(*best)
-        self.first_step = latest.step
-        logging.info("Going on from step %d in %s", latest.step, experiment.workdir)
-        return experiment.parallel.replicate(state)
+        found = saving.restore(self.experiment, self.saved, self.feedback)
+        if found is None:
+            return self.experiment.parallel.replicate(self.experiment.initial_state())
+        self.first_step, self.tally, self.whole_tally = found.step, found.tally, found.whole_tally
+        logging.info("Going on from step %d in %s", found.step, self.experiment.workdir)
+        return found.state
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         if self._log is None or self._progress is None:
@@ -442,20 +392,6 @@ class _Loop:
         if step == last:
             self._settle()
             self._stop_profile.close()
-
-
-def _asking(train_step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The per-device train step that also tells all processes whether one of them was asked to stop.
-
-    Its batch has a further column, `asked` bool [b]; its metrics one more, the number of devices that brought it.
-    """
-
-    def step(state: Any, batch: Any) -> Any:
-        rows = {name: column for name, column in batch.items() if name != "asked"}
-        state, metrics, rows = train_step(state, rows)
-        return state, {**metrics, "asked": jax.lax.psum(batch["asked"].any() * 1, AXIS)}, rows
-
-    return step
 
 
 def _no_features(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

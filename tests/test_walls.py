@@ -37,7 +37,7 @@ ORDER = [
     ("results",),
     ("experiment",),
     ("report",),
-    ("score",),
+    ("score", "saving"),
     ("train",),
     ("main",),
     ("sweep",),
