@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lower files never import higher ones. A name stands for the file or the whole folder.
 ORDER = [
     ("errors",),
-    ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"),
+    ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"),
+    ("encoders",),
     ("models", "pool", "parallel", "checkpoint", "run", "progress", "tally", "config", "roi"),
     ("feature_cache", "pretrained", "fresh", "objective", "step", "probe"),
     ("feedback", "outputs"),
@@ -32,7 +33,7 @@ ORDER = [
     ("main",),
     ("sweep",),
 ]
-ALONE = {"data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"}
+ALONE = {"data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"}
 
 
 def part_of(path: Path) -> str:
