@@ -9,28 +9,19 @@ earlier map of cam.stage=3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from kacl_jax.errors import UserError
+from kacl_jax.layers import Conv, Depthwise, DepthwiseConv, batch_norm, max_pool
 
 ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
 
-Depthwise = Literal["shifted", "grouped"]
 Part = Literal["whole", "early", "last"]
-
-# PyTorch's momentum 0.1 is flax's 0.9.
-BATCH_NORM_MOMENTUM = 0.9
-
-# Kaiming-normal on the fan that each network's authors use.
-_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def image_encoder(
@@ -50,149 +41,6 @@ def image_encoder(
     if name == "resnet18":
         return ResNet((2, 2, 2, 2), False, output_stride, dtype, axis_name)
     return ResNet((3, 4, 6, 3), True, output_stride, dtype, axis_name)
-
-
-def batch_norm(
-    name: str, *, train: bool, epsilon: float, dtype: Any, axis_name: str | None
-) -> nn.BatchNorm:
-    """Flax's BatchNorm with this package's momentum, synchronised over `axis_name` in training."""
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=BATCH_NORM_MOMENTUM,
-        epsilon=epsilon,
-        dtype=dtype,
-        axis_name=axis_name,
-        name=name,
-    )
-
-
-class Conv(nn.Module):
-    """Convolution without bias; a 1×1 kernel becomes a matrix product, faster on every backend.
-
-    padding: 'SAME' is TensorFlow's rule, an integer pads every side by that much.
-    """
-
-    features: int
-    kernel: int
-    stride: int
-    padding: int | Literal["SAME"]
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        k, s = self.kernel, self.stride
-        kernel = self.param("kernel", _FAN_OUT, (k, k, x.shape[-1], self.features), jnp.float32)
-        kernel = kernel.astype(self.dtype)
-        if k == 1:
-            return jnp.tensordot(x[:, ::s, ::s], kernel[0, 0], 1)
-        padding = self.padding if isinstance(self.padding, str) else [(self.padding,) * 2] * 2
-        return lax.conv_general_dilated(
-            x, kernel, (s, s), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-
-class DepthwiseConv(nn.Module):
-    """One k×k filter per channel, TensorFlow's 'SAME' padding, no bias.
-
-    'grouped' is XLA's grouped convolution. 'shifted' sums k² shifted products: the same numbers and
-    parameters, several times faster where XLA has no good grouped kernel (CPU).
-    """
-
-    kernel: int
-    stride: int
-    mode: Depthwise
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        k, s, channels = self.kernel, self.stride, x.shape[-1]
-        kernel = self.param("kernel", _FAN_IN, (k, k, 1, channels), jnp.float32)
-        kernel = kernel.astype(self.dtype)
-        if self.mode == "shifted":
-            # Under shard_map a hand-written gradient must vary over the devices exactly as its
-            # argument does: borrow that from x, never its values. Autodiff then adds the psum.
-            kernel = jnp.where(False, lax.stop_gradient(x[:1, :1, :1]), kernel)
-            return _shifted_depthwise(x, kernel[:, :, 0], s)
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (s, s),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=channels,
-        )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_depthwise(x: Array, kernel: Array, stride: int) -> Array:
-    """x [b h w k], kernel [i j k] → [b ceil(h/stride) ceil(w/stride) k]."""
-    out = tuple(-(-side // stride) for side in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), *_same_pads(x, kernel, stride), (0, 0)))
-    return _sum_of_products(padded, kernel, out, stride)
-
-
-def _shifted_depthwise_forward(
-    x: Array, kernel: Array, stride: int
-) -> tuple[Array, tuple[Array, Array]]:
-    return _shifted_depthwise(x, kernel, stride), (x, kernel)
-
-
-def _shifted_depthwise_backward(
-    stride: int, saved: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
-    """The gradient by hand: XLA's own is 2.3 times slower on CPU over Lite0's layers.
-
-    It fuses the kernel's k² reductions into one loop that it does not vectorise; one image at a
-    time (`lax.map`) the data at least stays in the cache.
-    """
-    x, kernel = saved
-    size = kernel.shape[0]
-    pads = _same_pads(x, kernel, stride)
-    # x: the same sum of shifted products, over the dilated cotangent and the turned kernel
-    before = [size - 1 - low for low, _ in pads]
-    after = [
-        side + size - 1 - low - (n - 1) * stride - 1
-        for side, low, n in zip(x.shape[1:3], before, cotangent.shape[1:3], strict=True)
-    ]
-    spread = [(low, high, stride - 1) for low, high in zip(before, after, strict=True)]
-    zero = jnp.zeros((), cotangent.dtype)
-    dilated = lax.pad(cotangent, zero, [(0, 0, 0), *spread, (0, 0, 0)])
-    to_x = _sum_of_products(dilated, kernel[::-1, ::-1], x.shape[1:3], 1)
-    # kernel: one sum over pixels for each shift
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-
-    def one_image(rows: tuple[Array, Array]) -> Array:
-        image, ct = rows[0][None], rows[1]
-        return jnp.stack(
-            [
-                (window[0] * ct).sum((0, 1), dtype=jnp.float32)
-                for window in _windows(image, size, ct.shape[:2], stride)
-            ]
-        )
-
-    to_kernel = lax.map(one_image, (padded, cotangent)).sum(0)
-    return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
-
-
-_shifted_depthwise.defvjp(_shifted_depthwise_forward, _shifted_depthwise_backward)
-
-
-def _same_pads(x: Array, kernel: Array, stride: int) -> Sequence[tuple[int, int]]:
-    return lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
-
-
-def _windows(x: Array, size: int, out: Sequence[int], stride: int) -> Iterator[Array]:
-    """The size² views of padded x [b h w k] that one kernel cell each sees, [b *out k]."""
-    for i in range(size):
-        for j in range(size):
-            rows = x[:, i : i + (out[0] - 1) * stride + 1 : stride]
-            yield rows[:, :, j : j + (out[1] - 1) * stride + 1 : stride]
-
-
-def _sum_of_products(x: Array, kernel: Array, out: Sequence[int], stride: int) -> Array:
-    cells = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-    views = _windows(x, kernel.shape[0], out, stride)
-    return reduce(jnp.add, [view * cell for view, cell in zip(views, cells, strict=True)])
 
 
 class ResNetBlock(nn.Module):
@@ -253,7 +101,7 @@ class ResNet(nn.Module):
                 "bn1", train=train, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name
             )
             x = nn.relu(norm(x))
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = max_pool(x)
             for stage in (0, 1, 2):
                 x = self._stage(stage, 1 if stage == 0 else 2, x, train)
         if part != "early":

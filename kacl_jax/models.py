@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from kacl_jax.encoders import BATCH_NORM_MOMENTUM, Depthwise, image_encoder
+from kacl_jax.encoders import image_encoder
+from kacl_jax.layers import BATCH_NORM_MOMENTUM, Depthwise
 
 # With fewer ready rows over all devices no radiomics statistic moves and, by the same rule in the
 # train step, there is no contrastive loss.

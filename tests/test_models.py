@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from kacl_jax.encoders import ENCODERS, DepthwiseConv, ResNet
+from kacl_jax.encoders import ENCODERS, ResNet
 from kacl_jax.errors import UserError
+from kacl_jax.layers import DepthwiseConv, batch_norm, max_pool
 from kacl_jax.models import (
     KACL,
     MIN_READY_ROWS,
@@ -146,6 +147,57 @@ def test_shifted_and_grouped_depthwise_are_the_same_function(
     )
 
 
+def pulled(function: Any, *arguments: Any) -> Any:
+    """Value and gradients under a cotangent that is different everywhere."""
+
+    def run(*arguments: Any) -> Any:
+        out, pull = jax.vjp(function, *arguments)
+        return out, *pull(jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype))
+
+    return jax.jit(run)(*arguments)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (3, 2), (1, 1)])
+def test_max_pool_and_its_gradient_are_those_of_the_plain_window(size: tuple[int, int]) -> None:
+    """After a ReLU, where half of the cells are equal: the first of them gets the gradient."""
+    x = np.random.default_rng(0).normal(size=(2, *size, 5)).astype(np.float32).clip(0)
+    plain = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    (value, gradient), (expected, plain_gradient) = pulled(max_pool, x), pulled(plain, x)
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_allclose(gradient, plain_gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(jnp.float32, 1e-4), (jnp.bfloat16, 3e-2)])
+def test_batch_norm_its_gradient_and_statistics_are_those_of_flax(
+    dtype: Any, tolerance: float
+) -> None:
+    rng = np.random.default_rng(0)
+    x = (3 * rng.normal(size=(4, 5, 6, 7)) + 2).astype(np.float32)
+    params = {name: rng.uniform(0.5, 2, 7).astype(np.float32) for name in ("scale", "bias")}
+    stats = {name: rng.uniform(0.5, 2, 7).astype(np.float32) for name in ("mean", "var")}
+    results = []
+    for train in (True, False):
+        ours = batch_norm("bn", train=train, epsilon=1e-3, dtype=dtype, axis_name=None)
+        flax = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-3, dtype=dtype)
+        for layer in (ours, flax):
+
+            def apply(params: Any, x: Any, layer: Any = layer) -> Any:
+                variables = {"params": params, "batch_stats": stats}
+                return layer.apply(variables, x.astype(dtype), mutable=["batch_stats"])
+
+            out = pulled(lambda *a, apply=apply: apply(*a)[0], params, x)
+            assert out[0].dtype == dtype
+            results.append((out, jax.jit(apply)(params, x)[1]))
+    for found, expected in (results[:2], results[2:]):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                a.astype(np.float32), b.astype(np.float32), rtol=tolerance, atol=tolerance
+            ),
+            found,
+            expected,
+        )
+
+
 def test_bfloat16_stays_close_and_leaves_parameters_and_outputs_in_float32() -> None:
     images = batch(8, 64)[0]
     maps = []
@@ -206,6 +258,32 @@ def test_image_batch_norm_on_four_devices_is_that_of_the_global_batch() -> None:
         lambda a, b: np.abs(a - b).max(), expected[1], {"batch_stats": variables["batch_stats"]}
     )
     assert min(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_the_batch_norm_gradient_on_four_devices_is_that_of_the_global_batch() -> None:
+    rng = np.random.default_rng(0)
+    x = (3 * rng.normal(size=(8, 3, 4, 5)) + 2).astype(np.float32)
+    weight = rng.normal(size=x.shape).astype(np.float32)
+    params = {"scale": np.full(5, 1.5, np.float32), "bias": np.ones(5, np.float32)}
+    stats = {"mean": np.zeros(5, np.float32), "var": np.ones(5, np.float32)}
+
+    def gradients(params: Any, x: Any, weight: Any, layer: nn.Module, axis: str | None) -> Any:
+        def loss(params: Any, x: Any) -> Any:
+            variables = {"params": params, "batch_stats": stats}
+            out, _ = layer.apply(variables, x, mutable=["batch_stats"])
+            total = (out**2 * weight).sum()
+            return total if axis is None else jax.lax.psum(total, axis)
+
+        to_params, to_x = jax.grad(loss, argnums=(0, 1))(params, x)
+        return to_x, to_params
+
+    flax = nn.BatchNorm(False, momentum=0.9, epsilon=1e-5)
+    expected = jax.jit(partial(gradients, layer=flax, axis=None))(params, x, weight)
+    ours = batch_norm("bn", train=True, epsilon=1e-5, dtype=jnp.float32, axis_name="data")
+    found = on_four_devices(partial(gradients, layer=ours, axis="data"), params, x, weight)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected
+    )
 
 
 @pytest.mark.parametrize("mode", ["shifted", "grouped"])

@@ -18,8 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     ("errors",),
     ("atomic",),
-    ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"),
-    ("prepare",),
+    ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"),
+    ("encoders", "prepare"),
     ("models", "pool", "parallel", "run", "progress", "tally", "config", "roi"),
     ("hosts", "shards"),
     (
@@ -44,7 +44,7 @@ ORDER = [
     ("main",),
     ("sweep",),
 ]
-ALONE = {"data", "radiomics", "metrics", "gradcam", "losses", "augment", "encoders", "torch_file"}
+ALONE = {"data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"}
 
 
 def part_of(path: Path) -> str:
