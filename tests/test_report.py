@@ -22,6 +22,7 @@ from toy_root import toy_outputs, toy_records, toy_split
 
 from kacl_jax import config as config_keys
 from kacl_jax import evaluate, gradcam, results, run, score
+from kacl_jax.data.images import PngFiles
 from kacl_jax.errors import UserError
 from kacl_jax.outputs import Outputs
 from kacl_jax.radiomics import FEATURE_NAMES, extract
@@ -115,7 +116,7 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
     records = dataclasses.replace(
         records,
         names=np.array(names),
-        paths=tuple(paths[i % 3] for i in range(len(names))),
+        images=PngFiles(tuple(paths[i % 3] for i in range(len(names)))),
         **changes,
     )
     split = toy_split(records)
