@@ -194,7 +194,7 @@ def _found(mode: str) -> dict[str, Any] | None:
             )
         )
         return words | {"cluster_detection_method": "deactivate"} if numbers[0] > 1 else None
-    cluster = _cluster(mode)
+    cluster = _cluster()
     if cluster is not None:
         name, processes = cluster
         return {"cluster_detection_method": name} if processes > 1 else None
@@ -212,15 +212,14 @@ def _found(mode: str) -> dict[str, Any] | None:
     return None
 
 
-def _cluster(mode: str) -> tuple[str, int] | None:
+def _cluster() -> tuple[str, int] | None:
     """Name and number of processes of the cluster that jax finds itself in."""
     # The detection that jax.distributed.initialize() uses; it has no public name.
     from jax._src.clusters import ClusterEnv
 
-    allowed = (*_CLUSTERS, "k8s") if mode == "on" else _CLUSTERS
     try:
         for kind in ClusterEnv._cluster_types:
-            if kind.name in allowed and kind.is_env_present():
+            if kind.name in _CLUSTERS and kind.is_env_present():
                 return kind.name, kind.get_process_count()
     # Anything, from a variable that is no number to a metadata server that does not answer.
     except Exception as error:
