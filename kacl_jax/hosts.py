@@ -231,22 +231,21 @@ def _cluster() -> tuple[str, int] | None:
 
 
 def _meet(found: dict[str, Any]) -> None:
+    global _if_aborted
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from `run.Interrupt`.
     jax.config.update("jax_enable_preemption_service", False)
-    _lost_is_told()
+    _aborts_are_told()
     try:
         jax.distributed.initialize(
             **found, initialization_timeout=MEETING_S, heartbeat_timeout_seconds=HEARTBEAT_S
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"The processes of this run did not find each other ({error}); start all of them, each with its own "
-            "process id, and let the coordinator's port through"
-        ) from error
+        raise UserError(f"{_MISSED} ({error})") from error
     _open_channels()
+    _if_aborted = run.INTERRUPTED, _LOST
 
 
 def _open_channels() -> None:
@@ -279,26 +278,33 @@ def _whole(name: str, text: str) -> int:
 
 # ---- how they end ---------------------------------------------------------------------------------------------
 
+_MISSED = (
+    "The processes of this run did not find each other in time (jax's reason is above); start all of them, each with "
+    "its own process id, and let the coordinator's port through."
+)
 _LOST = (
     "Another process of this run was lost (or jax gave up for the reason above). The checkpoints are intact; the same "
     "command, started on all hosts, goes on from the last one."
 )
-_code: int | None = None  # this process's exit code, once it is decided
+_if_aborted = (
+    run.USER_ERROR,
+    _MISSED,
+)  # this process's exit code and last words, were jax to abort it now
 
 
-def _lost_is_told() -> None:
+def _aborts_are_told() -> None:
     """jax ends a process that misses another one by abort(), from C++: make it an exit code and a sentence."""
-    abort = ctypes.CDLL(None)
-    abort.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    abort.signal.restype = ctypes.c_void_p
-    abort.signal(signal.SIGABRT, ctypes.cast(_aborted, ctypes.c_void_p))
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(_aborted, ctypes.c_void_p))
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
-    if _code is None:
-        os.write(2, f"\n{_LOST}\n".encode())
-    os._exit(run.INTERRUPTED if _code is None else _code)
+    code, words = _if_aborted
+    os.write(2, f"\n{words}\n".encode())
+    os._exit(code)
 
 
 class _Watch:
@@ -338,9 +344,9 @@ class _Watch:
                 self._end(told["code"], told["words"], f"\nProcess {name} ended: {told['words']}")
 
     def _end(self, code: int, words: str, line: str) -> NoReturn:
-        global _code
+        global _if_aborted
         self._ending.acquire()
-        _code = code
+        _if_aborted = code, ""
         print(line, file=sys.stderr, flush=True)
         sys.stdout.flush()
         import jax

@@ -285,6 +285,20 @@ def test_half_a_description_is_refused(
         found(monkeypatch, mode, env)
 
 
+def test_a_process_that_stays_alone_says_so() -> None:
+    code = (
+        "from kacl_jax import hosts; hosts.MEETING_S = 2\n"
+        "with hosts.connected('auto'): print('here')"
+    )
+    env = (
+        os.environ | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "localhost:9", "PYTHONPATH": str(REPO)}
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == run.USER_ERROR, done.stderr
+    assert "did not find each other" in done.stderr
+    assert "here" not in done.stdout
+
+
 # ---- what is shared out ---------------------------------------------------------------------------------------
 
 
