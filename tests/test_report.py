@@ -422,7 +422,7 @@ def test_one_test_image(case: Case) -> None:
 def test_results_are_written_before_the_page_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "checkpoint", MagicMock())
+    monkeypatch.setattr(score, "checkpoint", MagicMock(shared=lambda read: read()))
     monkeypatch.setattr(score, "evaluate", MagicMock())
     monkeypatch.setattr(score, "record", MagicMock())
     for name in ("write_predictions", "write_boxes"):
