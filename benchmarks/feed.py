@@ -8,8 +8,8 @@ a busy machine does not change them), contenders interleaved, medians of several
   PNG 512     decoded
   prepared    what `python -m kacl_jax.prepare --size=512` makes of the PNG 512 files
   Pillow + PyTorch DataLoader    the same files, as their users would write it; left out where torch is not installed
-With --steps, the loop itself then trains on the PNG 512 files and on the prepared data (focal loss only: the shortest
-step, so the least time to hide behind), and tells which share of a step it waited for its batch.
+With --steps, the loop itself then trains on the PNG 512 files and on the prepared data at 224 px (focal loss only: the
+shortest step, so the least time to hide behind), and tells which share of a step it waited for its batch.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from kacl_jax.data.nih import Records, read_records
 from kacl_jax.prepare import prepare
 
 SIZE, BATCH = 512, 32
+STEP_SIZE = 224  # of the loop: pictures of SIZE are reduced to it as they are read
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 _HAS_TORCH = importlib.util.find_spec("torch") is not None
 _TORCH = "Pillow + DataLoader"
@@ -56,7 +57,7 @@ def main() -> None:
         found: dict[str, Any] = {"images_per_core_s": feeding(roots, flags.images, flags.rounds)}
         if flags.steps:
             found["data_wait"] = {
-                name: waiting(roots[name], Path(folder) / name.replace(" ", ""), flags.steps)
+                name: waiting(name, roots[name], Path(folder) / name.replace(" ", ""), flags.steps)
                 for name in ("PNG 512", "prepared")
             }
     if flags.out:
@@ -128,12 +129,12 @@ def pillow(paths: list[Path]) -> Iterator[int]:
         yield len(batch)
 
 
-def waiting(root: Path, workdir: Path, steps: int) -> dict[str, float]:
+def waiting(name: str, root: Path, workdir: Path, steps: int) -> dict[str, float]:
     """Trains that many steps by the command itself, stops it, and reads the share of waiting from its log."""
     batch = 16
     command = [
         sys.executable, "-m", "kacl_jax.main", "--config=configs/nih.py:pooled",
-        f"--workdir={workdir}", f"--config.data.root={root}", f"--config.data.image_size={SIZE}",
+        f"--workdir={workdir}", f"--config.data.root={root}", f"--config.data.image_size={STEP_SIZE}",
         f"--config.train.batch_size={batch}", "--config.model.encoder=efficientnet_lite0",
         "--config.model.pretrained=", "--config.model.output_stride=32",
         "--config.loss.focal_weight=1.0", "--config.loss.box_weight=0.0", "--config.log_every=1",
@@ -147,15 +148,21 @@ def waiting(root: Path, workdir: Path, steps: int) -> dict[str, float]:
     if len(lines) < steps:
         raise SystemExit(f"the run in {workdir} ended after {len(lines)} steps")
     # The first batches are waited for while files are opened and the step compiles.
-    first, last = (lines[k] for k in (4, steps - 1))
-    seconds = [(line["step"] - 2) * batch / line["images_per_s"] for line in (first, last)]
-    step_s = (seconds[1] - seconds[0]) / (steps - 5)
-    wait_s = (last["wait_data_s"] - first["wait_data_s"]) / (steps - 5)
+    lines = lines[4:steps]
+    since = [(line["step"] - 2) * batch / line["images_per_s"] for line in lines]
+    took = np.diff(since)
+    waits = np.diff([line["wait_data_s"] for line in lines])
+    found = {
+        "step_s": float(took.mean()),
+        "wait_s": float(waits.mean()),
+        "median_wait_s": float(np.median(waits)),
+        "share": float(waits.sum() / took.sum()),
+    }
     print(
-        f"{root.name:24}step {step_s:.2f} s, waited for data {1e3 * wait_s:.2f} ms: "
-        f"{wait_s / step_s:.3%} of a step"
+        f"{name:24}step {found['step_s']:.2f} s, waited {1e3 * found['wait_s']:.1f} ms (median "
+        f"{1e3 * found['median_wait_s']:.1f}): {found['share']:.3%} of a step"
     )
-    return {"step_s": step_s, "wait_s": wait_s, "share": wait_s / step_s}
+    return found
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:
