@@ -21,13 +21,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kacl_jax import checkpoint, evaluate, fresh, radiomics, run, score
+from kacl_jax import checkpoint, compilation, evaluate, fresh, radiomics, run, score
 from kacl_jax import config as config_keys
 from kacl_jax.data.pipeline import Batch
 from kacl_jax.experiment import Experiment, prepare
 from kacl_jax.feedback import Feedback
 from kacl_jax.progress import MetricLog, Progress, summary
-from kacl_jax.tally import Clock, Tally
+from kacl_jax.tally import Clock, Tally, timed
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -83,6 +83,7 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
     """The parts of the run, and its config.json; a changed config is refused."""
+    compilation.keep_in(workdir / "compilation_cache")
     experiment = prepare(config, workdir)
     run.settle_config(
         workdir,
@@ -174,8 +175,8 @@ class _Loop:
         """Dispatch step `step`, then see to what the step before it left."""
         self._profile(step)
         self._clock.start()
-        batch = next(self.experiment.batches)
-        self._clock.data_is_here()
+        with self._clock.part("data_s"):
+            batch = next(self.experiment.batches)
         if self.experiment.lag == 0 and self.feedback is not None:
             (rows,) = self._region_step(self._state, self._placed(batch, *_no_features(batch)))
             self._mark_regions(step, batch, rows)
@@ -201,6 +202,7 @@ class _Loop:
         self.tally.age_sum += int(found.age[found.ready].sum())
         return found.radiomics, found.ready, found.age
 
+    @timed("to_device_s")
     def _placed(
         self, batch: Batch, radiomics: np.ndarray, ready: np.ndarray, age: np.ndarray
     ) -> Any:
@@ -213,6 +215,8 @@ class _Loop:
         if self._in_flight is None:
             return
         done, self._in_flight = self._in_flight, None
+        with self._clock.part("device_s"):
+            jax.block_until_ready(done.metrics)
         metrics = self.experiment.parallel.fetch(done.metrics, "replicated")
         if metrics["bad_step"] >= 0:
             self._stop_non_finite(int(metrics["bad_step"]), done.batch)
@@ -222,9 +226,12 @@ class _Loop:
             self._mark_regions(done.step, done.batch, done.rows)
         self._report(done.step, {k: float(v) for k, v in metrics.items() if k != "bad_step"})
 
+    @timed("regions_s")
     def _mark_regions(self, step: int, batch: Batch, rows: Any) -> None:
         """Grad-CAM → region of interest → radiomics worker."""
         assert self.feedback is not None
+        with self._clock.part("device_s"):
+            jax.block_until_ready(rows)
         host = self.experiment.parallel.fetch(rows, "sharded")
         masks, origin = self.experiment.region_rule.mark(
             host["cam"], host["box_finding"], batch["boxes"], batch["image_id"], step
@@ -252,6 +259,7 @@ class _Loop:
 
     # ---- between the steps ------------------------------------------------------------------------------------
 
+    @timed("validation_s")
     def validate(self, taken: int) -> None:
         """Mean AUROC of the validation patients; remembers the best step."""
         self._settle()
@@ -277,6 +285,7 @@ class _Loop:
             f"(best {self.tally.best_auroc or float('nan'):.3f})"
         )
 
+    @timed("checkpoint_s")
     def save(self, taken: int) -> None:
         """A checkpoint of everything that decides how the run goes on."""
         self._settle()
@@ -347,7 +356,7 @@ class _Loop:
         return {
             "images_per_s": images / clock.seconds if clock.seconds else 0.0,
             "rois_per_s": rois / clock.total if clock.total else 0.0,
-            "waits": {"data_s": clock.data_wait, "radiomics_s": waited},
+            "waits": {**clock.parts, "radiomics_s": waited},
         }
 
     def _profile(self, step: int) -> None:
