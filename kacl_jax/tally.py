@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+# Where the loop's own thread spends its time beside dispatching steps: waiting for a batch, moving it to the devices,
+# waiting for the devices' step, marking regions, validating, saving.
+PARTS = (
+    "data_s",
+    "to_device_s",
+    "device_s",
+    "regions_s",
+    "validation_s",
+    "checkpoint_s",
+)
 
 
 @dataclasses.dataclass
@@ -59,20 +73,22 @@ class Tally:
 
 
 class Clock:
-    """Seconds spent in turns: of all, of those after compilation, and waiting for data."""
+    """Seconds of the loop: in turns, in turns after compilation, and in each of its parts.
+
+    A part within another one counts as its own only, so the parts add up.
+    """
 
     _COMPILING = 2
 
     def __init__(self) -> None:
-        self.total = self.seconds = self.data_wait = 0.0
+        self.total = self.seconds = 0.0
         self.steps = -self._COMPILING
-        self._started = 0.0
+        self.parts = dict.fromkeys(PARTS, 0.0)
+        self._open: list[str] = []
+        self._started = self._changed = 0.0
 
     def start(self) -> None:
         self._started = time.monotonic()
-
-    def data_is_here(self) -> None:
-        self.data_wait += time.monotonic() - self._started
 
     def stop(self) -> None:
         took = time.monotonic() - self._started
@@ -80,3 +96,37 @@ class Clock:
         self.steps += 1
         if self.steps > 0:
             self.seconds += took
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what happens within as `name`, one of PARTS."""
+        self._charge()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def _charge(self) -> None:
+        now = time.monotonic()
+        if self._open:
+            self.parts[self._open[-1]] += now - self._changed
+        self._changed = now
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def timed(name: str) -> Callable[[Method], Method]:
+    """Decorates a method whose whole time is that part of its owner's `_clock`."""
+
+    def decorate(method: Method) -> Method:
+        @functools.wraps(method)
+        def within(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with self._clock.part(name):
+                return method(self, *args, **kwargs)
+
+        return cast(Method, within)
+
+    return decorate

@@ -21,14 +21,24 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kacl_jax import checkpoint, evaluate, fresh, hosts, radiomics, run, saving, score
+from kacl_jax import (
+    checkpoint,
+    compilation,
+    evaluate,
+    fresh,
+    hosts,
+    radiomics,
+    run,
+    saving,
+    score,
+)
 from kacl_jax import config as config_keys
 from kacl_jax.data.pipeline import Batch
 from kacl_jax.experiment import Experiment, prepare
 from kacl_jax.feedback import Feedback
 from kacl_jax.parallel import told_by_all
 from kacl_jax.progress import MetricLog, Progress, summary
-from kacl_jax.tally import Clock, Tally
+from kacl_jax.tally import Clock, Tally, timed
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -85,6 +95,7 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
     """The parts of the run, and its config.json; a changed config is refused."""
+    compilation.keep_in(workdir / "compilation_cache")
     experiment = prepare(config, workdir)
     keys = config_keys.flatten(config)
     data = {**experiment.records.checksums, "split": experiment.split.hash}
@@ -207,8 +218,8 @@ class _Loop:
         """Dispatch step `step`, then see to what the step before it left."""
         self._profile(step)
         self._clock.start()
-        batch = next(self.experiment.batches)
-        self._clock.data_is_here()
+        with self._clock.part("data_s"):
+            batch = next(self.experiment.batches)
         if self.experiment.lag == 0 and self.feedback is not None:
             (rows,) = self._region_step(self._state, self._placed(batch, *_no_features(batch)))
             self._mark_regions(step, batch, rows)
@@ -234,6 +245,7 @@ class _Loop:
         self.tally.age_sum += int(found.age[found.ready].sum())
         return found.radiomics, found.ready, found.age
 
+    @timed("to_device_s")
     def _placed(
         self, batch: Batch, radiomics: np.ndarray, ready: np.ndarray, age: np.ndarray
     ) -> Any:
@@ -247,6 +259,8 @@ class _Loop:
         if self._in_flight is None:
             return
         done, self._in_flight = self._in_flight, None
+        with self._clock.part("device_s"):
+            jax.block_until_ready(done.metrics)
         metrics = self.experiment.parallel.fetch(done.metrics, "replicated")
         self._someone_asked |= bool(metrics.pop("asked", 0) > 0)
         if metrics["bad_step"] >= 0:
@@ -257,9 +271,12 @@ class _Loop:
             self._mark_regions(done.step, done.batch, done.rows)
         self._report(done.step, {k: float(v) for k, v in metrics.items() if k != "bad_step"})
 
+    @timed("regions_s")
     def _mark_regions(self, step: int, batch: Batch, rows: Any) -> None:
         """Grad-CAM → region of interest → radiomics worker."""
         assert self.feedback is not None
+        with self._clock.part("device_s"):
+            jax.block_until_ready(rows)
         host = self.experiment.parallel.fetch(rows, "sharded")
         masks = []
         # Shard by shard: a region may depend on the others it is marked with.
@@ -296,6 +313,7 @@ class _Loop:
 
     # ---- between the steps ------------------------------------------------------------------------------------
 
+    @timed("validation_s")
     def validate(self, taken: int) -> None:
         """Mean AUROC of the validation patients; remembers the best step."""
         self._settle()
@@ -323,6 +341,7 @@ class _Loop:
             f"(best {self.tally.best_auroc or float('nan'):.3f})"
         )
 
+    @timed("checkpoint_s")
     def save(self, taken: int) -> None:
         """A checkpoint of everything that decides how the run goes on: of all processes, written by the first."""
         self._settle()
@@ -381,7 +400,7 @@ class _Loop:
         return {
             "images_per_s": images / clock.seconds if clock.seconds else 0.0,
             "rois_per_s": rois / clock.total if clock.total else 0.0,
-            "waits": {"data_s": clock.data_wait, "radiomics_s": waited},
+            "waits": {**clock.parts, "radiomics_s": waited},
         }
 
     def _profile(self, step: int) -> None:

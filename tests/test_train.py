@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from kacl_jax import checkpoint, experiment, models, parallel, run, train
+from kacl_jax import checkpoint, experiment, models, parallel, run, tally, train
 from kacl_jax.data.pipeline import TrainBatches
 from kacl_jax.errors import UserError
 from kacl_jax.feedback import Feedback
@@ -31,7 +31,7 @@ from kacl_jax.radiomics import FEATURE_NAMES
 REPO = Path(__file__).resolve().parents[1]
 SCRIPT = REPO / "tests" / "tiny_run.py"
 STEPS = 12
-TIMES = ("images_per_s", "rois_per_s", "wait_data_s", "wait_radiomics_s")
+TIMES = ("images_per_s", "rois_per_s", *(f"wait_{name}" for name in (*tally.PARTS, "radiomics_s")))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ ORDER = [
     ("atomic",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"),
     ("encoders", "prepare"),
-    ("models", "pool", "parallel", "run", "progress", "tally", "config", "roi"),
+    ("models", "pool", "parallel", "run", "progress", "tally", "config", "roi", "compilation"),
     ("hosts", "shards"),
     (
         "checkpoint",

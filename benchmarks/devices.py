@@ -1,0 +1,41 @@
+"""How fast a device could be at best: the denominator of model FLOP utilisation."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 peak of one jax device in FLOP/s, by the beginning of its device_kind.
+PEAK = {
+    "TPU v6 lite": 918e12,  # cloud.google.com/tpu/docs/v6e
+    "TPU v5 lite": 197e12,  # cloud.google.com/tpu/docs/v5e
+    "TPU v5p": 459e12,  # cloud.google.com/tpu/docs/v5p
+    "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
+    "NVIDIA H200": 989e12,  # NVIDIA H200 data sheet, SXM
+    "NVIDIA H100 80GB HBM3": 989e12,  # NVIDIA H100 data sheet, SXM, without sparsity
+    "NVIDIA H100 PCIe": 756e12,  # the same
+    "NVIDIA A100": 312e12,  # NVIDIA A100 data sheet
+}
+
+
+def peak(device: jax.Device) -> tuple[float | None, str]:
+    """(FLOP/s, where the figure comes from); a CPU is measured, an unknown accelerator has None."""
+    if device.platform == "cpu":
+        return _matmul_rate(), "the fastest of ten float32 products of 2048×2048 matrices, this run"
+    for kind, flops in PEAK.items():
+        if device.device_kind.startswith(kind):
+            return flops, "data sheet, dense bfloat16"
+    return None, f"no data sheet figure is known here for {device.device_kind!r}"
+
+
+def _matmul_rate(side: int = 2048) -> float:
+    x = jnp.ones((side, side))
+    product = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)

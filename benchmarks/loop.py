@@ -1,0 +1,159 @@
+"""The real loop, timed: images/s, where a step's time goes, FLOP, utilisation, compilation, memory. Prints JSON.
+
+    python -m benchmarks.loop --config=configs/bench.py [--config.data.root=…] [--json=FILE] [--workdir=DIR]
+
+The workdir (default: a temporary one) keeps the compilation cache: on the same workdir a second call shows what a
+warm start compiles. Checkpoints of an earlier call there are removed first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from benchmarks import devices
+from kacl_jax import checkpoint, compilation, experiment, train
+from kacl_jax.radiomics import FEATURE_NAMES
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/bench.py", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Default: a temporary folder.")
+_JSON = flags.DEFINE_string("json", None, "Also write the JSON here.")
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_FROM_CACHE = "/jax/compilation_cache/cache_hits"
+_ANEW = "/jax/compilation_cache/cache_misses"
+IN_A_STEP = ("data_s", "to_device_s", "device_s", "regions_s")
+
+
+class Repeated:
+    """Hands out the first batch again and again, and is the pipeline in all else."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches, self._batch = batches, next(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self._batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batches, name)
+
+
+def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Train as the config says and tell what it took."""
+    compile_s, events = [], Counter[str]()
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compile_s.append(seconds) if name == _COMPILED else None
+    )
+    jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
+    workdir = workdir.absolute()
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    compilation.keep_in(workdir / "compilation_cache")
+    parts = experiment.prepare(config, workdir)
+    synthetic = config.data.root == "phantom"
+    if synthetic:
+        parts = dataclasses.replace(parts, batches=Repeated(parts.batches))
+    tally = train.train(parts, checkpoint.Checkpoints(workdir / "checkpoints"))
+    told, device = tally.throughput, parts.parallel.devices[0]
+    compiled = {"s": sum(compile_s), "programs": events[_ANEW], "from_cache": events[_FROM_CACHE]}
+    images_per_s = told["images_per_s"]
+    step_s = config.train.batch_size / images_per_s
+    flops = _flops(parts)
+    best, source = devices.peak(device)
+    return {
+        "device": f"{len(parts.parallel.devices)} × {device.platform}:{device.device_kind}",
+        "host": {"cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "jax": jax.__version__,
+        "config": {
+            "encoder": config.model.encoder,
+            "dtype": config.model.dtype,
+            "image_size": config.data.image_size,
+            "batch_size": config.train.batch_size,
+            "lag": config.feedback.lag,
+            "backend": config.radiomics.backend,
+        },
+        "batch": "synthetic: one batch, in memory" if synthetic else "real: through the pipeline",
+        "steps": parts.total_steps,
+        "images_per_s": images_per_s,
+        "rois_per_s": told["rois_per_s"],
+        "step_s": step_s,
+        "split": _split(told["waits"], parts.total_steps, config.train.epochs, step_s),
+        "flop_per_step_and_device": flops,
+        "peak_flop_per_s": {"value": best, "source": source},
+        "model_flop_utilisation": None if best is None else flops / step_s / best,
+        "compilation": compiled,
+        "memory": _memory(device),
+        "feedback": tally.feedback(),
+    }
+
+
+def _split(waits: dict[str, float], steps: int, epochs: int, step_s: float) -> dict[str, float]:
+    """Seconds per step of the loop's thread; the first steps, which compile, count in the parts but not in `step_s`."""
+    per_step = {name: waits[name] / steps for name in IN_A_STEP}
+    return {
+        **per_step,
+        "radiomics_s": waits["radiomics_s"] / steps,
+        "rest_s": step_s - sum(per_step.values()),
+        "validation_s_per_epoch": waits["validation_s"] / epochs,
+        "checkpoint_s_per_epoch": waits["checkpoint_s"] / epochs,
+    }
+
+
+def _flops(parts: experiment.Experiment) -> float:
+    """As XLA counts them in the compiled step, on one device."""
+    batch = dict(next(parts.batches))
+    b = len(batch["image_id"])
+    batch |= {
+        "radiomics": np.zeros((b, len(FEATURE_NAMES)), np.float32),
+        "ready": np.zeros(b, bool),
+        "age": np.zeros(b, np.int32),
+    }
+    step = parts.parallel.run(
+        parts.programs.train_step, ("replicated", "replicated", "sharded"), donate_state=True
+    )
+    state = parts.parallel.replicate(parts.initial_state())
+    compiled = step.lower(state, parts.parallel.shard(batch)).compile()
+    found: float = compiled.cost_analysis()["flops"]
+    return found
+
+
+def _memory(device: jax.Device) -> dict[str, float | None]:
+    """Peak bytes: of the device where it tells, of this process, of the largest of its workers."""
+    told = device.memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "device": told.get("peak_bytes_in_use"),
+        "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "largest_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit,
+    }
+
+
+def main(_: list[str]) -> None:
+    logging.getLogger().setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as temporary:
+        found = measure(_CONFIG.value, Path(_WORKDIR.value or Path(temporary) / "run"))
+    text = json.dumps(found, indent=1, allow_nan=False)
+    print(text)
+    if _JSON.value:
+        Path(_JSON.value).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

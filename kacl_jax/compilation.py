@@ -1,0 +1,38 @@
+"""The persistent compilation cache: a second start of a command compiles nothing anew."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import jax
+
+_ZLIB = b"\x78"  # how a zlib stream begins; jax uses zstd instead where it is installed
+
+
+def keep_in(folder: Path) -> None:
+    """Keep every compiled program in `folder`, unless JAX_COMPILATION_CACHE_DIR names another place.
+
+    Call it before the first compilation; of several calls in one process the first counts. Entries that a kill left
+    half written are deleted: jax would compile them anew at every start, and never write them again.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    for entry in folder.glob("*-cache"):
+        if not _whole(entry.read_bytes()):
+            entry.unlink(missing_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Many small programs add up to seconds.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _whole(entry: bytes) -> bool:
+    if entry[:1] != _ZLIB:
+        return bool(entry)
+    try:
+        zlib.decompress(entry)  # ends with a checksum
+    except zlib.error:
+        return False
+    return True
