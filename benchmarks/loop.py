@@ -30,10 +30,6 @@ from benchmarks import devices
 from kacl_jax import checkpoint, compilation, experiment, train
 from kacl_jax.radiomics import FEATURE_NAMES
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/bench.py", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Default: a temporary folder.")
-_JSON = flags.DEFINE_string("json", None, "Also write the JSON here.")
-
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FROM_CACHE = "/jax/compilation_cache/cache_hits"
 _ANEW = "/jax/compilation_cache/cache_misses"
@@ -146,14 +142,18 @@ def _memory(device: jax.Device) -> dict[str, float | None]:
 
 
 def main(_: list[str]) -> None:
+    told = flags.FLAGS
     logging.getLogger().setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:
-        found = measure(_CONFIG.value, Path(_WORKDIR.value or Path(temporary) / "run"))
+        found = measure(told.config, Path(told.workdir or Path(temporary) / "run"))
     text = json.dumps(found, indent=1, allow_nan=False)
     print(text)
-    if _JSON.value:
-        Path(_JSON.value).write_text(text + "\n")
+    if told.json:
+        Path(told.json).write_text(text + "\n")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/bench.py", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Default: a temporary folder.")
+    flags.DEFINE_string("json", None, "Also write the JSON here.")
     app.run(main)
