@@ -90,7 +90,7 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "images_per_s": images_per_s,
         "rois_per_s": told["rois_per_s"],
         "step_s": step_s,
-        "split": _split(told["waits"], parts.total_steps, config.train.epochs, step_s),
+        "split": _split(told["waits"], parts.total_steps, step_s),
         "flop_per_step_and_device": flops,
         "peak_flop_per_s": {"value": best, "source": source},
         "model_flop_utilisation": None if best is None else flops / step_s / best,
@@ -100,15 +100,18 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     }
 
 
-def _split(waits: dict[str, float], steps: int, epochs: int, step_s: float) -> dict[str, float]:
-    """Seconds per step of the loop's thread; the first steps, which compile, count in the parts but not in `step_s`."""
+def _split(waits: dict[str, float], steps: int, step_s: float) -> dict[str, float]:
+    """Seconds per step of the loop's thread, and of the whole run for validation and all checkpoints but the last.
+
+    The first two steps, which compile, count in the parts but not in `step_s`. Waiting for radiomics lies in the rest.
+    """
     per_step = {name: waits[name] / steps for name in IN_A_STEP}
     return {
         **per_step,
         "radiomics_s": waits["radiomics_s"] / steps,
         "rest_s": step_s - sum(per_step.values()),
-        "validation_s_per_epoch": waits["validation_s"] / epochs,
-        "checkpoint_s_per_epoch": waits["checkpoint_s"] / epochs,
+        "validation_s": waits["validation_s"],
+        "checkpoint_s": waits["checkpoint_s"],
     }
 
 
