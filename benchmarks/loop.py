@@ -30,10 +30,6 @@ from benchmarks import devices
 from kacl_jax import checkpoint, compilation, experiment, train
 from kacl_jax.radiomics import FEATURE_NAMES
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/bench.py", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Default: a temporary folder.")
-_JSON = flags.DEFINE_string("json", None, "Also write the JSON here.")
-
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FROM_CACHE = "/jax/compilation_cache/cache_hits"
 _ANEW = "/jax/compilation_cache/cache_misses"
@@ -94,7 +90,7 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "images_per_s": images_per_s,
         "rois_per_s": told["rois_per_s"],
         "step_s": step_s,
-        "split": _split(told["waits"], parts.total_steps, config.train.epochs, step_s),
+        "split": _split(told["waits"], parts.total_steps, step_s),
         "flop_per_step_and_device": flops,
         "peak_flop_per_s": {"value": best, "source": source},
         "model_flop_utilisation": None if best is None else flops / step_s / best,
@@ -104,15 +100,18 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     }
 
 
-def _split(waits: dict[str, float], steps: int, epochs: int, step_s: float) -> dict[str, float]:
-    """Seconds per step of the loop's thread; the first steps, which compile, count in the parts but not in `step_s`."""
+def _split(waits: dict[str, float], steps: int, step_s: float) -> dict[str, float]:
+    """Seconds per step of the loop's thread, and of the whole run for validation and all checkpoints but the last.
+
+    The first two steps, which compile, count in the parts but not in `step_s`. Waiting for radiomics lies in the rest.
+    """
     per_step = {name: waits[name] / steps for name in IN_A_STEP}
     return {
         **per_step,
         "radiomics_s": waits["radiomics_s"] / steps,
         "rest_s": step_s - sum(per_step.values()),
-        "validation_s_per_epoch": waits["validation_s"] / epochs,
-        "checkpoint_s_per_epoch": waits["checkpoint_s"] / epochs,
+        "validation_s": waits["validation_s"],
+        "checkpoint_s": waits["checkpoint_s"],
     }
 
 
@@ -146,14 +145,18 @@ def _memory(device: jax.Device) -> dict[str, float | None]:
 
 
 def main(_: list[str]) -> None:
+    told = flags.FLAGS
     logging.getLogger().setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:
-        found = measure(_CONFIG.value, Path(_WORKDIR.value or Path(temporary) / "run"))
+        found = measure(told.config, Path(told.workdir or Path(temporary) / "run"))
     text = json.dumps(found, indent=1, allow_nan=False)
     print(text)
-    if _JSON.value:
-        Path(_JSON.value).write_text(text + "\n")
+    if told.json:
+        Path(told.json).write_text(text + "\n")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/bench.py", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Default: a temporary folder.")
+    flags.DEFINE_string("json", None, "Also write the JSON here.")
     app.run(main)

@@ -21,5 +21,6 @@ def get_config() -> ConfigDict:
     c.train.epochs = 2
     c.train.batch_size = 32
     c.train.warmup_epochs = 0
+    c.train.checkpoint_every = 10
     c.eval.report_images = 0
     return c
