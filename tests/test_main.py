@@ -60,7 +60,7 @@ MISTAKES = [
     ((), "Which config? Give one: --config=configs/demo.py"),
     (
         ("--config=nope.py",),
-        "no config file nope.py; there are: configs/ablations.py, configs/demo.py",
+        "no config file nope.py; there are: configs/ablations.py, configs/bench.py",
     ),
     (("--config=nope.py", "--config.seed=1"), "no config file nope.py"),
     (("--config=configs",), "no config file configs"),
