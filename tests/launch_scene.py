@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -89,6 +90,8 @@ class Scene:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # Tests in the background of a shell inherit a Ctrl-C that is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, script: str, *arguments: str) -> tuple[int, str]:

@@ -170,7 +170,7 @@ def test_killed_real_worker_loses_nothing() -> None:
         os.kill(victim, signal.SIGKILL)
         results = [future.result(60) for future in futures]
         assert [result.reason for result in results] == [None] * 30
-        assert pool.restarts == 1
+        _until(lambda: pool.restarts == 1)  # the others may be done before it is missed
         assert pool.reproducible
         assert victim not in pool.pids()
 
