@@ -11,6 +11,8 @@ Whole loops on the same drawn X-rays, without boxes, so that each image costs on
   PyTorch      data loader, forward, Grad-CAM, regions, pyradiomics, losses, update, one after the other
   KACL         kacl_jax.train as it is: workers beside the step, `feedback.lag` steps later
 
+On a busy machine pin it to one core (taskset -c 0): PyTorch's threads spin at their barriers and lose more than ours.
+
 First both sides must agree on loss and map. PyTorch is needed here only: pip install torch.
 """
 
