@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on, verified byte by byte when it does. The only file that knows orbax.
 
 A checkpoint is a flat dict of named arrays plus a JSON-able dict. A digest over both is stored with them, because orbax
-restores flipped bytes silently.
+restores flipped bytes silently. Of several processes only the first reads and writes; `shared` tells the others.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kacl_jax import hosts
 from kacl_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
@@ -41,10 +43,19 @@ class Checkpoints:
         self.directory = directory
         self.damaged: list[str] = []
         directory.mkdir(parents=True, exist_ok=True)
-        for path in directory.iterdir():
+        for path in directory.iterdir() if hosts.leads() else ():
             if _HALF_WRITTEN in path.name:
                 shutil.rmtree(path)
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        # Else orbax would wait for the other processes, which do not call it.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        )
+        self._orbax = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+            ),
+            multiprocessing_options=alone,
+        )
 
     def steps(self) -> list[int]:
         """The steps on disk, ascending."""
@@ -137,6 +148,21 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.directory / f"{step:08d}"
+
+
+def shared(read: Callable[[], Restored | None]) -> Restored | None:
+    """What `read` restores on the first process, where alone it is called, for all of them."""
+
+    def told() -> hosts.Told:
+        found = read()
+        if found is None:
+            return hosts.Told(None, {})
+        return hosts.Told({"step": found.step, "meta": found.meta}, found.arrays)
+
+    content = hosts.share(told)
+    if content.meta is None:
+        return None
+    return Restored(content.meta["step"], content.arrays, content.meta["meta"])
 
 
 def to_arrays(tree: Any, prefix: str) -> Arrays:

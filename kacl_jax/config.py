@@ -35,6 +35,8 @@ def default() -> ConfigDict:
     c.data.val_fraction = 0.1  # of the training patients
     c.data.split_seed = 0
     c.data.threads = 2
+    c.data.shards = 1  # a batch is as many parts, each from its own share of the images; a multiple
+    # of the processes. One process draws the batches of several, if it has as many shards.
 
     c.augment = ConfigDict()
     c.augment.rotate = 0.0  # ± degrees
@@ -142,6 +144,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.box_share": ("in [0, 1]", lambda v: 0 <= v <= 1),
     "data.val_fraction": ("in (0, 0.5]", lambda v: 0 < v <= 0.5),
     "data.threads": ("≥ 1", lambda v: v >= 1),
+    "data.shards": ("≥ 1", lambda v: v >= 1),
     "augment.rotate": ("in [0, 45] degrees", lambda v: 0 <= v <= 45),
     "augment.shift": ("in [0, 0.5]", lambda v: 0 <= v <= 0.5),
     "augment.scale": ("in [0, 0.5]", lambda v: 0 <= v <= 0.5),
@@ -173,12 +176,12 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def check(config: ConfigDict, *, n_devices: int) -> None:
+def check(config: ConfigDict, *, n_devices: int, n_processes: int = 1) -> None:
     """Refuse values that cannot be run, all at once.
 
     Args:
       config: what `default()` returns, with changes.
-      n_devices: how many devices share a batch.
+      n_devices: how many devices share a batch; n_processes: how many processes have them, equally many each.
 
     Raises:
       UserError: one line per problem, each with the key, the value and what is allowed.
@@ -198,12 +201,12 @@ def check(config: ConfigDict, *, n_devices: int) -> None:
         for key, value in flatten(config).items()
         if isinstance(value, float) and math.isinf(value)
     ]
-    problems += _contradictions(config, n_devices)
+    problems += _contradictions(config, n_devices, n_processes)
     if problems:
         raise UserError("The config cannot be run:\n  " + "\n  ".join(problems))
 
 
-def _contradictions(c: ConfigDict, n_devices: int) -> list[str]:
+def _contradictions(c: ConfigDict, n_devices: int, n_processes: int) -> list[str]:
     contrastive = c.loss.focal_weight < 1
     uses_radiomics = contrastive and c.loss.positive == "radiomics"
     rules = [
@@ -266,6 +269,16 @@ def _contradictions(c: ConfigDict, n_devices: int) -> list[str]:
         (
             c.train.batch_size % n_devices != 0,
             f"config.train.batch_size is {c.train.batch_size}; it must be a multiple of the {n_devices} devices",
+        ),
+        (
+            c.data.shards % n_processes != 0,
+            f"config.data.shards is {c.data.shards}; it must be a multiple of the {n_processes} processes: use "
+            f"--config.data.shards={n_processes * max(1, round(c.data.shards / n_processes))}",
+        ),
+        (
+            c.train.batch_size % max(1, c.data.shards) != 0,
+            f"config.train.batch_size is {c.train.batch_size}; it must be a multiple of the {c.data.shards} "
+            "config.data.shards",
         ),
         (
             c.eval.batch_size % n_devices != 0,

@@ -36,6 +36,7 @@ class Evaluation:
     located: Located
     accuracy: dict[str, Tables]  # by rule
     floors: dict[str, Tables]  # by floor
+    above_prior_map: Tables  # rule single less prior_map, paired
     pointing: dict[str, Table]  # by 'single' | 'prior_map' | 'random_map'
     afp: Table
     resamples: int
@@ -82,6 +83,7 @@ def evaluate(
             "random_map": by_chance["single"],
             **locate.floors(located, records, split, grid, resamples=resamples),
         },
+        above_prior_map=locate.above_prior_map(located, records, split, resamples=resamples),
         pointing={
             "single": locate.pointing_game(located, records, resamples=resamples),
             "prior_map": locate.prior_pointing_game(located, records, split, resamples=resamples),

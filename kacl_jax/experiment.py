@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from kacl_jax import config as config_keys
-from kacl_jax import metrics, pretrained, probe, radiomics
+from kacl_jax import hosts, metrics, pretrained, probe, radiomics
 from kacl_jax.data import nih, phantom, pipeline, splits
 from kacl_jax.errors import UserError
 from kacl_jax.feedback import FeatureCache, Feedback, RadiomicsPool
@@ -25,6 +27,7 @@ from kacl_jax.models import KACL
 from kacl_jax.parallel import AXIS, DataParallel
 from kacl_jax.radiomics import host
 from kacl_jax.roi import RegionRule
+from kacl_jax.shards import ShardedBatches, own_images, own_shards
 from kacl_jax.step import Augmentation, Loss, Programs, TrainState
 
 
@@ -36,7 +39,7 @@ class Experiment:
     workdir: Path
     records: nih.Records
     split: splits.Split
-    batches: pipeline.TrainBatches
+    batches: ShardedBatches
     parallel: DataParallel
     programs: Programs
     inference: Inference
@@ -75,22 +78,44 @@ class Experiment:
         return jax.eval_shape(lambda: self.programs.init(self._init_variables(), size))
 
     def open_feedback(self, stack: ExitStack) -> Feedback:
-        """Start the radiomics workers and open the workdir's feature cache; both end with the stack."""
+        """Start the radiomics workers and open the workdir's feature cache; both end with the stack.
+
+        Of several processes each has its own, for the images of its shards. All call it.
+        """
         c = self.config
+        machines = [told.meta for told in hosts.gather(socket.gethostname())]
+        cores = (os.cpu_count() or 2) // machines.count(socket.gethostname())
         pool = stack.enter_context(
             RadiomicsPool(
-                c.feedback.workers or max(1, (os.cpu_count() or 2) - 1),
+                c.feedback.workers or max(1, cores - 1),
                 bin_width=c.radiomics.bin_width,
                 timeout_s=c.feedback.timeout_s,
             )
         )
         cache = FeatureCache(
-            self.workdir / "features.sqlite",
+            self.workdir / _cache_name(hosts.index(), hosts.count()),
             images=len(self.records.names),
             settings=host.settings_key(c.radiomics.bin_width, nih.RESIZE_NAME),
         )
         stack.callback(cache.close)
         return Feedback(pool=pool, cache=cache, lag=self.lag, late=c.feedback.late)
+
+    @property
+    def own_images(self) -> np.ndarray:
+        """The training images whose features this process keeps: int [m]."""
+        shards = self.config.data.shards
+        return own_images(self.split.train, _own_shards(shards), shards)
+
+    def own_part(self, of_shards: list[Any]) -> list[Any]:
+        """What concerns this process's shards, of a list with one entry for each shard."""
+        # A checkpoint from before there were shards holds the one state itself.
+        entries = [of_shards] if isinstance(of_shards, dict) else of_shards
+        return [entries[shard] for shard in _own_shards(self.config.data.shards)]
+
+    def unreadable(self) -> dict[str, str]:
+        """Path → reason of the image files that any process could not read; all call it."""
+        told = hosts.gather(self.batches.unreadable())
+        return dict(sorted((path, why) for t in told for path, why in t.meta.items()))
 
     def describe(self) -> str:
         """What is about to run, in two lines."""
@@ -103,6 +128,7 @@ class Experiment:
             f"{split.scored.sum():,} scored{absent}\n"
             f"{self.config.model.encoder}, {self.config.data.image_size} px, {self.total_steps:,} steps of "
             f"{self.config.train.batch_size} images on {self.parallel.n_devices} × {device.device_kind}"
+            + (f" of {hosts.count()} processes" if hosts.count() > 1 else "")
         )
 
     def pixel_probe(self) -> metrics.Table | None:
@@ -137,26 +163,20 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
       UserError: everything that would stop the run later, as far as it can be known now.
     """
     parallel = DataParallel(config.parallel.mode)
-    config_keys.check(config, n_devices=parallel.n_devices)
+    config_keys.check(config, n_devices=parallel.n_devices, n_processes=hosts.count())
+    _same_number_of_devices(parallel)
     if not any((workdir / "checkpoints").glob("[0-9]*")):  # later the weights come from there
         pretrained.check(config.model.pretrained, encoder=config.model.encoder)
-    records, split = read_data(config, workdir)
-    batches = pipeline.TrainBatches(
-        records,
-        split,
-        image_size=config.data.image_size,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        threads=config.data.threads,
-        on_error=config.data.on_error,
-    )
+    with hosts.one_first():  # who writes the demo set
+        records, split = read_data(config, workdir)
+    batches = _batches(config, records, split)
     programs = _programs(config, batches.steps_per_epoch)
     inference = Inference(
-        parallel,
+        parallel.own(),
         programs.eval_step,
         records,
         image_size=config.data.image_size,
-        batch_size=config.eval.batch_size,
+        batch_size=config.eval.batch_size // hosts.count(),
         on_error=config.data.on_error,
         threads=config.data.threads,
         broken=batches.broken,
@@ -185,7 +205,10 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Sp
     """The tables of the data root and the split that the protocol makes of them."""
     data = config.data
     records = nih.read_records(
-        data_root(config, workdir), findings=data.findings, allow_missing=data.allow_missing
+        data_root(config, workdir),
+        findings=data.findings,
+        allow_missing=data.allow_missing,
+        image_size=data.image_size,
     )
     split = splits.make_split(
         records,
@@ -201,6 +224,11 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Sp
 
 def data_root(config: ConfigDict, workdir: Path) -> Path:
     """The folder the config names; the embedded demo set is drawn beside the workdir first."""
+    if "://" in config.data.root:
+        raise UserError(
+            f"config.data.root is {config.data.root}, and images are read from a disk: copy the prepared data set to "
+            "one (gcloud storage cp -r), or mount the bucket"
+        )
     if config.data.root != "phantom":
         return Path(config.data.root).expanduser().absolute()
     root = workdir.parent / "phantom"
@@ -217,6 +245,44 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
     except OSError as error:
         raise UserError(f"The demo set cannot be written to {root} ({error})") from error
     return root
+
+
+def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> ShardedBatches:
+    shards = config.data.shards
+    own = _own_shards(shards)
+    return ShardedBatches(
+        [
+            pipeline.TrainBatches(
+                records,
+                split,
+                image_size=config.data.image_size,
+                batch_size=config.train.batch_size // shards,
+                seed=config.seed,
+                shard=shard,
+                shards=shards,
+                threads=max(1, config.data.threads // len(own)),
+                on_error=config.data.on_error,
+            )
+            for shard in own
+        ]
+    )
+
+
+def _own_shards(shards: int) -> range:
+    return own_shards(shards, index=hosts.index(), processes=hosts.count())
+
+
+def _cache_name(index: int, processes: int) -> str:
+    """Of the memo of a process: no file has two writers."""
+    return "features.sqlite" if processes == 1 else f"features.{index}of{processes}.sqlite"
+
+
+def _same_number_of_devices(parallel: DataParallel) -> None:
+    numbers = [told.meta for told in hosts.gather(parallel.own().n_devices)]
+    if len(set(numbers)) > 1:
+        raise UserError(
+            f"The processes have {', '.join(map(str, numbers))} devices; give each as many as the others"
+        )
 
 
 def _programs(config: ConfigDict, steps_per_epoch: int) -> Programs:

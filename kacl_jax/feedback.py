@@ -13,17 +13,18 @@ step of a later step reads. That is the loop.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from kacl_jax import feedback_state
 from kacl_jax.feature_cache import FeatureCache
+from kacl_jax.feedback_state import Pending
 from kacl_jax.pool import RadiomicsPool, Result
 from kacl_jax.radiomics.host import crop
 
@@ -54,6 +55,10 @@ class _Region:
 
     def result(self) -> Result:
         return self.answer if isinstance(self.answer, Result) else self.answer.result(timeout=0)
+
+    def region(self) -> tuple[np.ndarray, np.ndarray]:
+        assert self.crop is not None, "an answered region has let go of it"
+        return self.crop
 
 
 class Feedback:
@@ -247,7 +252,10 @@ class Feedback:
         if self._seen_step > step or self._submitted_step > step:
             raise ValueError(f"the state of step {step} is gone: step {step + 1} has begun")
         self.settle(step)
-        arrays, results = _packed(list(self._pending), self._cache.features.shape[1])
+        pending = [
+            Pending(r.step, r.image, r.result() if r.done() else r.region()) for r in self._pending
+        ]
+        arrays, results = feedback_state.pack(pending, self._cache.features.shape[1])
         told = {
             "counts": dict(self._counts),
             "failures": dict(self.failures),
@@ -261,7 +269,7 @@ class Feedback:
             "ready": self._cache.ready.copy(),
             "features_step": self._cache.step.copy(),
             **arrays,
-            "told": np.frombuffer(json.dumps(told, sort_keys=True).encode(), np.uint8).copy(),
+            "told": feedback_state.told(told),
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
@@ -286,72 +294,13 @@ class Feedback:
         cache.ready[:] = state["ready"]
         cache.step[:] = state["features_step"]
         self._submitted_step = self._seen_step = int(state["step"][0])
-        told = json.loads(state["told"].tobytes())
+        told = feedback_state.read_told(state)
         self._counts = Counter(told["counts"])
         self.failures = Counter(told["failures"])
         self._waits_s = told["waits_s"]
         self.reproducible = told["reproducible"]
-        for step, image, content in _unpacked(state, told["results"]):
+        for step, image, content in feedback_state.unpack(state, told["results"]):
             if isinstance(content, Result):
                 self._pending.append(_Region(step, image, content))
             else:
                 self._send(step, image, *content)
-
-
-def _packed(
-    pending: list[_Region], width: int
-) -> tuple[dict[str, np.ndarray], list[tuple[str | None, bool]]]:
-    """Arrays and, for each finished region, (reason, deterministic). width: features of a row."""
-    known = [region.done() for region in pending]  # asked once: the workers go on meanwhile
-    waiting = [region.crop for region, done in zip(pending, known, strict=True) if not done]
-    results = [region.result() for region, done in zip(pending, known, strict=True) if done]
-    nothing = np.zeros(width, np.float32)
-    features = [nothing if r.features is None else r.features for r in results]
-    dot = np.zeros((1, 1), np.uint8)
-    pixels = [dot, *(crop[0] for crop in waiting if crop is not None)]
-    masks = [dot, *(crop[1] for crop in waiting if crop is not None)]
-    arrays = {
-        "pending_step": np.array([-1, *(region.step for region in pending)], np.int32),
-        "pending_image": np.array([-1, *(region.image for region in pending)], np.int32),
-        "pending_known": np.array([False, *known], bool),
-        "pending_features": np.stack([nothing, *features]),
-        "waiting_shape": np.array([array.shape for array in pixels], np.int32),
-        "waiting_pixels": np.concatenate([array.ravel() for array in pixels]),
-        "waiting_masks": np.concatenate([np.packbits(array) for array in masks]),
-    }
-    return arrays, [(result.reason, result.deterministic) for result in results]
-
-
-def _unpacked(
-    state: dict[str, np.ndarray], results: list[tuple[str | None, bool]]
-) -> Iterator[tuple[int, int, Result | tuple[np.ndarray, np.ndarray]]]:
-    """(step, image, result or (pixels, mask)) of each pending region: the inverse of _packed."""
-    answers = iter(zip(state["pending_features"][1:], results, strict=True))
-    crops = _crops(state["waiting_shape"], state["waiting_pixels"], state["waiting_masks"])
-    next(crops)
-    rows = zip(
-        state["pending_step"][1:],
-        state["pending_image"][1:],
-        state["pending_known"][1:],
-        strict=True,
-    )
-    for step, image, known in rows:
-        if known:
-            features, (reason, deterministic) = next(answers)
-            found = None if reason is not None else np.array(features, np.float32)
-            yield int(step), int(image), Result(found, reason, deterministic)
-        else:
-            yield int(step), int(image), next(crops)
-
-
-def _crops(
-    shapes: np.ndarray, pixels: np.ndarray, masks: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    at = bits_at = 0
-    for height, width in shapes:
-        size = int(height) * int(width)
-        packed = masks[bits_at : bits_at + (size + 7) // 8]
-        mask = np.unpackbits(packed, count=size).astype(bool).reshape(height, width)
-        yield pixels[at : at + size].reshape(height, width).copy(), mask
-        at += size
-        bits_at += (size + 7) // 8

@@ -186,20 +186,57 @@ def floors(
     prior_box and prior_map take, for each pair of split.floors, the boxes of the first mask and
     are scored on the second's. The truth boxes and denominators are those of `localization`.
     """
+    overlaps = prior_overlaps(located, records, split)
+    scored = located.scored
+    truth = records.boxes[located.image_id[scored], located.finding[scored]].astype(np.float64)
+    ceilings = {"iou": metrics.grid_ceiling, "iobb": metrics.grid_ceiling_iobb}
+    overlaps["grid_ceiling"] = {m: np.full(len(scored), np.nan) for m in MEASURES}
+    for measure, ceiling in ceilings.items():
+        overlaps["grid_ceiling"][measure][scored] = ceiling(truth, *grid)
+    return _localization_tables(located, records, overlaps, resamples, seed)
+
+
+def above_prior_map(
+    located: Located,
+    records: Records,
+    split: Split,
+    *,
+    resamples: int = metrics.RESAMPLES,
+    seed: int = 0,
+) -> Tables:
+    """Localization accuracy of rule single less prior_map's on the same truth boxes, paired."""
+    prior, at = prior_overlaps(located, records, split)["prior_map"], located.scored
+    ours = {"iou": located.iou, "iobb": located.iobb}
+    return {
+        measure: metrics.localization_differences(
+            ours[measure][at],
+            prior[measure][at],
+            located.finding[at],
+            records.patients[located.image_id[at]],
+            n_findings=len(records.findings),
+            thresholds=thresholds,
+            resamples=resamples,
+            seed=seed,
+        )
+        for measure, thresholds in MEASURES.items()
+    }
+
+
+def prior_overlaps(
+    located: Located, records: Records, split: Split
+) -> dict[str, dict[str, np.ndarray]]:
+    """Overlaps float64 [k] of prior_box and prior_map with the truth, by floor and measure; NaN where none is due."""
     truth = records.boxes[located.image_id, located.finding].astype(np.float64)
     overlaps = {
         name: {measure: np.full(len(truth), np.nan) for measure in MEASURES}
-        for name in ("prior_box", "prior_map", "grid_ceiling")
+        for name in ("prior_box", "prior_map")
     }
     for ours, boxes in _others(located, records, split):
         for name, prior in (("prior_box", metrics.prior_box), ("prior_map", metrics.prior_map)):
             box = prior(boxes)
             overlaps[name]["iou"][ours] = metrics.iou(box, truth[ours])
             overlaps[name]["iobb"][ours] = metrics.iobb(box, truth[ours])
-    scored, ceiling = located.scored, overlaps["grid_ceiling"]
-    ceiling["iou"][scored] = metrics.grid_ceiling(truth[scored], *grid)
-    ceiling["iobb"][scored] = metrics.grid_ceiling_iobb(truth[scored], *grid)
-    return _localization_tables(located, records, overlaps, resamples, seed)
+    return overlaps
 
 
 def _others(

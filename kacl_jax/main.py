@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from kacl_jax import config as config_keys
-from kacl_jax import run
+from kacl_jax import hosts, run
 from kacl_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,6 +31,13 @@ _MODE = flags.DEFINE_enum(
     "train",
     ["train", "eval", "verify"],
     "train: train or go on, then test. eval: test the best checkpoint again. verify: only check the data root.",
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Be one of several processes that train together: auto if jax detects a cluster or JAX_COORDINATOR_ADDRESS, "
+    "JAX_NUM_PROCESSES and JAX_PROCESS_ID are set; on: refuse to run alone; off.",
 )
 
 
@@ -48,16 +55,8 @@ def main(argv: list[str]) -> int:
                 f"Not understood: {' '.join(argv[1:])}; options look like --config.fold=1"
             )
         return _run(_config(), _workdir())
-    except run.WorkdirInUseError as error:
-        return _told(error, run.WORKDIR_IN_USE)
-    except UserError as error:
-        return _told(error, run.USER_ERROR)
-    except run.InterruptedRunError as error:
-        return _told(error, run.INTERRUPTED)
-    except KeyboardInterrupt:
-        return _told("Stopped; the same command goes on from the last checkpoint.", run.INTERRUPTED)
-    except run.NonFiniteError as error:
-        return _told(error, run.NON_FINITE)
+    except (UserError, run.InterruptedRunError, run.NonFiniteError, KeyboardInterrupt) as error:
+        return _told(str(error) or run.STOPPED, run.exit_code(error) or run.USER_ERROR)
 
 
 def _run(config: ConfigDict, workdir: Path) -> int:
@@ -67,11 +66,15 @@ def _run(config: ConfigDict, workdir: Path) -> int:
     from kacl_jax import terminal, train
 
     job = train.train_and_evaluate if _MODE.value == "train" else train.evaluate_only
-    found = job(config, workdir)
-    print(terminal.format_table(found))
-    print(
-        f"\nIn {workdir}: report.html to look at, results.json, predictions.csv, boxes.csv, run.json"
-    )
+    with hosts.connected(_DISTRIBUTED.value):
+        if not hosts.leads():
+            logging.getLogger().setLevel(logging.WARNING)
+        found = job(config, workdir)
+        if hosts.leads():
+            print(terminal.format_table(found))
+            print(
+                f"\nIn {workdir}: report.html to look at, results.json, predictions.csv, boxes.csv, run.json"
+            )
     return run.DONE
 
 

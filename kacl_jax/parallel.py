@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
 Layout = Literal["replicated", "sharded"]
@@ -20,8 +20,10 @@ Layout = Literal["replicated", "sharded"]
 class DataParallel:
     """Places arrays on the devices and runs per-device functions on all of them.
 
-    Under `shard_map` a placed array has its plain shape; under `pmap` it has a leading device axis. `fetch` undoes
-    either, so callers see plain numpy arrays in both modes.
+    Under `shard_map` a placed array has its plain shape; under `pmap` it has a leading axis over the devices of this
+    process. `fetch` undoes either, so callers see plain numpy arrays in both modes.
+
+    Devices of several processes: each process calls every method, gives its own rows of a batch and fetches its own.
     """
 
     def __init__(
@@ -29,35 +31,41 @@ class DataParallel:
     ) -> None:
         self.devices = list(jax.devices() if devices is None else devices)
         self.mode = mode
-        self.mesh = jax.make_mesh(
-            (len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices
+        here = jax.process_index()
+        self._own = [device for device in self.devices if device.process_index == here]
+        self._spans = len(self._own) < len(self.devices)
+        self.mesh = self._own_mesh = jax.make_mesh(
+            (len(self._own),), (AXIS,), axis_types=(AxisType.Auto,), devices=self._own
         )
-        self._sharded = NamedSharding(self.mesh, PartitionSpec(AXIS))
-        self._replicated = NamedSharding(self.mesh, PartitionSpec())
+        if self._spans:
+            # In this order: the rows of a process must lie side by side.
+            self.mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     @property
     def n_devices(self) -> int:
         return len(self.devices)
 
+    def own(self) -> DataParallel:
+        """The same on the devices of this process alone."""
+        return DataParallel(self.mode, self._own) if self._spans else self
+
     def replicate(self, tree: Any) -> Any:
-        """A whole copy of every leaf on each device."""
+        """A whole copy of every leaf, which must be equal in all processes, on each device."""
         if self.mode == "shard_map":
-            return jax.device_put(tree, self._replicated)
+            return self._placed(tree, PartitionSpec())
 
-        def stack(leaf: Any) -> jax.Array:
+        def stack(leaf: Any) -> np.ndarray:
             leaf = np.asarray(leaf)
-            copies = np.broadcast_to(leaf, (self.n_devices, *leaf.shape))
-            return jax.device_put(copies, self._sharded)
+            return np.broadcast_to(leaf, (len(self._own), *leaf.shape))
 
-        return jax.tree.map(stack, tree)
+        return self._placed(jax.tree.map(stack, tree), PartitionSpec(AXIS))
 
     def shard(self, batch: Any) -> Any:
-        """Split every leaf [b …] by rows over the devices; b must divide by their number."""
-        if self.mode == "shard_map":
-            return jax.device_put(batch, self._sharded)
-        n = self.n_devices
-        rows = jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
-        return jax.device_put(rows, self._sharded)
+        """Split every leaf [b …] by rows over this process's devices; b must divide by their number."""
+        n = len(self._own)
+        if self.mode == "pmap":
+            batch = jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
+        return self._placed(batch, PartitionSpec(AXIS))
 
     def run(
         self,
@@ -88,7 +96,65 @@ class DataParallel:
     def fetch(self, tree: Any, layout: Layout) -> Any:
         """Bring placed arrays back as numpy arrays of their plain shape; waits for them."""
         if self.mode == "shard_map":
-            return jax.device_get(tree)
+            return jax.device_get(self.on_own_devices(tree, layout))
         if layout == "replicated":
             return jax.tree.map(lambda x: np.asarray(jax.device_get(x)[0]), tree)
         return jax.tree.map(lambda x: jax.device_get(x).reshape(-1, *x.shape[2:]), tree)
+
+    def on_own_devices(self, tree: Any, layout: Layout) -> Any:
+        """Arrays placed on the devices of all processes, as `own()` would have placed them; nothing is copied."""
+        spec = PartitionSpec() if layout == "replicated" else PartitionSpec(AXIS)
+
+        def of_this_process(x: jax.Array) -> jax.Array:
+            if x.is_fully_addressable:
+                return x
+            return _reassembled(x, self._own_mesh, spec, len(self._own), len(x.sharding.device_set))
+
+        return jax.tree.map(of_this_process, tree)
+
+    def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
+        placed = jax.device_put(tree, NamedSharding(self._own_mesh, spec))
+        if self.mode == "pmap" or not self._spans:
+            return placed
+        return jax.tree.map(
+            lambda x: _reassembled(x, self.mesh, spec, self.n_devices, len(self._own)), placed
+        )
+
+
+def _reassembled(
+    x: jax.Array, mesh: Mesh, spec: PartitionSpec, devices: int, before: int
+) -> jax.Array:
+    """The pieces of x on this process's devices as an array over `mesh`, from so many devices `before`."""
+    shape = (x.shape[0] * devices // before, *x.shape[1:]) if tuple(spec) else x.shape
+    pieces = [piece.data for piece in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, spec), pieces)
+
+
+def told_by_all(step: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
+    """The per-device train step that also tells every process what one of them has to say.
+
+    Its batch has one column more, `name` bool [b], and its metrics one figure: on how many devices a row was true.
+    """
+
+    def telling(state: Any, batch: Any) -> Any:
+        rows = {key: column for key, column in batch.items() if key != name}
+        state, metrics, rows = step(state, rows)
+        return state, {**metrics, name: jax.lax.psum(batch[name].any() * 1, AXIS)}, rows
+
+    return telling
+
+
+def averaged(grads: Any) -> Any:
+    """The gradients of a global loss in replicated parameters, equal on all devices; called inside `run`'s functions.
+
+    shard_map follows which values differ between devices and has summed these gradients already: another pmean would
+    change nothing and send them twice. pmap does not, and leaves every device with its own part of the mean.
+    """
+    return grads if _follows() else jax.lax.pmean(grads, AXIS)
+
+
+def _follows() -> bool:
+    """Whether this trace knows which values differ between devices; JAX versions tell it in two places."""
+    kind: Any = jax.typeof(jax.lax.axis_index(AXIS))
+    told = getattr(kind, "manual_axis_type", None)
+    return AXIS in (told.varying if told is not None else getattr(kind, "vma", ()))

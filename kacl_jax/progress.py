@@ -14,6 +14,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from kacl_jax import atomic
 from kacl_jax.errors import UserError
 
 
@@ -28,10 +29,8 @@ class MetricLog:
     def __init__(self, workdir: Path, step: int) -> None:
         self._path = path = workdir / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        partial = path.with_suffix(".partial")
+        atomic.write_text(path, "".join(line + "\n" for line in kept))
         with self._told():
-            partial.write_text("".join(line + "\n" for line in kept))
-            partial.replace(path)
             self._lines = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 

@@ -11,16 +11,15 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kacl_jax import atomic
 from kacl_jax.data.nih import Records, to_nih_pixels
 from kacl_jax.data.splits import Split
-from kacl_jax.errors import UserError
 from kacl_jax.evaluate import Evaluation
 from kacl_jax.locate import AFP_IOU, FLOORS, MEASURES, Located, Tables
 from kacl_jax.metrics import BINS, DECISIONS, Calibration, Estimate, Table
@@ -46,7 +45,7 @@ def write_predictions(
                 labels = records.labels[image].tolist()
                 yield [records.names[image], records.patients[image], part, *scored, *labels]
 
-    _write(path, _csv(header, rows()))
+    atomic.write_text(path, _csv(header, rows()))
 
 
 def write_boxes(path: Path, records: Records, located: Located) -> None:
@@ -63,7 +62,7 @@ def write_boxes(path: Path, records: Records, located: Located) -> None:
             name = records.findings[finding]
             yield [records.names[image], name, *pixels[k], float(located.score[k]), *overlap]
 
-    _write(path, _csv(["image", "finding", *"xywh", "score", "iou", "iobb"], rows()))
+    atomic.write_text(path, _csv(["image", "finding", *"xywh", "score", "iou", "iobb"], rows()))
 
 
 def results(
@@ -87,6 +86,7 @@ def results(
     localization["afp"] = _leaves(evaluation.afp, names)
     localization["pointing_game"] = _leaves(evaluation.pointing["single"], names)
     localization |= {name: _measures(evaluation.floors[name], names) for name in FLOORS}
+    localization["above_prior_map"] = _measures(evaluation.above_prior_map, names)
     for name in ("random_map", "prior_map"):
         localization[name]["pointing_game"] = _leaves(evaluation.pointing[name], names)
     seen = {
@@ -214,7 +214,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be written as JSON: {error}") from error
-    _write(path, text + "\n")
+    atomic.write_text(path, text + "\n")
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -223,18 +223,3 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; make room there or give another --workdir"
-        ) from error

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kacl_jax import atomic
 from kacl_jax.errors import UserError
 
 DONE = 0
@@ -53,9 +54,26 @@ class NonFiniteError(Exception):
     """The loss or a gradient was not finite; the update was not taken."""
 
 
+STOPPED = "Stopped; the same command goes on from the last checkpoint."
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The exit code of an error that a user is meant to read; None for any other."""
+    codes: tuple[tuple[type[BaseException], int], ...] = (
+        (WorkdirInUseError, WORKDIR_IN_USE),
+        (UserError, USER_ERROR),
+        (InterruptedRunError, INTERRUPTED),
+        (KeyboardInterrupt, INTERRUPTED),
+        (NonFiniteError, NON_FINITE),
+    )
+    return next((code for kind, code in codes if isinstance(error, kind)), None)
+
+
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, *, hold: bool = True) -> Iterator[None]:
     """Hold the workdir for this process; the kernel lets go of it however the process ends.
+
+    hold: False for a process of a run whose process 0 holds it: the folder is only made.
 
     Raises:
       UserError: the folder cannot be made or written.
@@ -70,7 +88,8 @@ def locked(workdir: Path) -> Iterator[None]:
         ) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if hold:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise WorkdirInUseError(
                 f"Another process runs in {workdir}; wait for it, or choose another folder with --workdir=…"
@@ -176,12 +195,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Valid JSON (no NaN), whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error})") from error
+    atomic.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _version(package: str) -> str | None:

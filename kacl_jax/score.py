@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax import checkpoint, evaluate, results, run
+from kacl_jax import checkpoint, evaluate, hosts, results, run
 from kacl_jax.errors import UserError
 from kacl_jax.experiment import Experiment
 from kacl_jax.outputs import Outputs
@@ -23,21 +23,45 @@ def best(
 ) -> dict[str, Any]:
     """Score the best checkpoint on the test part; write predictions.csv, boxes.csv, results.json and report.html.
 
+    Of several processes all look at images, and the first one scores and writes.
+
     steps: how many were trained, which results.json says as `trained_steps`.
 
     Returns:
       What results.json holds.
     """
-    config, workdir = experiment.config, experiment.workdir
-    restored = _best_or_newest(saved, tally.best_step)
+    restored = checkpoint.shared(lambda: _best_or_newest(saved, tally.best_step))
+    assert restored is not None
     trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
     state = experiment.parallel.replicate(trained)
     inference, split = experiment.inference, experiment.split
     center = None
-    if config.cam.center == "mean":
+    if experiment.config.cam.center == "mean":
         center = inference.mean_map(state, split.train)
     val = inference.logits(state, split.val)
     tested = inference.outputs(state, split.test, center=center)
+    unreadable = experiment.unreadable()
+    written = hosts.share(
+        lambda: hosts.Told(
+            _written(experiment, tally, restored, trained, val, tested, unreadable, steps), {}
+        )
+    )
+    content: dict[str, Any] = written.meta
+    return content
+
+
+def _written(
+    experiment: Experiment,
+    tally: Tally,
+    restored: checkpoint.Restored,
+    trained: TrainState,
+    val: Outputs,
+    tested: Outputs,
+    unreadable: dict[str, str],
+    steps: int,
+) -> dict[str, Any]:
+    """Score the outputs of all images and write every file."""
+    config, workdir, split = experiment.config, experiment.workdir, experiment.split
     found = evaluate.evaluate(
         val,
         tested,
@@ -64,7 +88,7 @@ def best(
         workdir / "predictions.csv", experiment.records, split, val=val, test=tested
     )
     results.write_boxes(workdir / "boxes.csv", experiment.records, found.located)
-    record(experiment, reproducible=tally.reproducible)
+    record(experiment, unreadable, reproducible=tally.reproducible)
     results.write_json(workdir / "results.json", content)
     run_page.write_run(workdir, _shown(experiment, trained, tested, found))
     return content
@@ -104,17 +128,18 @@ def _best_or_newest(saved: checkpoint.Checkpoints, step: int | None) -> checkpoi
     return newest
 
 
-def record(experiment: Experiment, **more: Any) -> None:
-    """run.json: where this run comes from."""
+def record(experiment: Experiment, unreadable: dict[str, str], **more: Any) -> None:
+    """run.json: where this run comes from, and which image files could not be read, path → reason."""
     run.write_json(
         experiment.workdir / "run.json",
         {
             **run.provenance(experiment.parallel.devices),
+            "processes": hosts.count(),
             "split": experiment.split.name,
             "split_hash": experiment.split.hash,
             "checksums": experiment.records.checksums,
             "images_missing": len(experiment.records.missing),
-            "images_unreadable": experiment.batches.broken.as_dict(),
+            "images_unreadable": unreadable,
             **more,
         },
     )

@@ -23,7 +23,7 @@ from kacl_jax import augment, gradcam
 from kacl_jax.fresh import FreshRadiomics
 from kacl_jax.models import KACL, MIN_READY_ROWS
 from kacl_jax.objective import Batch, Loss, Metrics, Objective
-from kacl_jax.parallel import AXIS
+from kacl_jax.parallel import AXIS, averaged
 from kacl_jax.radiomics import FEATURE_NAMES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -140,7 +140,7 @@ class Programs:
                 params, batch_stats, feature_map, measured, affine, radiomics
             )
             aux |= {"early_map": early_map}
-            # Global inside the gradient, and the gradients averaged after it: right under both modes.
+            # Global inside the gradient, and the gradients `averaged` after it: right under both modes.
             counts = jax.lax.psum(counts, AXIS)
             terms = {k: jax.lax.psum(sums[k], AXIS) / jnp.maximum(counts[k], 1) for k in sums}
             weights = objective.weights(state.step, counts)
@@ -149,7 +149,7 @@ class Programs:
 
         (total, on_the_way), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
         terms, feature_map, aux, batch, radiomics, moments, n_ready = on_the_way
-        grads = jax.lax.pmean(grads, AXIS)
+        grads = averaged(grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         cam_rate = _ema_rate(state.cam_count + 1)
         batch_mean = self._mean_maps(state, aux)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -53,6 +54,22 @@ class Tally:
             "failures": dict(sorted(self.failures.items())),
             "regions": dict(sorted(self.regions.items())),
         }
+
+    @staticmethod
+    def joined(parts: list[Tally]) -> Tally:
+        """The whole of what several processes counted; what is not counted is the first one's."""
+        first, *others = parts
+        for other in others:
+            first = dataclasses.replace(
+                first,
+                rows=first.rows + other.rows,
+                ready=first.ready + other.ready,
+                age_sum=first.age_sum + other.age_sum,
+                regions=dict(Counter(first.regions) + Counter(other.regions)),
+                failures=dict(Counter(first.failures) + Counter(other.failures)),
+                reproducible=first.reproducible and other.reproducible,
+            )
+        return first
 
 
 class Clock:

@@ -88,7 +88,20 @@ def _mean_lines(results: Mapping[str, Any]) -> list[str]:
         f"false boxes per image and finding (AFP): {_figure(afp)} {_interval(afp)}".rstrip()
     )
     lines.append(_pointing_line(results["localization"]))
+    lines.append(_above_line(results["localization"]["above_prior_map"]["iou"]))
     return lines
+
+
+def _above_line(above: Mapping[str, Any]) -> str:
+    told = (
+        f"{_short(float(t))} {_signed(above[t]['mean'])} {_interval(above[t]['mean'])}".rstrip()
+        for t in ("0.1", "0.3", "0.5")
+    )
+    return f"less prior_map, paired: {' · '.join(told)}"
+
+
+def _signed(leaf: Mapping[str, Any]) -> str:
+    return "–" if leaf["value"] is None else f"{leaf['value']:+.3f}".replace("0.", ".", 1)
 
 
 def _pointing_line(localization: Mapping[str, Any]) -> str:

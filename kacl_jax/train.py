@@ -21,11 +21,22 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kacl_jax import checkpoint, compilation, evaluate, fresh, radiomics, run, score
+from kacl_jax import (
+    checkpoint,
+    compilation,
+    evaluate,
+    fresh,
+    hosts,
+    radiomics,
+    run,
+    saving,
+    score,
+)
 from kacl_jax import config as config_keys
 from kacl_jax.data.pipeline import Batch
 from kacl_jax.experiment import Experiment, prepare
 from kacl_jax.feedback import Feedback
+from kacl_jax.parallel import told_by_all
 from kacl_jax.progress import MetricLog, Progress, summary
 from kacl_jax.tally import Clock, Tally, timed
 
@@ -48,7 +59,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       NonFiniteError: loss or gradients were not finite; the last good checkpoint is intact.
     """
     workdir = workdir.absolute()
-    with run.locked(workdir):
+    with run.locked(workdir, hold=hosts.leads()):
         experiment = _prepared(config, workdir)
         finished = _finished(experiment)
         if finished is not None:
@@ -56,7 +67,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             if not (workdir / "report.html").exists():
                 logging.info("report.html is not there; --mode=eval writes it.")
             return finished
-        score.record(experiment)
+        if hosts.leads():
+            score.record(experiment, experiment.batches.unreadable())
         logging.info(experiment.describe())
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         trained = train(experiment, saved)
@@ -70,10 +82,10 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: as `train_and_evaluate`, or there is no checkpoint.
     """
     workdir = workdir.absolute()
-    with run.locked(workdir):
+    with run.locked(workdir, hold=hosts.leads()):
         experiment = _prepared(config, workdir)
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
-        latest = saved.restore_latest()
+        latest = checkpoint.shared(saved.restore_latest)
         if latest is None:
             raise run.UserError(
                 f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
@@ -85,22 +97,29 @@ def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
     """The parts of the run, and its config.json; a changed config is refused."""
     compilation.keep_in(workdir / "compilation_cache")
     experiment = prepare(config, workdir)
-    run.settle_config(
-        workdir,
-        config_keys.flatten(config),
-        {**experiment.records.checksums, "split": experiment.split.hash},
-        free=config_keys.FREE_KEYS,
-        defaults=config_keys.flatten(config_keys.default()),
-    )
+    keys = config_keys.flatten(config)
+    data = {**experiment.records.checksums, "split": experiment.split.hash}
+    hosts.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
+    if hosts.leads():
+        run.settle_config(
+            workdir,
+            keys,
+            data,
+            free=config_keys.FREE_KEYS,
+            defaults=config_keys.flatten(config_keys.default()),
+        )
+    hosts.wait_for_all()
     return experiment
 
 
 def _finished(experiment: Experiment) -> dict[str, Any] | None:
     """The results of a run that was trained to its last step; those of an earlier --mode=eval do not count."""
     path = experiment.workdir / "results.json"
-    if not path.exists():
-        return None
-    found: dict[str, Any] = run.read_json(path)
+
+    def read() -> hosts.Told:
+        return hosts.Told(run.read_json(path) if path.exists() else {}, {})
+
+    found: dict[str, Any] = hosts.share(read).meta
     return found if found.get("trained_steps") == experiment.total_steps else None
 
 
@@ -118,7 +137,7 @@ def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> Tally:
     """Train to the last step from the newest checkpoint, or from the start."""
     interrupt = run.Interrupt()
     with contextlib.ExitStack() as stack:
-        loop = _Loop(experiment, saved, stack)
+        loop = _Loop(experiment, saved, interrupt, stack)
         stack.enter_context(interrupt.watched())
         # Every array that crosses to or from a device here is meant to.
         stack.enter_context(jax.transfer_guard("disallow"))
@@ -129,45 +148,69 @@ def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> Tally:
             taken = step + 1
             if taken % per_epoch == 0:
                 loop.validate(taken)
-            if interrupt.requested or taken % per_epoch == 0 or (every and taken % every == 0):
+            if loop.stops or taken % per_epoch == 0 or (every and taken % every == 0):
                 loop.save(taken)
-            if interrupt.requested:
+            if taken == experiment.total_steps:
+                loop.ask_all()
+            if loop.stops:
                 raise run.InterruptedRunError(
                     f"Stopped after step {taken} of {experiment.total_steps}; the same command goes on from there."
                 )
-        return loop.tally
+        return loop.whole_tally
 
 
 class _Loop:
     """One training run in motion: the state on the devices and everything that moves with it."""
 
     def __init__(
-        self, experiment: Experiment, saved: checkpoint.Checkpoints, stack: contextlib.ExitStack
+        self,
+        experiment: Experiment,
+        saved: checkpoint.Checkpoints,
+        interrupt: run.Interrupt,
+        stack: contextlib.ExitStack,
     ) -> None:
-        self.experiment, self.saved = experiment, saved
+        self.experiment, self.saved, self._interrupt = experiment, saved, interrupt
         parallel, programs = experiment.parallel, experiment.programs
+        step = (
+            programs.train_step if hosts.count() == 1 else told_by_all(programs.train_step, "asked")
+        )
         self._train_step = parallel.run(
-            programs.train_step, ("replicated", "replicated", "sharded"), donate_state=True
+            step, ("replicated", "replicated", "sharded"), donate_state=True
         )
         self._region_step = parallel.run(programs.region_step, ("sharded",))
         self.feedback: Feedback | None = None
         if experiment.needs_pool:
             self.feedback = experiment.open_feedback(stack)
-        self.tally = Tally()
+        # What this process counted (the first one: all of it, up to the last checkpoint), and what all did by then.
+        self.tally = self.whole_tally = Tally()
         self.first_step = 0
+        self._someone_asked = False
         self._in_flight: InFlight | None = None
         self._state = self._restored_or_new()
-        self._log = stack.enter_context(
-            contextlib.closing(MetricLog(experiment.workdir, self.first_step))
-        )
-        self._progress = stack.enter_context(
-            contextlib.closing(Progress(experiment.total_steps, self.first_step))
-        )
+        self._log: MetricLog | None = None
+        self._progress: Progress | None = None
+        if hosts.leads():
+            self._log = stack.enter_context(
+                contextlib.closing(MetricLog(experiment.workdir, self.first_step))
+            )
+            self._progress = stack.enter_context(
+                contextlib.closing(Progress(experiment.total_steps, self.first_step))
+            )
         # Closed after the profile's last step, or with the loop if that comes first.
         self._stop_profile = stack.enter_context(contextlib.ExitStack())
         self._clock = Clock()
         # A resume restores the counters; rates are of this process.
         self._counted_before = dict(self.feedback.counters) if self.feedback else {}
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run was asked to stop; the same on all processes, so each hears of it one step later."""
+        return self._someone_asked if hosts.count() > 1 else self._interrupt.requested
+
+    def ask_all(self) -> None:
+        """Whether any process was asked to stop by now: after the last step no other tells."""
+        asked = [told.meta for told in hosts.gather(self._interrupt.requested)]
+        self._someone_asked |= any(asked)
 
     # ---- one turn of the feedback loop ------------------------------------------------------------------------
 
@@ -206,9 +249,10 @@ class _Loop:
     def _placed(
         self, batch: Batch, radiomics: np.ndarray, ready: np.ndarray, age: np.ndarray
     ) -> Any:
-        return self.experiment.parallel.shard(
-            {**batch, "radiomics": radiomics, "ready": ready, "age": age}
-        )
+        rows = {**batch, "radiomics": radiomics, "ready": ready, "age": age}
+        if hosts.count() > 1:
+            rows["asked"] = np.full(len(ready), self._interrupt.requested)
+        return self.experiment.parallel.shard(rows)
 
     def _settle(self) -> None:
         """Read the step in flight: stop if it went wrong, log it, send its regions to the workers."""
@@ -218,6 +262,7 @@ class _Loop:
         with self._clock.part("device_s"):
             jax.block_until_ready(done.metrics)
         metrics = self.experiment.parallel.fetch(done.metrics, "replicated")
+        self._someone_asked |= bool(metrics.pop("asked", 0) > 0)
         if metrics["bad_step"] >= 0:
             self._stop_non_finite(int(metrics["bad_step"]), done.batch)
         if self.experiment.programs.fresh is not None:
@@ -233,11 +278,19 @@ class _Loop:
         with self._clock.part("device_s"):
             jax.block_until_ready(rows)
         host = self.experiment.parallel.fetch(rows, "sharded")
-        masks, origin = self.experiment.region_rule.mark(
-            host["cam"], host["box_finding"], batch["boxes"], batch["image_id"], step
-        )
-        self.tally.regions = dict(Counter(self.tally.regions) + Counter(origin))
-        self.feedback.submit(step, batch["image_id"], batch["image"][..., 0], masks)
+        masks = []
+        # Shard by shard: a region may depend on the others it is marked with.
+        for part in np.split(np.arange(len(host["cam"])), self.experiment.batches.n_shards):
+            marked, origin = self.experiment.region_rule.mark(
+                host["cam"][part],
+                host["box_finding"][part],
+                batch["boxes"][part],
+                batch["image_id"][part],
+                step,
+            )
+            masks.append(marked)
+            self.tally.regions = dict(Counter(self.tally.regions) + Counter(origin))
+        self.feedback.submit(step, batch["image_id"], batch["image"][..., 0], np.concatenate(masks))
 
     def _count_fresh(self, rows: Any) -> None:
         """Regions that the step marked and measured itself."""
@@ -251,7 +304,8 @@ class _Loop:
         self.tally.failures = dict(Counter(self.tally.failures) + failures)
 
     def _stop_non_finite(self, step: int, batch: Batch) -> None:
-        names = self.experiment.records.names[batch["image_id"]]
+        told = hosts.gather(self.experiment.records.names[batch["image_id"]].tolist())
+        names = [name for process in told for name in process.meta]
         raise run.NonFiniteError(
             f"Loss or gradients of step {step} are not finite; the update was not taken and the last good "
             f"checkpoint is intact. Its images: {', '.join(names)}. Try a lower config.train.learning_rate."
@@ -278,6 +332,8 @@ class _Loop:
         auroc = float(table.mean.value)
         if np.isfinite(auroc) and (self.tally.best_auroc is None or auroc > self.tally.best_auroc):
             self.tally.best_auroc, self.tally.best_step = auroc, taken
+        if self._log is None or self._progress is None:
+            return
         self._log.write(taken, "val", {"auroc": auroc})
         epoch = taken // experiment.batches.steps_per_epoch
         self._progress.say(
@@ -287,44 +343,32 @@ class _Loop:
 
     @timed("checkpoint_s")
     def save(self, taken: int) -> None:
-        """A checkpoint of everything that decides how the run goes on."""
+        """A checkpoint of everything that decides how the run goes on: of all processes, written by the first."""
         self._settle()
-        state = self.experiment.parallel.fetch(self._state, "replicated")
-        arrays = checkpoint.to_arrays(state, "state")
         if self.feedback is not None:
-            visible = self.feedback.state(taken - 1)
-            arrays |= {f"feedback/{name}": value for name, value in visible.items()}
             self.tally.failures = dict(self.feedback.failures)
             self.tally.reproducible = self.feedback.reproducible
         self.tally.throughput = self._throughput()
-        meta = {
-            "tally": dataclasses.asdict(self.tally),
-            "data": self.experiment.batches.get_state(),
-        }
-        self.saved.save(taken, arrays, meta, best=self.tally.best_step)
+        self.whole_tally = saving.save(
+            self.experiment,
+            self.saved,
+            self.feedback,
+            state=self._state,
+            tally=self.tally,
+            taken=taken,
+        )
 
     def _restored_or_new(self) -> Any:
-        experiment = self.experiment
-        latest = self.saved.restore_latest()
-        if latest is None:
-            return experiment.parallel.replicate(experiment.initial_state())
-        state = checkpoint.from_arrays(experiment.state_template(), latest.arrays, "state")
-        if self.feedback is not None:
-            prefix = "feedback/"
-            self.feedback.restore(
-                {
-                    k.removeprefix(prefix): v
-                    for k, v in latest.arrays.items()
-                    if k.startswith(prefix)
-                }
-            )
-        experiment.batches.set_state(latest.meta["data"])
-        self.tally = Tally(**latest.meta["tally"])
-        self.first_step = latest.step
-        logging.info("Going on from step %d in %s", latest.step, experiment.workdir)
-        return experiment.parallel.replicate(state)
+        found = saving.restore(self.experiment, self.saved, self.feedback)
+        if found is None:
+            return self.experiment.parallel.replicate(self.experiment.initial_state())
+        self.first_step, self.tally, self.whole_tally = found.step, found.tally, found.whole_tally
+        logging.info("Going on from step %d in %s", found.step, self.experiment.workdir)
+        return found.state
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
+        if self._log is None or self._progress is None:
+            return
         rates = self._throughput()
         waits = rates.pop("waits")
         told: dict[str, Any] = {

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import test_step
 import tiny_run
-from test_step import LOSS, SIZE, B, C, close, make_batch
+import tiny_step
+from tiny_step import LOSS, SIZE, B, C, close, make_batch
 
 from kacl_jax import augment, gradcam, models, radiomics
 from kacl_jax.models import KACL
@@ -38,7 +38,7 @@ def tiny() -> Iterator[None]:
 
 
 def programs(**changed: Any) -> Programs:
-    return test_step.programs(model=KACL("tiny", C, axis_name=AXIS), **changed)
+    return tiny_step.programs(model=KACL("tiny", C, axis_name=AXIS), **changed)
 
 
 def first_state(program: Programs) -> TrainState:

@@ -42,6 +42,7 @@ BROKEN = [
     ("data.on_error", "ignore"),
     ("data.box_share", 0.5),
     ("data.val_fraction", 0.0),
+    ("data.shards", 0),
     ("augment.rotate", 90.0),
     ("model.encoder", "vgg"),
     ("model.output_stride", 8),
@@ -111,6 +112,21 @@ def test_all_problems_are_told_at_once() -> None:
         config_keys.check(config, n_devices=1)
     for key in ("protocol", "train.learning_rate", "cam.threshold"):
         assert f"config.{key}" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "shards, batch_size, told",
+    [
+        (1, 64, "a multiple of the 2 processes: use --config.data.shards=2"),
+        (5, 60, "a multiple of the 2 processes: use --config.data.shards=4"),
+        (6, 64, "train.batch_size is 64; it must be a multiple of the 6"),
+    ],
+)
+def test_shards_fit_the_processes_and_the_batch(shards: int, batch_size: int, told: str) -> None:
+    config = changed(**{"data.shards": shards, "train.batch_size": batch_size})
+    with pytest.raises(UserError, match=told):
+        config_keys.check(config, n_devices=4, n_processes=2)
+    config_keys.check(changed(**{"data.shards": 4}), n_devices=4, n_processes=2)
 
 
 def test_guidance_and_centring_exclude_each_other() -> None:

@@ -277,6 +277,18 @@ def test_the_prior_looks_only_at_other_patients_boxes(records, split, evaluation
             c].counts  # fmt: skip
 
 
+def test_above_prior_map_is_the_difference_on_the_same_boxes(evaluation) -> None:
+    for measure in ("iou", "iobb"):
+        for above, ours, prior in zip(
+            evaluation.above_prior_map[measure],
+            evaluation.accuracy["single"][measure],
+            evaluation.floors["prior_map"][measure],
+            strict=True,
+        ):
+            assert above.mean.value == pytest.approx(ours.mean.value - prior.mean.value)
+            assert above.mean.counts == ours.mean.counts
+
+
 def test_without_floors_the_priors_are_null_with_a_reason(records) -> None:
     split = toy_split(records)
     result = run(records, dataclasses.replace(split, floors=()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -11,24 +10,16 @@ import jax
 import numpy as np
 import optax
 import pytest
+import tiny_step
+from tiny_step import SIZE, B, C, make_batch
 
 from kacl_jax import gradcam, radiomics
 from kacl_jax.fresh import FAILURES, ORIGINS, FreshRadiomics
-from kacl_jax.models import KACL
-from kacl_jax.parallel import AXIS, DataParallel
+from kacl_jax.parallel import DataParallel
 from kacl_jax.radiomics.host import Extractor, RadiomicsError
 from kacl_jax.roi import RegionRule
-from kacl_jax.step import Augmentation, Loss, Programs, TrainState
+from kacl_jax.step import Augmentation, Programs, TrainState
 
-C, SIZE, B, F = 8, 64, 16, len(radiomics.FEATURE_NAMES)
-LOSS = Loss(
-    focal_weight=0.8,
-    focal_alpha=0.25,
-    focal_gamma=2.0,
-    temperature=0.5,
-    mask_same_patient=True,
-    box_weight=0.1,
-)
 REGION: dict[str, Any] = {
     "source": "cam",
     "truth_boxes": True,
@@ -109,58 +100,22 @@ def test_from_equal_masks_the_device_marks_the_regions_of_the_host(
 
 
 def program(**changed: Any) -> Programs:
-    """SGD with rate 1 makes the parameter change the gradient itself."""
-    plain = Programs(
-        model=KACL("resnet18", C, axis_name=AXIS),
-        optimizer=optax.sgd(1.0),
-        loss=LOSS,
-        augmentation=Augmentation(rotate=8.0, shift=0.05),
-        log_columns=radiomics.LOG_COLUMNS,
-        warmup_steps=0,
-        center_cam=False,
-        seed=0,
-    )
-    return dataclasses.replace(plain, **changed)
+    views = Augmentation(rotate=8.0, shift=0.05)
+    return tiny_step.programs(augmentation=views, center_cam=False, **changed)
 
 
 FRESH = FreshRadiomics(**REGION, bin_width=25.0)
 
 
 def batch(seed: int) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(seed)
-    blurred = [
-        cv2.GaussianBlur(random.normal(size=(SIZE, SIZE)), (0, 0), random.uniform(1, 6))
-        for _ in range(B)
-    ]
-    grey = [np.interp(x, (x.min(), x.max()), (0, random.uniform(60, 255))) for x in blurred]
-    low = random.uniform(0, 0.5, (B, C, 2))
-    has_box = np.zeros((B, C), bool)
-    has_box[:3, 1] = True
+    """Of other images for each seed, none with features yet."""
+    made = make_batch(n_ready=0, seed=seed, blur=(1, 6))
     return {
-        "image": np.stack(grey).astype(np.uint8)[..., None],
-        "labels": (random.random((B, C)) < 0.3).astype(np.float32),
-        "boxes": np.concatenate([low, low + 0.4], -1).astype(np.float32),
-        "has_box": has_box,
+        **made,
         "image_id": np.arange(100 * seed, 100 * seed + B, dtype=np.int32),
-        "patient_id": np.arange(B, dtype=np.int32) // 2,
-        "radiomics": np.zeros((B, F), np.float32),
-        "ready": np.zeros(B, bool),
-        "age": np.zeros(B, np.int32),
+        "radiomics": np.zeros_like(made["radiomics"]),
+        "age": np.zeros_like(made["age"]),
     }
-
-
-def first_state(parallel: DataParallel) -> Any:
-    made = program()
-    variables = jax.jit(
-        lambda: made.model.init(
-            jax.random.key(0),
-            np.zeros((1, SIZE, SIZE, 3), np.float32),
-            np.zeros((1, F), np.float32),
-            np.zeros(1, bool),
-            train=False,
-        )
-    )()
-    return parallel.replicate(jax.device_get(made.init(variables, SIZE)))
 
 
 def on_the_host(
@@ -187,7 +142,7 @@ def steps(
     inside = parallel.run(program(fresh=FRESH, optimizer=optax.sgd(rate)).train_step, outputs)
     outside = parallel.run(program(optimizer=optax.sgd(rate)).train_step, outputs)
     region_step = parallel.run(program().region_step, ("sharded",))
-    a = b = first_state(parallel)
+    a = b = parallel.replicate(tiny_step.first_state())
     for seed in range(n):
         given = batch(seed)
         measured = on_the_host(parallel, b, given, region_step)
@@ -222,7 +177,7 @@ def test_one_step_has_the_gradients_of_the_synchronous_host_loop(mode, devices) 
 def test_three_steps_train_the_same() -> None:
     """At a rate at which training does not amplify rounding; see DECISIONS.md, "Radiomics in the step"."""
     inside, outside, _ = steps(3, "shard_map", 1, rate=1e-3)
-    start = first_state(DataParallel("shard_map", jax.devices()[:1])).params
+    start = tiny_step.first_state().params
     close(inside.feature_var, outside.feature_var, within=1e-3)
     moved = [
         jax.tree.map(lambda a, b: np.asarray(a) - b, x.params, start) for x in (inside, outside)

@@ -15,7 +15,7 @@ from sklearn.model_selection import GroupKFold
 
 from kacl_jax import metrics
 from kacl_jax.metrics import bootstrap
-from kacl_jax.metrics.ranking import _Ranked
+from kacl_jax.metrics.ranking import Ranked
 
 # Few distinct scores: most pairs tie.
 tied_rows = st.lists(
@@ -55,7 +55,7 @@ def test_a_bootstrap_replicate_is_the_weighted_auroc(
     scores, labels, patient = np.array(rows, float).T
     cluster = patient.astype(int)
     counts = np.random.default_rng(seed).integers(0, 3, (5, 6)).astype(float)
-    values = _Ranked(scores, labels, cluster, 5).areas(counts, precision=False)[:, 0]
+    values = Ranked(scores, labels, cluster, 5).areas(counts, precision=False)[:, 0]
     for column, value in enumerate(values):
         weights = counts[cluster, column]
         expected = metrics.auroc(scores, labels, weights)
@@ -98,6 +98,27 @@ def test_the_localization_interval_equals_scipys_bootstrap() -> None:
     ).confidence_interval
     assert table.findings[0].ci95 == pytest.approx((oracle.low, oracle.high), abs=0.0126)
     assert table.findings[0].value == (overlap > 0.3).mean()
+
+
+def test_a_paired_difference_counts_the_boxes_that_both_have_and_narrows_the_interval() -> None:
+    rng = np.random.default_rng(2)
+    other = rng.random(200)
+    overlap = np.clip(other + rng.normal(0.1, 0.05, 200), 0, 1)
+    overlap[:3], other[3:5] = np.nan, np.nan
+    both = slice(5, None)
+    given = {"patients": np.arange(200), "n_findings": 1, "thresholds": (0.5,)}
+    finding = np.zeros(200, int)
+    table = metrics.localization_differences(overlap, other, finding, **given)[0].findings[0]
+    hits = (overlap[both] > 0.5).astype(float), (other[both] > 0.5).astype(float)
+    assert table.value == pytest.approx(hits[0].mean() - hits[1].mean())
+    assert table.counts == {"n": 195}
+    oracle = stats.bootstrap(
+        hits, lambda a, b: a.mean() - b.mean(), paired=True, vectorized=False, method="percentile",
+        n_resamples=4000, rng=rng,
+    ).confidence_interval  # fmt: skip
+    assert table.ci95 == pytest.approx((oracle.low, oracle.high), abs=0.012)
+    turned = metrics.localization_differences(other, overlap, finding, **given)[0].findings[0]
+    assert turned.ci95 == pytest.approx((-table.ci95[1], -table.ci95[0]))
 
 
 def test_images_of_one_patient_are_not_independent() -> None:

@@ -79,9 +79,9 @@ def test_folders_names_and_gz_make_no_difference(tmp_path: Path) -> None:
         path.rename(folder / path.name)
     (other / "images").rmdir()
     records = read_records(other)
-    same(plain, records, but=("root", "paths", "checksums"))
-    assert [p.name for p in records.paths] == [p.name for p in plain.paths]
-    assert all(path.is_file() for path in records.paths)
+    same(plain, records, but=("root", "images", "checksums"))
+    assert [p.name for p in records.images.paths] == [p.name for p in plain.images.paths]
+    assert all(path.is_file() for path in records.images.paths)
     # The checksum is that of the content: unpacking a file does not make another data set.
     assert sorted(records.checksums.values()) == sorted(plain.checksums.values())
     assert "Data_Entry_2017_v2020.csv" in records.checksums
@@ -272,13 +272,13 @@ def test_the_real_subset(nih_root: Path, nih_original_root: Path) -> None:
     original = read_records(nih_original_root)
     small = read_records(nih_root)
     for i, name in enumerate(original.names):
-        image = read_image(original.paths[i])
+        image = read_image(original.images.paths[i])
         assert image.shape == (1024, 1024)
-        oracle = np.asarray(Image.open(original.paths[i]).convert("L"))
+        oracle = np.asarray(Image.open(original.images.paths[i]).convert("L"))
         np.testing.assert_array_equal(image, oracle)
         j = np.flatnonzero(small.names == name)
         if j.size:  # the subset was reduced by 2×2 means
-            halved = read_image(small.paths[j[0]])
+            halved = read_image(small.images.paths[j[0]])
             assert np.abs(resize(image, 512).astype(int) - halved).max() <= 1
 
 

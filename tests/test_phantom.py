@@ -69,7 +69,7 @@ def test_reader_gives_back_what_was_drawn(demo: Records) -> None:
         )  # fmt: skip
         if study.boxed and checked < 40:
             image, boxes = phantom.render(study, 96)
-            np.testing.assert_array_equal(read_image(demo.paths[i]), image)
+            np.testing.assert_array_equal(read_image(demo.images.paths[i]), image)
             for finding in study.boxed:
                 kept = demo.boxes[i, demo.findings.index(finding)]
                 np.testing.assert_allclose(kept, boxes[finding], atol=1e-6)
@@ -183,7 +183,7 @@ def test_anatomy_lies_where_it_lies_in_people() -> None:
 
 def test_follow_ups_look_alike(demo: Records) -> None:
     ids = np.arange(0, 300)
-    flat = np.stack([cv2.resize(read_image(demo.paths[i]), (32, 32)).ravel() for i in ids])
+    flat = np.stack([cv2.resize(read_image(demo.images.paths[i]), (32, 32)).ravel() for i in ids])
     likeness = np.corrcoef(flat - flat.mean(0))
     same = demo.patients[ids][:, None] == demo.patients[ids]
     off = ~np.eye(len(ids), dtype=bool)
@@ -222,8 +222,11 @@ def prior_map_hits(records: Records) -> list[np.ndarray]:
 def probe_auroc(records: Records) -> list[float]:
     """AUROC per finding of a logistic regression on 16×16 pixels, 5 patient folds."""
     pixels = np.stack(
-        [cv2.resize(read_image(p), (16, 16), interpolation=cv2.INTER_AREA) for p in records.paths]
-    ).reshape(len(records.paths), -1)
+        [
+            cv2.resize(read_image(p), (16, 16), interpolation=cv2.INTER_AREA)
+            for p in records.images.paths
+        ]
+    ).reshape(len(records.images.paths), -1)
     scores = np.zeros(records.labels.shape)
     for train, test in GroupKFold(5).split(pixels, groups=records.patients):
         for c in range(len(records.findings)):

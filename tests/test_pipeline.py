@@ -55,7 +55,7 @@ def assert_equal(one: list[Batch], other: list[Batch]) -> None:
 
 def spoil(records: Records, *which: int) -> None:
     for i in which:
-        records.paths[i].write_bytes(records.paths[i].read_bytes()[:-20])
+        records.images.paths[i].write_bytes(records.images.paths[i].read_bytes()[:-20])
 
 
 # ---- what a batch is
@@ -95,7 +95,7 @@ def test_pictures_are_the_named_read_and_resize(nih_root: Path) -> None:
     some = np.array([5, 900, 1787])
     (batch,) = eval_batches(records, some, image_size=100, batch_size=3)
     for row, i in enumerate(some):
-        expected = resize(read_image(records.paths[i]), 100)
+        expected = resize(read_image(records.images.paths[i]), 100)
         np.testing.assert_array_equal(batch["image"][row, ..., 0], expected)
 
 
@@ -203,13 +203,13 @@ def test_skip_leaves_the_file_out_and_names_it_once(
     train = pooled(records).train
     gone = [int(train[3]), int(train[20])]
     spoil(records, gone[0])
-    records.paths[gone[1]].unlink()
+    records.images.paths[gone[1]].unlink()
     source = batches(records, on_error="skip")
     with caplog.at_level(logging.WARNING, logger="kacl_jax"):
         seen = take(source, 6 * source.steps_per_epoch)
     assert {len(batch["image_id"]) for batch in seen} == {4}
     assert set(ids(seen)) == set(train.tolist()) - set(gone)
-    expected = sorted(str(records.paths[i]) for i in gone)
+    expected = sorted(str(records.images.paths[i]) for i in gone)
     assert list(source.broken.as_dict()) == expected
     assert len(source.broken) == 2
     told = [record.getMessage() for record in caplog.records]
@@ -275,10 +275,10 @@ def test_evaluation_and_broken_files(records: Records) -> None:
     )
     assert [i for i in ids(found) if i >= 0] == [0, 1, 3, 4, 6, 7, 8]
     assert [len(batch["valid"]) for batch in found] == [4, 4]
-    assert list(broken.as_dict()) == [str(records.paths[i]) for i in (2, 5)]
+    assert list(broken.as_dict()) == [str(records.images.paths[i]) for i in (2, 5)]
 
 
 def test_sizes_may_differ_inside_a_batch(records: Records) -> None:
-    cv2.imwrite(str(records.paths[1]), np.full((50, 30), 1, np.uint8))
+    cv2.imwrite(str(records.images.paths[1]), np.full((50, 30), 1, np.uint8))
     (batch,) = eval_batches(records, np.array([0, 1]), image_size=SIZE, batch_size=2)
     assert batch["image"][:, 3, 3, 0].tolist() == [0, 1]

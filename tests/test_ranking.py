@@ -11,7 +11,7 @@ from test_metrics import clustered, tied_rows
 
 from kacl_jax import metrics
 from kacl_jax.metrics import bootstrap
-from kacl_jax.metrics.ranking import _Ranked
+from kacl_jax.metrics.ranking import Ranked
 
 
 @settings(max_examples=150, deadline=None)
@@ -22,7 +22,7 @@ def test_a_bootstrap_replicate_is_sklearns_weighted_average_precision(
     scores, labels, patient = np.array(rows, float).T
     cluster = patient.astype(int)
     counts = np.random.default_rng(seed).integers(0, 3, (5, 6)).astype(float)
-    values = _Ranked(scores, labels, cluster, 5).areas(counts, precision=True)[:, 1]
+    values = Ranked(scores, labels, cluster, 5).areas(counts, precision=True)[:, 1]
     for column, value in enumerate(values):
         weights = counts[cluster, column]
         if len(np.unique(labels[weights > 0])) < 2:

@@ -22,6 +22,7 @@ from toy_root import toy_outputs, toy_records, toy_split
 
 from kacl_jax import config as config_keys
 from kacl_jax import evaluate, gradcam, results, run, score
+from kacl_jax.data.images import PngFiles
 from kacl_jax.errors import UserError
 from kacl_jax.outputs import Outputs
 from kacl_jax.radiomics import FEATURE_NAMES, extract
@@ -115,7 +116,7 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
     records = dataclasses.replace(
         records,
         names=np.array(names),
-        paths=tuple(paths[i % 3] for i in range(len(names))),
+        images=PngFiles(tuple(paths[i % 3] for i in range(len(names)))),
         **changes,
     )
     split = toy_split(records)
@@ -421,7 +422,7 @@ def test_one_test_image(case: Case) -> None:
 def test_results_are_written_before_the_page_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "checkpoint", MagicMock())
+    monkeypatch.setattr(score, "checkpoint", MagicMock(shared=lambda read: read()))
     monkeypatch.setattr(score, "evaluate", MagicMock())
     monkeypatch.setattr(score, "record", MagicMock())
     for name in ("write_predictions", "write_boxes"):

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from toy_root import toy_outputs, toy_records, toy_split
 
-from kacl_jax import metrics, results, terminal
+from kacl_jax import atomic, metrics, results, terminal
 from kacl_jax.data.nih import Records, from_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.errors import UserError
@@ -270,8 +270,8 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> 
     path = tmp_path / "boxes.csv"
     results.write_boxes(path, done.records, done.evaluation.located)
     before = path.read_bytes()
-    monkeypatch.setattr(results.os, "fsync", full)
-    with pytest.raises(UserError, match=r"boxes\.csv: No space left"):
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(UserError, match=r"boxes\.csv cannot be written .*No space left"):
         results.write_boxes(path, done.records, done.evaluation.located)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

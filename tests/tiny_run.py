@@ -4,7 +4,8 @@
 
 is `kacl_jax.main` with a two-layer image encoder in place of the real ones. AT='turn:5:SIGKILL' in the environment
 sends that signal to the process itself at that point: 'turn' after step 5 was dispatched, 'saving' while the
-checkpoint of step 5 is being written, 'saved' right after, 'testing' before the tables are written.
+checkpoint of step 5 is being written, 'saved' right after, 'testing' before the tables are written. HEARTBEAT_S is
+`hosts.HEARTBEAT_S`.
 """
 
 from __future__ import annotations
@@ -123,8 +124,9 @@ def _struck(at: str) -> None:
 if __name__ == "__main__":
     from absl import app
 
-    from kacl_jax import main, models
+    from kacl_jax import hosts, main, models
 
+    hosts.HEARTBEAT_S = int(os.environ.get("HEARTBEAT_S", hosts.HEARTBEAT_S))
     models.image_encoder = tiny_encoder
     if os.environ.get("AT"):
         _struck(os.environ["AT"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kacl_jax.data.images import PngFiles
 from kacl_jax.data.nih import FINDINGS_8, Records
 from kacl_jax.data.splits import Split, make_split
 from kacl_jax.outputs import Outputs
@@ -25,7 +26,7 @@ def toy_records(seed: int = 0, patients: int = 60) -> Records:
     return Records(
         root=Path("toy"),
         names=names,
-        paths=tuple(Path("toy/images") / name for name in names),
+        images=PngFiles(tuple(Path("toy/images") / name for name in names)),
         patients=patient.astype(np.int64),
         labels=labels,
         boxes=boxes * has_box[..., None],

@@ -3,12 +3,12 @@
 Layout under the root: `images/` or `images_001/images` … `images_012/images`, `Data_Entry_2017.csv`
 or `Data_Entry_2017_v2020.csv`, `BBox_List_2017.csv`, `train_val_list.txt`, `test_list.txt`; each
 of the four plain or as .gz.
+A prepared root (prepared.py) holds the same text files, and records in place of the PNG files.
 Everything that is wrong with the root is collected as `Problem`s and told at once.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from kacl_jax.data.image import RESIZE_NAME, BrokenImage, read_image, resize
+from kacl_jax.data.images import Images, PngFiles, PngFolder, find_png_files
+from kacl_jax.data.prepared import Prepared, is_prepared
 from kacl_jax.data.tables import (
     BOX_FILE,
     FINDINGS_8,
@@ -29,7 +31,7 @@ from kacl_jax.data.tables import (
 from kacl_jax.errors import UserError
 
 __all__ = [
-    "FINDINGS_8", "FINDINGS_14", "RESIZE_NAME", "BrokenImage", "Problem", "Records",
+    "FINDINGS_8", "FINDINGS_14", "RESIZE_NAME", "BrokenImage", "PngFiles", "Problem", "Records",
     "from_nih_pixels", "read_image", "read_records", "resize", "to_nih_pixels",
 ]  # fmt: skip
 
@@ -42,7 +44,7 @@ class Records:
 
     root: Path
     names: np.ndarray  # [n] str, sorted
-    paths: tuple[Path, ...]  # one per image
+    images: Images  # its pictures
     patients: np.ndarray  # [n] int64
     labels: np.ndarray  # [n c] uint8, 1 = the finding is named
     boxes: np.ndarray  # [n c 4] float32 (x0, y0, x1, y1), fractions of the side; 0 where none
@@ -75,33 +77,34 @@ def read_records(
     findings: int = 8,
     allow_missing: bool = False,
     check_images: bool = True,
+    image_size: int | None = None,
 ) -> Records:
     """Reads labels, boxes, lists and the places of the images; opens no image.
 
     With `findings=8` NIH's six other findings are legal labels without a column.
-    With `check_images=False` only the metadata are read: no file is looked for (`paths` are where
-    `images/` would have them). With `allow_missing` images without a file are left out.
+    With `check_images=False` only the metadata are read: no file is looked for (`images` expects
+    them in `images/`). With `allow_missing` images without a file are left out.
+    `image_size` is the side in pixels at which they will be read: a root that was prepared at
+    another size has a checksum more, because its pictures are others then.
 
     Raises:
         UserError: every problem of the root at once, each with file, rows, count and fix.
     """
     problems = Problems()
     tables = read_root(root, problems)
-    files: dict[str, Path] = {}
-    if check_images:
-        files = find_images(tables.root, problems)
-        absent = [name for name in tables.rows if name not in files]
-        if absent and not allow_missing:
-            report_missing(absent, len(tables.rows), problems)
+    store = find_images(tables.root, problems) if check_images else PngFolder(tables.root, {})
+    absent = [name for name in tables.rows if name not in store] if check_images else []
+    if absent and not allow_missing:
+        report_missing(absent, len(tables.rows), problems)
     found = problems.all()
     if found:
         raise UserError(f"{tables.root}: {len(found)} problem(s)\n" + "\n".join(map(str, found)))
-    kept = [name for name in sorted(tables.rows) if not check_images or name in files]
+    kept = sorted(set(tables.rows).difference(absent))
     if not kept:
         raise UserError(f"{tables.root}: none of the {len(tables.rows)} images is there")
-    paths = tuple(files.get(name, tables.root / "images" / name) for name in kept)
-    missing = tuple(sorted(set(tables.rows) - set(kept)))
-    return _records(tables, kept, paths, missing, findings_of(findings))
+    checksums = tables.checksums | store.checksums(image_size)
+    missing = tuple(sorted(absent))
+    return _records(tables, kept, store.select(kept), checksums, missing, findings_of(findings))
 
 
 def findings_of(count: int) -> tuple[str, ...]:
@@ -114,6 +117,7 @@ def findings_of(count: int) -> tuple[str, ...]:
 
 def read_root(root: Path | str, problems: Problems) -> Tables:
     """The four text files, parsed and held against each other and against NIH's frame."""
+    is_prepared(Path(root).expanduser())  # an unfinished one may have no text files yet
     tables = read_tables(root, problems)
     for (image, finding), (x, y, w, h) in tables.boxes.items():
         if min(x, y) < 0 or max(x + w, y + h) > _NIH_SIDE:
@@ -123,24 +127,11 @@ def read_root(root: Path | str, problems: Problems) -> Tables:
     return tables
 
 
-def find_images(root: Path, problems: Problems) -> dict[str, Path]:
-    """File name → path of everything in the image folders, each listed once (no stat per file)."""
-    folders = [root / "images", *sorted(root.glob("images_[0-9][0-9][0-9]/images"))]
-    folders = [folder for folder in folders if folder.is_dir()]
-    if not folders:
-        what = f"is not in {root} (nor images_001/images …)"
-        problems.add("images/", what, "put the PNG files there")
-    files: dict[str, Path] = {}
-    for folder in folders:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
-            if name in files:
-                fix = "keep one of the two files"
-                problems.add(f"{folder.relative_to(root)}/", "has a file that lies elsewhere too",
-                             fix, f"{name} (also {files[name]})")  # fmt: skip
-            files.setdefault(name, folder / name)
-    return files
+def find_images(root: Path, problems: Problems) -> PngFolder | Prepared:
+    """The pictures of either form of a root; what is wrong with them as a whole is added."""
+    if is_prepared(root):
+        return Prepared(root, problems)
+    return PngFolder(root, find_png_files(root, problems))
 
 
 def report_missing(absent: Sequence[str], total: int, problems: Problems) -> None:
@@ -153,7 +144,8 @@ def report_missing(absent: Sequence[str], total: int, problems: Problems) -> Non
 def _records(
     tables: Tables,
     names: Sequence[str],
-    paths: tuple[Path, ...],
+    images: Images,
+    checksums: dict[str, str],
     missing: tuple[str, ...],
     findings: tuple[str, ...],
 ) -> Records:
@@ -171,7 +163,7 @@ def _records(
     return Records(
         root=tables.root,
         names=np.array(names, dtype=np.str_),
-        paths=paths,
+        images=images,
         patients=np.array([row.patient for row in rows], np.int64),
         labels=np.array([lines[row.labels] for row in rows], np.uint8),
         boxes=from_nih_pixels(xywh),
@@ -181,6 +173,6 @@ def _records(
         sex=np.array([row.sex for row in rows], np.str_),
         age=np.array([row.age for row in rows], np.int64),
         view=np.array([row.view for row in rows], np.str_),
-        checksums=dict(tables.checksums),
+        checksums=checksums,
         missing=missing,
     )

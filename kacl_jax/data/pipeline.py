@@ -1,6 +1,6 @@
 """Records + Split → batches of uint8 pictures, by grain: seeded, sharded, resumable.
 
-Pictures are decoded and resized in threads (cv2 frees the interpreter lock) and stay uint8;
+Pictures are read and resized in threads (cv2 frees the interpreter lock) and stay uint8;
 normalisation and augmentation happen on the device.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kacl_jax.data.nih import BrokenImage, Records, read_image, resize
+from kacl_jax.data.nih import BrokenImage, Records
 from kacl_jax.data.splits import Split
 from kacl_jax.errors import UserError
 
@@ -179,12 +179,12 @@ class _Loader:
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise UserError(f"--config.data.on_error must be 'raise' or 'skip', not {on_error!r}")
-        self._paths, self._size = records.paths, size
+        self._images, self._size = records.images, size
         self._skip, self._broken, self._spare = on_error == "skip", broken, spare
 
     def __call__(self, image_id: np.int64) -> tuple[np.int64, np.ndarray] | None:
         try:
-            image = read_image(self._paths[image_id])
+            return image_id, self._images.read(image_id, self._size)
         except BrokenImage as error:
             if not self._skip:
                 raise UserError(
@@ -199,7 +199,6 @@ class _Loader:
                     f"batch; the first: {next(iter(self._broken.as_dict()))}"
                 ) from error
             return None
-        return image_id, resize(image, self._size)
 
 
 def _iterate(

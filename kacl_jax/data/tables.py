@@ -124,6 +124,12 @@ def read_tables(root: Path | str, problems: Problems) -> Tables:
     return tables
 
 
+def text_files(root: Path) -> list[Path]:
+    """The text files that `read_tables` reads, as they lie there (plain or .gz)."""
+    found = (_there(root, name) for name in (*LABEL_FILES, BOX_FILE, *LIST_FILES))
+    return [path for path in found if path is not None]
+
+
 def _there(root: Path, name: str) -> Path | None:
     """The plain file, or else its .gz."""
     return next((p for p in (root / name, root / f"{name}.gz") if p.is_file()), None)

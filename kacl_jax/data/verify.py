@@ -22,6 +22,7 @@ from kacl_jax.data.nih import (
     read_root,
     report_missing,
 )
+from kacl_jax.data.prepared import Prepared
 from kacl_jax.data.tables import LIST_FILES, Tables
 
 Progress = Callable[[int, int], None]  # (images decoded, images in all)
@@ -54,7 +55,8 @@ def check(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Checks text files, lists, boxes, patients and, by decoding each, the images of a root.
+    """Checks text files, lists, boxes, patients and, by decoding each, the images of a root; of a
+    prepared root its record files, by their sha256.
 
     A missing text file does not end the check: what can still be checked is. All images with a
     label row are decoded; if no label row could be read, every PNG file that is there.
@@ -69,15 +71,65 @@ def check(
     _compare_patients(tables, problems)
     summary = _count(tables, named)
     if decode:
-        files = find_images(tables.root, problems)
-        absent = sorted(set(tables.rows) - set(files))
+        store = find_images(tables.root, problems)
+        absent = sorted(name for name in tables.rows if name not in store)
         report_missing(absent, len(tables.rows), problems)
-        wanted = tables.rows if tables.rows else [f for f in files if f.lower().endswith(".png")]
-        paths = [files[name] for name in sorted(wanted) if name in files]
-        summary["files"] = len(files)
-        summary["files_without_label_row"] = len(set(files) - set(tables.rows))
-        summary |= _decode_all(paths, problems, threads or os.cpu_count() or 1, progress)
+        if isinstance(store, Prepared):
+            summary |= _check_prepared(store, tables, problems, progress)
+        else:
+            workers = threads or os.cpu_count() or 1
+            summary |= _check_files(store.files, tables, problems, workers, progress)
     return Report(problems.all(), summary)
+
+
+def _check_prepared(
+    store: Prepared, tables: Tables, problems: Problems, progress: Progress | None
+) -> dict[str, Any]:
+    """Every record file against its checksum; what was broken when the data were prepared still is."""
+    manifest, done = store.manifest, 0
+
+    def read(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress is not None:
+            progress(done, manifest.images)
+
+    for name, checksum in manifest.job.tables.items():
+        if name in tables.checksums and tables.checksums[name] != checksum:
+            fix = "copy the file again, or ignore this if you changed it on purpose"
+            problems.add(name, "is not what it was when the data were prepared", fix)
+    for error in store.broken.values():
+        _report_broken(error, problems)
+    store.check_content(problems, read)
+    size = manifest.job.size
+    return {
+        "prepared_from": manifest.job.root,
+        "images_prepared": manifest.images,
+        "sizes": {f"{size}x{size}": manifest.images},
+        "record_files": len(manifest.shards),
+        "gigabytes": round(sum(shard.bytes for shard in manifest.shards) / 1e9, 3),
+    }
+
+
+def _check_files(
+    files: dict[str, Path],
+    tables: Tables,
+    problems: Problems,
+    threads: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    wanted = tables.rows if tables.rows else [f for f in files if f.lower().endswith(".png")]
+    paths = [files[name] for name in sorted(wanted) if name in files]
+    found = {
+        "files": len(files),
+        "files_without_label_row": len(set(files) - set(tables.rows)),
+    }
+    return found | _decode_all(paths, problems, threads, progress)
+
+
+def _report_broken(error: BrokenImage, problems: Problems) -> None:
+    fix = "fetch the file again, or leave it out with --config.data.on_error=skip"
+    problems.add("images/", "a file cannot be read", fix, f"{error.path.name} {error.why}")
 
 
 def _compare_patients(tables: Tables, problems: Problems) -> None:
@@ -121,12 +173,9 @@ def _decode_all(
     shapes: Counter[str] = Counter()
     constant = 0
     with ThreadPoolExecutor(threads) as pool:
-        for done, (path, outcome) in enumerate(
-            zip(paths, pool.map(_decode, paths), strict=True), 1
-        ):
+        for done, outcome in enumerate(pool.map(_decode, paths), 1):
             if isinstance(outcome, BrokenImage):
-                fix = "fetch the file again, or leave it out with --config.data.on_error=skip"
-                problems.add("images/", "a file cannot be read", fix, f"{path.name} {outcome.why}")
+                _report_broken(outcome, problems)
             else:
                 shapes["{1}x{0}".format(*outcome[0])] += 1
                 constant += outcome[1]

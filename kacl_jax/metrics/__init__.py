@@ -18,6 +18,7 @@ from kacl_jax.metrics.boxes import (
     inside,
     iobb,
     iou,
+    localization_differences,
     localization_tables,
     pointing_table,
 )
@@ -36,6 +37,6 @@ from kacl_jax.metrics.ranking import auroc, auroc_table, one_class, ranking_tabl
 __all__ = [
     "BINS", "DECISIONS", "MAX_LEFT_OUT", "RESAMPLES", "T_IOBB", "T_IOU", "Bin", "Calibration", "Estimate", "Table",
     "auroc", "auroc_table", "calibration", "decision_tables", "false_box_table", "grid_ceiling", "grid_ceiling_iobb",
-    "inside", "iobb", "iou", "localization_tables", "one_class", "pointing_table", "prior_box", "prior_map",
-    "prior_peak", "random_map", "ranking_tables",
+    "inside", "iobb", "iou", "localization_differences", "localization_tables", "one_class", "pointing_table",
+    "prior_box", "prior_map", "prior_peak", "random_map", "ranking_tables",
 ]  # fmt: skip

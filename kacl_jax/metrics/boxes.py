@@ -65,6 +65,31 @@ def localization_tables(
     )
 
 
+def localization_differences(
+    overlap: np.ndarray,
+    other: np.ndarray,
+    finding: np.ndarray,
+    patients: np.ndarray,
+    *,
+    n_findings: int,
+    thresholds: tuple[float, ...],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Table, ...]:
+    """Localization accuracy of one detection less that of another of the same truth boxes, in [−1, 1].
+
+    Paired: a box counts where both are finite. overlap, other float64 [m]; the rest as in `localization_tables`.
+    """
+    judged = np.isfinite(overlap) & np.isfinite(other)
+    ours = (finding[:, None] == np.arange(n_findings)) & judged[:, None]
+    at = np.asarray(thresholds)
+    hit, other_hit = ((values[:, None] > at).astype(np.int8) for values in (overlap, other))
+    reasons = [_unjudged(finding == i, judged) for i in range(n_findings)]
+    return ratio_tables(
+        ours[:, :, None] * (hit - other_hit)[:, None, :], ours, patients, reasons, resamples, seed
+    )
+
+
 def pointing_table(
     hit: np.ndarray,
     finding: np.ndarray,

@@ -78,7 +78,7 @@ def _tables(
 ) -> tuple[Table, ...]:
     cluster, n_clusters = clusters(patients)
     ranked = [
-        _Ranked(scores[:, i], labels[:, i], cluster, n_clusters) for i in range(labels.shape[1])
+        Ranked(scores[:, i], labels[:, i], cluster, n_clusters) for i in range(labels.shape[1])
     ]
 
     def replicate(counts: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def _tables(
     )
 
 
-class _Ranked:
+class Ranked:
     """One finding's ranking as sparse matrices over patients: a resample is a few products.
 
     Rows are the distinct scores that some positive has, ascending. `positives` holds each one's

@@ -79,10 +79,9 @@ def reading(results: Mapping[str, Any]) -> list[str]:
         told.append(f"Mean AUROC {_against(auroc, probe['mean']['value'], name)}.")
     found = results["localization"]
     for t in SHOWN_T:
-        leaf, floor = found["iou"][t]["mean"], found["prior_map"]["iou"][t]["mean"]["value"]
-        if leaf["value"] is not None and floor is not None:
-            name = f"the image-free heat map, {short(floor)}"
-            told.append(f"T(IoU) > {short(float(t), 1)} {_against(leaf, floor, name)}.")
+        leaf, above = found["iou"][t]["mean"], found["above_prior_map"]["iou"][t]["mean"]
+        if leaf["value"] is not None and above["value"] is not None:
+            told.append(f"T(IoU) > {short(float(t), 1)} {_above(leaf, above)}.")
     return told
 
 
@@ -96,6 +95,19 @@ def _against(leaf: Mapping[str, Any], floor: float, name: str) -> str:
     if high < floor:
         return f"is {figure}: below {name}"
     return f"is {figure}: not told apart from {name}"
+
+
+def _above(leaf: Mapping[str, Any], above: Mapping[str, Any]) -> str:
+    """Against the image-free heat map, paired on the same truth boxes."""
+    figure = f"is {short(leaf['value'])} {interval(leaf['ci95'])}".rstrip()
+    if above["ci95"] is None:
+        return f"{figure}; less the image-free heat map {above['value']:+.3f}, without an interval"
+    low, high = above["ci95"]
+    verdict = "above" if low > 0 else "below" if high < 0 else "not told apart from"
+    return (
+        f"{figure}: {verdict} the image-free heat map (paired difference {above['value']:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}])"
+    )
 
 
 def finding_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

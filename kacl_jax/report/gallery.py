@@ -77,7 +77,7 @@ class Tested:
 
     def pixels(self, image: int, size: int) -> np.ndarray:
         """uint8 [size size]."""
-        return nih.resize(nih.read_image(self.records.paths[image]), size)
+        return self.records.images.read(image, size)
 
 
 def gallery(run: Tested) -> list[dict[str, Any]]:

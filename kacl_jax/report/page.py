@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -12,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from kacl_jax.errors import UserError
+from kacl_jax import atomic
 
 
 def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
@@ -22,15 +21,7 @@ def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
       UserError: the file cannot be written.
     """
     text = _environment().get_template(template).render(content)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); make room there, then --mode=eval writes it anew"
-        ) from error
+    atomic.write_text(path, text, fix="make room there, then --mode=eval writes it anew")
 
 
 @lru_cache

@@ -20,9 +20,9 @@ from typing import Any
 
 from absl import app, flags
 
+from kacl_jax import atomic, report, run
 from kacl_jax import config as config_keys
 from kacl_jax import main as single
-from kacl_jax import report, run
 from kacl_jax.errors import UserError
 from kacl_jax.sweep import compare, jobs, measure, table
 from kacl_jax.sweep.hyper import Point, Sweep
@@ -184,8 +184,8 @@ def write_table(plan: Plan) -> str:
     rows = compare.compare(plan.sweep.arms, plan.measured)
     title = f"Sweep {plan.config_name}"
     text = table.as_markdown(title, plan.sweep.points, plan.measured, rows)
-    table.write(plan.workdir / "sweep.csv", table.as_csv(rows))
-    table.write(plan.workdir / "sweep.md", text)
+    atomic.write_text(plan.workdir / "sweep.csv", table.as_csv(rows))
+    atomic.write_text(plan.workdir / "sweep.md", text)
     if plan.measured:
         report.write_sweep(plan.workdir)
     return text

@@ -19,7 +19,7 @@ import numpy as np
 from kacl_jax import metrics, run
 from kacl_jax.errors import UserError
 from kacl_jax.metrics.bootstrap import clusters, divide
-from kacl_jax.metrics.ranking import _Ranked
+from kacl_jax.metrics.ranking import Ranked
 
 IOU_SHOWN = (0.1, 0.3, 0.5)
 METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in IOU_SHOWN))
@@ -179,7 +179,7 @@ def classification(tested: Tested, weights: np.ndarray) -> dict[str, Figure]:
     found = np.full((2, len(tested.findings), weights.shape[1]), math.nan)
     undefined = {}
     for c, name in enumerate(tested.findings):
-        ranked = _Ranked(tested.scores[:, c], tested.labels[:, c], cluster, n_clusters)
+        ranked = Ranked(tested.scores[:, c], tested.labels[:, c], cluster, n_clusters)
         reason = metrics.one_class(ranked.n_pos, ranked.n_neg)
         if reason:
             undefined[name] = reason

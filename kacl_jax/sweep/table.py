@@ -5,12 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from kacl_jax.errors import UserError
 from kacl_jax.sweep.compare import Difference, Row, Runs, Value
 from kacl_jax.sweep.hyper import Point
 from kacl_jax.sweep.measure import METRICS
@@ -32,19 +29,6 @@ _READING = (
     "is two-sided, in brackets Holm's over all differences of the section in that metric. prior_map and prior_box are "
     "boxes of other patients and look at no image: a map below prior_map has localized nothing."
 )
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all. Raises UserError where it cannot be written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); make room, or give another --workdir"
-        ) from error
 
 
 def as_csv(rows: Iterable[Row]) -> str:
