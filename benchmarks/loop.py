@@ -3,7 +3,7 @@
     python -m benchmarks.loop --config=configs/bench.py [--config.data.root=…] [--json=FILE] [--workdir=DIR]
 
 The workdir (default: a temporary one) keeps the compilation cache: on the same workdir a second call shows what a
-warm start compiles. Checkpoints of an earlier call there are removed first.
+warm start compiles. Checkpoints and measured regions of an earlier call there are removed first.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
     workdir = workdir.absolute()
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    for file in workdir.glob("features.sqlite*"):
+        file.unlink()
     compilation.keep_in(workdir / "compilation_cache")
     parts = experiment.prepare(config, workdir)
     synthetic = config.data.root == "phantom"
@@ -135,13 +137,12 @@ def _flops(parts: experiment.Experiment) -> float:
 
 
 def _memory(device: jax.Device) -> dict[str, float | None]:
-    """Peak bytes: of the device where it tells, of this process, of the largest of its workers."""
+    """Peak bytes of the device, where it tells, and of this process."""
     told = device.memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "device": told.get("peak_bytes_in_use"),
         "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "largest_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit,
     }
 
 

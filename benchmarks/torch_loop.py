@@ -8,6 +8,7 @@ sees, and the package's own tuned call of it on the latter, which is what kacl_j
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -77,7 +78,7 @@ def main(root: str, size: int, batch_size: int) -> None:
         pin_memory=DEVICE == "cuda",
         generator=torch.Generator().manual_seed(0),
     )
-    batches = iter(loader)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
     inner = Extractor(25.0)
 
     def tuned(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
