@@ -19,7 +19,8 @@ def main(root: str, size: int, batch_size: int) -> None:
     logging.getLogger().setLevel(logging.WARNING)
     config = bench.get_config()
     config.data.root, config.data.image_size = root, size
-    config.train.batch_size, config.train.epochs = batch_size, 1
+    config.train.batch_size, config.train.epochs = batch_size, 3
+    config.train.checkpoint_every = 0
     # As here, so there: beside the files, compiled once for all rounds.
     compilation.keep_in(Path(root) / "compilation_cache")
     with tempfile.TemporaryDirectory() as folder:

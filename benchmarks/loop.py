@@ -3,7 +3,7 @@
     python -m benchmarks.loop --config=configs/bench.py [--config.data.root=…] [--json=FILE] [--workdir=DIR]
 
 The workdir (default: a temporary one) keeps the compilation cache: on the same workdir a second call shows what a
-warm start compiles. Checkpoints of an earlier call there are removed first.
+warm start compiles. Checkpoints and measured regions of an earlier call there are removed first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,13 +28,12 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks import devices
-from kacl_jax import checkpoint, compilation, experiment, train
+from kacl_jax import checkpoint, compilation, experiment, tally, train
 from kacl_jax.radiomics import FEATURE_NAMES
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FROM_CACHE = "/jax/compilation_cache/cache_hits"
 _ANEW = "/jax/compilation_cache/cache_misses"
-IN_A_STEP = ("data_s", "to_device_s", "device_s", "regions_s")
 
 
 class Repeated:
@@ -61,13 +61,17 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
     workdir = workdir.absolute()
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    for file in workdir.glob("features.sqlite*"):
+        file.unlink()
     compilation.keep_in(workdir / "compilation_cache")
     parts = experiment.prepare(config, workdir)
     synthetic = config.data.root == "phantom"
     if synthetic:
         parts = dataclasses.replace(parts, batches=Repeated(parts.batches))
-    tally = train.train(parts, checkpoint.Checkpoints(workdir / "checkpoints"))
-    told, device = tally.throughput, parts.parallel.devices[0]
+    start = time.perf_counter()
+    counted = train.train(parts, checkpoint.Checkpoints(workdir / "checkpoints"))
+    run_s = time.perf_counter() - start
+    told, device = counted.throughput, parts.parallel.devices[0]
     compiled = {"s": sum(compile_s), "programs": events[_ANEW], "from_cache": events[_FROM_CACHE]}
     images_per_s = told["images_per_s"]
     step_s = config.train.batch_size / images_per_s
@@ -90,28 +94,27 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "images_per_s": images_per_s,
         "rois_per_s": told["rois_per_s"],
         "step_s": step_s,
-        "split": _split(told["waits"], parts.total_steps, step_s),
+        "run_s": run_s,
+        "split": _split(told["waits"], run_s),
         "flop_per_step_and_device": flops,
         "peak_flop_per_s": {"value": best, "source": source},
         "model_flop_utilisation": None if best is None else flops / step_s / best,
         "compilation": compiled,
         "memory": _memory(device),
-        "feedback": tally.feedback(),
+        "feedback": counted.feedback(),
     }
 
 
-def _split(waits: dict[str, float], steps: int, step_s: float) -> dict[str, float]:
-    """Seconds per step of the loop's thread, and of the whole run for validation and all checkpoints but the last.
+def _split(waits: dict[str, float], run_s: float) -> dict[str, float]:
+    """Seconds of the loop's thread over the run. The rest: compiling, dispatching, waiting for radiomics, logging.
 
-    The first two steps, which compile, count in the parts but not in `step_s`. Waiting for radiomics lies in the rest.
+    The last checkpoint is part of the rest too: the figures are taken while it is written.
     """
-    per_step = {name: waits[name] / steps for name in IN_A_STEP}
+    parts = {name: waits[name] for name in tally.PARTS}
     return {
-        **per_step,
-        "radiomics_s": waits["radiomics_s"] / steps,
-        "rest_s": step_s - sum(per_step.values()),
-        "validation_s": waits["validation_s"],
-        "checkpoint_s": waits["checkpoint_s"],
+        **parts,
+        "rest_s": run_s - sum(parts.values()),
+        "of_which_radiomics_s": waits["radiomics_s"],
     }
 
 
@@ -134,13 +137,12 @@ def _flops(parts: experiment.Experiment) -> float:
 
 
 def _memory(device: jax.Device) -> dict[str, float | None]:
-    """Peak bytes: of the device where it tells, of this process, of the largest of its workers."""
+    """Peak bytes of the device, where it tells, and of this process."""
     told = device.memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "device": told.get("peak_bytes_in_use"),
         "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "largest_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit,
     }
 
 

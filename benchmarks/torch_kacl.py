@@ -194,18 +194,21 @@ def synchronous_step(
     net: TorchKACL,
     optimizer: Any,
     batch: dict[str, Tensor],
+    pixels: np.ndarray,
     extract: Callable[[np.ndarray, np.ndarray], np.ndarray],
     scaled: Callable[[np.ndarray], np.ndarray],
     *,
     amp: bool,
 ) -> float:
-    """The paper's loop: forward, Grad-CAM, regions, pyradiomics, losses, update, one after the other."""
+    """The paper's loop: forward, Grad-CAM, regions, pyradiomics, losses, update, one after the other.
+
+    pixels: uint8 [b s s], what pyradiomics measures.
+    """
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch["image"].device.type, torch.bfloat16, enabled=amp):
         a = net.feature_map(batch["image"]).float()
     logits = net.classify(a)
     cams = grad_cam(a, logits, batch["labels"]).cpu().numpy()
-    pixels = batch["image"][:, 0].cpu().numpy()
     rows = [
         extract(image, region(cam, image.shape[0])) for image, cam in zip(pixels, cams, strict=True)
     ]
@@ -214,4 +217,4 @@ def synchronous_step(
     loss = 0.8 * focal_loss(logits, batch["labels"]) + 0.2 * nt_xent(*z, batch["patient_id"])
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return loss.item()

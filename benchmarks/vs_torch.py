@@ -7,9 +7,11 @@ Steps (ResNet-18; PyTorch channels_last, on a GPU with bfloat16 AMP and torch.co
   supervised   the same with Adam
   KACL         both losses, Grad-CAM, Adam; the features are given
 
-Whole loops on the same drawn X-rays, without boxes, so that each image costs one region:
+Whole loops on the same drawn X-rays of 1024 px, NIH's size, without boxes, so that each image costs one region:
   PyTorch      data loader, forward, Grad-CAM, regions, pyradiomics, losses, update, one after the other
   KACL         kacl_jax.train as it is: workers beside the step, `feedback.lag` steps later
+
+On a busy machine pin it to one core (taskset -c 0): PyTorch's threads spin at their barriers and lose more than ours.
 
 First both sides must agree on loss and map. PyTorch is needed here only: pip install torch.
 """
@@ -51,6 +53,7 @@ except ImportError as error:
 
 FINDINGS, FEATURES = 8, len(radiomics.FEATURE_NAMES)
 LEARNING_RATE, DECAY = 1e-4, 1e-5
+FILE_SIZE = 1024
 GPU = torch.cuda.is_available() and jax.default_backend() == "gpu"
 DEVICE = "cuda" if GPU else "cpu"
 
@@ -218,7 +221,7 @@ def loops(size: int, batch_size: int, rounds: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "phantom"
-        phantom.write(root, patients=max(100, 12 * batch_size), size=size, seed=0)
+        phantom.write(root, patients=8 * batch_size, size=FILE_SIZE, seed=0)
         rates: dict[str, list[float]] = {}
         for _ in range(rounds):
             for side in ("torch_loop", "jax_loop"):

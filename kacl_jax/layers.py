@@ -77,7 +77,9 @@ def _moments(x: Array, axis_name: str | None) -> Pair:
 def _normal(x: Array, moments: Pair, affine: Pair, epsilon: float) -> Array:
     mean, var = moments
     scale, bias = affine
-    return ((x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias).astype(x.dtype)
+    gain = lax.rsqrt(var + epsilon) * scale
+    # Not (x − mean) · gain, here and in the gradient: of two uses of x − mean XLA makes an array of its own.
+    return (x * gain + (bias - mean * gain)).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -107,7 +109,8 @@ def _batch_normal_backward(
     level, slope = to_bias / pixels, to_scale / pixels
     if axis_name is not None:
         level, slope = lax.pmean((level, slope), axis_name)
-    to_x = (ct - level - (x - mean) * (inverse * slope)) * (inverse * scale)
+    gain, tilt = inverse * scale, inverse * slope
+    to_x = ct * gain - x * (gain * tilt) + gain * (mean * tilt - level)
     return to_x.astype(x.dtype), (jnp.zeros_like(mean), jnp.zeros_like(var)), (to_scale, to_bias)
 
 
@@ -117,7 +120,7 @@ _batch_normal.defvjp(_batch_normal_forward, _batch_normal_backward)
 def _as_varying_as(x: Array, parameter: Array) -> Array:
     """Under shard_map a hand-written gradient must vary over the devices exactly as its argument does: borrow that
     from x [b h w k], never its values. Autodiff then adds the psum."""
-    return jnp.where(False, lax.stop_gradient(x[0, 0, 0]).astype(parameter.dtype), parameter)
+    return jnp.where(False, lax.stop_gradient(x[0, 0, 0, 0]).astype(parameter.dtype), parameter)
 
 
 def max_pool(x: Array) -> Array:
@@ -183,11 +186,31 @@ class Conv(nn.Module):
         kernel = self.param("kernel", _FAN_OUT, (k, k, x.shape[-1], self.features), jnp.float32)
         kernel = kernel.astype(self.dtype)
         if k == 1:
-            return jnp.tensordot(x[:, ::s, ::s], kernel[0, 0], 1)
+            return _pointwise(x[:, ::s, ::s], _as_varying_as(x, kernel[0, 0]))
         padding = self.padding if isinstance(self.padding, str) else [(self.padding,) * 2] * 2
         return lax.conv_general_dilated(
             x, kernel, (s, s), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
+
+
+@jax.custom_vjp
+def _pointwise(x: Array, kernel: Array) -> Array:
+    """x [b h w i], kernel [i o] → [b h w o]."""
+    return jnp.tensordot(x, kernel, 1)
+
+
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, Pair]:
+    return _pointwise(x, kernel), (x, kernel)
+
+
+def _pointwise_backward(saved: Pair, cotangent: Array) -> Pair:
+    """At the kernel xᵀ · ct: autodiff's own order, (ctᵀ · x)ᵀ, is three times slower on CPU over Lite0's layers."""
+    x, kernel = saved
+    pixels = (0, 1, 2)
+    return jnp.tensordot(cotangent, kernel.T, 1), jnp.tensordot(x, cotangent, (pixels, pixels))
+
+
+_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 class DepthwiseConv(nn.Module):

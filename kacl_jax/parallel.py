@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kacl_jax import compilation
+
 AXIS = "data"
 Layout = Literal["replicated", "sharded"]
 
@@ -91,7 +93,9 @@ class DataParallel:
             in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
             out_specs=tuple(specs[layout] for layout in outputs),
         )
-        return jax.jit(mapped, donate_argnums=donate)
+        return jax.jit(
+            mapped, donate_argnums=donate, compiler_options=compilation.options(self.devices[0])
+        )
 
     def fetch(self, tree: Any, layout: Layout) -> Any:
         """Bring placed arrays back as numpy arrays of their plain shape; waits for them."""

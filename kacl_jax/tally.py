@@ -75,7 +75,8 @@ class Tally:
 class Clock:
     """Seconds of the loop: in turns, in turns after compilation, and in each of its parts.
 
-    A part within another one counts as its own only, so the parts add up.
+    A part within another one counts as its own only, so the parts add up. Waiting for the devices counts as a turn's
+    wherever it happens: before a checkpoint the step in flight is waited for.
     """
 
     _COMPILING = 2
@@ -85,17 +86,21 @@ class Clock:
         self.steps = -self._COMPILING
         self.parts = dict.fromkeys(PARTS, 0.0)
         self._open: list[str] = []
+        self._turning = False
         self._started = self._changed = 0.0
 
     def start(self) -> None:
-        self._started = time.monotonic()
+        self._started, self._turning = time.monotonic(), True
 
     def stop(self) -> None:
-        took = time.monotonic() - self._started
-        self.total += took
         self.steps += 1
+        self._turning = False
+        self._count(time.monotonic() - self._started)
+
+    def _count(self, seconds: float) -> None:
+        self.total += seconds
         if self.steps > 0:
-            self.seconds += took
+            self.seconds += seconds
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -111,7 +116,10 @@ class Clock:
     def _charge(self) -> None:
         now = time.monotonic()
         if self._open:
-            self.parts[self._open[-1]] += now - self._changed
+            name, took = self._open[-1], now - self._changed
+            self.parts[name] += took
+            if name == "device_s" and not self._turning:
+                self._count(took)
         self._changed = now
 
 

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from kacl_jax.encoders import ENCODERS, ResNet
 from kacl_jax.errors import UserError
-from kacl_jax.layers import DepthwiseConv, batch_norm, max_pool
+from kacl_jax.layers import Conv, DepthwiseConv, batch_norm, max_pool
 from kacl_jax.models import (
     KACL,
     MIN_READY_ROWS,
@@ -167,6 +167,29 @@ def test_max_pool_and_its_gradient_are_those_of_the_plain_window(size: tuple[int
     np.testing.assert_allclose(gradient, plain_gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pointwise_convolution_and_its_gradients_are_those_of_the_plain_one(stride: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
+    params = {"kernel": rng.normal(size=(1, 1, 3, 7)).astype(np.float32)}
+    layer = Conv(7, 1, stride, 0, jnp.float32)
+
+    def plain(params: Any, x: Any) -> Any:
+        return jax.lax.conv_general_dilated(
+            x,
+            params["kernel"],
+            (stride, stride),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        pulled(lambda params, x: layer.apply({"params": params}, x), params, x),
+        pulled(plain, params, x),
+    )
+
+
 @pytest.mark.parametrize("dtype,tolerance", [(jnp.float32, 1e-4), (jnp.bfloat16, 3e-2)])
 def test_batch_norm_its_gradient_and_statistics_are_those_of_flax(
     dtype: Any, tolerance: float
@@ -286,11 +309,19 @@ def test_the_batch_norm_gradient_on_four_devices_is_that_of_the_global_batch() -
     )
 
 
-@pytest.mark.parametrize("mode", ["shifted", "grouped"])
-def test_the_depthwise_gradient_on_four_devices_is_the_sum_over_the_global_batch(mode: Any) -> None:
+@pytest.mark.parametrize(
+    "layer,channels",
+    [
+        (DepthwiseConv(3, 2, "shifted", jnp.float32), (1, 3)),
+        (DepthwiseConv(3, 2, "grouped", jnp.float32), (1, 3)),
+        (Conv(4, 1, 2, 0, jnp.float32), (3, 4)),
+    ],
+)
+def test_a_kernels_gradient_on_four_devices_is_the_sum_over_the_global_batch(
+    layer: Any, channels: tuple[int, int]
+) -> None:
     x = np.random.default_rng(0).normal(size=(8, 5, 6, 3)).astype(np.float32)
-    layer = DepthwiseConv(3, 2, mode, jnp.float32)
-    variables = {"params": {"kernel": np.ones((3, 3, 1, 3), np.float32)}}
+    variables = {"params": {"kernel": np.ones((layer.kernel, layer.kernel, *channels), np.float32)}}
 
     def gradient(v: Any, x: Any, total: Any) -> Any:
         return x, jax.grad(lambda v: total((layer.apply(v, x) ** 2).sum()))(v)

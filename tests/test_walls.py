@@ -16,11 +16,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower files never import higher ones. A name stands for the file or the whole folder.
 ORDER = [
-    ("errors",),
+    ("errors", "compilation"),
     ("atomic",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"),
     ("encoders", "prepare"),
-    ("models", "pool", "parallel", "run", "progress", "tally", "config", "roi", "compilation"),
+    ("models", "pool", "parallel", "run", "progress", "tally", "config", "roi"),
     ("hosts", "shards"),
     (
         "checkpoint",
