@@ -24,7 +24,7 @@ import optax
 
 from kacl_jax import losses, radiomics
 from kacl_jax.models import KACL
-from kacl_jax.parallel import AXIS, DataParallel
+from kacl_jax.parallel import AXIS, DataParallel, averaged
 from kacl_jax.step import Augmentation, Batch, Loss, Programs, TrainState
 
 C, F = 8, len(radiomics.FEATURE_NAMES)
@@ -113,7 +113,7 @@ def focal_gradients(program: Programs) -> Callable[[TrainState, Batch], tuple[An
             return jax.lax.pmean(focal, AXIS), stats
 
         (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return jax.lax.pmean(grads, AXIS), value, stats
+        return averaged(grads), value, stats
 
     return gradients
 
