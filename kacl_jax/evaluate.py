@@ -37,6 +37,7 @@ class Evaluation:
     accuracy: dict[str, Tables]  # by rule
     floors: dict[str, Tables]  # by floor
     above_prior_map: Tables  # rule single less prior_map, paired
+    prior_map_iou: np.ndarray  # float64 [k], of each located pair; NaN where none is due
     pointing: dict[str, Table]  # by 'single' | 'prior_map' | 'random_map'
     afp: Table
     resamples: int
@@ -84,6 +85,7 @@ def evaluate(
             **locate.floors(located, records, split, grid, resamples=resamples),
         },
         above_prior_map=locate.above_prior_map(located, records, split, resamples=resamples),
+        prior_map_iou=locate.prior_overlaps(located, records, split)["prior_map"]["iou"],
         pointing={
             "single": locate.pointing_game(located, records, resamples=resamples),
             "prior_map": locate.prior_pointing_game(located, records, split, resamples=resamples),

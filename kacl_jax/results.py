@@ -48,21 +48,24 @@ def write_predictions(
     atomic.write_text(path, _csv(header, rows()))
 
 
-def write_boxes(path: Path, records: Records, located: Located) -> None:
-    """boxes.csv: image,finding,x,y,w,h,score,iou,iobb; rule single, one row per scored truth box
-    and per predicted-positive (image, finding), a pair that is both once. The box is the predicted
-    one, in NIH's 1024-pixel frame; score is the probability; iou and iobb are empty without truth.
+def write_boxes(path: Path, records: Records, located: Located, prior_map_iou: np.ndarray) -> None:
+    """boxes.csv: image,finding,x,y,w,h,score,iou,iobb,prior_map_iou; rule single, one row per scored
+    truth box and per predicted-positive (image, finding), a pair that is both once. The box is the
+    predicted one, in NIH's 1024-pixel frame; score is the probability. iou, iobb and the IoU of the
+    box that looks at no image (float64 [k], `locate.prior_overlaps`) are empty without truth,
+    the last also where no other patient has a box of the finding.
     """
     pixels = to_nih_pixels(located.box).tolist()
-    overlaps = np.stack([located.iou, located.iobb], axis=1).tolist()
+    overlaps = np.stack([located.iou, located.iobb, prior_map_iou], axis=1).tolist()
 
     def rows() -> Iterable[list[Any]]:
         for k, (image, finding) in enumerate(zip(located.image_id, located.finding, strict=True)):
-            overlap = overlaps[k] if located.scored[k] else ["", ""]
+            overlap = ["" if math.isnan(value) else value for value in overlaps[k]]
             name = records.findings[finding]
             yield [records.names[image], name, *pixels[k], float(located.score[k]), *overlap]
 
-    atomic.write_text(path, _csv(["image", "finding", *"xywh", "score", "iou", "iobb"], rows()))
+    header = ["image", "finding", *"xywh", "score", "iou", "iobb", "prior_map_iou"]
+    atomic.write_text(path, _csv(header, rows()))
 
 
 def results(

@@ -87,7 +87,9 @@ def _written(
     results.write_predictions(
         workdir / "predictions.csv", experiment.records, split, val=val, test=tested
     )
-    results.write_boxes(workdir / "boxes.csv", experiment.records, found.located)
+    results.write_boxes(
+        workdir / "boxes.csv", experiment.records, found.located, found.prior_map_iou
+    )
     record(experiment, unreadable, reproducible=tally.reproducible)
     results.write_json(workdir / "results.json", content)
     run_page.write_run(workdir, _shown(experiment, trained, tested, found))

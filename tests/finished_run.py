@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ def write_run(
     labels: np.ndarray,
     patients: np.ndarray,
     truth: Sequence[tuple[int, int, float]] = (),
+    prior: Callable[[float], float | str] = lambda iou: 1 - iou,
     fold: int = 0,
     seed: int = 0,
     findings: Sequence[str] = ("Mass", "Nodule"),
@@ -31,7 +32,8 @@ def write_run(
     checksums: dict[str, str] = CHECKSUMS,
     **changed: Any,
 ) -> Path:
-    """scores, labels [n c]; truth: (image, finding, IoU of the predicted box); changed: dotted config keys."""
+    """scores, labels [n c]; truth: (image, finding, IoU of the predicted box); prior: that of prior_map's
+    box from it; changed: dotted config keys."""
     workdir.mkdir(parents=True, exist_ok=True)
     names = [f"{i:08d}_000.png" for i in range(len(scores))]
     with (workdir / "predictions.csv").open("w", newline="") as file:
@@ -43,10 +45,12 @@ def write_run(
             lines.writerow([name, patients[i], "test", *scores[i].tolist(), *labels[i].tolist()])
     with (workdir / "boxes.csv").open("w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(["image", "finding", "x", "y", "w", "h", "score", "iou", "iobb"])
-        lines.writerow([names[0], findings[0], 1, 1, 9, 9, 0.5, "", ""])  # a false box
+        lines.writerow(
+            ["image", "finding", "x", "y", "w", "h", "score", "iou", "iobb", "prior_map_iou"]
+        )
+        lines.writerow([names[0], findings[0], 1, 1, 9, 9, 0.5, "", "", ""])  # a false box
         for image, finding, iou in truth:
-            lines.writerow([names[image], findings[finding], 1, 1, 9, 9, 0.5, iou, iou])
+            lines.writerow([names[image], findings[finding], 1, 1, 9, 9, 0.5, iou, iou, prior(iou)])
     config = {**config_keys.flatten(config_keys.default()), "protocol": "C"}
     config |= {"fold": fold, "seed": seed, "train.epochs": 2, **changed}
     _json(workdir / "config.json", {"config": config, "data": {}})

@@ -38,6 +38,10 @@ def truth_boxes(labels: np.ndarray, seed: int) -> list[tuple[int, int, float]]:
 
 def measured(figures: dict[str, tuple[float, np.ndarray]], share: float = 0.0) -> Measured:
     """A run of which only the figures matter."""
+    told = {
+        metric: Figure(*figures.get(metric, (0.5, np.full(B, 0.5))), 2, {})
+        for metric in measure.METRICS
+    }
     return Measured(
         settings={"data checksums": {}},
         split="",
@@ -45,16 +49,20 @@ def measured(figures: dict[str, tuple[float, np.ndarray]], share: float = 0.0) -
         box_share=share,
         part=(),
         counts={"images": 1, "patients": 1, "boxes": 1},
-        figures={
-            metric: Figure(*figures.get(metric, (0.5, np.full(B, 0.5))), 2, {})
-            for metric in measure.METRICS
-        },
+        figures=told,
+        prior_map=told,
         floors={floor: {"iou_0.1": 0.4} for floor in measure.FLOORS},
     )
 
 
 def row_of(rows: list[compare.Row], arm: str, metric: str = "auroc") -> compare.Row:
-    (found,) = [row for row in rows if (row.arm, row.metric) == (arm, metric)]
+    """The one that has no difference, or one to another arm."""
+    (found,) = [
+        row
+        for row in rows
+        if (row.arm, row.metric) == (arm, metric)
+        and (row.difference is None or row.difference.baseline != compare.PRIOR_MAP)
+    ]
     return found
 
 
@@ -281,7 +289,7 @@ def test_two_arms_that_are_alike_seldom_differ() -> None:
         for _ in range(2):
             scores = shared + 0.5 * rng.normal(size=(80, 1))
             tested = measure.Tested(
-                ("Mass",), (), np.arange(80), labels, scores, none, none, np.zeros(0)
+                ("Mass",), (), np.arange(80), labels, scores, none, none, np.zeros(0), np.zeros(0)
             )
             draws.append(measure.classification(tested, weights)["auroc"].draws)
         p = compare.two_sided(draws[0] - draws[1])
@@ -383,6 +391,54 @@ def test_another_share_of_boxes_has_another_hash_and_is_still_compared(tmp_path:
     assert compare.family(Arm("x", selection_boxes=5), 0.0) == "box"
 
 
+def test_every_arm_is_paired_with_the_box_that_looks_at_no_image(tmp_path: Path) -> None:
+    scores, labels, patients = people(5)
+    truth = truth_boxes(labels, 5)
+    common = {"scores": scores, "labels": labels, "patients": patients, "truth": truth}
+    arm = Arm("focal")
+    place = write_run(tmp_path / "a", **common, prior=lambda iou: iou**2)
+    run = measure.measure(place, resamples=B)
+    pairs = {
+        row.metric: row.difference
+        for row in compare.compare([arm], {Point(arm, 0, 0): run})
+        if row.difference is not None
+    }
+    assert pairs.keys() == {"iou_0.1", "iou_0.3", "iou_0.5"}
+    cluster = np.unique(patients, return_inverse=True)[1]
+    weights = measure.patient_weights(0, cluster.max() + 1, B)[cluster[[i for i, *_ in truth]]]
+    finding, iou = np.array([c for _, c, _ in truth]), np.array([iou for *_, iou in truth])
+    for t in (0.1, 0.3, 0.5):
+        gained = (iou > t) * 1.0 - (iou**2 > t)
+        shares = [
+            (gained[finding == c] @ weights[finding == c]) / weights[finding == c].sum(0)
+            for c in (0, 1)
+        ]
+        differences = np.mean(shares, axis=0)
+        pair = pairs[f"iou_{t}"]
+        assert pair is not None
+        assert pair.baseline == compare.PRIOR_MAP
+        assert pair.value.value == pytest.approx(differences[0], abs=1e-12)
+        assert pair.value.ci95 == pytest.approx(np.percentile(differences[1:], [2.5, 97.5]))
+        assert pair.p_holm == pair.p  # the only arm
+
+
+def test_without_other_patients_boxes_there_is_no_difference_to_them(tmp_path: Path) -> None:
+    scores, labels, patients = people(6)
+    truth = truth_boxes(labels, 6)
+    common = {"scores": scores, "labels": labels, "patients": patients, "truth": truth}
+    arm = Arm("focal")
+    one = truth[0][2]
+    place = write_run(tmp_path / "a", **common, prior=lambda iou: "" if iou == one else iou)
+    runs = {Point(arm, 0, 0): measure.measure(place, resamples=B)}
+    rows = compare.compare([arm], runs)
+    pairs = [row.difference for row in rows if row.difference is not None]
+    assert len(pairs) == 3
+    assert all(np.isnan(pair.value.value) and pair.p is None for pair in pairs)
+    assert "| focal − prior_map | 1 × 1 |  |  | – | – | – |" in table.as_markdown(
+        "t", list(runs), runs, rows
+    )
+
+
 # ---- the table --------------------------------------------------------------------------------------------------
 
 
@@ -393,7 +449,8 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     late = Point(kacl, 2, 0)
     rows = compare.compare([focal, kacl], runs)
     lines = list(csv.DictReader(io.StringIO(table.as_csv(rows))))
-    assert len(lines) == 2 * len(measure.METRICS) + 2 * 3
+    # focal: five metrics, three of them against prior_map; kacl: those, and against focal; two floors of three.
+    assert len(lines) == 5 + 5 + 3 + 2 * 3
     (line,) = [line for line in lines if (line["arm"], line["metric"]) == ("kacl", "auroc")]
     row = row_of(rows, "kacl")
     assert row.difference is not None

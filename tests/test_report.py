@@ -128,7 +128,7 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
     content |= {"best_step": 6, "trained_steps": 9}
     results.write_json(workdir / "results.json", content)
     results.write_predictions(workdir / "predictions.csv", records, split, val=val, test=test)
-    results.write_boxes(workdir / "boxes.csv", records, found.located)
+    results.write_boxes(workdir / "boxes.csv", records, found.located, found.prior_map_iou)
     origin = {
         "command": f"python main.py --workdir={EVIL}",
         "git": None,

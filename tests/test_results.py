@@ -62,7 +62,7 @@ def write_all(folder: Path, done: Run) -> None:
     results.write_predictions(
         folder / "predictions.csv", records, split, val=evaluation.val, test=evaluation.test
     )
-    results.write_boxes(folder / "boxes.csv", records, evaluation.located)
+    results.write_boxes(folder / "boxes.csv", records, evaluation.located, evaluation.prior_map_iou)
     results.write_json(folder / "results.json", done.results())
 
 
@@ -109,15 +109,27 @@ def test_the_results_follow_from_the_boxes(tmp_path, done) -> None:
     write_all(tmp_path, done)
     records, split = done.records, done.split
     rows, written = read_csv(tmp_path / "boxes.csv"), read_json(tmp_path / "results.json")
-    assert list(rows[0]) == ["image", "finding", "x", "y", "w", "h", "score", "iou", "iobb"]
+    assert list(rows[0]) == [
+        "image",
+        "finding",
+        "x",
+        "y",
+        "w",
+        "h",
+        "score",
+        "iou",
+        "iobb",
+        "prior_map_iou",
+    ]
     assert len({(r["image"], r["finding"]) for r in rows}) == len(rows)
     hits: dict[str, list[bool]] = {name: [] for name in records.findings}
+    blind_hits: dict[str, list[bool]] = {name: [] for name in records.findings}
     for row in rows:
         image = int(np.flatnonzero(records.names == row["image"])[0])
         c = records.findings.index(row["finding"])
         if not split.scored[image, c]:
             threshold = written["classification"]["operating_point"][row["finding"]]["value"]
-            assert (row["iou"], row["iobb"]) == ("", "")
+            assert (row["iou"], row["iobb"], row["prior_map_iou"]) == ("", "", "")
             assert float(row["score"]) >= threshold
             continue
         box = from_nih_pixels(np.array([float(row[key]) for key in "xywh"]))
@@ -127,10 +139,13 @@ def test_the_results_follow_from_the_boxes(tmp_path, done) -> None:
             metrics.iobb(box, records.boxes[image, c]), abs=1e-5
         )
         hits[row["finding"]].append(float(row["iou"]) > 0.4)
+        blind_hits[row["finding"]].append(float(row["prior_map_iou"]) > 0.4)
     assert sum(map(len, hits.values())) == split.scored.sum()
     for name, hit in hits.items():
         leaf = written["localization"]["iou"]["0.4"][name]
         assert (leaf["value"], leaf["n"]) == (pytest.approx(np.mean(hit)), len(hit))
+        leaf = written["localization"]["prior_map"]["iou"]["0.4"][name]
+        assert leaf["value"] == pytest.approx(np.mean(blind_hits[name]))
 
 
 def test_every_predicted_positive_of_the_test_part_has_its_box(done) -> None:
@@ -151,7 +166,7 @@ def test_a_truth_box_as_prediction_is_written_as_nih_wrote_it(tmp_path, done) ->
     perfect = dataclasses.replace(
         perfect, box=truth, iou=metrics.iou(truth, truth), iobb=metrics.iobb(truth, truth)
     )
-    results.write_boxes(tmp_path / "boxes.csv", records, perfect)
+    results.write_boxes(tmp_path / "boxes.csv", records, perfect, perfect.iou)
     for row, box in zip(read_csv(tmp_path / "boxes.csv"), truth.astype(float), strict=True):
         x, y, w, h = (float(row[key]) for key in "xywh")
         assert (x, y, x + w, y + h) == pytest.approx(box * 1024, abs=1e-9)
@@ -260,19 +275,20 @@ def test_nan_is_refused_by_name_and_the_old_file_stays(tmp_path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> None:
+    boxes = done.evaluation.located, done.evaluation.prior_map_iou
     path = tmp_path / "gone" / "boxes.csv"
     with pytest.raises(UserError, match=str(path)):
-        results.write_boxes(path, done.records, done.evaluation.located)
+        results.write_boxes(path, done.records, *boxes)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     path = tmp_path / "boxes.csv"
-    results.write_boxes(path, done.records, done.evaluation.located)
+    results.write_boxes(path, done.records, *boxes)
     before = path.read_bytes()
     monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(UserError, match=r"boxes\.csv cannot be written .*No space left"):
-        results.write_boxes(path, done.records, done.evaluation.located)
+        results.write_boxes(path, done.records, *boxes)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

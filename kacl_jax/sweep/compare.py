@@ -24,6 +24,8 @@ from kacl_jax.sweep.measure import FLOORS, METRICS, Measured
 
 Runs = Mapping[Point, Measured]
 _Cells = dict[tuple[int, int], Measured]  # (fold, seed) → run
+PRIOR_MAP = "prior_map"
+_LOCALIZATION = tuple(metric for metric in METRICS if metric.startswith("iou_"))
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,15 @@ def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells]) -> list[Row]:
             selection_boxes=arm.selection_boxes,
         )
         pairs = [_difference(cells, by_arm[other], other, metric) for other in arm.against]
+        if metric in _LOCALIZATION:
+            pairs.append(_difference(cells, _blind(cells), PRIOR_MAP, metric))
         rows += [replace(row, difference=pair) for pair in pairs] or [row]
     return rows
+
+
+def _blind(cells: _Cells) -> _Cells:
+    """The same runs with the figures of the box that looks at no image."""
+    return {cell: replace(run, figures=run.prior_map) for cell, run in cells.items()}
 
 
 def _difference(ours: _Cells, theirs: _Cells, baseline: str, metric: str) -> Difference:
@@ -232,11 +241,13 @@ def seed_weights(fold: int, n_seeds: int, resamples: int) -> np.ndarray:
 
 
 def _with_holm(rows: list[Row]) -> list[Row]:
-    groups: dict[tuple[str, str], list[tuple[int, Difference, float]]] = {}
+    """Over the differences between arms, and over those to the floor: two questions."""
+    groups: dict[tuple[str, str, bool], list[tuple[int, Difference, float]]] = {}
     for i, row in enumerate(rows):
         pair = row.difference
         if pair is not None and pair.p is not None:
-            groups.setdefault((row.family, row.metric), []).append((i, pair, pair.p))
+            question = row.family, row.metric, pair.baseline == PRIOR_MAP
+            groups.setdefault(question, []).append((i, pair, pair.p))
     corrected = list(rows)
     for group in groups.values():
         for (i, pair, _), p in zip(group, holm([p for *_, p in group]), strict=True):

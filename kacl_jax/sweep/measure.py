@@ -41,6 +41,9 @@ class Tested:
     box_image: np.ndarray  # int64 [m], a row of `images`
     box_finding: np.ndarray  # int64 [m]
     iou: np.ndarray  # float64 [m], of the predicted box
+    prior_map_iou: (
+        np.ndarray
+    )  # float64 [m], of the box that looks at no image; NaN where there is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,7 @@ class Measured:
     part: tuple[Any, ...]  # who is tested on what
     counts: dict[str, int]  # images, patients, boxes
     figures: dict[str, Figure]  # by metric
+    prior_map: dict[str, Figure]  # T(IoU) of the box that looks at no image, paired with `figures`
     floors: dict[str, dict[str, float | None]]  # by floor, then metric
 
 
@@ -77,7 +81,7 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
     config = run.read_json(workdir / "config.json")["config"]
     tested = read_tested(workdir, results["findings"])
     weights = patient_weights(config["fold"], clusters(tested.patients)[1], resamples)
-    figures = {**classification(tested, weights), **localization(tested, weights)}
+    figures = {**classification(tested, weights), **localization(tested, tested.iou, weights)}
     _check_same_files(workdir, results, figures)
     floors = {name: results["localization"][name]["iou"] for name in FLOORS}
     boxes = zip(tested.box_image.tolist(), tested.box_finding.tolist(), strict=True)
@@ -101,6 +105,7 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
             "boxes": len(tested.iou),
         },
         figures=figures,
+        prior_map=localization(tested, tested.prior_map_iou, weights),
         floors={
             name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in IOU_SHOWN}
             for name, table in floors.items()
@@ -124,6 +129,7 @@ def read_tested(workdir: Path, findings: Sequence[str]) -> Tested:
             box_image=np.array([place[row["image"]] for row in boxes], np.int64),
             box_finding=np.array([number[row["finding"]] for row in boxes], np.int64),
             iou=np.array([float(row["iou"]) for row in boxes]),
+            prior_map_iou=np.array([float(row["prior_map_iou"] or math.nan) for row in boxes]),
         )
         if not (rows and np.isfinite(tested.scores).all() and np.isfinite(tested.iou).all()):
             raise ValueError("no test image, or a figure that is not finite")
@@ -193,8 +199,14 @@ def classification(tested: Tested, weights: np.ndarray) -> dict[str, Figure]:
     }
 
 
-def localization(tested: Tested, weights: np.ndarray) -> dict[str, Figure]:
-    """Share of a finding's truth boxes with IoU > T, mean over findings, as `metrics.localization_tables`."""
+def localization(tested: Tested, iou: np.ndarray, weights: np.ndarray) -> dict[str, Figure]:
+    """Share of a finding's truth boxes with `iou` > T, mean over findings, as `metrics.localization_tables`.
+
+    iou: float64 [m]; with a NaN among them there is no figure.
+    """
+    if np.isnan(iou).any():
+        nothing = Figure(math.nan, np.full(weights.shape[1] - 1, math.nan), 0, {})
+        return {f"iou_{t}": nothing for t in IOU_SHOWN}
     cluster = clusters(tested.patients)[0][tested.box_image]
     ours = tested.box_finding[:, None] == np.arange(len(tested.findings))
     undefined = {
@@ -210,7 +222,7 @@ def localization(tested: Tested, weights: np.ndarray) -> dict[str, Figure]:
 
     judged = weigh(ours)
     return {
-        f"iou_{t}": _mean_figure(divide(weigh(ours & (tested.iou > t)[:, None]), judged), undefined)
+        f"iou_{t}": _mean_figure(divide(weigh(ours & (iou > t)[:, None]), judged), undefined)
         for t in IOU_SHOWN
     }
 

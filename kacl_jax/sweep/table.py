@@ -26,8 +26,9 @@ _READING = (
     "Means over folds of means over findings; ± standard deviation over seeds; [95 % interval] over {resamples} "
     "resamples of each fold's test patients and seeds (n × 1: of patients only). T(IoU) is the share of a finding's "
     "truth boxes that the predicted box overlaps by more than T. Differences are paired by fold, seed and patient; p "
-    "is two-sided, in brackets Holm's over all differences of the section in that metric. prior_map and prior_box are "
-    "boxes of other patients and look at no image: a map below prior_map has localized nothing."
+    "is two-sided, in brackets Holm's over all differences of the section in that metric, those to prior_map apart. "
+    "prior_map and prior_box are boxes of other patients and look at no image: a map below prior_map has localized "
+    "nothing."
 )
 
 
@@ -128,7 +129,9 @@ def _differences(rows: Sequence[Row]) -> list[str]:
     for (arm, baseline), pairs in cells.items():
         pair = next(iter(pairs.values()))
         common = f"{len(pair.folds)} × {len(pair.seeds)}"
-        body.append([f"{arm} − {baseline}", common, *(_pair(pairs[metric]) for metric in METRICS)])
+        body.append(
+            [f"{arm} − {baseline}", common, *(_pair(pairs.get(metric)) for metric in METRICS)]
+        )
     return _table(["paired difference", "folds × seeds", *map(_name, METRICS)], body)
 
 
@@ -207,7 +210,9 @@ def _figure(row: Row | None) -> str:
     return f"{_short(row.figure.value)}{spread}{_interval(row.figure)}"
 
 
-def _pair(pair: Difference) -> str:
+def _pair(pair: Difference | None) -> str:
+    if pair is None:
+        return ""
     value = pair.value.value
     sign = "+" if value > 0 else ""
     p = "" if pair.p is None else f", p {_p(pair.p)}"
