@@ -85,6 +85,11 @@ def prepare(
     """
     if size < 1 or workers < 1:
         raise UserError(f"--size={size} --workers={workers}: both must be at least 1")
+    if whole.is_bucket(root):
+        raise UserError(
+            f"--root={root}: the PNG files are read from a disk; copy them there first "
+            f"(gcloud storage cp -r {root} FOLDER)"
+        )
     target = whole.opened(str(out), "--out")
     records = nih.read_records(Path(root).expanduser().absolute(), allow_missing=allow_missing)
     if not isinstance(records.images, nih.PngFiles):

@@ -457,3 +457,9 @@ def test_a_bucket_without_its_driver_is_told(root: Path) -> None:
 def test_a_path_of_no_known_kind_is_told(root: Path) -> None:
     with pytest.raises(UserError, match="--out=floppy://b is no path"):
         prepare(root=root, out="floppy://b", size=SIZE, workers=1)
+
+
+def test_a_root_in_a_bucket_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--root=gs://b/nih: .* copy them there first"):
+        prepare(root="gs://b/nih", out=tmp_path / "out", size=SIZE, workers=1)
+    assert not (tmp_path / "out").exists()
