@@ -313,18 +313,20 @@ def test_holm_is_over_a_familys_differences_in_one_metric() -> None:
     rng = np.random.default_rng(0)
 
     def run(shift: float, share: float = 0.0) -> Measured:
-        return measured({"auroc": (0.5 + shift, 0.5 + shift + 0.01 * rng.normal(size=B))}, share)
+        figure = 0.5 + shift, 0.5 + shift + 0.01 * rng.normal(size=B)
+        return measured({"auroc": figure, "iou_0.1": figure}, share)
 
     runs = {Point(focal, 0, 0): run(0)}
     runs |= {Point(arm, 0, 0): run(0.02 * i) for i, arm in enumerate(arms)}
     runs |= {Point(boxed, 0, 0): run(0.02, share=1.0)}
     rows = compare.compare([focal, *arms, boxed], runs)
-    pairs = [row_of(rows, arm.name).difference for arm in arms]
-    p = [pair.p for pair in pairs if pair is not None and pair.p is not None]
-    assert [pair.p_holm for pair in pairs if pair is not None] == compare.holm(p)
-    alone = row_of(rows, "boxed").difference
-    assert alone is not None
-    assert alone.p_holm == alone.p
+    for metric in ("auroc", "iou_0.1"):  # of the latter every arm's difference to prior_map apart
+        pairs = [row_of(rows, arm.name, metric).difference for arm in arms]
+        p = [pair.p for pair in pairs if pair is not None and pair.p is not None]
+        assert [pair.p_holm for pair in pairs if pair is not None] == compare.holm(p)
+        alone = row_of(rows, "boxed", metric).difference
+        assert alone is not None
+        assert alone.p_holm == alone.p
 
 
 def test_only_what_both_arms_have_complete_is_compared() -> None:
