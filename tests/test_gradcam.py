@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 
 from kacl_jax import gradcam
 
@@ -73,6 +74,21 @@ def test_components_join_by_edges_only() -> None:
     cam[10:20, 10:20] = 1.0
     cam[20:30, 20:30] = 0.9
     assert gradcam.regions(cam, **RULE).labels.max() == 2
+
+
+def test_components_are_scipys() -> None:
+    random = np.random.default_rng(0)
+    several = 0
+    for _ in range(50):
+        cam = random.normal(size=random.integers(3, 17, 2)).astype(np.float32)
+        found = gradcam.regions(cam, **RULE)
+        expected, n = ndimage.label(found.labels > 0)
+        assert n == found.labels.max()
+        several += n > 1
+        # Each of theirs is one of ours, so the partitions are equal.
+        pairs = np.unique(np.stack([expected.ravel(), found.labels.ravel()]), axis=1)
+        assert pairs.shape == (2, n + 1)
+    assert several > 25
 
 
 def test_relu_drops_what_speaks_against_the_finding() -> None:
