@@ -328,7 +328,7 @@ class _Watch:
         import jax
 
         code = run.exit_code(error)
-        words = str(error) or run.STOPPED
+        words = str(error)
         if code is None:
             if isinstance(error, jax.errors.JaxRuntimeError):
                 # As a rule the echo of another process's end, which is told here or missed by jax in this time.

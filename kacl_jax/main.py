@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,16 +46,15 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Where nothing listens for it (before and after training), SIGTERM is as good as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run.stop_at_once()  # before and after training, which listens itself
     try:
         if len(argv) > 1:
             raise UserError(
                 f"Not understood: {' '.join(argv[1:])}; options look like --config.fold=1"
             )
         return _run(_config(), _workdir())
-    except (UserError, run.InterruptedRunError, run.NonFiniteError, KeyboardInterrupt) as error:
-        return _told(str(error) or run.STOPPED, run.exit_code(error) or run.USER_ERROR)
+    except (UserError, run.InterruptedRunError, run.NonFiniteError) as error:
+        return _told(error, run.exit_code(error) or run.USER_ERROR)
 
 
 def _run(config: ConfigDict, workdir: Path) -> int:
@@ -120,7 +118,7 @@ def _config_name() -> str:
     return flag.config_filename
 
 
-def _told(error: Exception | str, code: int) -> int:
+def _told(error: Exception, code: int) -> int:
     print(f"\n{error}", file=sys.stderr)
     return code
 

@@ -140,6 +140,20 @@ def test_one_signal_asks_and_a_second_one_ends_at_once() -> None:
         assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_training_stops_wherever_it_comes(number: signal.Signals) -> None:
+    """In a garbage collector's callback, too, where Python ignores exceptions."""
+    code = (
+        "import gc, os; from kacl_jax import run\n"
+        "run.stop_at_once()\n"
+        f"gc.callbacks.append(lambda *_: os.kill(os.getpid(), {number}))\n"
+        "gc.collect()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (run.INTERRUPTED, "")
+    assert done.stderr == "\nStopped; the same command goes on from the last checkpoint.\n"
+
+
 def test_signals_go_back_to_who_had_them() -> None:
     before = signal.getsignal(signal.SIGTERM)
     interrupt = run.Interrupt()
