@@ -118,7 +118,7 @@ def _config_name() -> str:
     return flag.config_filename
 
 
-def _told(error: Exception, code: int) -> int:
+def _told(error: Exception | str, code: int) -> int:
     print(f"\n{error}", file=sys.stderr)
     return code
 
