@@ -81,18 +81,22 @@ class Scene:
     def start(
         self, script: str, *arguments: str, stdin: int = subprocess.DEVNULL
     ) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["bash", str(self.house / "launch" / script), *arguments],
-            cwd=self.house,
-            env=self.environment,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            # Tests in the background of a shell inherit a Ctrl-C that is ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        # Tests in the background of a shell ignore Ctrl-C, and a child would, too. Not by preexec_fn: that forks, and
+        # jax warns of it.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                ["bash", str(self.house / "launch" / script), *arguments],
+                cwd=self.house,
+                env=self.environment,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def run(self, script: str, *arguments: str) -> tuple[int, str]:
         started = self.start(script, *arguments)
