@@ -67,6 +67,7 @@ def evaluate(
     blind = locate.locate_at_random(
         located, records, grid, size=size, relu=relu, threshold=threshold
     )
+    prior = locate.prior_overlaps(located, records, split)
     accuracy = locate.localization(located, records, resamples=resamples)
     by_chance = locate.localization(blind, records, resamples=resamples)
     return Evaluation(
@@ -82,10 +83,10 @@ def evaluate(
         accuracy=accuracy,
         floors={
             "random_map": by_chance["single"],
-            **locate.floors(located, records, split, grid, resamples=resamples),
+            **locate.floors(located, records, prior, grid, resamples=resamples),
         },
-        above_prior_map=locate.above_prior_map(located, records, split, resamples=resamples),
-        prior_map_iou=locate.prior_overlaps(located, records, split)["prior_map"]["iou"],
+        above_prior_map=locate.above_prior_map(located, records, prior, resamples=resamples),
+        prior_map_iou=prior["prior_map"]["iou"],
         pointing={
             "single": locate.pointing_game(located, records, resamples=resamples),
             "prior_map": locate.prior_pointing_game(located, records, split, resamples=resamples),

@@ -24,6 +24,9 @@ from kacl_jax.outputs import Outputs, probabilities
 AFP_IOU = 0.1  # a predicted box is false unless it hits a truth box at IoU > this
 FLOORS = ("random_map", "prior_box", "prior_map", "grid_ceiling")
 RULES = ("single", "best_of")
+Overlaps = dict[
+    str, dict[str, np.ndarray]
+]  # by floor, then measure: float64 [k], of each located pair
 MEASURES: dict[str, tuple[float, ...]] = {"iou": T_IOU, "iobb": T_IOBB}
 
 Tables = dict[str, tuple[Table, ...]]  # measure → one table per threshold of MEASURES
@@ -175,7 +178,7 @@ def localization(
 def floors(
     located: Located,
     records: Records,
-    split: Split,
+    prior: Overlaps,
     grid: tuple[int, int],
     *,
     resamples: int = metrics.RESAMPLES,
@@ -183,10 +186,9 @@ def floors(
 ) -> dict[str, Tables]:
     """What a box scores that looks at no image, and what the u × v `grid` of the map could score.
 
-    prior_box and prior_map take, for each pair of split.floors, the boxes of the first mask and
-    are scored on the second's. The truth boxes and denominators are those of `localization`.
+    prior: of `prior_overlaps`. The truth boxes and denominators are those of `localization`.
     """
-    overlaps = prior_overlaps(located, records, split)
+    overlaps = dict(prior)
     scored = located.scored
     truth = records.boxes[located.image_id[scored], located.finding[scored]].astype(np.float64)
     ceilings = {"iou": metrics.grid_ceiling, "iobb": metrics.grid_ceiling_iobb}
@@ -199,18 +201,18 @@ def floors(
 def above_prior_map(
     located: Located,
     records: Records,
-    split: Split,
+    prior: Overlaps,
     *,
     resamples: int = metrics.RESAMPLES,
     seed: int = 0,
 ) -> Tables:
     """Localization accuracy of rule single less prior_map's on the same truth boxes, paired."""
-    prior, at = prior_overlaps(located, records, split)["prior_map"], located.scored
+    blind, at = prior["prior_map"], located.scored
     ours = {"iou": located.iou, "iobb": located.iobb}
     return {
         measure: metrics.localization_differences(
             ours[measure][at],
-            prior[measure][at],
+            blind[measure][at],
             located.finding[at],
             records.patients[located.image_id[at]],
             n_findings=len(records.findings),
@@ -222,10 +224,11 @@ def above_prior_map(
     }
 
 
-def prior_overlaps(
-    located: Located, records: Records, split: Split
-) -> dict[str, dict[str, np.ndarray]]:
-    """Overlaps float64 [k] of prior_box and prior_map with the truth, by floor and measure; NaN where none is due."""
+def prior_overlaps(located: Located, records: Records, split: Split) -> Overlaps:
+    """What prior_box and prior_map overlap of the truth, NaN where none is due.
+
+    They take, for each pair of split.floors, the boxes of the first mask and are scored on the second's.
+    """
     truth = records.boxes[located.image_id, located.finding].astype(np.float64)
     overlaps = {
         name: {measure: np.full(len(truth), np.nan) for measure in MEASURES}
@@ -294,7 +297,7 @@ def _pointing_table(
 def _localization_tables(
     located: Located,
     records: Records,
-    overlaps: dict[str, dict[str, np.ndarray]],
+    overlaps: Overlaps,
     resamples: int,
     seed: int,
 ) -> dict[str, Tables]:

@@ -56,13 +56,21 @@ def write_boxes(path: Path, records: Records, located: Located, prior_map_iou: n
     the last also where no other patient has a box of the finding.
     """
     pixels = to_nih_pixels(located.box).tolist()
-    overlaps = np.stack([located.iou, located.iobb, prior_map_iou], axis=1).tolist()
+    overlaps = np.stack([located.iou, located.iobb], axis=1).tolist()
 
     def rows() -> Iterable[list[Any]]:
         for k, (image, finding) in enumerate(zip(located.image_id, located.finding, strict=True)):
-            overlap = ["" if math.isnan(value) else value for value in overlaps[k]]
+            overlap = overlaps[k] if located.scored[k] else [""] * 2
+            blind = float(prior_map_iou[k])
             name = records.findings[finding]
-            yield [records.names[image], name, *pixels[k], float(located.score[k]), *overlap]
+            yield [
+                records.names[image],
+                name,
+                *pixels[k],
+                float(located.score[k]),
+                *overlap,
+                "" if math.isnan(blind) else blind,
+            ]
 
     header = ["image", "finding", *"xywh", "score", "iou", "iobb", "prior_map_iou"]
     atomic.write_text(path, _csv(header, rows()))

@@ -41,9 +41,7 @@ class Tested:
     box_image: np.ndarray  # int64 [m], a row of `images`
     box_finding: np.ndarray  # int64 [m]
     iou: np.ndarray  # float64 [m], of the predicted box
-    prior_map_iou: (
-        np.ndarray
-    )  # float64 [m], of the box that looks at no image; NaN where there is none
+    prior_map_iou: np.ndarray  # float64 [m], of the box that looks at no image, or NaN
 
 
 @dataclass(frozen=True, eq=False)
