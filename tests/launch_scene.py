@@ -100,7 +100,7 @@ class Scene:
 
     def run(self, script: str, *arguments: str) -> tuple[int, str]:
         started = self.start(script, *arguments)
-        told, _ = started.communicate(timeout=60)
+        told, _ = started.communicate(timeout=120)
         return started.returncode, told
 
     @property
@@ -109,7 +109,7 @@ class Scene:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -240,7 +240,7 @@ def test_unfinished_work_is_bounded() -> None:
     _assert_same(hasty.lookup(6, np.array([0, 1])), [None, None])
     assert hasty.counters["late"] == 12
     assert hasty.counters["wait_count"] == 0
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
     patient._cache.close()
     hasty._cache.close()
 

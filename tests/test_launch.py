@@ -305,7 +305,7 @@ def test_ctrl_c_deletes_unless_told_to_keep(
     wait_for(lambda: (cloud.here / "hanging").exists())
     os.killpg(started.pid, signal.SIGINT)
     os.write(ours, answer.encode())
-    told, _ = started.communicate(timeout=20)
+    told, _ = started.communicate(timeout=60)
     assert started.returncode == 130
     kept = flag == "--keep" or answer == "n\n"
     assert cloud.machine_is_there == kept, told

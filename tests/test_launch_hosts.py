@@ -60,7 +60,7 @@ def at_work(worker: Scene, *arguments: str) -> subprocess.Popen[str]:
 
 
 def told(started: subprocess.Popen[str]) -> str:
-    return started.communicate(timeout=20)[0]
+    return started.communicate(timeout=60)[0]
 
 
 def begun(worker: Scene) -> list[str]:
@@ -230,7 +230,7 @@ def test_slurm_waits_for_the_run_to_save_when_told_to_stop(cluster: Scene) -> No
     time.sleep(0.2)
     assert job.poll() is None
     (cluster.here / "going").unlink()
-    job.communicate(timeout=20)
+    job.communicate(timeout=60)
     assert job.returncode == 75
     assert cluster.calls("scontrol requeue 7")
 

@@ -94,7 +94,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _until(condition, seconds: float = 20.0) -> None:
+def _until(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "still not true"
@@ -163,24 +163,29 @@ def test_workers_ignore_ctrl_c(real_pool) -> None:
 
 def test_killed_real_worker_loses_nothing() -> None:
     regions = [_region(seed, 200) for seed in range(30)]
-    with RadiomicsPool(2, bin_width=25.0) as pool:
+    victims = []
+
+    def kill(_: object) -> None:
+        victims.extend(pool.pids())
+        os.kill(victims[0], signal.SIGKILL)
+
+    with RadiomicsPool(1, bin_width=25.0) as pool:
         futures = [pool.submit(*region) for region in regions]
-        futures[3].result(60)
-        victim = pool.pids()[0]
-        os.kill(victim, signal.SIGKILL)
+        futures[3].add_done_callback(kill)  # called between two tasks of the only worker
         results = [future.result(60) for future in futures]
         assert [result.reason for result in results] == [None] * 30
-        _until(lambda: pool.restarts == 1)  # the others may be done before it is missed
+        assert pool.restarts == 1
         assert pool.reproducible
-        assert victim not in pool.pids()
+        assert len(victims) == 1
+        assert victims[0] not in pool.pids()
 
 
 def test_stopped_worker_that_does_not_even_read(tmp_path) -> None:
     """A region larger than the pipe's buffer: the send itself would block for ever."""
     with ObedientPool(tmp_path, 1, timeout_s=2.0) as pool:
-        pool.order(OK).result(20)
+        pool.order(OK).result(60)
         os.kill(pool.pids()[0], signal.SIGSTOP)
-        result = pool.order(OK, value=5, side=2000).result(30)
+        result = pool.order(OK, value=5, side=2000).result(60)
         np.testing.assert_array_equal(result.features, np.full(102, 5, np.float32))
         assert pool.restarts == 1
         assert pool.reproducible
@@ -189,7 +194,7 @@ def test_stopped_worker_that_does_not_even_read(tmp_path) -> None:
 @pytest.mark.parametrize("order", [DIE_ONCE, HANG_ONCE, RAISE_ONCE])
 def test_a_task_is_tried_once_more(order, tmp_path) -> None:
     with ObedientPool(tmp_path, timeout_s=2.0) as pool:
-        result = pool.order(order, value=7).result(30)
+        result = pool.order(order, value=7).result(60)
         np.testing.assert_array_equal(result.features, np.full(102, 7, np.float32))
         assert pool.restarts == 1
         assert pool.reproducible
@@ -208,16 +213,16 @@ def test_given_up_after_the_second_try_and_the_pool_goes_on(order, reason, tmp_p
         before = [pool.order(OK, value=1) for _ in range(4)]
         poison = pool.order(order)
         after = [pool.order(OK, value=2) for _ in range(4)]
-        result = poison.result(30)
+        result = poison.result(60)
         assert (result.features, result.reason, result.deterministic) == (None, reason, False)
-        assert [f.result(30).features[0] for f in before + after] == [1.0] * 4 + [2.0] * 4
+        assert [f.result(60).features[0] for f in before + after] == [1.0] * 4 + [2.0] * 4
         assert pool.restarts == 2
         assert not pool.reproducible
 
 
 def test_a_refusal_is_an_answer_and_not_tried_again(tmp_path) -> None:
     with ObedientPool(tmp_path) as pool:
-        refused, missing = pool.order(REFUSE).result(20), pool.order(NAN).result(20)
+        refused, missing = pool.order(REFUSE).result(60), pool.order(NAN).result(60)
         assert (refused.reason, refused.deterministic) == ("no such luck", True)
         assert (missing.reason, missing.features) == (f"non-finite: {FEATURE_NAMES[30]}", None)
         assert pool.restarts == 0
@@ -228,7 +233,7 @@ def test_workers_are_replaced_after_max_tasks(tmp_path) -> None:
     with ObedientPool(tmp_path, 1, max_tasks=3) as pool:
         seen = []
         for value in range(7):
-            assert pool.order(OK, value).result(20).features[0] == value
+            assert pool.order(OK, value).result(60).features[0] == value
             _until(lambda: len(pool.pids()) == 1)
             seen.append(pool.pids()[0])
         assert len(set(seen)) == 3
@@ -250,7 +255,6 @@ class CannotImport(RadiomicsPool):
     ("kind", "why"), [(NeverStarts, "worker died"), (CannotImport, "No module named 'no_such")]
 )
 def test_workers_that_never_start_end_in_an_error(kind, why, capfd) -> None:
-    started = time.monotonic()
     with kind(2, bin_width=25.0) as pool:
         future = pool.submit(*_region())
         with pytest.raises(RuntimeError, match=f"do not start.*{why}"):
@@ -259,7 +263,6 @@ def test_workers_that_never_start_end_in_an_error(kind, why, capfd) -> None:
             pool.submit(*_region())
         with pytest.raises(RuntimeError, match="do not start"):
             pool.check()
-    assert time.monotonic() - started < 30
     assert ("Traceback" in capfd.readouterr().err) == (kind is CannotImport)
 
 
@@ -273,7 +276,7 @@ def test_close_leaves_nothing_behind(tmp_path) -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):  # a zombie could still be signalled
             os.kill(pid, 0)
-    done, not_done = wait(futures, timeout=5)
+    done, not_done = wait(futures, timeout=60)
     assert not not_done
     for future in done:
         with pytest.raises(RuntimeError, match="closed"):
@@ -290,7 +293,7 @@ PARENT = """
     from test_pool import HANG, OK, ObedientPool, RadiomicsPool
 
     busy = ObedientPool(Path({folder!r}), 1)
-    busy.order(OK).result(30)
+    busy.order(OK).result(60)
     idle = RadiomicsPool(1, bin_width=25.0)
     idle.submit(np.zeros((9, 9), np.uint8), np.ones((9, 9), bool)).result(60)
     busy.order(HANG)
@@ -316,8 +319,8 @@ def test_workers_do_not_outlive_their_parent(then, tmp_path) -> None:
         if "sleep" in then:
             assert all(_alive(pid) for pid in pids)
             parent.kill()
-        parent.wait(timeout=10)
-        _until(lambda: not any(_alive(pid) for pid in pids), seconds=10)
+        parent.wait(timeout=60)
+        _until(lambda: not any(_alive(pid) for pid in pids))
 
 
 def test_a_number_of_workers_that_makes_no_sense() -> None:
