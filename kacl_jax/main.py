@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from kacl_jax import config as config_keys
-from kacl_jax import hosts, run
+from kacl_jax import hosts, huge_pages, run
 from kacl_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -183,4 +183,5 @@ _KINDS = {bool: "True or False", int: "a whole number", float: "a number", list:
 
 
 if __name__ == "__main__":
+    huge_pages.restart_with_them()
     app.run(main, flags_parser=_parse)

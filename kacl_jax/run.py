@@ -189,7 +189,7 @@ def provenance(devices: list[Any]) -> dict[str, Any]:
     """Date, command, versions, git state and devices, for run.json."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *_typed()]),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git_state(),
@@ -209,6 +209,13 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Valid JSON (no NaN), whole or not at all."""
     atomic.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _typed() -> list[str]:
+    """The command line after `python`: the module's name where `python -m` was typed, not the path of its file."""
+    spec = sys.modules["__main__"].__spec__
+    start = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    return [*start, *sys.argv[1:]]
 
 
 def _version(package: str) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -148,6 +150,8 @@ def test_a_relative_workdir_is_trained_in_tested_and_then_left_alone(
     assert f"In {Path('some/run')}: report.html" in done.stdout
     left = {p: p.stat().st_mtime_ns for p in (tmp_path / "some/run").rglob("*") if p.is_file()}
     assert tmp_path / "some/run/results.json" in left
+    typed = shlex.split(json.loads((tmp_path / "some/run/run.json").read_text())["command"])
+    assert typed[1:] == ["-m", "kacl_jax.main", *flags, "--workdir=some/run"]
     again = call(*flags, "--workdir=some/run", folder=tmp_path)
     assert again.returncode == run.DONE, again.stderr
     assert "is finished; nothing to do" in again.stderr
