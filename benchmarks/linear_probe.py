@@ -31,7 +31,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None)
 
 def main(_: Any) -> None:
     experiment = prepare(CONFIG.value, Path(tempfile.mkdtemp()))
-    features = _features(experiment)
+    features = mean_features(experiment)
     records, split = experiment.records, experiment.split
     fit = np.concatenate([split.train, split.val])
     print(
@@ -53,7 +53,7 @@ def main(_: Any) -> None:
         print(f"C = {strength:g}: mean AUROC {table.mean.value:.3f} {table.mean.ci95}")
 
 
-def _features(experiment: Experiment) -> np.ndarray:
+def mean_features(experiment: Experiment) -> np.ndarray:
     """float32 [n k]: the pretrained encoder's feature map, averaged over its cells."""
     state, model = experiment.initial_state(), experiment.programs.model
     variables = {"params": state.params, "batch_stats": state.batch_stats}

@@ -24,10 +24,10 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from kacl_jax import checkpoint, metrics, run
-from kacl_jax import config as config_keys
+from benchmarks import finished
+from kacl_jax import metrics, run
 from kacl_jax.data import pipeline
-from kacl_jax.experiment import Experiment, prepare
+from kacl_jax.experiment import Experiment
 from kacl_jax.gradcam import mask_box, regions
 from kacl_jax.inference import Inference
 from kacl_jax.metrics import Table
@@ -162,12 +162,7 @@ class Fold:
 
 
 def _fold(workdir: Path, fast: bool) -> Fold:
-    config = config_keys.default()
-    stored = run.read_json(workdir / "config.json")["config"]
-    config.update_from_flattened_dict(
-        {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-    )
-    experiment = prepare(config, workdir)
+    experiment = finished.experiment(workdir)
     records, split = experiment.records, experiment.split
     ids = np.concatenate([split.train, split.val, split.test])
     maps = {"train": np.arange(len(ids)) < len(split.train), "labels": records.labels[ids]}
@@ -189,7 +184,7 @@ def _fold(workdir: Path, fast: bool) -> Fold:
         patient=records.patients[pair[:, 0]],
         validation=validation[tuple(pair.T)],
         prior=prior,
-        size=config.data.image_size,
+        size=experiment.config.data.image_size,
         n_findings=len(records.findings),
     )
 
@@ -200,10 +195,7 @@ def _views(workdir: Path, experiment: Experiment, ids: np.ndarray, fast: bool) -
     if kept.exists():
         with np.load(kept) as arrays:
             return dict(arrays)
-    best = run.read_json(workdir / "results.json")["best_step"]
-    restored = checkpoint.Checkpoints(workdir / "checkpoints").restore(best)
-    trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
-    state = experiment.parallel.replicate(trained)
+    state = finished.best_state(experiment)
     programs, size = experiment.programs, experiment.config.data.image_size
 
     def mirrored(state: Any, batch: Any) -> Any:
