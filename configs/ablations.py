@@ -69,7 +69,7 @@ def get_hyper(variant: str = "all") -> Sweep:
     points += hyper.points(main, folds=folds, seeds=[1, 2])
     if variant in ("main", "phantom"):
         return Sweep(main, points)
-    others = weak_ablations() + box_shares(data)
+    others = weak_ablations() + box_ablations(data) + box_shares(data)
     return Sweep(main + others, points + hyper.points(others, folds=folds, seeds=[0]))
 
 
@@ -111,6 +111,13 @@ def weak_ablations() -> list[Arm]:
         "kacl_stage3": {"cam.stage": 3},
     }
     return [Arm(name, overrides, against=("kacl",)) for name, overrides in keys.items()]
+
+
+def box_ablations(data: str) -> list[Arm]:
+    """The region that tells most about the labels (benchmarks/radiomic_probe.py), on the guided network."""
+    rule, chosen_on = PILOT_RULE[data]
+    whole = {**GUIDED, **rule, "roi.source": "whole"}
+    return [Arm("guided_kacl_whole_image", whole, ("guided_focal", "guided_kacl"), chosen_on)]
 
 
 def box_shares(data: str) -> list[Arm]:
