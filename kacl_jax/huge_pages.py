@@ -1,4 +1,4 @@
-"""Huge pages for what a CPU computes on: the same train step in about three quarters of the time.
+"""Huge pages for what a CPU computes on: EfficientNet-Lite0's train step in two thirds of the time.
 
 XLA gets its buffers from glibc, which asks the kernel for huge pages only if it was told so before the process began:
 so the process begins once more. Nothing else changes, no result either.
