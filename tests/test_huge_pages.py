@@ -34,7 +34,9 @@ def told(tunables: str) -> list[str]:
     if tunables:
         environment["GLIBC_TUNABLES"] = tunables
     words = [sys.executable, "-W", "error", "-c", CODE, "--a=b c", "--d"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
     assert not done.stderr
     return done.stdout.splitlines()
 
