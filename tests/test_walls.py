@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower files never import higher ones. A name stands for the file or the whole folder.
 ORDER = [
-    ("errors", "compilation"),
+    ("errors", "compilation", "huge_pages"),
     ("atomic",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"),
     ("encoders", "prepare"),
