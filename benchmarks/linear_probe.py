@@ -38,19 +38,25 @@ def main(_: Any) -> None:
         f"{split.name} ({split.hash}), {CONFIG.value.model.encoder}, {CONFIG.value.data.image_size} px"
     )
     for strength in (1e-4, 1e-3, 1e-2):
-        scores = np.stack(
-            [
-                make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=strength))
-                .fit(features[fit], records.labels[fit, finding])
-                .predict_proba(features[split.test])[:, 1]
-                for finding in range(len(records.findings))
-            ],
-            axis=1,
-        )
+        scores = probabilities(features, records.labels, fit, split.test, strength)
         table = metrics.auroc_table(
             scores, records.labels[split.test], records.patients[split.test]
         )
         print(f"C = {strength:g}: mean AUROC {table.mean.value:.3f} {table.mean.ci95}")
+
+
+def probabilities(
+    features: np.ndarray, labels: np.ndarray, fit: np.ndarray, seen: np.ndarray, strength: float
+) -> np.ndarray:
+    """Of the images `seen`, [m c], by one regression per finding on the images `fit`; features [n k], labels [n c]."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=strength))
+    return np.stack(
+        [
+            probe.fit(features[fit], finding[fit]).predict_proba(features[seen])[:, 1]
+            for finding in labels.T
+        ],
+        axis=1,
+    )
 
 
 def mean_features(experiment: Experiment) -> np.ndarray:

@@ -22,13 +22,10 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from benchmarks import finished
-from benchmarks.linear_probe import mean_features
-from kacl_jax import roi
+from benchmarks.linear_probe import mean_features, probabilities
+from kacl_jax import metrics, roi
 from kacl_jax.data import pipeline
 from kacl_jax.experiment import Experiment
 from kacl_jax.metrics import RESAMPLES
@@ -107,25 +104,14 @@ def _scores(
 ) -> np.ndarray:
     """Probabilities of the test images, [m c], by the strength that ranks validation best."""
 
-    def fitted(fit: np.ndarray, seen: np.ndarray, strength: float) -> np.ndarray:
-        probes = [
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=strength))
-            for _ in range(labels.shape[1])
-        ]
-        return np.stack(
-            [
-                probe.fit(features[fit], labels[fit, c]).predict_proba(features[seen])[:, 1]
-                for c, probe in enumerate(probes)
-            ],
-            axis=1,
+    def ranked(strength: float) -> float:
+        scores = probabilities(features, labels, train, val, strength)
+        return float(
+            np.nanmean([metrics.auroc(s, y) for s, y in zip(scores.T, labels[val].T, strict=True)])
         )
 
-    def ranked(strength: float) -> float:
-        alone = np.arange(len(val))
-        areas = _areas(fitted(train, val, strength), labels[val], alone, np.ones((len(val), 1)))
-        return float(areas[0])
-
-    return fitted(np.concatenate([train, val]), test, max(STRENGTHS, key=ranked))
+    fit = np.concatenate([train, val])
+    return probabilities(features, labels, fit, test, max(STRENGTHS, key=ranked))
 
 
 def _areas(
