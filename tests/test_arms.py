@@ -260,4 +260,5 @@ def test_the_step_marks_regions_by_an_earlier_stage_and_keeps_its_mean() -> None
     parallel = DataParallel("shard_map", jax.devices()[:1])
     region_step = parallel.run(program.region_step, ("sharded",))
     (again,) = region_step(parallel.replicate(state), parallel.shard(batch))
-    close(parallel.fetch(again, "sharded")["cam"], rows["cam"], within=1e-5)
+    # Two programs round differently: on some CPUs one activation falls on the other side of ReLU's kink.
+    close(parallel.fetch(again, "sharded")["cam"], rows["cam"], within=1e-4)
