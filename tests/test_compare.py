@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from kacl_jax.errors import UserError
+from kacl_jax.report.contrast import Contrast
 from kacl_jax.sweep import compare, measure, table
 from kacl_jax.sweep.hyper import Arm, Point
 from kacl_jax.sweep.measure import Figure, Measured
@@ -449,6 +450,8 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     kacl = Arm("kacl", against=("focal",), selection_boxes=7)
     runs = grid(tmp_path, focal, lambda _: 0.5) | grid(tmp_path, kacl, lambda _: 1.5)
     late = Point(kacl, 2, 0)
+    learned = Contrast(loss=3.0, chance=4.0, pull=0.5, ready=1.0, age=40.0)
+    runs[Point(kacl, 0, 0)] = replace(runs[Point(kacl, 0, 0)], contrast=learned)
     rows = compare.compare([focal, kacl], runs)
     lines = list(csv.DictReader(io.StringIO(table.as_csv(rows))))
     # focal: five metrics, three of them against prior_map; kacl: those, and against focal; two floors of three.
@@ -478,4 +481,6 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     assert "| prior_map |" in boxed
     assert "| kacl − focal | 2 × 2 |" in boxed
     assert "- kacl: fold2-seed0" in text
+    assert "| kacl | 1 | 3.00 | 4.00 | 0.50 | 100% | 40 |" in text
+    assert "| focal | 4 |" not in text
     assert "abc" in text

@@ -472,8 +472,18 @@ def sweep(case: Case, tmp_path: Path) -> Path:
     (tmp_path / "sweep.csv").write_text("\n".join(lines) + "\n")
     for name in ("focal/fold0-seed0", "focal/fold0-seed1", "kacl/fold0-seed0"):
         (tmp_path / name).mkdir(parents=True)
-        for file in ("results.json", "run.json"):
+        for file in ("results.json", "run.json", "config.json", "metrics.jsonl"):
             (tmp_path / name / file).write_bytes((case.workdir / file).read_bytes())
+    with (tmp_path / "kacl/fold0-seed0/metrics.jsonl").open("a") as log:
+        told = {
+            "step": 7,
+            "kind": "train",
+            "nt_xent": 3.0,
+            "ready": 32.0,
+            "hit_rate": 1.0,
+            "age": 40.0,
+        }
+        log.write(json.dumps({**told, "grad_norm_nt_xent": 0.4, "grad_norm_focal": 0.1}) + "\n")
     (tmp_path / "kacl/fold0-seed0/report.html").write_text("")
     (tmp_path / "kacl/fold0-seed1").mkdir()  # not finished
     return tmp_path
@@ -490,6 +500,8 @@ def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path
     auroc = f(case.told()["classification"]["auroc"]["mean"]["value"])
     assert found.row("points", "focal")[1].startswith(auroc)
     assert found.row("points", "kacl")[2] == "–"
+    assert found.row("contrast", "kacl")[1:] == ["1", "3.00", "4.14", "1.00", "100%", "40"]
+    assert len(found.tables["contrast"]) == 2
     assert "<b>why" not in text
     hrefs = {v for k, v in found.attributes if k == "href" and v[0] != "#"}
     assert hrefs == {"kacl/fold0-seed0/report.html"}

@@ -13,9 +13,9 @@ from urllib.parse import quote
 from kacl_jax import run
 from kacl_jax.errors import UserError
 from kacl_jax.metrics import T_IOU
-from kacl_jax.report import charts, page
+from kacl_jax.report import charts, contrast, page
 from kacl_jax.report.charts import Axis, Line, Point
-from kacl_jax.report.figures import WANG_2017, WANG_LABEL
+from kacl_jax.report.figures import WANG_2017, WANG_LABEL, read_log
 from kacl_jax.report.page import interval, short, signed
 
 _FAMILIES = {
@@ -48,6 +48,9 @@ def write_sweep(folder: Path) -> None:
         "notes": _notes(rows),
         "localization": _against_t(_by(points, "arm")),
         "wang": WANG_LABEL,
+        "contrast": _contrast(_by(points, "arm")),
+        "contrast_columns": contrast.COLUMNS,
+        "contrast_reading": contrast.READING,
         "points": _by(points, "arm"),
         "cells": sorted({(point["fold"], point["seed"]) for point in points}),
         "splits": sorted(
@@ -73,7 +76,9 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def read_points(folder: Path, arms: Iterable[str]) -> list[dict[str, Any]]:
-    """The tested points by arm, fold and seed: arm, fold, seed, results, origin, and the link to its own page or ''."""
+    """The tested points by arm, fold and seed: arm, fold, seed, results, origin, contrast,
+    and the link to its own page or ''.
+    """
     points = []
     for arm in arms:
         of_arm = []
@@ -81,6 +86,8 @@ def read_points(folder: Path, arms: Iterable[str]) -> list[dict[str, Any]]:
             place = re.fullmatch(r"fold(\d+)-seed(\d+)", path.parent.name)
             if place is not None:
                 own = path.with_name("report.html")
+                config = run.read_json(path.with_name("config.json"))["config"]
+                log = read_log(path.with_name("metrics.jsonl"))
                 of_arm.append(
                     {
                         "arm": arm,
@@ -88,6 +95,7 @@ def read_points(folder: Path, arms: Iterable[str]) -> list[dict[str, Any]]:
                         "seed": int(place[2]),
                         "results": run.read_json(path),
                         "origin": run.read_json(path.with_name("run.json")),
+                        "contrast": contrast.last_epoch(log, config),
                         "link": quote(own.relative_to(folder).as_posix()) if own.exists() else "",
                     }
                 )
@@ -207,6 +215,18 @@ def _against_t(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
         )
         charted.append({"arm": arm, "points": len(by_arm[arm]), "chart": chart})
     return charted
+
+
+def _contrast(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """What the contrastive loss did in each arm that has one: {arm, points, cells}."""
+    found = {
+        arm: [p["contrast"] for p in points if p["contrast"]] for arm, points in by_arm.items()
+    }
+    return [
+        {"arm": arm, "points": len(some), "cells": contrast.cells(contrast.mean(some))}
+        for arm, some in found.items()
+        if some
+    ]
 
 
 def _means(tables: Sequence[Mapping[str, Any]]) -> list[Point]:

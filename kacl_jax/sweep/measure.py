@@ -1,7 +1,7 @@
 """One finished run → its figures over many resamples of its test patients.
 
-Pure numpy; reads results.json, predictions.csv, boxes.csv, config.json and run.json of a workdir. All runs
-of a fold are resampled with the same patients, so that compare.py can pair them.
+Pure numpy; reads results.json, predictions.csv, boxes.csv, metrics.jsonl, config.json and run.json of a workdir. All
+runs of a fold are resampled with the same patients, so that compare.py can pair them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from kacl_jax import metrics, run
 from kacl_jax.errors import UserError
 from kacl_jax.metrics.bootstrap import clusters, divide
 from kacl_jax.metrics.ranking import Ranked
+from kacl_jax.report.contrast import Contrast, last_epoch
+from kacl_jax.report.figures import read_log
 
 IOU_SHOWN = (0.1, 0.3, 0.5)
 METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in IOU_SHOWN))
@@ -67,6 +69,7 @@ class Measured:
     figures: dict[str, Figure]  # by metric
     prior_map: dict[str, Figure]  # T(IoU) of the box that looks at no image, paired with `figures`
     floors: dict[str, dict[str, float | None]]  # by floor, then metric
+    contrast: Contrast | None = None  # None: no contrastive loss
 
 
 def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
@@ -108,6 +111,7 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
             name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in IOU_SHOWN}
             for name, table in floors.items()
         },
+        contrast=last_epoch(read_log(workdir / "metrics.jsonl"), config),
     )
 
 
