@@ -123,21 +123,20 @@ def box_ablations(data: str) -> list[Arm]:
 def box_shares(data: str) -> list[Arm]:
     """How far a part of the training boxes goes, and whether the loop carries it to images without one."""
     rule, chosen_on = PILOT_RULE[data]
-    # Nested: the patients of a share hold those of every smaller one.
-    cells = hyper.product(
-        arm=["kacl_truth_roi", "guided_kacl", "guided_focal"], share=[0.05, 0.2, 0.5]
-    )
+    guided = {**GUIDED, **rule}
 
-    def arm(arm: str, share: float) -> Arm:
-        name, given = f"{arm}_share{100 * share:02.0f}", {"data.box_share": share}
-        if arm == "kacl_truth_roi":
-            return Arm(name, {**TRUTH, **given}, against=("kacl",))
-        guided = {**GUIDED, **rule, **given}
-        if arm == "guided_focal":
-            return Arm(name, {**guided, **FOCAL}, ("guided_focal",), chosen_on)
-        return Arm(name, guided, (name.replace("kacl", "focal"),), chosen_on)
+    def arms(share: float) -> list[Arm]:
+        # Nested: the patients of a share hold those of every smaller one.
+        given, end = {"data.box_share": share}, f"_share{100 * share:02.0f}"
+        focal, random = f"guided_focal{end}", f"guided_kacl_random_roi{end}"
+        return [
+            Arm(f"kacl_truth_roi{end}", {**TRUTH, **given}, ("kacl",)),
+            Arm(focal, {**guided, **given, **FOCAL}, ("guided_focal",), chosen_on),
+            Arm(f"guided_kacl{end}", {**guided, **given}, (focal, random), chosen_on),
+            Arm(random, {**guided, **given, **RANDOM}, (focal,), chosen_on),
+        ]
 
-    return [arm(**cell) for cell in cells]
+    return [arm for share in (0.05, 0.2, 0.5) for arm in arms(share)]
 
 
 def _config_file(name: str, *variant: str) -> ConfigDict:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import compile_fast
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
 
 # Before jax starts: the step is tested on four host devices, and compiles once per machine.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-)
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + compile_fast.xla_flags(4)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 

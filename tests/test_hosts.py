@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import compile_fast
 import numpy as np
 import pytest
 import tiny_run
@@ -57,7 +58,7 @@ def pair(root: Path, workdir: Path, *ats: str, flags: tuple[str, ...] = ()) -> E
         env = {
             **os.environ,
             "PYTHONPATH": str(REPO),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "XLA_FLAGS": compile_fast.xla_flags(2),
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(index),

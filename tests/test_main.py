@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import compile_fast
 import pytest
 
 from kacl_jax import run
@@ -47,7 +48,7 @@ def call(
     return subprocess.run(
         [sys.executable, *program, *flags],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "XLA_FLAGS": ""},
+        env={**os.environ, "PYTHONPATH": str(REPO), "XLA_FLAGS": compile_fast.xla_flags()},
         capture_output=True,
         text=True,
         timeout=240,

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import compile_fast
 import jax
 import numpy as np
 import pytest
@@ -85,7 +86,12 @@ def call(root: Path, workdir: Path, at: str = "") -> subprocess.CompletedProcess
     words = [sys.executable, str(SCRIPT), f"--config={SCRIPT}", f"--config.data.root={root}"]
     return subprocess.run(
         [*words, f"--workdir={workdir}"],
-        env={**os.environ, "PYTHONPATH": str(REPO), "XLA_FLAGS": "", "AT": at},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPO),
+            "XLA_FLAGS": compile_fast.xla_flags(),
+            "AT": at,
+        },
         capture_output=True,
         text=True,
         timeout=180,
