@@ -235,6 +235,30 @@ def test_no_two_arms_of_the_ablations_are_the_same() -> None:
     assert len(set(full)) == len(full)
 
 
+def test_a_paired_difference_is_of_the_keys_that_it_claims() -> None:
+    name = str(REPO / ABLATIONS)
+    plan = sweep.expand(name, parsed([f"--config={name}"]), Path("w"))
+    base = config_keys.flatten(plan.config)
+    full = {arm.name: {**base, **arm.overrides} for arm in plan.sweep.arms}
+
+    def differing(arm: str, other: str) -> set[str]:
+        return {key for key in base if full[arm][key] != full[other][key]}
+
+    pairs = [(arm.name, other) for arm in plan.sweep.arms for other in arm.against]
+    loop, region = {"loss.focal_weight"}, {"roi.source"}
+    for start in ("", "guided_"):
+        for end in ("", "_share05", "_share20", "_share50") if start else ("",):
+            focal, kacl, random = (
+                f"{start}{arm}{end}" for arm in ("focal", "kacl", "kacl_random_roi")
+            )
+            assert {(kacl, focal), (kacl, random), (random, focal)} <= set(pairs)
+            assert differing(kacl, focal) == loop
+            assert differing(kacl, random) == region
+            assert differing(random, focal) == loop | region
+    for arm, other in pairs:
+        assert 1 <= len(differing(arm, other)) <= 2, (arm, other)
+
+
 # ---- what runs --------------------------------------------------------------------------------------------------
 
 
