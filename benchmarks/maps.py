@@ -1,11 +1,14 @@
 """What carries a class map that saw no box past the image-free heat map: the same trained networks, read in other ways.
 
-    python -m benchmarks.maps RUN [RUN …] [--fast] [--out=maps.json]
+    python -m benchmarks.maps RUN [RUN …] [--against RUN [RUN …]] [--fast] [--out=maps.json]
 
 RUN: the workdir of a finished run of `configs/ablations.py`, arm focal, one per fold (its maps feed nothing back in
 training, so that any way of reading them belongs to the same network). Each way is scored twice: by the paper's rule
 (ReLU, > .5), which no box chose, and by the rule that is best on the truth boxes of the fold's validation patients.
 Every truth box is scored once, by the network that has not seen its patient. The maps are kept in RUN/maps*.npz.
+--against: runs of another arm on the same folds, in the same order; differences are then to theirs, read the same way
+and by the rule that is best on their own validation boxes, instead of to prior_map. So a threshold that suits one arm
+only does not count as its merit.
 --fast leaves out the larger images and the earlier stage, nine tenths of the time.
 """
 
@@ -45,21 +48,25 @@ SELECT_T = 0.1  # what a rule is chosen by on validation
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--against", nargs="+", type=Path, default=[])
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     folds = [_fold(workdir, arguments.fast) for workdir in arguments.runs]
+    against = [_fold(workdir, arguments.fast) for workdir in arguments.against]
+    if against and not _same_boxes(folds, against):
+        parser.error("--against must name runs of the same folds, in the same order")
     told = {}
     for way, read in WAYS.items():
         if arguments.fast and way in SLOW:
             continue
         print(f"{way} …", flush=True)
-        told[way] = _told(folds, read)
+        told[way] = _told(folds, read, against)
     prior = _merged(folds, lambda fold: fold.prior)
     tables = metrics.localization_tables(prior, **_boxes(folds))
     told["prior_map"] = {"no box": {"accuracy": _leaves(tables)}}
-    told["prior_map"]["no box"] |= {"rules": [], "above prior_map": None}
-    _print(told, folds)
+    told["prior_map"]["no box"] |= {"rules": [], "difference": None}
+    _print(told, folds, "the others" if against else "prior_map")
     if arguments.out:
         run.write_json(arguments.out, {"command": " ".join(map(str, arguments.runs)), "ways": told})
 
@@ -238,19 +245,56 @@ def _inference(experiment: Experiment, step: Any, side: int) -> Inference:
 # ---- scores -----------------------------------------------------------------------------------------------------
 
 
-def _told(folds: list[Fold], read: Callable[[Maps], np.ndarray]) -> dict[str, Any]:
-    """By how the rule came to be: accuracy and paired difference to prior_map, and the rules used."""
+def _told(
+    folds: list[Fold], read: Callable[[Maps], np.ndarray], against: list[Fold]
+) -> dict[str, Any]:
+    """By how the rule came to be: accuracy, paired difference to `against` or prior_map, and the rules used."""
+    prior = _merged(folds, lambda fold: fold.prior)
+    ours, theirs = _read(folds, read), _read(against, read) if against else {}
+    boxes = _boxes(folds)
+    told = {}
+    for how, (found, rules) in ours.items():
+        other = theirs[how][0] if against else prior
+        told[how] = {
+            "rules": rules,
+            "accuracy": _leaves(metrics.localization_tables(found, **boxes)),
+            "difference": _leaves(metrics.localization_differences(found, other, **boxes)),
+        }
+    return told
+
+
+def _read(
+    folds: list[Fold], read: Callable[[Maps], np.ndarray]
+) -> dict[str, tuple[np.ndarray, list[tuple[bool, float]]]]:
+    """By how the rule came to be: IoU float64 [k] of the test boxes of all folds, and the rules."""
     values = [read(fold.maps) for fold in folds]
-    fixed = [_overlaps(fold, value, *PAPER) for fold, value in zip(folds, values, strict=True)]
-    rules = [_chosen(fold, value) for fold, value in zip(folds, values, strict=True)]
-    chosen = [
-        _overlaps(fold, value, *rule)
-        for fold, value, rule in zip(folds, values, rules, strict=True)
-    ]
-    return {
-        "no box": _scored(folds, fixed, [PAPER]),
-        "chosen on validation boxes": _scored(folds, chosen, rules),
+    ways = {
+        "no box": [PAPER] * len(folds),
+        "chosen on validation boxes": [
+            _chosen(fold, value) for fold, value in zip(folds, values, strict=True)
+        ],
     }
+    return {
+        how: (
+            np.concatenate(
+                [
+                    _overlaps(fold, value, *rule)[~fold.validation]
+                    for fold, value, rule in zip(folds, values, rules, strict=True)
+                ]
+            ),
+            rules,
+        )
+        for how, rules in ways.items()
+    }
+
+
+def _same_boxes(folds: list[Fold], others: list[Fold]) -> bool:
+    return len(folds) == len(others) and all(
+        np.array_equal(a.truth, b.truth)
+        and np.array_equal(a.finding, b.finding)
+        and np.array_equal(a.validation, b.validation)
+        for a, b in zip(folds, others, strict=True)
+    )
 
 
 def _overlaps(fold: Fold, maps: np.ndarray, relu: bool, threshold: float) -> np.ndarray:
@@ -274,18 +318,6 @@ def _chosen(fold: Fold, maps: np.ndarray) -> tuple[bool, float]:
         return float(np.mean([hit[few.finding == c].mean() for c in np.unique(few.finding)]))
 
     return max(RULES, key=accuracy)
-
-
-def _scored(folds: list[Fold], overlaps: list[np.ndarray], rules: list[Any]) -> dict[str, Any]:
-    scored = np.concatenate(
-        [values[~fold.validation] for fold, values in zip(folds, overlaps, strict=True)]
-    )
-    boxes, prior = _boxes(folds), _merged(folds, lambda fold: fold.prior)
-    return {
-        "rules": rules,
-        "accuracy": _leaves(metrics.localization_tables(scored, **boxes)),
-        "above prior_map": _leaves(metrics.localization_differences(scored, prior, **boxes)),
-    }
 
 
 def _boxes(folds: list[Fold]) -> dict[str, Any]:
@@ -314,11 +346,12 @@ def _resized(maps: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     return np.stack(list(flat)).reshape(n, c, *grid)
 
 
-def _print(told: dict[str, Any], folds: list[Fold]) -> None:
+def _print(told: dict[str, Any], folds: list[Fold], other: str) -> None:
     chosen_on = sum(int(fold.validation.sum()) for fold in folds)
     print(
         f"\n{len(folds)} folds, {len(_merged(folds, lambda f: f.prior))} truth boxes scored once each; "
-        f"rules chosen on {chosen_on} boxes of validation patients (each fold on its own)\n"
+        f"rules chosen on {chosen_on} boxes of validation patients (each fold on its own); "
+        f"in brackets the difference to {other}\n"
     )
     for heading in ("no box", "chosen on validation boxes"):
         print(f"| {heading} | " + " | ".join(f"T(IoU) > {t:g}" for t in SHOWN) + " | rule |")
@@ -331,10 +364,10 @@ def _print(told: dict[str, Any], folds: list[Fold]) -> None:
 
 def _cells(found: dict[str, Any]) -> Iterator[str]:
     for t in map("{:g}".format, SHOWN):
-        text, above = f"{found['accuracy'][t]['value']:.3f}", found["above prior_map"]
-        if above:
-            low, high = above[t]["ci95"] or (np.nan, np.nan)
-            text += f" ({above[t]['value']:+.3f} [{low:+.3f}, {high:+.3f}])"
+        text, difference = f"{found['accuracy'][t]['value']:.3f}", found["difference"]
+        if difference:
+            low, high = difference[t]["ci95"] or (np.nan, np.nan)
+            text += f" ({difference[t]['value']:+.3f} [{low:+.3f}, {high:+.3f}])"
         yield text
     yield ", ".join(
         sorted({f"{'ReLU' if relu else 'no ReLU'} > {t:g}" for relu, t in found["rules"]})
