@@ -481,6 +481,6 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     assert "| prior_map |" in boxed
     assert "| kacl − focal | 2 × 2 |" in boxed
     assert "- kacl: fold2-seed0" in text
-    assert "| kacl | 1 | 3.00 | 4.00 | 0.50 | 100% | 40 |" in text
+    assert "| kacl | 1 | 3.00 | 4.00 | 0.50 | 100 % | 40 |" in text
     assert "| focal | 4 |" not in text
     assert "abc" in text

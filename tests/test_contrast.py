@@ -37,7 +37,7 @@ def test_only_the_last_epoch_counts() -> None:
     assert found.age == 41
     # .2 · (.3 + .3) / 2 against .8 · (.1 + .2) / 2
     assert found.pull == pytest.approx(0.5)
-    assert contrast.cells(found) == ["3.50", "4.14", "0.50", "50%", "41"]
+    assert contrast.cells(found) == ["3.50", "4.14", "0.50", "50 %", "41"]
 
 
 def test_steps_without_the_loss_do_not_count() -> None:

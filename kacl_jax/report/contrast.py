@@ -76,7 +76,7 @@ def cells(found: Contrast) -> list[str]:
         f"{found.loss:.2f}",
         f"{found.chance:.2f}",
         f"{found.pull:.2f}",
-        f"{found.ready:.0%}",
+        f"{100 * found.ready:.0f} %",
         f"{found.age:.0f}",
     )
     return [
