@@ -68,7 +68,10 @@ def main() -> None:
     told["prior_map"]["no box"] |= {"rules": [], "difference": None}
     _print(told, folds, "the others" if against else "prior_map")
     if arguments.out:
-        run.write_json(arguments.out, {"command": " ".join(map(str, arguments.runs)), "ways": told})
+        runs, others = (
+            [str(workdir) for workdir in some] for some in (arguments.runs, arguments.against)
+        )
+        run.write_json(arguments.out, {"runs": runs, "against": others, "ways": told})
 
 
 # ---- the ways of reading ----------------------------------------------------------------------------------------

@@ -85,8 +85,7 @@ def weak_arms() -> list[Arm]:
 
 def box_arms(data: str) -> list[Arm]:
     """Truth boxes of training patients pull the map, or only take the region's place in radiomics."""
-    rule, chosen_on = PILOT_RULE[data]
-    guided = {**GUIDED, **rule}
+    guided, chosen_on = _guided(data)
     return [
         Arm("guided_focal", {**guided, **FOCAL}, (), chosen_on),
         Arm("guided_kacl", guided, ("guided_focal", "guided_kacl_random_roi"), chosen_on),
@@ -115,8 +114,7 @@ def weak_ablations() -> list[Arm]:
 
 def box_ablations(data: str) -> list[Arm]:
     """What earlier points suggested: the region that tells most about the labels; gentler guidance by few boxes."""
-    rule, chosen_on = PILOT_RULE[data]
-    guided = {**GUIDED, **rule}
+    guided, chosen_on = _guided(data)
     # A fifth of the boxes, each with the weight that it has among all of them: the guidance is a mean over boxes.
     few = {**guided, "data.box_share": 0.2, "loss.box_weight": 0.02}
     focal = "guided_focal_share20_weight.02"
@@ -134,8 +132,7 @@ def box_ablations(data: str) -> list[Arm]:
 
 def box_shares(data: str) -> list[Arm]:
     """How far a part of the training boxes goes, and whether the loop carries it to images without one."""
-    rule, chosen_on = PILOT_RULE[data]
-    guided = {**GUIDED, **rule}
+    guided, chosen_on = _guided(data)
 
     def arms(share: float) -> list[Arm]:
         # Nested: the patients of a share hold those of every smaller one.
@@ -149,6 +146,12 @@ def box_shares(data: str) -> list[Arm]:
         ]
 
     return [arm for share in (0.05, 0.2, 0.5) for arm in arms(share)]
+
+
+def _guided(data: str) -> tuple[dict[str, object], int]:
+    """The keys of a guided arm, and on how many boxes the rule among them was chosen."""
+    rule, chosen_on = PILOT_RULE[data]
+    return {**GUIDED, **rule}, chosen_on
 
 
 def _config_file(name: str, *variant: str) -> ConfigDict:

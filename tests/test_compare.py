@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,19 @@ def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
     text = table.as_markdown("t", list(runs), runs, rows)
     assert "- AUROC of Nodule in fold 0: no positive" in text
     assert "- T(IoU) of Mass in fold 0: no truth box of this finding is scored" in text
+
+
+def test_what_the_contrastive_loss_did_is_read_from_the_log(tmp_path: Path) -> None:
+    scores, labels, patients = people(0)
+    place = write_run(tmp_path / "a", scores=scores, labels=labels, patients=patients)
+    assert measure.measure(place, resamples=B).contrast is None
+    line = {"step": 5, "kind": "train", "nt_xent": 3.0, "ready": 32.0, "hit_rate": 1.0, "age": 40.0}
+    with (place / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({**line, "grad_norm_nt_xent": 0.4, "grad_norm_focal": 0.1}) + "\n")
+    found = measure.measure(place, resamples=B).contrast
+    assert found is not None
+    assert (found.loss, found.age) == (3.0, 40.0)
+    assert found.pull == pytest.approx(1.0)
 
 
 def test_files_of_different_evaluations_are_refused(tmp_path: Path) -> None:
