@@ -90,3 +90,10 @@ def test_the_mean_is_of_each_figure() -> None:
     other = contrast.Contrast(1.0, 2.0, 1.5, 0.5, math.nan)
     found = dataclasses.astuple(contrast.mean([one, other]))
     np.testing.assert_array_equal(found, [2.0, 3.0, 1.0, 0.75, math.nan])
+
+
+def test_a_run_from_before_there_was_a_second_view_counts_as_radiomics() -> None:
+    old = {key: value for key, value in CONFIG.items() if key != "loss.positive"}
+    assert contrast.last_epoch([trained(1, 3.0)], old) == contrast.last_epoch(
+        [trained(1, 3.0)], CONFIG
+    )

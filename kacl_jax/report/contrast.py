@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-COLUMNS = ("NT-Xent", "by chance", "its pull", "rows with a partner", "age")
+COLUMNS = ("arm", "points", "NT-Xent", "by chance", "its pull", "rows with a partner", "age")
 READING = (
     "Over the logged steps of the last epoch. By chance: NT-Xent if every other row were as likely the partner, "
     "ln(2n − 1). Its pull: the weighted gradient of NT-Xent at the feature map, in units of the focal loss's. Age: "
@@ -17,15 +17,11 @@ READING = (
 
 @dataclass(frozen=True)
 class Contrast:
-    """Means over the logged steps of a run's last epoch; NaN where there is no such thing."""
+    """Means over the logged steps of a run's last epoch; NaN where there is no such thing, ∞ for λ = 0."""
 
     loss: float  # NT-Xent, in nats
-    chance: (
-        float  # what it is when every other row of the batch is as likely the partner: ln(2n − 1)
-    )
-    pull: (
-        float  # (1 − λ) · NT-Xent's gradient at the feature map ÷ λ · the focal loss's; ∞ for λ = 0
-    )
+    chance: float  # the same if every other row were as likely the partner: ln(2n − 1)
+    pull: float  # (1 − λ) · NT-Xent's gradient at the feature map ÷ λ · the focal loss's
     ready: float  # share of the rows that had a partner
     age: float  # steps since the partners' regions were marked
 
@@ -52,7 +48,7 @@ def last_epoch(log: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> C
     def mean(name: str) -> float:
         return sum(line[name] for line in told) / len(told)
 
-    radiomics = config["loss.positive"] == "radiomics"
+    radiomics = config.get("loss.positive", "radiomics") == "radiomics"
     rows = [line["ready"] if radiomics else config["train.batch_size"] for line in told]
     weight = config["loss.focal_weight"]
     focal = weight * mean("grad_norm_focal")
@@ -70,8 +66,17 @@ def mean(runs: Sequence[Contrast]) -> Contrast:
     return Contrast(*(sum(values) / len(runs) for values in zip(*map(astuple, runs), strict=True)))
 
 
+def rows(points: Iterable[tuple[str, Contrast | None]]) -> list[list[str]]:
+    """(arm, its contrastive loss) of every point → COLUMNS of every arm that has one, means over its points."""
+    of_arm: dict[str, list[Contrast]] = {}
+    for arm, found in points:
+        if found is not None:
+            of_arm.setdefault(arm, []).append(found)
+    return [[arm, f"{len(some)}", *cells(mean(some))] for arm, some in of_arm.items()]
+
+
 def cells(found: Contrast) -> list[str]:
-    """One text for each of COLUMNS; – where there is no figure."""
+    """One text for each figure; – where there is none."""
     texts = (
         f"{found.loss:.2f}",
         f"{found.chance:.2f}",

@@ -48,7 +48,7 @@ def write_sweep(folder: Path) -> None:
         "notes": _notes(rows),
         "localization": _against_t(_by(points, "arm")),
         "wang": WANG_LABEL,
-        "contrast": _contrast(_by(points, "arm")),
+        "contrast": contrast.rows((point["arm"], point["contrast"]) for point in points),
         "contrast_columns": contrast.COLUMNS,
         "contrast_reading": contrast.READING,
         "points": _by(points, "arm"),
@@ -215,18 +215,6 @@ def _against_t(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
         )
         charted.append({"arm": arm, "points": len(by_arm[arm]), "chart": chart})
     return charted
-
-
-def _contrast(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """What the contrastive loss did in each arm that has one: {arm, points, cells}."""
-    found = {
-        arm: [p["contrast"] for p in points if p["contrast"]] for arm, points in by_arm.items()
-    }
-    return [
-        {"arm": arm, "points": len(some), "cells": contrast.cells(contrast.mean(some))}
-        for arm, some in found.items()
-        if some
-    ]
 
 
 def _means(tables: Sequence[Mapping[str, Any]]) -> list[Point]:

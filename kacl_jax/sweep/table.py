@@ -91,15 +91,10 @@ def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[
             floors = [row for row in rows if row.family == "floor"]
             lines += ["", f"## {heading}", "", *_figures(ours + floors)]
             lines += ["", *_differences(ours)] if any(r.difference for r in ours) else []
-    if any(run.contrast for run in runs.values()):
-        lines += [
-            "",
-            "## What the contrastive loss did",
-            "",
-            contrast.READING,
-            "",
-            *_contrast(runs),
-        ]
+    learned = contrast.rows((point.arm.name, run.contrast) for point, run in runs.items())
+    if learned:
+        lines += ["", "## What the contrastive loss did", "", contrast.READING, ""]
+        lines += _table(contrast.COLUMNS, learned)
     if runs:
         lines += ["", "## Tested on", "", *_splits(runs)]
     for heading, notes in (
@@ -143,20 +138,6 @@ def _differences(rows: Sequence[Row]) -> list[str]:
             [f"{arm} − {baseline}", common, *(_pair(pairs.get(metric)) for metric in METRICS)]
         )
     return _table(["paired difference", "folds × seeds", *map(_name, METRICS)], body)
-
-
-def _contrast(runs: Runs) -> list[str]:
-    of_arm: dict[str, list[contrast.Contrast]] = defaultdict(list)
-    for point, run in runs.items():
-        if run.contrast is not None:
-            of_arm[point.arm.name].append(run.contrast)
-    return _table(
-        ["arm", "points", *contrast.COLUMNS],
-        [
-            [arm, f"{len(found)}", *contrast.cells(contrast.mean(found))]
-            for arm, found in of_arm.items()
-        ],
-    )
 
 
 def _splits(runs: Runs) -> list[str]:
