@@ -16,6 +16,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + compile_fast.x
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+# Files are shared out between two processes; a long one that came last would run alone.
+LONG = {"test_fresh", "test_hosts", "test_main", "test_radiomics_jax", "test_step", "test_train"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 def _shared(name: str) -> Path:
     path = SHARED / name

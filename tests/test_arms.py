@@ -7,38 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
-import tiny_run
-import tiny_step
-from tiny_step import LOSS, SIZE, B, C, close, make_batch
+from tiny_step import LOSS, SIZE, B, C, TinyKACL, close, make_batch, programs
 
-from kacl_jax import augment, gradcam, models, radiomics
-from kacl_jax.models import KACL
-from kacl_jax.parallel import AXIS, DataParallel
+from kacl_jax import augment, gradcam, radiomics
+from kacl_jax.parallel import DataParallel
 from kacl_jax.step import Augmentation, Programs, TrainState, normalise
 
 AUGMENTATION = Augmentation(rotate=8.0, shift=0.05, scale=0.1, contrast=0.3)
 SIMCLR = dataclasses.replace(
     LOSS, positive="augmented", box_weight=0.0, mask_same_patient=False, temperature=0.2
 )
-
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "image_encoder", tiny_run.tiny_encoder)
-        yield
-
-
-def programs(**changed: Any) -> Programs:
-    return tiny_step.programs(model=KACL("tiny", C, axis_name=AXIS), **changed)
 
 
 def first_state(program: Programs) -> TrainState:
@@ -100,7 +84,7 @@ def moved(after: TrainState, before: TrainState) -> Any:
 def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
     """The step on four devices, the formula on one, at step 1; step 0 is warm-up."""
     program = programs(loss=SIMCLR, augmentation=AUGMENTATION, center_cam=False, warmup_steps=1)
-    state, batch, model = first_state(program), make_batch(), KACL("tiny", C)
+    state, batch, model = first_state(program), make_batch(), TinyKACL()
     batch["ready"][:], batch["radiomics"][:] = False, np.nan
 
     def total(params: Any) -> tuple[jax.Array, Any]:
@@ -223,7 +207,7 @@ def test_evaluated_maps_of_an_earlier_stage_are_its_grad_cams_and_each_images_ow
 
     logits, maps = evaluated(batch["image"])
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    model = KACL("tiny", C)
+    model = TinyKACL()
     early = model.apply(variables, grey(batch), False, method="early_map")
     close(maps, grad_cams(state, early))
     assert maps.shape == (B, C, 16, 16)
@@ -245,10 +229,10 @@ def test_the_step_marks_regions_by_an_earlier_stage_and_keeps_its_mean() -> None
     after, metrics, rows = step(state, batch)
 
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    feature_map, _ = KACL("tiny", C).apply(
+    feature_map, _ = TinyKACL().apply(
         variables, grey(batch), True, method="feature_map", mutable=["batch_stats"]
     )
-    logits = KACL("tiny", C).apply(variables, feature_map, method="classify")
+    logits = TinyKACL().apply(variables, feature_map, method="classify")
     finding = np.asarray(gradcam.marked_finding(logits, batch["labels"]))
     close(rows["cam"], maps[np.arange(B), finding] - mean[finding])
     # Row r of step 3 speaks for finding (r + 3) mod 8; the first step's mean is that of its rows alone.

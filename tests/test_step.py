@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_step import LOSS, C, F, close, first_state, make_batch, programs
+from tiny_step import LOSS, TINY, C, F, TinyKACL, close, first_state, make_batch, programs
 
 from kacl_jax import gradcam, losses, radiomics
 from kacl_jax.models import KACL
@@ -19,6 +19,7 @@ from kacl_jax.parallel import AXIS, DataParallel
 from kacl_jax.step import Augmentation, Programs, TrainState, z_score
 
 MODES = ["shard_map", "pmap"]
+RESNET = KACL("resnet18", C, axis_name=AXIS)
 
 
 def run(
@@ -32,7 +33,7 @@ def run(
     step = parallel.run(
         program.train_step, ("replicated", "replicated", "sharded"), donate_state=True
     )
-    placed = parallel.replicate(first_state() if state is None else state)
+    placed = parallel.replicate(first_state(program.model) if state is None else state)
     for batch in batches:
         placed, metrics, rows = step(placed, parallel.shard(batch))
     return (
@@ -43,20 +44,25 @@ def run(
 
 
 @functools.cache
-def one_device() -> tuple[TrainState, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    return run(programs(), "shard_map", 1, [make_batch()])
+def one_device(
+    model: KACL = TINY,
+) -> tuple[TrainState, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    return run(programs(model=model), "shard_map", 1, [make_batch()])
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("n_devices", [2, 4])
-def test_four_devices_equal_one_on_the_same_global_batch(mode: str, n_devices: int) -> None:
+@pytest.mark.parametrize(
+    ("mode", "n_devices", "model"),
+    [("shard_map", 4, RESNET), ("shard_map", 2, TINY), ("shard_map", 4, TINY), ("pmap", 4, TINY)],
+    ids=["shard_map-4-resnet18", "shard_map-2", "shard_map-4", "pmap-4"],
+)
+def test_four_devices_equal_one_on_the_same_global_batch(
+    mode: str, n_devices: int, model: KACL
+) -> None:
     """Loss, gradients, BatchNorm and feature statistics, mean map and CAMs."""
-    if n_devices == 2 and mode == "pmap":
-        pytest.skip("four devices are enough for the second mode")
-    state, metrics, rows = run(programs(), mode, n_devices, [make_batch()])
-    reference, reference_metrics, reference_rows = one_device()
+    state, metrics, rows = run(programs(model=model), mode, n_devices, [make_batch()])
+    reference, reference_metrics, reference_rows = one_device(model)
     close(metrics, reference_metrics)
-    before = first_state().params
+    before = first_state(model).params
     gradients = jax.tree.map(lambda new, old: old - new, state.params, before)
     close(gradients, jax.tree.map(lambda new, old: old - new, reference.params, before))
     close(state.batch_stats, reference.batch_stats)
@@ -69,7 +75,7 @@ def test_four_devices_equal_one_on_the_same_global_batch(mode: str, n_devices: i
 def test_the_gradient_is_that_of_the_global_loss_written_down_plainly() -> None:
     """An oracle without mapped axes: one device, whole batch, the terms of design spelled out."""
     state, batch = first_state(), make_batch()
-    model = KACL("resnet18", C)
+    model = TinyKACL()
     x = np.where(batch["ready"][:, None], batch["radiomics"], 0)
     x = np.where(radiomics.LOG_COLUMNS, np.sign(x) * np.log1p(np.abs(x)), x)
     ready = batch["ready"]
@@ -111,7 +117,7 @@ def test_the_gradient_is_that_of_the_global_loss_written_down_plainly() -> None:
 def test_cams_in_the_step_are_grad_cams_of_the_marked_finding() -> None:
     state, batch = first_state(), make_batch()
     _, _, rows = one_device()
-    model = KACL("resnet18", C)
+    model = TinyKACL()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     grey = batch["image"].astype(np.float32) / 255
     images = (grey - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
@@ -179,7 +185,7 @@ def test_running_feature_moments_are_the_bias_corrected_exponential_mean() -> No
 
 
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters() -> None:
-    half = KACL("resnet18", C, dtype=jnp.bfloat16, axis_name=AXIS)
+    half = TinyKACL(dtype=jnp.bfloat16, axis_name=AXIS)
     state, metrics, rows = run(programs(model=half), "shard_map", 1, [make_batch()])
     _, reference, _ = one_device()
     np.testing.assert_allclose(metrics["loss"], reference["loss"], rtol=1e-2)
@@ -246,9 +252,9 @@ def test_the_step_compiles_once_and_moves_nothing_implicitly() -> None:
 
 def test_grad_cam_adds_almost_no_work_to_the_step() -> None:
     """No second pass: a pass through the encoder forward is a third of the step."""
-    program = programs(loss=dataclasses.replace(LOSS, box_weight=0.0))
+    program = programs(model=RESNET, loss=dataclasses.replace(LOSS, box_weight=0.0))
     parallel = DataParallel("shard_map", jax.devices()[:1])
-    state, batch = parallel.replicate(first_state()), parallel.shard(make_batch())
+    state, batch = parallel.replicate(first_state(RESNET)), parallel.shard(make_batch())
 
     def flops(function: Any, outputs: tuple[Any, ...]) -> float:
         compiled = parallel.run(function, outputs).lower(state, batch).compile()  # type: ignore[attr-defined]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from typing import Any
+from unittest import mock
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tiny_run
 
-from kacl_jax import radiomics
+from kacl_jax import models, radiomics
 from kacl_jax.models import KACL
 from kacl_jax.parallel import AXIS
 from kacl_jax.step import Augmentation, Loss, Programs, TrainState
@@ -28,10 +30,24 @@ LOSS = Loss(
 )
 
 
+class TinyKACL(KACL):
+    """KACL with the image encoder of tiny_run.py, so that a step compiles in a second."""
+
+    encoder: str = "tiny"
+    n_findings: int = C
+
+    def setup(self) -> None:
+        with mock.patch.object(models, "image_encoder", tiny_run.tiny_encoder):
+            super().setup()
+
+
+TINY = TinyKACL(axis_name=AXIS)
+
+
 def programs(**changed: Any) -> Programs:
     """SGD with rate 1 makes the parameter change the gradient itself."""
     plain = Programs(
-        model=KACL("resnet18", C, axis_name=AXIS),
+        model=TINY,
         optimizer=optax.sgd(1.0),
         loss=LOSS,
         augmentation=Augmentation(),
@@ -44,8 +60,8 @@ def programs(**changed: Any) -> Programs:
 
 
 @functools.cache
-def first_state() -> TrainState:
-    program = programs()
+def first_state(model: KACL = TINY) -> TrainState:
+    program = programs(model=model)
     variables = jax.jit(
         lambda: program.model.init(
             jax.random.key(0),
