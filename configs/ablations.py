@@ -3,7 +3,7 @@
     python -m kacl_jax.sweep --config=configs/ablations.py --config.data.root=/path/to/nih --workdir=runs/ablations
 
 Add --dry_run to see the points first. Stopped, it goes on where it was; sweep.md in the workdir is the table, anew
-after each point. Expected on the part of ChestX-ray14 that we could measure: the table in README.md.
+after each point. Expected on the part of ChestX-ray14 that we could measure: docs/experiment.md.
 
     configs/ablations.py           every arm below; the main ones first, over all folds with seed 0
     configs/ablations.py:main      the eight main arms, three seeds

@@ -1,4 +1,4 @@
-"""The README's commands exist: files, keys, modes, and the one that CI runs."""
+"""The commands of README and docs exist: files, keys, modes, and the one that CI runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from kacl_jax import config as config_keys
 
 REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text()
+PAGES = [
+    REPO / "README.md",
+    *sorted((REPO / "docs").glob("*.md")),
+    REPO / "docs/evidence/README.md",
+]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 BLOCKS = re.findall(r"```\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if ".venv/bin/python" in line]
 
@@ -26,27 +32,29 @@ def test_the_first_two_commands_need_nothing_before_them() -> None:
 
 
 def test_configs_requirements_and_modules_in_commands_exist() -> None:
-    for line in COMMANDS:
-        for path in re.findall(r"--config=(\S+?\.py)|-r (\S+)", line):
-            assert (REPO / (path[0] or path[1])).is_file(), line
-        for module in re.findall(r"-m (kacl_jax\.\w+|benchmarks\.\w+)", line):
-            place = REPO / module.replace(".", "/")
-            assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), line
+    for path in re.findall(r"--config=([\w/]+\.py)|-r (\S+)", TEXT):
+        assert (REPO / (path[0] or path[1])).is_file(), path
+    modules = set(re.findall(r"(?:-m |`)(kacl_jax\.\w+|benchmarks\.\w+)(?=[ `\n])", TEXT))
+    assert len(modules) > 10
+    for module in modules:
+        place = REPO / module.replace(".", "/")
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
 
 
-def test_every_key_that_the_readme_names_is_a_key() -> None:
+def test_every_key_that_the_pages_name_is_a_key() -> None:
     keys = config_keys.flatten(config_keys.default())
     groups = {key.split(".")[0] for key in keys if "." in key}
-    named = set(re.findall(r"--config\.([a-z_.]+?)(?==)", README)) - {"key"}
+    named = set(re.findall(r"--config\.([a-z_.]+?)(?==)", TEXT)) - {"key"}
     named |= {
         n
-        for n in re.findall(r"`([a-z]+\.[a-z_]+)(?:=\w+)?`", README)
+        for n in re.findall(r"`([a-z]+\.[a-z_]+)(?:=\w+)?`", TEXT)
         if n.split(".")[0] in groups and not n.endswith(".py")
     }
     assert len(named) > 10
     assert named <= keys.keys()
 
 
-def test_files_that_the_readme_links_are_there() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (REPO / target).exists(), target
+def test_files_that_the_pages_link_are_there() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
