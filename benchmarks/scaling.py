@@ -27,18 +27,15 @@ if __name__ == "__main__" and "collectives" in sys.argv:
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from kacl_jax import gradcam, radiomics
-from kacl_jax.models import KACL
-from kacl_jax.parallel import AXIS, DataParallel
+from benchmarks import bare
+from kacl_jax import gradcam
+from kacl_jax.parallel import DataParallel
 from kacl_jax.radiomics.host import Extractor
-from kacl_jax.step import Augmentation, Loss, Programs
+from kacl_jax.step import Programs
 
 ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
-C, F = 8, len(radiomics.FEATURE_NAMES)
 
 # Of one image of a KACL train step (`flops`).
 GFLOP = {
@@ -59,40 +56,13 @@ MACHINES = {
     "8×H100": (989, 8, 1, 104),
 }
 MFU = (0.05, 0.20)  # assumed
-TRAINING, EPOCHS = (
-    77_900,
-    20,
-)  # images of NIH's training list less a tenth for validation; config.py's default
-
-
-def programs(encoder: str) -> Programs:
-    """The train step of protocol A as configs/nih.py has it."""
-    return Programs(
-        model=KACL(encoder, C, axis_name=AXIS, depthwise="grouped"),
-        optimizer=optax.adam(1e-4),
-        loss=Loss(0.8, 0.25, 2.0, 0.5, True, 0.0),
-        augmentation=Augmentation(),
-        log_columns=radiomics.LOG_COLUMNS,
-        warmup_steps=0,
-        center_cam=False,
-        seed=0,
-    )
+# Images of NIH's training list less a tenth for validation; config.py's default.
+TRAINING, EPOCHS = 77_900, 20
 
 
 def shapes(program: Programs, size: int) -> Any:
     """The TrainState's shapes, without computing anything."""
-
-    def init() -> Any:
-        variables = program.model.init(
-            jax.random.key(0),
-            jnp.zeros((1, size, size, 3)),
-            jnp.zeros((1, F)),
-            jnp.zeros(1, bool),
-            train=False,
-        )
-        return program.init(variables, size)
-
-    return jax.eval_shape(init)
+    return jax.eval_shape(lambda: program.init(bare.variables(program.model, size), size))
 
 
 def count(tree: Any) -> int:
@@ -100,35 +70,19 @@ def count(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def batch_shapes(size: int, b: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The global batch of a train step."""
-    kinds: dict[str, tuple[tuple[int, ...], Any]] = {
-        "image": ((b, size, size, 1), jnp.uint8),
-        "labels": ((b, C), jnp.float32),
-        "boxes": ((b, C, 4), jnp.float32),
-        "has_box": ((b, C), jnp.bool_),
-        "image_id": ((b,), jnp.int32),
-        "patient_id": ((b,), jnp.int32),
-        "radiomics": ((b, F), jnp.float32),
-        "ready": ((b,), jnp.bool_),
-        "age": ((b,), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct(*kind) for name, kind in kinds.items()}
-
-
 def compiled(encoder: str, size: int, b: int) -> Any:
     """The train step as XLA compiles it for the devices that are there."""
-    program = programs(encoder)
+    program = bare.programs(encoder, depthwise="grouped")
     step = DataParallel("shard_map").run(
         program.train_step, ("replicated", "replicated", "sharded")
     )
-    return step.lower(shapes(program, size), batch_shapes(size, b)).compile()
+    return step.lower(shapes(program, size), bare.batch(size, b)).compile()
 
 
 def counts() -> None:
     print(f"{'encoder':20}{'parameters':>12}{'statistics':>12}{'gradient MB':>13}{'state MB':>10}")
     for encoder in ENCODERS:
-        state = shapes(programs(encoder), 512)
+        state = shapes(bare.programs(encoder), 512)
         p, s = count(state.params), count(state.batch_stats)
         print(f"{encoder:20}{p:12,}{s:12,}{4 * p / 1e6:13.1f}{4 * count(state) / 1e6:10.1f}")
 

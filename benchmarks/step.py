@@ -18,30 +18,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from kacl_jax import losses, radiomics
-from kacl_jax.models import KACL
+from benchmarks import bare
+from kacl_jax import losses
 from kacl_jax.parallel import AXIS, DataParallel, averaged
-from kacl_jax.step import Augmentation, Batch, Loss, Programs, TrainState
+from kacl_jax.step import Batch, Programs, TrainState
 
-C, F = 8, len(radiomics.FEATURE_NAMES)
 ROUNDS = 7
 
 
 def main(encoder: str = "resnet18", size: int = 224, batch_size: int = 16) -> None:
-    program = Programs(
-        model=KACL(encoder, C, axis_name=AXIS),
-        optimizer=optax.adam(1e-4),
-        loss=Loss(0.8, 0.25, 2.0, 0.5, True, 0.0),
-        augmentation=Augmentation(),
-        log_columns=radiomics.LOG_COLUMNS,
-        warmup_steps=0,
-        center_cam=False,
-        seed=0,
-    )
+    program = bare.programs(encoder)
     supervised = dataclasses.replace(
         program, loss=dataclasses.replace(program.loss, focal_weight=1.0)
     )
@@ -60,17 +48,9 @@ def main(encoder: str = "resnet18", size: int = 224, batch_size: int = 16) -> No
         return new, rows
 
     parallel = DataParallel("shard_map")
-    variables = jax.jit(
-        lambda: program.model.init(
-            jax.random.key(0),
-            jnp.zeros((1, size, size, 3)),
-            jnp.zeros((1, F)),
-            jnp.zeros(1, bool),
-            train=False,
-        )
-    )()
+    variables = jax.jit(lambda: bare.variables(program.model, size))()
     state = parallel.replicate(program.init(variables, size))
-    batch = parallel.shard(_batch(size, batch_size))
+    batch = parallel.shard(bare.batch(size, batch_size))
     steps = {
         "supervised": parallel.run(focal_only, ("replicated",)),
         "KACL": parallel.run(program.train_step, ("replicated", "replicated", "sharded")),
@@ -120,21 +100,6 @@ def focal_gradients(program: Programs) -> Callable[[TrainState, Batch], tuple[An
 
 def _flops(step: Any, state: TrainState, batch: Any) -> float:
     return step.lower(state, batch).compile().cost_analysis()["flops"]
-
-
-def _batch(size: int, b: int) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    return {
-        "image": random.integers(0, 256, (b, size, size, 1)).astype(np.uint8),
-        "labels": (random.random((b, C)) < 0.2).astype(np.float32),
-        "boxes": np.zeros((b, C, 4), np.float32),
-        "has_box": np.zeros((b, C), bool),
-        "image_id": np.arange(b, dtype=np.int32),
-        "patient_id": np.arange(b, dtype=np.int32),
-        "radiomics": random.gamma(1.0, 50.0, (b, F)).astype(np.float32),
-        "ready": np.ones(b, bool),
-        "age": np.ones(b, np.int32),
-    }
 
 
 if __name__ == "__main__":

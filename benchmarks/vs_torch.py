@@ -36,11 +36,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import bare
 from benchmarks.step import focal_gradients
-from kacl_jax import radiomics
-from kacl_jax.models import KACL
-from kacl_jax.parallel import AXIS, DataParallel
-from kacl_jax.step import Augmentation, Loss, Programs, TrainState
+from kacl_jax.parallel import DataParallel
+from kacl_jax.step import TrainState
 
 try:
     import torch
@@ -51,7 +50,6 @@ except ImportError as error:
         f"benchmarks.vs_torch races against PyTorch, which is not here ({error}): pip install torch"
     )
 
-FINDINGS, FEATURES = 8, len(radiomics.FEATURE_NAMES)
 LEARNING_RATE, DECAY = 1e-4, 1e-5
 FILE_SIZE = 1024
 GPU = torch.cuda.is_available() and jax.default_backend() == "gpu"
@@ -62,7 +60,7 @@ def main(size: int = 224, batch_size: int = 16, rounds: int = 7, loop_rounds: in
     device = jax.devices()[0]
     print(f"ResNet-18, {size} px, batch {batch_size}, {device.platform}:{device.device_kind}")
     print(f"jax {jax.__version__}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}\n")
-    batch = _batch(size, batch_size)
+    batch = bare.batch(size, batch_size)
     ours = Ours(batch, size)
     theirs = Theirs(batch, ours.variables, ours.scaled)
     _agree(ours, theirs)
@@ -79,22 +77,12 @@ class Ours:
     """The steps of kacl_jax on one device; every call starts from the same state."""
 
     def __init__(self, batch: dict[str, np.ndarray], size: int) -> None:
-        program = Programs(
-            model=KACL(
-                "resnet18", FINDINGS, axis_name=AXIS, dtype=jnp.bfloat16 if GPU else jnp.float32
-            ),
+        program = bare.programs(
+            "resnet18",
             optimizer=optax.chain(optax.add_decayed_weights(DECAY), optax.adam(LEARNING_RATE)),
-            loss=Loss(0.8, 0.25, 2.0, 0.5, True, 0.0),
-            augmentation=Augmentation(),
-            log_columns=radiomics.LOG_COLUMNS,
-            warmup_steps=0,
-            center_cam=False,
-            seed=0,
+            dtype=jnp.bfloat16 if GPU else jnp.float32,
         )
-        arguments = jnp.zeros((1, size, size, 3)), jnp.zeros((1, FEATURES)), jnp.zeros(1, bool)
-        self.variables = jax.jit(
-            lambda: program.model.init(jax.random.key(0), *arguments, train=False)
-        )()
+        self.variables = jax.jit(lambda: bare.variables(program.model, size))()
         parallel = DataParallel("shard_map", jax.devices()[:1])
         state = parallel.replicate(program.init(self.variables, size))
         placed = parallel.shard(batch)
@@ -128,7 +116,7 @@ class Theirs:
     """The steps of torch_kacl.py; they go on from step to step, as PyTorch does."""
 
     def __init__(self, batch: dict[str, np.ndarray], variables: Any, scaled: np.ndarray) -> None:
-        net = torch_kacl.TorchKACL(FINDINGS, FEATURES)
+        net = torch_kacl.TorchKACL(bare.FINDINGS, bare.FEATURES)
         net.load_state_dict(_torch_weights(variables), strict=False)
         net = net.to(DEVICE, memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE, weight_decay=DECAY)
@@ -238,21 +226,6 @@ def loops(size: int, batch_size: int, rounds: int) -> None:
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))
         print(f"{name:42}{statistics.median(values):10.2f}{ratio:24.2f}")
-
-
-def _batch(size: int, b: int) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    return {
-        "image": random.integers(0, 256, (b, size, size, 1)).astype(np.uint8),
-        "labels": (random.random((b, FINDINGS)) < 0.2).astype(np.float32),
-        "boxes": np.zeros((b, FINDINGS, 4), np.float32),
-        "has_box": np.zeros((b, FINDINGS), bool),
-        "image_id": np.arange(b, dtype=np.int32),
-        "patient_id": np.arange(b, dtype=np.int32) // 2,
-        "radiomics": random.gamma(1.0, 50.0, (b, FEATURES)).astype(np.float32),
-        "ready": np.ones(b, bool),
-        "age": np.ones(b, np.int32),
-    }
 
 
 if __name__ == "__main__":
