@@ -27,13 +27,12 @@ def run(
     mode: str,
     n_devices: int,
     batches: list[dict[str, np.ndarray]],
-    state: TrainState | None = None,
 ) -> tuple[TrainState, dict[str, np.ndarray], dict[str, np.ndarray]]:
     parallel = DataParallel(mode, jax.devices()[:n_devices])  # type: ignore[arg-type]
     step = parallel.run(
         program.train_step, ("replicated", "replicated", "sharded"), donate_state=True
     )
-    placed = parallel.replicate(first_state(program.model) if state is None else state)
+    placed = parallel.replicate(first_state(program.model))
     for batch in batches:
         placed, metrics, rows = step(placed, parallel.shard(batch))
     return (
