@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from kacl_jax.errors import UserError
 from kacl_jax.sweep import hyper
 from kacl_jax.sweep.hyper import Arm, Sweep
 
@@ -46,7 +47,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         c.data.image_size = int(variant) if variant.isdigit() else 128
         c.train.epochs = 8
     else:
-        raise ValueError(
+        raise UserError(
             f"configs/ablations.py has no variant {variant!r}; it has all, main, 384, 512, phantom"
         )
     c.data.box_share = 0.0

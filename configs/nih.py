@@ -17,6 +17,7 @@ not measured here yet. On the 1.6 % of it that we could measure: README.md.
 from ml_collections import ConfigDict
 
 from kacl_jax import config as defaults
+from kacl_jax.errors import UserError
 
 
 def get_config(variant: str = "weak") -> ConfigDict:
@@ -39,5 +40,5 @@ def get_config(variant: str = "weak") -> ConfigDict:
         c.train.learning_rate = 3e-4
         c.train.schedule = "one_cycle"
     else:
-        raise ValueError(f"configs/nih.py has no variant {variant!r}; it has weak, semi, pooled")
+        raise UserError(f"configs/nih.py has no variant {variant!r}; it has weak, semi, pooled")
     return c

@@ -23,7 +23,12 @@ from kacl_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
+
+
+class DamagedError(UserError):
+    """A checkpoint whose content is not what was written."""
 
 
 class Restored(NamedTuple):
@@ -102,7 +107,8 @@ class Checkpoints:
         """Read one checkpoint and verify its digest.
 
         Raises:
-          UserError: damaged; the message names it.
+          DamagedError: the message names it.
+          UserError: it cannot be read now, which says nothing about it.
         """
         path = self._path(step)
         try:
@@ -118,11 +124,16 @@ class Checkpoints:
                 arrays[name] = np.zeros(shape, dtype)
             meta = head["meta"]
             intact = head["digest"] == _digest(arrays, meta)
-        # What a damaged file makes orbax raise depends on where the damage is.
+        # What a damaged file makes orbax raise depends on where the damage is; missing parts are damage too.
         except Exception as error:
-            raise UserError(f"The checkpoint {path} is damaged: {error}") from error
+            if isinstance(error, (MemoryError, OSError)) and not isinstance(error, _MISSING):
+                raise UserError(
+                    f"The checkpoint {path} cannot be read now ({error!r}). Nothing was changed; run the same command "
+                    "again when it can."
+                ) from error
+            raise DamagedError(f"The checkpoint {path} is damaged: {error}") from error
         if not intact:
-            raise UserError(
+            raise DamagedError(
                 f"The checkpoint {path} is damaged: its content does not match its digest"
             )
         return Restored(step, arrays, meta)
@@ -131,12 +142,12 @@ class Checkpoints:
         """The newest intact checkpoint; damaged ones are named in the log. None if there is none at all.
 
         Raises:
-          UserError: there are checkpoints and all are damaged.
+          UserError: there are checkpoints and all are damaged, or one cannot be read now.
         """
         for step in reversed(self.steps()):
             try:
                 return self.restore(step)
-            except UserError as error:
+            except DamagedError as error:
                 logging.warning("%s. Taking the previous one.", error)
                 self.damaged.append(str(self._path(step)))
         if self.damaged:

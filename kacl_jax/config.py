@@ -104,7 +104,7 @@ def default() -> ConfigDict:
 
     c.profile = ConfigDict()
     c.profile.steps = (0, 0)  # (first, last) step of a jax.profiler trace
-    return c
+    return c.lock()
 
 
 # Keys that cannot change a result: they may differ between a workdir's first run and its resumption. `data.root` may

@@ -103,7 +103,6 @@ def classification(
     ids: np.ndarray,
     *,
     resamples: int = metrics.RESAMPLES,
-    seed: int = 0,
 ) -> Table:
     """AUROC per finding and mean over the images `ids` (split.test, or split.val in training)."""
     judged = part(outputs, records, ids)
@@ -112,5 +111,4 @@ def classification(
         judged.labels,
         judged.patients,
         resamples=resamples,
-        seed=seed,
     )

@@ -98,14 +98,13 @@ def locate_at_random(
     size: int,
     relu: bool,
     threshold: float,
-    seed: int = 0,
 ) -> Located:
     """What the same rule makes of `metrics.random_map`s on the same u × v `grid`, for the scored truth boxes."""
     at = located.scored
     image_id, finding = located.image_id[at], located.finding[at]
     pairs = zip(image_id.tolist(), finding.tolist(), strict=True)
     return _located(
-        (metrics.random_map(*grid, (seed, *pair)) for pair in pairs),
+        (metrics.random_map(*grid, (0, *pair)) for pair in pairs),
         records,
         image_id=image_id,
         finding=finding,
@@ -165,14 +164,14 @@ def _component_boxes(labels: np.ndarray) -> np.ndarray:
 
 
 def localization(
-    located: Located, records: Records, *, resamples: int = metrics.RESAMPLES, seed: int = 0
+    located: Located, records: Records, *, resamples: int = metrics.RESAMPLES
 ) -> dict[str, Tables]:
     """Localization accuracy by rule: {'single' | 'best_of': {'iou' | 'iobb': tables}}."""
     overlaps = {
         "single": {"iou": located.iou, "iobb": located.iobb},
         "best_of": {"iou": located.best_iou, "iobb": located.best_iobb},
     }
-    return _localization_tables(located, records, overlaps, resamples, seed)
+    return _localization_tables(located, records, overlaps, resamples)
 
 
 def floors(
@@ -182,7 +181,6 @@ def floors(
     grid: tuple[int, int],
     *,
     resamples: int = metrics.RESAMPLES,
-    seed: int = 0,
 ) -> dict[str, Tables]:
     """What a box scores that looks at no image, and what the u × v `grid` of the map could score.
 
@@ -195,7 +193,7 @@ def floors(
     overlaps["grid_ceiling"] = {m: np.full(len(scored), np.nan) for m in MEASURES}
     for measure, ceiling in ceilings.items():
         overlaps["grid_ceiling"][measure][scored] = ceiling(truth, *grid)
-    return _localization_tables(located, records, overlaps, resamples, seed)
+    return _localization_tables(located, records, overlaps, resamples)
 
 
 def above_prior_map(
@@ -204,7 +202,6 @@ def above_prior_map(
     prior: Overlaps,
     *,
     resamples: int = metrics.RESAMPLES,
-    seed: int = 0,
 ) -> Tables:
     """Localization accuracy of rule single less prior_map's on the same truth boxes, paired."""
     blind, at = prior["prior_map"], located.scored
@@ -218,7 +215,6 @@ def above_prior_map(
             n_findings=len(records.findings),
             thresholds=thresholds,
             resamples=resamples,
-            seed=seed,
         )
         for measure, thresholds in MEASURES.items()
     }
@@ -255,13 +251,13 @@ def _others(
 
 
 def pointing_game(
-    located: Located, records: Records, *, resamples: int = metrics.RESAMPLES, seed: int = 0
+    located: Located, records: Records, *, resamples: int = metrics.RESAMPLES
 ) -> Table:
     """The share of truth boxes that hold their map's peak; a map that points nowhere misses."""
     truth = records.boxes[located.image_id, located.finding]
     hit = np.full(len(truth), np.nan)
     hit[located.scored] = metrics.inside(located.peak[located.scored], truth[located.scored])
-    return _pointing_table(hit, located, records, resamples, seed)
+    return _pointing_table(hit, located, records, resamples)
 
 
 def prior_pointing_game(
@@ -270,19 +266,16 @@ def prior_pointing_game(
     split: Split,
     *,
     resamples: int = metrics.RESAMPLES,
-    seed: int = 0,
 ) -> Table:
     """The same of prior_map's heat map, whose peak has seen other patients' boxes and no image."""
     truth = records.boxes[located.image_id, located.finding]
     hit = np.full(len(truth), np.nan)
     for ours, boxes in _others(located, records, split):
         hit[ours] = metrics.inside(metrics.prior_peak(boxes), truth[ours])
-    return _pointing_table(hit, located, records, resamples, seed)
+    return _pointing_table(hit, located, records, resamples)
 
 
-def _pointing_table(
-    hit: np.ndarray, located: Located, records: Records, resamples: int, seed: int
-) -> Table:
+def _pointing_table(hit: np.ndarray, located: Located, records: Records, resamples: int) -> Table:
     truth = located.scored
     return metrics.pointing_table(
         hit[truth],
@@ -290,7 +283,6 @@ def _pointing_table(
         records.patients[located.image_id[truth]],
         n_findings=len(records.findings),
         resamples=resamples,
-        seed=seed,
     )
 
 
@@ -299,7 +291,6 @@ def _localization_tables(
     records: Records,
     overlaps: Overlaps,
     resamples: int,
-    seed: int,
 ) -> dict[str, Tables]:
     truth = located.scored
 
@@ -311,7 +302,6 @@ def _localization_tables(
             n_findings=len(records.findings),
             thresholds=MEASURES[measure],
             resamples=resamples,
-            seed=seed,
         )
 
     return {
@@ -328,7 +318,6 @@ def false_boxes(
     points: tuple[OperatingPoint, ...],
     *,
     resamples: int = metrics.RESAMPLES,
-    seed: int = 0,
 ) -> Table:
     """AFP (Wang et al. 2017): false boxes per image of the test part, rule `single`.
 
@@ -347,5 +336,5 @@ def false_boxes(
         for point, n in zip(points, considered.sum(axis=0), strict=True)
     ]
     return metrics.false_box_table(
-        false, judged, records.patients[ids], reasons, resamples=resamples, seed=seed
+        false, judged, records.patients[ids], reasons, resamples=resamples
     )

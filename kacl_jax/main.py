@@ -6,25 +6,18 @@ Its top level imports no jax: a mistyped flag and --help answer at once.
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from kacl_jax import command_line, hosts, huge_pages, run
 from kacl_jax import config as config_keys
-from kacl_jax import hosts, huge_pages, run
 from kacl_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The config file, with a variant if it has some: configs/nih.py:semi"
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run leaves everything; default: runs/<config name>"
-)
+flags.adopt_module_key_flags(command_line)
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -52,9 +45,9 @@ def main(argv: list[str]) -> int:
             raise UserError(
                 f"Not understood: {' '.join(argv[1:])}; options look like --config.fold=1"
             )
-        return _run(_config(), _workdir())
+        return _run(command_line.config(), command_line.workdir())
     except (UserError, run.InterruptedRunError, run.NonFiniteError) as error:
-        return _told(error, run.exit_code(error) or run.USER_ERROR)
+        return command_line.tell(error, run.exit_code(error) or run.USER_ERROR)
 
 
 def _run(config: ConfigDict, workdir: Path) -> int:
@@ -100,88 +93,6 @@ def _verify(config: ConfigDict, workdir: Path) -> int:
     return run.DONE
 
 
-def _config() -> ConfigDict:
-    if _CONFIG.value is None:
-        raise UserError("Which config? Give one: --config=configs/demo.py, or configs/nih.py")
-    return _CONFIG.value
-
-
-def _workdir() -> Path:
-    if _WORKDIR.value:
-        return Path(_WORKDIR.value).expanduser()
-    return Path("runs") / Path(_config_name().split(":")[0]).stem
-
-
-def _config_name() -> str:
-    """What was typed after --config=, variant included."""
-    flag: Any = flags.FLAGS["config"]
-    return flag.config_filename
-
-
-def _told(error: Exception | str, code: int) -> int:
-    print(f"\n{error}", file=sys.stderr)
-    return code
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """absl's flags; what was mistyped is told in a sentence instead of a traceback."""
-    try:
-        _check_config_file(argv)
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        message = _wrong_value(str(error))
-    # ml_collections raises any of these for a key that is not there.
-    except (AttributeError, KeyError, TypeError) as error:
-        message = _wrong_key(argv, str(error.args[0]))
-    except SyntaxError as error:
-        message = f"{error.filename}, line {error.lineno}: {error.msg}"
-    except UserError as error:
-        message = str(error)
-    print(message, file=sys.stderr)
-    raise SystemExit(run.USER_ERROR)
-
-
-def _check_config_file(argv: list[str]) -> None:
-    """ml_collections would tell of a missing file at the first use of a key."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = word.lstrip("-").partition("=")
-        path = Path((value if equals else following).split(":")[0])
-        if word.startswith("-") and name == "config" and not path.is_file():
-            known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
-            raise UserError(
-                f"There is no config file {path}; there are: {known or 'none in configs/'}."
-            )
-
-
-def _wrong_key(argv: list[str], told: str) -> str:
-    """told: the key and, perhaps, 'Did you mean "train" instead of "trian"?'; quoted once or twice."""
-    if "get_config" in told:
-        return "The config file defines no function get_config."
-    nearest = re.search(r'Did you mean "(.+)" instead of "(.+)"', told)
-    key = nearest[2] if nearest else told.strip("'\"")
-    typed = [word.partition("=")[0] for word in argv if word.startswith("--config.")]
-    here = [word for word in typed if key in word.split(".")]
-    message = f"There is no key {' or '.join(here or typed)}"
-    if here and nearest:
-        message += f"; did you mean {here[0].replace(key, nearest[1])}?"
-    return f"{message}\nAll keys with their defaults are in kacl_jax/config.py."
-
-
-def _wrong_value(told: str) -> str:
-    """told: 'flag --config.train.epochs=two: invalid literal …', or the traceback of a config file's own error."""
-    if "Traceback" in told:
-        return told.strip().splitlines()[-1].partition(": ")[2]
-    wrong = re.match(r"flag --(config\.(\S+?)=.*?): ", told)
-    keys = config_keys.flatten(config_keys.default())
-    if wrong is None or wrong[2] not in keys:
-        return told
-    value = keys[wrong[2]]
-    return f"--{wrong[1]} must be {_KINDS[type(value)]}, like the default {value!r}."
-
-
-_KINDS = {bool: "True or False", int: "a whole number", float: "a number", list: "a pair"}
-
-
 if __name__ == "__main__":
     huge_pages.restart_with_them()
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=command_line.parse)

@@ -63,7 +63,6 @@ def decisions(
     points: tuple[OperatingPoint, ...],
     *,
     resamples: int = metrics.RESAMPLES,
-    seed: int = 0,
 ) -> dict[str, Table]:
     """Sensitivity, specificity and predictive values of the points on the test part, by name."""
     test = part(outputs, records, split.test)
@@ -73,5 +72,4 @@ def decisions(
         test.patients,
         [point.reason for point in points],
         resamples=resamples,
-        seed=seed,
     )

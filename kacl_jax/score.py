@@ -120,7 +120,7 @@ def _best_or_newest(saved: checkpoint.Checkpoints, step: int | None) -> checkpoi
     if step in saved.steps():
         try:
             return saved.restore(step)
-        except UserError as error:
+        except checkpoint.DamagedError as error:
             logging.warning("%s. It was the best one; taking the newest instead.", error)
     elif step is not None:
         logging.warning("The best checkpoint, of step %d, is gone; taking the newest.", step)

@@ -30,7 +30,6 @@ def subgroups(
     ids: np.ndarray,
     *,
     resamples: int = metrics.RESAMPLES,
-    seed: int = 0,
 ) -> dict[str, dict[str, Subgroup]]:
     """{'sex' | 'age' | 'view': {group: its AUROC}} over the images `ids`.
 
@@ -43,7 +42,7 @@ def subgroups(
         ours = member[whole.image_id]
         patients = whole.patients[ours]
         table = metrics.auroc_table(
-            whole.probability[ours], whole.labels[ours], patients, resamples=resamples, seed=seed
+            whole.probability[ours], whole.labels[ours], patients, resamples=resamples
         )
         return Subgroup(int(ours.sum()), len(np.unique(patients)), table)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kacl_jax.locate import FLOORS, MEASURES, RULES
+from kacl_jax.numerals import interval, short, signed, threshold
 
 _SHOWN_T = (0.1, 0.3, 0.5)
 
@@ -38,7 +39,7 @@ def _ranking_lines(classification: Mapping[str, Any], names: Sequence[str]) -> l
         lines.append(f"{label:20}{''.join(figures)}{leaf['n_pos']:>9,}{leaf['n_neg']:>10,}")
     chance = auprc["mean"]["prevalence"]
     if chance is not None:
-        lines.append(f"{'random scores':20}{'.500':>7}  {'':17}{_short(chance, 3):>7}")
+        lines.append(f"{'random scores':20}{'.500':>7}  {'':17}{short(chance):>7}")
     if "pixel_probe" in classification:
         floor = classification["pixel_probe"]["mean"]
         lines.append(f"{'logistic, 16×16 px':20}{_figure(floor):>7}  {_interval(floor):17}")
@@ -54,7 +55,7 @@ def _ways(localization: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _finding_lines(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     ways = _ways(results["localization"])
     del ways["random_map"]  # the line is full; the means below have it
-    shown = "".join(f"{'>' + _short(t):>5}" for t in _SHOWN_T)
+    shown = "".join(f"{'>' + threshold(t):>5}" for t in _SHOWN_T)
     lines = [
         "localization accuracy: share of truth boxes with IoU > T",
         f"{'':19}{'boxes':>6}" + "".join(f"  {way:>15}" for way in ways),
@@ -74,7 +75,7 @@ def _mean_lines(results: Mapping[str, Any]) -> list[str]:
     columns = [(measure, str(t)) for measure, ts in MEASURES.items() for t in ts]
     lines = [
         f"{'mean over findings':20}{'IoU >':<42}  IoBB >",
-        f"{'':20}" + _row(columns, {column: _short(float(column[1])) for column in columns}),
+        f"{'':20}" + _row(columns, {column: threshold(float(column[1])) for column in columns}),
     ]
     for name, way in ways.items():
         mean = {(measure, t): way[measure][t]["mean"] for measure, t in columns}
@@ -93,15 +94,12 @@ def _mean_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def _above_line(above: Mapping[str, Any]) -> str:
+    means = {t: above[str(t)]["mean"] for t in _SHOWN_T}
     told = (
-        f"{_short(float(t))} {_signed(above[t]['mean'])} {_interval(above[t]['mean'])}".rstrip()
-        for t in ("0.1", "0.3", "0.5")
+        f"{threshold(t)} {signed(mean['value'])} {interval(mean['ci95'], write=signed)}".rstrip()
+        for t, mean in means.items()
     )
     return f"less prior_map, paired: {' · '.join(told)}"
-
-
-def _signed(leaf: Mapping[str, Any]) -> str:
-    return "–" if leaf["value"] is None else f"{leaf['value']:+.3f}".replace("0.", ".", 1)
 
 
 def _pointing_line(localization: Mapping[str, Any]) -> str:
@@ -120,22 +118,16 @@ def _row(columns: Sequence[tuple[str, str]], cells: Mapping[tuple[str, str], str
     return "".join(row[:cut]) + "  " + "".join(row[cut:])
 
 
-def _short(value: float, digits: int | None = None) -> str:
-    """.5 for 0.5: the columns are narrow."""
-    text = f"{value:g}" if digits is None else f"{value:.{digits}f}"
-    return text.removeprefix("0") if value < 1 else text
-
-
 def _figure(leaf: Mapping[str, Any], digits: int = 3) -> str:
-    return "–" if leaf["value"] is None else _short(leaf["value"], digits)
+    return short(leaf["value"], digits)
 
 
 def _end(leaf: Mapping[str, Any], end: int) -> str:
-    return "–" if leaf["ci95"] is None else _short(leaf["ci95"][end], 3)
+    return "–" if leaf["ci95"] is None else short(leaf["ci95"][end])
 
 
 def _interval(leaf: Mapping[str, Any]) -> str:
-    return "" if leaf["ci95"] is None else f"[{_end(leaf, 0)}, {_end(leaf, 1)}]"
+    return interval(leaf["ci95"])
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
@@ -148,7 +140,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         f"random_map: smooth noise on the {u}×{v} grid, the same rule",
         "prior_box, prior_map: other patients' boxes, no image; prior_map is the floor to beat",
         f"grid_ceiling: the best box made of whole cells of the {u}×{v} map",
-        f"false boxes: predicted positive, no truth box or IoU ≤ {_short(evaluation['afp_iou'])}; "
+        f"false boxes: predicted positive, no truth box or IoU ≤ {threshold(evaluation['afp_iou'])}; "
         "labelled images without a box are not judged",
     ]
     judged = (("AUROC", results["classification"]["auroc"]), ("AFP", localization["afp"]))

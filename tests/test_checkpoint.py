@@ -107,6 +107,23 @@ def test_a_damaged_file_is_named_and_the_previous_checkpoint_taken(
     assert "00000002 is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_what_cannot_be_read_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Else the run would go on from an older one, and its next save would delete the newest."""
+    checkpoints = saved(tmp_path, 1, 2)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints._orbax, "restore", refuse)
+    with pytest.raises(UserError, match="00000002 cannot be read now"):
+        checkpoints.restore_latest()
+    assert checkpoints.steps() == [1, 2]
+    assert not checkpoints.damaged
+
+
 @ORBAX_LEFTOVERS
 def test_when_all_are_damaged_nothing_is_made_up(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1, 2)

@@ -154,7 +154,8 @@ def test_order_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     monkeypatch.setattr(bootstrap, "_CHUNK", 7)
     assert metrics.auroc_table(scores, labels, patients, resamples=100) == first
-    assert metrics.auroc_table(scores, labels, patients, resamples=100, seed=1) != first
+    monkeypatch.setattr(bootstrap, "_SEED", 1)
+    assert metrics.auroc_table(scores, labels, patients, resamples=100) != first
 
 
 def test_one_class_is_nan_with_a_reason_and_the_mean_says_over_how_many() -> None:

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from toy_root import toy_outputs, toy_records, toy_split
 
-from kacl_jax import atomic, metrics, results, terminal
+from kacl_jax import atomic, metrics, numerals, results, terminal
 from kacl_jax.data.nih import Records, from_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.errors import UserError
@@ -309,6 +309,9 @@ def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
         precision = written["classification"]["auprc"][name]["value"]
         assert f"{precision:.3f}".lstrip("0") in line
         assert line.split()[-2:] == [str(leaf["n_pos"]), str(leaf["n_neg"])]
+    above = written["localization"]["above_prior_map"]["iou"]["0.1"]["mean"]
+    low, high = (numerals.signed(end) for end in above["ci95"])
+    assert f"less prior_map, paired: .1 {numerals.signed(above['value'])} [{low}, {high}]" in text
     game = written["localization"]["pointing_game"]["mean"]["value"]
     assert f"(pointing game): {game:.3f}".replace("0.", ".") in text
     for way in ("best_of", "random_map", "prior_box", "prior_map", "grid_ceiling"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,38 +16,45 @@ from tiny_step import LOSS, TINY, C, F, TinyKACL, close, first_state, make_batch
 
 from kacl_jax import gradcam, losses, radiomics
 from kacl_jax.models import KACL
+from kacl_jax.objective import Objective
 from kacl_jax.parallel import AXIS, DataParallel
-from kacl_jax.step import Augmentation, Programs, TrainState, z_score
+from kacl_jax.step import TrainState, z_score
 
 MODES = ["shard_map", "pmap"]
 RESNET = KACL("resnet18", C, axis_name=AXIS)
 
 
-def run(
-    program: Programs,
-    mode: str,
-    n_devices: int,
-    batches: list[dict[str, np.ndarray]],
-) -> tuple[TrainState, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    parallel = DataParallel(mode, jax.devices()[:n_devices])  # type: ignore[arg-type]
-    step = parallel.run(
-        program.train_step, ("replicated", "replicated", "sharded"), donate_state=True
-    )
-    placed = parallel.replicate(first_state(program.model))
-    for batch in batches:
-        placed, metrics, rows = step(placed, parallel.shard(batch))
-    return (
-        parallel.fetch(placed, "replicated"),
-        parallel.fetch(metrics, "replicated"),
-        parallel.fetch(rows, "sharded"),
-    )
+Stepped = tuple[TrainState, dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
 @functools.cache
-def one_device(
-    model: KACL = TINY,
-) -> tuple[TrainState, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    return run(programs(model=model), "shard_map", 1, [make_batch()])
+def stepper(
+    mode: str = "shard_map", n_devices: int = 1, model: KACL = TINY
+) -> Callable[..., Stepped]:
+    """A state and batches, one step for each → (state, metrics, rows) of the last one."""
+    parallel = DataParallel(mode, jax.devices()[:n_devices])  # type: ignore[arg-type]
+    step = parallel.run(
+        programs(model=model).train_step,
+        ("replicated", "replicated", "sharded"),
+        donate_state=True,
+    )
+
+    def run(state: TrainState, *batches: dict[str, np.ndarray]) -> Stepped:
+        placed = parallel.replicate(state)
+        for batch in batches:
+            placed, metrics, rows = step(placed, parallel.shard(batch))
+        return (
+            parallel.fetch(placed, "replicated"),
+            parallel.fetch(metrics, "replicated"),
+            parallel.fetch(rows, "sharded"),
+        )
+
+    return run
+
+
+@functools.cache
+def one_device(model: KACL = TINY) -> Stepped:
+    return stepper(model=model)(first_state(model), make_batch())
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def test_four_devices_equal_one_on_the_same_global_batch(
     mode: str, n_devices: int, model: KACL
 ) -> None:
     """Loss, gradients, BatchNorm and feature statistics, mean map and CAMs."""
-    state, metrics, rows = run(programs(model=model), mode, n_devices, [make_batch()])
+    state, metrics, rows = stepper(mode, n_devices, model)(first_state(model), make_batch())
     reference, reference_metrics, reference_rows = one_device(model)
     close(metrics, reference_metrics)
     before = first_state(model).params
@@ -115,7 +123,7 @@ def test_the_gradient_is_that_of_the_global_loss_written_down_plainly() -> None:
 
 def test_cams_in_the_step_are_grad_cams_of_the_marked_finding() -> None:
     state, batch = first_state(), make_batch()
-    _, _, rows = one_device()
+    after, _, rows = one_device()
     model = TinyKACL()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     grey = batch["image"].astype(np.float32) / 255
@@ -127,6 +135,8 @@ def test_cams_in_the_step_are_grad_cams_of_the_marked_finding() -> None:
     finding = gradcam.marked_finding(logits, batch["labels"])
     cam = jnp.einsum("buvk,kb->buv", feature_map, state.params["classifier"]["kernel"][:, finding])
     close(rows["cam"], np.asarray(cam))
+    every = jnp.einsum("buvk,kc->cuv", feature_map, state.params["classifier"]["kernel"])
+    close(after.cam_mean, np.asarray(every) / len(feature_map))
     annotated = batch["has_box"].any(1)
     np.testing.assert_array_equal(rows["box_finding"], np.where(annotated, 1, -1))
 
@@ -135,7 +145,7 @@ def test_rows_without_features_change_nothing_but_their_own_focal_loss() -> None
     """NaN in the features of a row that is not ready reaches neither loss nor gradient."""
     poisoned = make_batch()
     poisoned["radiomics"][~poisoned["ready"]] = np.nan
-    state, metrics, _ = run(programs(), "shard_map", 1, [poisoned])
+    state, metrics, _ = stepper()(first_state(), poisoned)
     reference, reference_metrics, _ = one_device()
     assert metrics["bad_step"] == -1
     close(metrics, reference_metrics, within=1e-6)
@@ -145,8 +155,8 @@ def test_rows_without_features_change_nothing_but_their_own_focal_loss() -> None
 def test_with_fewer_than_eight_ready_rows_there_is_no_contrastive_loss_and_no_moved_statistic() -> (
     None
 ):
-    state, metrics, _ = run(programs(), "shard_map", 4, [make_batch(n_ready=7)])
     before = first_state()
+    state, metrics, _ = stepper("shard_map", 4)(before, make_batch(n_ready=7))
     np.testing.assert_allclose(
         metrics["loss"], 0.8 * metrics["focal"] + 0.1 * metrics["box"], rtol=1e-6
     )
@@ -160,32 +170,38 @@ def test_with_fewer_than_eight_ready_rows_there_is_no_contrastive_loss_and_no_mo
     )
 
 
-def test_warm_up_steps_are_focal_only() -> None:
-    _, metrics, _ = run(programs(warmup_steps=1), "shard_map", 1, [make_batch()])
-    np.testing.assert_allclose(
-        metrics["loss"], 0.8 * metrics["focal"] + 0.1 * metrics["box"], rtol=1e-6
-    )
+def test_warm_up_is_without_the_contrastive_loss_only() -> None:
+    objective = Objective(TINY, LOSS, (True,) * F, warmup_steps=5)
+    counts = {"nt_xent": jnp.float32(2 * 11)}
+    warm, after = (objective.weights(jnp.int32(step), counts) for step in (4, 5))
+    assert warm == pytest.approx({"focal": 0.8, "nt_xent": 0.0, "box": 0.1})
+    assert after == pytest.approx({"focal": 0.8, "nt_xent": 0.2, "box": 0.1})
 
 
-def test_running_feature_moments_are_the_bias_corrected_exponential_mean() -> None:
-    batches = [make_batch(seed=s) for s in range(3)]
-    state, _, _ = run(programs(), "shard_map", 1, batches)
-    mean, weight = np.zeros(F), 0.0
-    means = []
-    for batch in batches:
+def test_running_moments_are_those_of_all_steps_weighed_by_their_age() -> None:
+    """Bias-corrected exponential weights: of the features over ready rows, of the maps over all."""
+    state, run = first_state(), stepper()
+    weight, moments, maps = 0.0, np.zeros((2, F)), np.zeros_like(state.cam_mean)
+    for seed in range(3):
+        batch = make_batch(seed=seed)
         x = batch["radiomics"][batch["ready"]].astype(np.float64)
         x = np.where(radiomics.LOG_COLUMNS, np.sign(x) * np.log1p(np.abs(x)), x)
-        means.append(x.mean(0))
-        mean, weight = 0.99 * mean + 0.01 * means[-1], 0.99 * weight + 0.01
-    np.testing.assert_allclose(state.feature_mean, mean / weight, rtol=1e-4)
-    maps = state.cam_mean
-    assert state.cam_count == 3
-    assert np.abs(maps).max() > 0
+        moments = 0.99 * moments + 0.01 * np.array([x.mean(0), (x**2).mean(0)])
+        # What this step alone would make of it: its batch's mean.
+        alone, _, _ = run(state.replace(cam_count=np.int32(0)), batch)
+        maps = 0.99 * maps + 0.01 * alone.cam_mean
+        weight = 0.99 * weight + 0.01
+        state, _, _ = run(state, batch)
+    mean, square = moments / weight
+    np.testing.assert_allclose(state.feature_mean, mean, rtol=1e-4)
+    np.testing.assert_allclose(state.feature_var, square - mean**2, rtol=1e-3)
+    close(state.cam_mean, maps / weight, within=1e-5)
+    assert state.cam_count == state.feature_count == 3
 
 
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters() -> None:
     half = TinyKACL(dtype=jnp.bfloat16, axis_name=AXIS)
-    state, metrics, rows = run(programs(model=half), "shard_map", 1, [make_batch()])
+    state, metrics, rows = stepper(model=half)(first_state(), make_batch())
     _, reference, _ = one_device()
     np.testing.assert_allclose(metrics["loss"], reference["loss"], rtol=1e-2)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
@@ -202,34 +218,16 @@ def test_z_score_of_a_constant_column_is_zero_and_outliers_are_clipped() -> None
 def test_a_step_that_is_not_finite_on_one_device_changes_nothing_and_stays_flagged(
     mode: str,
 ) -> None:
-    """Features that overflow float32 on one device's rows only."""
+    """A label of the last device's rows only is not a number."""
     good, bad = make_batch(), make_batch()
-    bad["labels"][-1] = np.inf
-    after_good, _, _ = run(programs(), mode, 4, [good])
-    state, metrics, _ = run(programs(), mode, 4, [good, bad, good])
+    bad["labels"][-1] = np.nan
+    run = stepper(mode, 4)
+    after_good, _, _ = run(first_state(), good)
+    state, metrics, _ = run(first_state(), good, bad, good)
     assert metrics["bad_step"] == 1
     assert state.bad_step == 1
     assert state.step == 1
     close(state.params, after_good.params, within=0)
-
-
-def test_augmented_cam_returns_to_the_original_frame() -> None:
-    """A bright square moves under augmentation; its mean map, brought back, does not."""
-    program = programs(
-        augmentation=Augmentation(rotate=10.0, shift=0.1, scale=0.1), center_cam=False
-    )
-    parallel = DataParallel("shard_map", jax.devices()[:1])
-    state = first_state()
-    images, affine = jax.jit(lambda b: program._model_input(jnp.int32(3), b))(make_batch())
-    again, _ = jax.jit(lambda b: program._model_input(jnp.int32(3), b))(make_batch())
-    other, _ = jax.jit(lambda b: program._model_input(jnp.int32(4), b))(make_batch())
-    np.testing.assert_array_equal(images, again)
-    assert not np.allclose(images, other)
-    assert affine is not None
-    step = parallel.run(program.train_step, ("replicated", "replicated", "sharded"))
-    _, metrics, rows = step(parallel.replicate(state), parallel.shard(make_batch()))
-    assert np.isfinite(rows["cam"]).all()
-    assert metrics["bad_step"] == -1
 
 
 def test_the_step_compiles_once_and_moves_nothing_implicitly() -> None:

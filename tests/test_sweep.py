@@ -435,7 +435,7 @@ def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) ->
     [
         (("--config=configs/nih.py",), "configs/nih.py defines no function get_hyper"),
         ((f"--config={ABLATIONS}", "--only=kalc"), "There is no arm kalc; there are: focal, kacl,"),
-        ((f"--config={ABLATIONS}", "--mode=eval"), "A sweep does not understand --mode"),
+        ((f"--config={ABLATIONS}", "--mode=eval"), "Unknown command line flag 'mode'"),
         ((f"--config={ABLATIONS}",), "focal/fold0-seed0 and 249 more: The config cannot be run:"),
     ],
 )

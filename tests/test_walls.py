@@ -16,12 +16,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower files never import higher ones. A name stands for the file or the whole folder.
 ORDER = [
-    ("errors", "compilation", "huge_pages"),
+    ("errors", "compilation", "huge_pages", "numerals"),
     ("atomic",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"),
     ("encoders", "prepare"),
     ("models", "pool", "parallel", "run", "progress", "tally", "config", "roi"),
-    ("hosts", "shards"),
+    ("hosts", "shards", "command_line"),
     (
         "checkpoint",
         "feature_cache",
@@ -41,8 +41,7 @@ ORDER = [
     ("report",),
     ("score", "saving"),
     ("train",),
-    ("main",),
-    ("sweep",),
+    ("main", "sweep"),
 ]
 ALONE = {"data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"}
 
@@ -96,7 +95,7 @@ def test_only_checkpoint_knows_orbax_and_only_data_knows_grain() -> None:
 
 
 def test_leaves_never_see_a_config() -> None:
-    allowed = {"config", "experiment", "train", "main"}
+    allowed = {"config", "command_line", "experiment", "train", "main"}
     assert {part_of(p) for p in FILES if uses(p, "ml_collections")} <= allowed
 
 

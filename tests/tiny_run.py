@@ -124,10 +124,10 @@ def _struck(at: str) -> None:
 if __name__ == "__main__":
     from absl import app
 
-    from kacl_jax import hosts, main, models
+    from kacl_jax import command_line, hosts, main, models
 
     hosts.HEARTBEAT_S = int(os.environ.get("HEARTBEAT_S", hosts.HEARTBEAT_S))
     models.image_encoder = tiny_encoder
     if os.environ.get("AT"):
         _struck(os.environ["AT"])
-    app.run(main.main, argv=sys.argv, flags_parser=main._parse)
+    app.run(main.main, argv=sys.argv, flags_parser=command_line.parse)

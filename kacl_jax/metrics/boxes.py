@@ -43,7 +43,6 @@ def localization_tables(
     n_findings: int,
     thresholds: tuple[float, ...],
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> tuple[Table, ...]:
     """Localization accuracy: the share of a finding's truth boxes with overlap > T, strictly.
 
@@ -61,7 +60,6 @@ def localization_tables(
         patients,
         reasons,
         resamples,
-        seed,
     )
 
 
@@ -74,7 +72,6 @@ def localization_differences(
     n_findings: int,
     thresholds: tuple[float, ...],
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> tuple[Table, ...]:
     """Localization accuracy of one detection less that of another of the same truth boxes, in [−1, 1].
 
@@ -86,7 +83,7 @@ def localization_differences(
     hit, other_hit = ((values[:, None] > at).astype(np.int8) for values in (overlap, other))
     reasons = [_unjudged(finding == i, judged) for i in range(n_findings)]
     return ratio_tables(
-        ours[:, :, None] * (hit - other_hit)[:, None, :], ours, patients, reasons, resamples, seed
+        ours[:, :, None] * (hit - other_hit)[:, None, :], ours, patients, reasons, resamples
     )
 
 
@@ -97,7 +94,6 @@ def pointing_table(
     *,
     n_findings: int,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Table:
     """The pointing game: the share of a finding's truth boxes that hold their map's peak.
 
@@ -112,7 +108,6 @@ def pointing_table(
         n_findings=n_findings,
         thresholds=(0.5,),
         resamples=resamples,
-        seed=seed,
     )[0]
 
 
@@ -123,7 +118,6 @@ def false_box_table(
     reasons: list[str],
     *,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Table:
     """AFP: mean number of false boxes per image, over the (image, finding) pairs considered.
 
@@ -131,7 +125,7 @@ def false_box_table(
     judged at all ('' where it can). Count n is the number of images considered.
     """
     false = (false_box & considered)[:, :, None]
-    return ratio_tables(false, considered, patients, reasons, resamples, seed)[0]
+    return ratio_tables(false, considered, patients, reasons, resamples)[0]
 
 
 def _unjudged(ours: np.ndarray, judged: np.ndarray) -> str:

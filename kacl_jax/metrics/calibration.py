@@ -35,7 +35,6 @@ def calibration(
     patients: np.ndarray,
     *,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Calibration:
     """Calibration per finding and mean. Args: probability float [n c] in [0, 1], labels [n c], patients int [n].
 
@@ -49,7 +48,7 @@ def calibration(
     squares = (probability - labels) ** 2
     reliability = tuple(reliability_curve(probability[:, i], labels[:, i]) for i in range(c))
     (brier,) = ratio_tables(
-        squares[:, :, None], np.ones((n, c), bool), patients, [reason] * c, resamples, seed
+        squares[:, :, None], np.ones((n, c), bool), patients, [reason] * c, resamples
     )
     return Calibration(brier, _ece_table(reliability), reliability)
 

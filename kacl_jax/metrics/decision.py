@@ -16,7 +16,6 @@ def decision_tables(
     reasons: list[str],
     *,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> dict[str, Table]:
     """The shares of right answers among the positive and the negative images (sensitivity, specificity) and among
     those called so (positive and negative predictive value), by name.
@@ -40,7 +39,6 @@ def decision_tables(
             patients,
             [reason or nobody for reason in reasons],
             resamples,
-            seed,
         )[0]
         for name, (of, nobody) in among.items()
     }

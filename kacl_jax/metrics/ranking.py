@@ -39,14 +39,13 @@ def auroc_table(
     patients: np.ndarray,
     *,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Table:
     """AUROC per finding and mean, with patient-cluster intervals.
 
     Args: scores float [n c], labels [n c] of 0 and 1, patients int [n].
     Returns: counts n_pos and n_neg are images (summed over findings in the mean).
     """
-    return _tables(scores, labels, patients, resamples, seed, precision=False)[0]
+    return _tables(scores, labels, patients, resamples, precision=False)[0]
 
 
 def ranking_tables(
@@ -55,7 +54,6 @@ def ranking_tables(
     patients: np.ndarray,
     *,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> tuple[Table, Table]:
     """AUROC and AUPRC per finding and mean from the same resamples; arguments as in `auroc_table`.
 
@@ -63,7 +61,7 @@ def ranking_tables(
     precision there, not interpolated. Random scores reach the prevalence. Like AUROC it is
     undefined where a class is absent, so that both means are over the same findings.
     """
-    both = _tables(scores, labels, patients, resamples, seed, precision=True)
+    both = _tables(scores, labels, patients, resamples, precision=True)
     return both[0], both[1]
 
 
@@ -72,7 +70,6 @@ def _tables(
     labels: np.ndarray,
     patients: np.ndarray,
     resamples: int,
-    seed: int,
     *,
     precision: bool,
 ) -> tuple[Table, ...]:
@@ -87,7 +84,7 @@ def _tables(
     counts = [{"n_pos": int(r.n_pos), "n_neg": int(r.n_neg)} for r in ranked]
     values = replicate(np.ones((n_clusters, 1)))[:, 0, :]
     reasons = [one_class(r.n_pos, r.n_neg) for r in ranked]
-    draws = resampled(replicate, n_clusters, resamples, seed)
+    draws = resampled(replicate, n_clusters, resamples)
     return tuple(
         table(values[:, i], draws[:, :, i], counts, reasons, n_clusters)
         for i in range(values.shape[1])

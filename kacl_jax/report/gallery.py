@@ -12,11 +12,11 @@ from tqdm import tqdm
 from kacl_jax import gradcam
 from kacl_jax.data import nih
 from kacl_jax.locate import Located
+from kacl_jax.numerals import interval, short
 from kacl_jax.outputs import Outputs
 from kacl_jax.radiomics.extraction import extract
 from kacl_jax.report import cases, charts, features, pictures
 from kacl_jax.report.features import Moments
-from kacl_jax.report.page import interval, short
 from kacl_jax.roi import RegionRule
 from kacl_jax.step import Z_CLIP
 

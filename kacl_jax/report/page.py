@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from kacl_jax import atomic
+from kacl_jax.numerals import interval, p_value, short, signed
 
 
 def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
@@ -43,32 +44,6 @@ def _environment() -> jinja2.Environment:
         "breakable": breakable,
     }
     return environment
-
-
-def short(value: float | None, digits: int = 3) -> str:
-    """.500 for 0.5, as in the terminal; – for None."""
-    if value is None:
-        return "–"
-    text = f"{abs(value):.{digits}f}"
-    sign = "−" if value < 0 and float(text) else ""
-    return sign + (text.removeprefix("0") if digits and text.startswith("0.") else text)
-
-
-def interval(ends: Sequence[float] | None, digits: int = 3) -> str:
-    """[.400, .600]; nothing for None."""
-    if ends is None:
-        return ""
-    return f"[{short(ends[0], digits)}, {short(ends[1], digits)}]"
-
-
-def signed(value: float | None, digits: int = 3) -> str:
-    """+.500 for 0.5."""
-    return f"{'+' if value is not None and value > 0 else ''}{short(value, digits)}"
-
-
-def p_value(p: float | None) -> str:
-    """A p-value in three digits, or < .001."""
-    return "< .001" if p is not None and p < 0.001 else short(p)
 
 
 def quantity(value: float) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kacl_jax import config as config_keys
 from kacl_jax import run
+from kacl_jax.numerals import short
 from kacl_jax.report import figures, gallery, page
 from kacl_jax.report.gallery import Tested
 
@@ -47,7 +48,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         "AUPRC": results["classification"]["auprc"],
         "AFP": results["localization"]["afp"],
         **{
-            f"T(IoU) > {page.short(float(t), 1)}": results["localization"]["iou"][t]
+            f"T(IoU) > {short(float(t), 1)}": results["localization"]["iou"][t]
             for t in figures.SHOWN_T
         },
     }

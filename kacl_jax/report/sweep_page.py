@@ -13,12 +13,12 @@ from urllib.parse import quote
 from kacl_jax import run
 from kacl_jax.errors import UserError
 from kacl_jax.metrics import T_IOU
+from kacl_jax.numerals import interval, short, signed
 from kacl_jax.report import charts, contrast, page
 from kacl_jax.report.charts import Axis, Line, Point
 from kacl_jax.report.figures import WANG_2017, WANG_LABEL, read_log
-from kacl_jax.report.page import interval, short, signed
 
-_FAMILIES = {
+FAMILIES = {
     "weak": "No box anywhere: none in training, none in choosing how the map is read",
     "box": "Boxes in training, or in choosing how the map is read",
 }
@@ -42,7 +42,7 @@ def write_sweep(folder: Path) -> None:
         "metrics": [_metric(name) for name in metrics],
         "sections": [
             _section(heading, [row for row in rows if row["family"] in (family, "floor")], metrics)
-            for family, heading in _FAMILIES.items()
+            for family, heading in FAMILIES.items()
             if any(row["family"] == family for row in rows)
         ],
         "notes": _notes(rows),

@@ -20,13 +20,13 @@ from typing import Any
 
 from absl import app, flags
 
-from kacl_jax import atomic, report, run
+from kacl_jax import atomic, command_line, report, run
 from kacl_jax import config as config_keys
-from kacl_jax import main as single
 from kacl_jax.errors import UserError
 from kacl_jax.sweep import compare, jobs, measure, table
 from kacl_jax.sweep.hyper import Point, Sweep
 
+flags.adopt_module_key_flags(command_line)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the points, one a line, and run nothing.")
 _TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Write the table anew and run nothing.")
 _ONLY = flags.DEFINE_list("only", [], "Run the points of these arms only: arm,arm")
@@ -227,8 +227,9 @@ def main(argv: list[str]) -> int:
     """Parse, expand, run, and turn what a user must know into one message and an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _refuse_what_is_not_ours(argv)
-        plan = expand(single._config_name(), single._config(), single._workdir())
+        if len(argv) > 1:
+            raise UserError(f"A sweep does not understand {', '.join(argv[1:])}; see --help")
+        plan = expand(command_line.config_name(), command_line.config(), command_line.workdir())
         points = _chosen(plan.sweep)
         if _DRY_RUN.value:
             for point in points:
@@ -239,22 +240,11 @@ def main(argv: list[str]) -> int:
             return run.DONE
         return run_sweep(plan, points, parallel=_PARALLEL.value)
     except run.WorkdirInUseError as error:
-        return single._told(error, run.WORKDIR_IN_USE)
+        return command_line.tell(error, run.WORKDIR_IN_USE)
     except UserError as error:
-        return single._told(error, run.USER_ERROR)
+        return command_line.tell(error, run.USER_ERROR)
     except KeyboardInterrupt:
-        return single._told("Stopped; the same command goes on from here.", run.INTERRUPTED)
-
-
-def _refuse_what_is_not_ours(argv: list[str]) -> None:
-    theirs = flags.FLAGS.flags_by_module_dict()[single.__name__]
-    foreign = [
-        f"--{flag.name}"
-        for flag in theirs
-        if flag.present and flag.name.split(".")[0] not in ("config", "workdir")
-    ]
-    if argv[1:] + foreign:
-        raise UserError(f"A sweep does not understand {', '.join(argv[1:] + foreign)}; see --help")
+        return command_line.tell("Stopped; the same command goes on from here.", run.INTERRUPTED)
 
 
 def _chosen(sweep: Sweep) -> list[Point]:
@@ -266,4 +256,4 @@ def _chosen(sweep: Sweep) -> list[Point]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=single._parse)
+    app.run(main, flags_parser=command_line.parse)

@@ -8,8 +8,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from kacl_jax.numerals import interval, p_value, short, signed, threshold
 from kacl_jax.report import contrast
-from kacl_jax.sweep.compare import Difference, Row, Runs, Value
+from kacl_jax.report.sweep_page import FAMILIES
+from kacl_jax.sweep.compare import Difference, Row, Runs
 from kacl_jax.sweep.hyper import Point
 from kacl_jax.sweep.measure import METRICS
 
@@ -18,10 +20,6 @@ COLUMNS = [
     "n_folds", "n_seeds", "n_findings", "baseline", "difference", "difference_ci_low",
     "difference_ci_high", "p", "p_holm", "n_common_folds", "n_common_seeds", "note",
 ]  # fmt: skip
-_FAMILIES = {
-    "weak": "No box anywhere: none in training, none in choosing how the map is read",
-    "box": "Boxes in training, or in choosing how the map is read",
-}
 _NAMES = {"auroc": "AUROC", "auprc": "AUPRC"}
 _READING = (
     "Means over folds of means over findings; ± standard deviation over seeds; [95 % interval] over {resamples} "
@@ -85,7 +83,7 @@ def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[
     if rows:
         resamples = len(next(iter(runs.values())).figures[METRICS[0]].draws)
         lines += ["", _READING.format(resamples=f"{resamples:,}")]
-    for family, heading in _FAMILIES.items():
+    for family, heading in FAMILIES.items():
         ours = [row for row in rows if row.family == family]
         if ours:
             floors = [row for row in rows if row.family == "floor"]
@@ -211,41 +209,22 @@ def _findings(rows: Iterable[Row]) -> str:
 def _figure(row: Row | None) -> str:
     if row is None:
         return ""
-    spread = "" if row.sd is None else f" ± {_short(row.sd)}"
-    return f"{_short(row.figure.value)}{spread}{_interval(row.figure)}"
+    spread = "" if row.sd is None else f" ± {short(row.sd)}"
+    return f"{short(row.figure.value)}{spread} {interval(row.figure.ci95)}".rstrip()
 
 
 def _pair(pair: Difference | None) -> str:
     if pair is None:
         return ""
-    value = pair.value.value
-    sign = "+" if value > 0 else ""
-    p = "" if pair.p is None else f", p {_p(pair.p)}"
-    holm = "" if pair.p_holm is None else f" ({_p(pair.p_holm)})"
-    return f"{sign}{_short(value)}{_interval(pair.value, sign=True)}{p}{holm}"
-
-
-def _interval(value: Value, *, sign: bool = False) -> str:
-    if value.ci95 is None:
-        return ""
-    ends = [f"{'+' if sign and end > 0 else ''}{_short(end)}" for end in value.ci95]
-    return f" [{', '.join(ends)}]"
-
-
-def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else _short(p)
-
-
-def _short(value: float) -> str:
-    """.500 for 0.5: the columns are narrow."""
-    if math.isnan(value):
-        return "–"
-    text = f"{abs(value):.3f}".removeprefix("0" if abs(value) < 0.9995 else "")
-    return f"−{text}" if value < 0 and float(text) else text
+    p = "" if pair.p is None else f", p {p_value(pair.p)}"
+    holm = "" if pair.p_holm is None else f" ({p_value(pair.p_holm)})"
+    value = pair.value
+    ends = interval(value.ci95, write=signed)
+    return f"{signed(value.value)} {ends}".rstrip() + p + holm
 
 
 def _name(metric: str) -> str:
-    return _NAMES.get(metric) or f"T(IoU) > {_short(float(metric.removeprefix('iou_')))[:2]}"
+    return _NAMES.get(metric) or f"T(IoU) > {threshold(float(metric.removeprefix('iou_')))}"
 
 
 def _kind(metric: str) -> str:
