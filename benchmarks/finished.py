@@ -7,7 +7,7 @@ from typing import Any
 
 from kacl_jax import checkpoint, run
 from kacl_jax import config as config_keys
-from kacl_jax.experiment import Experiment, prepare
+from kacl_jax.experiment import Experiment, assemble
 
 
 def experiment(workdir: Path) -> Experiment:
@@ -17,7 +17,7 @@ def experiment(workdir: Path) -> Experiment:
     config.update_from_flattened_dict(
         {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     )
-    return prepare(config, workdir)
+    return assemble(config, workdir)
 
 
 def best_state(experiment: Experiment) -> Any:

@@ -24,7 +24,7 @@ def main(root: str, size: int, batch_size: int) -> None:
     # As here, so there: beside the files, compiled once for all rounds.
     compilation.keep_in(Path(root) / "compilation_cache")
     with tempfile.TemporaryDirectory() as folder:
-        parts = experiment.prepare(config, Path(folder))
+        parts = experiment.assemble(config, Path(folder))
         tally = train.train(parts, checkpoint.Checkpoints(Path(folder) / "checkpoints"))
     # The last steps' regions are measured after the clock stops: their images do not count.
     whole = 1 - config.feedback.lag / parts.total_steps

@@ -23,14 +23,14 @@ from sklearn.preprocessing import StandardScaler
 
 from kacl_jax import metrics
 from kacl_jax.data import pipeline
-from kacl_jax.experiment import Experiment, prepare
+from kacl_jax.experiment import Experiment, assemble
 from kacl_jax.step import normalise
 
 CONFIG = config_flags.DEFINE_config_file("config", None)
 
 
 def main(_: Any) -> None:
-    experiment = prepare(CONFIG.value, Path(tempfile.mkdtemp()))
+    experiment = assemble(CONFIG.value, Path(tempfile.mkdtemp()))
     features = mean_features(experiment)
     records, split = experiment.records, experiment.split
     fit = np.concatenate([split.train, split.val])

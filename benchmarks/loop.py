@@ -64,7 +64,7 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for file in workdir.glob("features.sqlite*"):
         file.unlink()
     compilation.keep_in(workdir / "compilation_cache")
-    parts = experiment.prepare(config, workdir)
+    parts = experiment.assemble(config, workdir)
     synthetic = config.data.root == "phantom"
     if synthetic:
         parts = dataclasses.replace(parts, batches=Repeated(parts.batches))

@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from kacl_jax.errors import UserError
 from kacl_jax.layers import Conv, Depthwise, DepthwiseConv, batch_norm, max_pool
 
 ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
@@ -27,15 +26,9 @@ Part = Literal["whole", "early", "last"]
 def image_encoder(
     name: str, *, output_stride: int, dtype: Any, axis_name: str | None, depthwise: Depthwise
 ) -> nn.Module:
-    """Builds the encoder called `name`; raises UserError for an unknown name or stride."""
-    if name not in ENCODERS:
-        raise UserError(
-            f"--config.model.encoder={name!r} is unknown; choose one of {', '.join(ENCODERS)}"
-        )
-    if output_stride not in (16, 32):
-        raise UserError(f"--config.model.output_stride={output_stride} must be 16 or 32")
-    if depthwise not in ("shifted", "grouped"):
-        raise UserError(f"--config.model.depthwise={depthwise!r} must be 'shifted' or 'grouped'")
+    """Builds the encoder called `name`, one of ENCODERS; raises ValueError for another name or stride."""
+    if name not in ENCODERS or output_stride not in (16, 32):
+        raise ValueError(f"there is no encoder {name!r} with output stride {output_stride}")
     if name == "efficientnet_lite0":
         return EfficientNetLite0(output_stride, dtype, axis_name, depthwise)
     if name == "resnet18":

@@ -56,13 +56,9 @@ class Experiment:
         return self.batches.steps_per_epoch if lag == -1 else lag
 
     @property
-    def needs_radiomics(self) -> bool:
-        return self.programs.loss.uses_radiomics
-
-    @property
     def needs_pool(self) -> bool:
         """Whether pyradiomics is to run beside the step."""
-        return self.needs_radiomics and self.config.radiomics.backend == "pyradiomics"
+        return self.programs.loss.uses_radiomics and self.programs.fresh is None
 
     def initial_state(self) -> TrainState:
         """The state before step 0: random, with the pretrained image encoder if the config names one."""
@@ -155,7 +151,7 @@ class Experiment:
         )
 
 
-def prepare(config: ConfigDict, workdir: Path) -> Experiment:
+def assemble(config: ConfigDict, workdir: Path) -> Experiment:
     """Check the config, read the data's tables, and put the parts together. Nothing is trained or written yet
     but the embedded demo set, if the config asks for it.
 
@@ -170,7 +166,16 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
     with hosts.one_first():  # who writes the demo set
         records, split = read_data(config, workdir)
     batches = _batches(config, records, split)
-    programs = _programs(config, batches.steps_per_epoch)
+    rule = RegionRule(
+        source=config.roi.source,
+        truth_boxes=config.roi.truth_boxes,
+        relu=config.cam.relu,
+        threshold=config.cam.threshold,
+        size=config.data.image_size,
+        seed=config.seed,
+        shape=config.roi.shape,
+    )
+    programs = _programs(config, batches.steps_per_epoch, rule)
     inference = Inference(
         parallel.own(),
         programs.eval_step,
@@ -180,15 +185,6 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
         on_error=config.data.on_error,
         threads=config.data.threads,
         broken=batches.broken,
-    )
-    rule = RegionRule(
-        source=config.roi.source,
-        truth_boxes=config.roi.truth_boxes,
-        relu=config.cam.relu,
-        threshold=config.cam.threshold,
-        size=config.data.image_size,
-        seed=config.seed,
-        shape=config.roi.shape,
     )
     experiment = Experiment(
         config, workdir, records, split, batches, parallel, programs, inference, rule
@@ -285,7 +281,7 @@ def _same_number_of_devices(parallel: DataParallel) -> None:
         )
 
 
-def _programs(config: ConfigDict, steps_per_epoch: int) -> Programs:
+def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Programs:
     total_steps = config.train.epochs * steps_per_epoch
     model = KACL(
         encoder=config.model.encoder,
@@ -310,6 +306,7 @@ def _programs(config: ConfigDict, steps_per_epoch: int) -> Programs:
         box_weight=config.loss.box_weight,
         positive=config.loss.positive,
     )
+    in_step = config.radiomics.backend == "jax" and loss.uses_radiomics
     families = config.radiomics.families.split(",")
     return Programs(
         model=model,
@@ -320,22 +317,7 @@ def _programs(config: ConfigDict, steps_per_epoch: int) -> Programs:
         warmup_steps=config.train.warmup_epochs * steps_per_epoch,
         center_cam=config.cam.center == "mean",
         seed=config.seed,
-        fresh=_fresh(config) if loss.uses_radiomics else None,
+        fresh=FreshRadiomics(rule, config.radiomics.bin_width) if in_step else None,
         columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
         cam_stage=config.cam.stage,
-    )
-
-
-def _fresh(config: ConfigDict) -> FreshRadiomics | None:
-    """Radiomics inside the step, if the config asks for it."""
-    if config.radiomics.backend != "jax":
-        return None
-    return FreshRadiomics(
-        source=config.roi.source,
-        truth_boxes=config.roi.truth_boxes,
-        relu=config.cam.relu,
-        threshold=config.cam.threshold,
-        size=config.data.image_size,
-        bin_width=config.radiomics.bin_width,
-        shape=config.roi.shape,
     )

@@ -7,13 +7,14 @@ c findings · f radiomic features.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kacl_jax import gradcam
 from kacl_jax.radiomics import FEATURE_NAMES, bins, tiles
+from kacl_jax.roi import RegionRule
 
 _MOST_LEVELS = 64
 ORIGINS = ("truth", "cam", "fallback", "whole")
@@ -37,17 +38,12 @@ class Measured(NamedTuple):
 class FreshRadiomics:
     """How the step marks and measures a region.
 
-    source, truth_boxes, relu, threshold, size, shape: as in `roi.RegionRule` ('random' needs the host).
+    rule: as on the host, but for the source 'random', which only the host can draw.
     bin_width: of the grey level bins.
     """
 
-    source: Literal["cam", "whole"]
-    truth_boxes: bool
-    relu: bool
-    threshold: float
-    size: int
+    rule: RegionRule
     bin_width: float
-    shape: Literal["mask", "box"] = "mask"
 
     def measure(
         self, images: jax.Array, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
@@ -64,7 +60,7 @@ class FreshRadiomics:
             images,
             masks,
             jnp.asarray(table),
-            side=self.size + 2,
+            side=self.rule.size + 2,
             levels=min(int(table.max()), _MOST_LEVELS),
             formulation="scatter" if jax.default_backend() == "cpu" else "matmul",
         )
@@ -79,21 +75,22 @@ class FreshRadiomics:
         self, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """The regions, bool [b h w], those of `roi.RegionRule.mark`, and their origins, int32 [b]."""
-        if self.source == "cam":
+        rule = self.rule
+        if rule.source == "cam":
             masks, fallback = gradcam.peak_masks(
-                cam, size=self.size, relu=self.relu, threshold=self.threshold
+                cam, size=rule.size, relu=rule.relu, threshold=rule.threshold
             )
-            if self.shape == "box":
+            if rule.shape == "box":
                 masks = gradcam.around(masks)
             origin = jnp.where(fallback, ORIGINS.index("fallback"), ORIGINS.index("cam"))
         else:
-            whole = jnp.pad(jnp.ones((self.size - 2, self.size - 2), bool), 1)
+            whole = jnp.pad(jnp.ones((rule.size - 2, rule.size - 2), bool), 1)
             masks = jnp.broadcast_to(whole, (len(cam), *whole.shape))
             origin = jnp.full(len(cam), ORIGINS.index("whole"))
-        if not self.truth_boxes:
+        if not rule.truth_boxes:
             return masks, origin
         box = jnp.take_along_axis(boxes, jnp.maximum(box_finding, 0)[:, None, None], axis=1)[:, 0]
-        truth = gradcam.box_masks(box, self.size)
+        truth = gradcam.box_masks(box, rule.size)
         annotated = box_finding >= 0
         origin = jnp.where(annotated, ORIGINS.index("truth"), origin)
         return jnp.where(annotated[:, None, None], truth, masks), origin

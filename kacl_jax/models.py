@@ -29,6 +29,7 @@ MIN_READY_ROWS = 8
 # negatives; a bias of −log((1−π)/π) with π = 0.1 keeps them from ruling the first steps
 # (Lin et al. 2017, RetinaNet, §3.3, who use 0.01 for a far rarer positive class).
 PRIOR_PROBABILITY = 0.1
+RADIOMICS_WIDTHS = (128, 128)
 
 
 class KACL(nn.Module):
@@ -45,7 +46,6 @@ class KACL(nn.Module):
     n_findings: int
     output_stride: int = 32
     projection_dim: int = 128
-    radiomics_widths: tuple[int, ...] = (128, 128)
     dtype: Any = jnp.float32
     axis_name: str | None = None
     depthwise: Depthwise = "shifted"
@@ -60,7 +60,7 @@ class KACL(nn.Module):
         )
         bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
         self.classifier = nn.Dense(self.n_findings, bias_init=nn.initializers.constant(bias))
-        self.radiomics_encoder = RadiomicsEncoder(self.radiomics_widths, self.axis_name)
+        self.radiomics_encoder = RadiomicsEncoder(self.axis_name)
         self.image_head = ProjectionHead(self.projection_dim)
         self.radiomics_head = ProjectionHead(self.projection_dim)
 
@@ -123,14 +123,13 @@ class ProjectionHead(nn.Module):
 
 
 class RadiomicsEncoder(nn.Module):
-    """(Dense-BatchNorm-ReLU) per width: f32 [b f], ready bool [b] → f32 [b widths[-1]]."""
+    """Dense-BatchNorm-ReLU twice: f32 [b f], ready bool [b] → f32 [b 128]."""
 
-    widths: tuple[int, ...]
     axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, ready: Array, train: bool) -> Array:
-        for width in self.widths:
+        for width in RADIOMICS_WIDTHS:
             # BatchNorm's own offset replaces the bias.
             x = nn.Dense(width, use_bias=False)(x)
             x = nn.relu(MaskedBatchNorm(self.axis_name)(x, ready, train))
@@ -147,7 +146,6 @@ class MaskedBatchNorm(nn.Module):
     """
 
     axis_name: str | None
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, ready: Array, train: bool) -> Array:
@@ -174,7 +172,7 @@ class MaskedBatchNorm(nn.Module):
             running_var.value = jnp.where(
                 enough, keep * running_var.value + (1 - keep) * var, running_var.value
             )
-        gain = lax.rsqrt(var + self.epsilon) * scale
+        gain = lax.rsqrt(var + 1e-5) * scale
         return (x - mean[None]) * gain[None] + bias[None]
 
     def _total(self, value: Array) -> Array:

@@ -57,6 +57,26 @@ class Objective:
     columns: tuple[bool, ...]
     warmup_steps: int
 
+    def total(
+        self,
+        step: jax.Array,
+        params: Any,
+        batch_stats: Any,
+        feature_map: jax.Array,
+        batch: Batch,
+        affine: jax.Array | None,
+        radiomics: jax.Array,
+    ) -> tuple[jax.Array, Metrics, dict[str, Any]]:
+        """(the loss over the global batch, its unweighted terms, aux); arguments and aux as in `terms`.
+
+        The gradients of what it returns must be `averaged` over the devices: right under shard_map and pmap.
+        """
+        sums, counts, aux = self.terms(params, batch_stats, feature_map, batch, affine, radiomics)
+        counts = jax.lax.psum(counts, AXIS)
+        terms = {k: jax.lax.psum(sums[k], AXIS) / jnp.maximum(counts[k], 1) for k in sums}
+        weights = self.weights(step, counts)
+        return sum((weights[k] * terms[k] for k in terms), jnp.zeros(())), terms, aux
+
     def terms(
         self,
         params: Any,

@@ -87,7 +87,6 @@ class RadiomicsPool:
         self.bin_width = bin_width
         self.timeout_s = timeout_s
         self.max_tasks = max_tasks
-        self.reproducible = True  # False once a task was given up after deaths or time-outs
         self.restarts = 0  # workers replaced because they were lost
         self.worker_busy_s = 0.0  # seconds inside the extractor, summed over workers
         self._start_failures = 0  # in a row, over all workers
@@ -217,8 +216,6 @@ class RadiomicsPool:
             else:
                 task.future.set_result(result)
                 return
-        with self._changed:
-            self.reproducible = False
         task.future.set_result(Result(None, reason, deterministic=False))
 
     def _ask(self, index: int, message: bytes) -> Result:

@@ -59,13 +59,15 @@ class MetricLog:
             ) from error
 
 
+_EVERY_S = 15.0  # between two lines where there is no terminal
+
+
 class Progress:
     """A bar on a terminal; elsewhere a plain line now and then, with the time left."""
 
-    def __init__(self, total: int, done: int, *, every_s: float = 15.0) -> None:
+    def __init__(self, total: int, done: int) -> None:
         self._total, self._done, self._first = total, done, done
         self._start = self._last = time.monotonic()
-        self._every_s = every_s
         self._bar = (
             tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
             if sys.stderr.isatty()
@@ -80,7 +82,7 @@ class Progress:
             self._bar.update()
             return
         now = time.monotonic()
-        if now - self._last >= self._every_s or self._done in (self._first + 1, self._total):
+        if now - self._last >= _EVERY_S or self._done in (self._first + 1, self._total):
             self._last = now
             pace = (now - self._start) / (self._done - self._first)
             left = pace * (self._total - self._done)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from kacl_jax.metrics import BINS, DECISIONS, Calibration, Estimate, Table
 from kacl_jax.outputs import Outputs, probabilities
 from kacl_jax.subgroups import Subgroup
 
-FEEDBACK = ("hit_rate", "mean_age_steps", "failures")
+FEEDBACK = ("hit_rate", "mean_age_steps", "failures", "regions", "late", "dropped")
 THROUGHPUT = ("images_per_s", "rois_per_s", "waits")
 
 
@@ -89,7 +88,7 @@ def results(
     """results.json as a dict of plain values; what is undefined is None beside a `reason`.
 
     feedback and throughput are plain dicts with the keys of FEEDBACK and THROUGHPUT, None where
-    there is no pool or nothing was timed. pixel_probe: AUROC of `probe.pixel_probe`, if it was run.
+    no region was measured or nothing timed. pixel_probe: AUROC of `probe.pixel_probe`, if it was run.
     """
     names, located = records.findings, evaluation.located
     localization: dict[str, Any] = _measures(evaluation.accuracy["single"], names)
@@ -217,15 +216,6 @@ def _calibration(calibration: Calibration, names: Sequence[str]) -> dict[str, An
 def _subgroup(group: Subgroup, names: Sequence[str]) -> dict[str, Any]:
     auroc = _leaves(group.auroc, names)
     return {"images": group.images, "patients": group.patients, "auroc": auroc}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Valid JSON in the dict's own order. Raises ValueError, naming the file, on NaN or infinity."""
-    try:
-        text = json.dumps(content, indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be written as JSON: {error}") from error
-    atomic.write_text(path, text + "\n")
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

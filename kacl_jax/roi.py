@@ -64,12 +64,12 @@ class RegionRule:
                 masks[row] = self._rectangle(cam, int(image_id[row]), step)
                 origin["random"] += 1
             else:
-                masks[row], fallback = self._region(cam[row])
+                masks[row], fallback = self.region(cam[row])
                 origin["fallback" if fallback else "cam"] += 1
         return masks, origin
 
-    def _region(self, cam: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The CAM region, bool [h w], and whether the whole image stands in for it."""
+    def region(self, cam: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The CAM region of one map, float [u v] → bool [h w], and whether the whole image stands in for it."""
         found = gradcam.regions(cam, size=self.size, relu=self.relu, threshold=self.threshold)
         mask = found.mask
         if self.shape == "box":
@@ -79,7 +79,7 @@ class RegionRule:
     def _rectangle(self, cam: np.ndarray, image_id: int, step: int) -> np.ndarray:
         """A rectangle as large and as long as a CAM region drawn from the batch, placed uniformly."""
         random = np.random.default_rng((self.seed, image_id, step))
-        mask, _ = self._region(cam[random.integers(len(cam))])
+        mask, _ = self.region(cam[random.integers(len(cam))])
         x0, y0, x1, y1 = gradcam.mask_box(mask)
         aspect = (x1 - x0) / (y1 - y0)
         fraction = mask.mean()

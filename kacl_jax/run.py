@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -164,13 +164,8 @@ def settle_config(
                 f"{path} is not of this version's form; go on with the version that wrote it, or choose another "
                 "folder with --workdir=…"
             )
-        before = {**defaults, **old["config"]}
         allowed = [key for key in free if key != "data.root" or old["data"] == data]
-        changed = [
-            f"{key}: {before.get(key)!r} → {config.get(key)!r}"
-            for key in sorted(config.keys() | before.keys())
-            if key not in allowed and before.get(key) != config.get(key)
-        ]
+        changed = changed_keys({**defaults, **old["config"]}, config, allowed)
         changed += [
             f"{name} of data.root: {old['data'].get(name)} → {data.get(name)} (files changed, came or went)"
             for name in sorted(data.keys() | old["data"].keys())
@@ -183,6 +178,17 @@ def settle_config(
                 + "\nGo on with the old values, or choose another folder with --workdir=…"
             )
     write_json(path, content)
+
+
+def changed_keys(
+    before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]
+) -> list[str]:
+    """'key: old → new' of each dotted key that differs and is not allowed to."""
+    return [
+        f"{key}: {before.get(key)!r} → {now.get(key)!r}"
+        for key in sorted(now.keys() | before.keys())
+        if key not in allowed and before.get(key) != now.get(key)
+    ]
 
 
 def provenance(devices: list[Any]) -> dict[str, Any]:
@@ -206,9 +212,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error}); restore it or delete it") from error
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, less one that a kill has cut short; none where there is no such file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Valid JSON (no NaN), whole or not at all."""
-    atomic.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Valid JSON in the dict's own order, whole or not at all. Raises ValueError, naming the file, on NaN."""
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be written as JSON: {error}") from error
+    atomic.write_text(path, text + "\n")
 
 
 def _typed() -> list[str]:

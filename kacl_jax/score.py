@@ -62,14 +62,15 @@ def _written(
 ) -> dict[str, Any]:
     """Score the outputs of all images and write every file."""
     config, workdir, split = experiment.config, experiment.workdir, experiment.split
+    rule = experiment.region_rule
     found = evaluate.evaluate(
         val,
         tested,
         experiment.records,
         split,
-        size=config.data.image_size,
-        relu=config.cam.relu,
-        threshold=config.cam.threshold,
+        size=rule.size,
+        relu=rule.relu,
+        threshold=rule.threshold,
         resamples=config.eval.bootstrap,
     )
     content = results.results(
@@ -91,7 +92,7 @@ def _written(
         workdir / "boxes.csv", experiment.records, found.located, found.prior_map_iou
     )
     record(experiment, unreadable, reproducible=tally.reproducible)
-    results.write_json(workdir / "results.json", content)
+    run.write_json(workdir / "results.json", content)
     run_page.write_run(workdir, _shown(experiment, trained, tested, found))
     return content
 

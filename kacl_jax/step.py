@@ -136,15 +136,10 @@ class Programs:
             feature_map, early_map, batch_stats = self._maps(params, state.batch_stats, images)
             measured = self._measured(state, batch, affine, jax.lax.stop_gradient(feature_map))
             radiomics, moments, n_ready = self._z_scored(state, measured)
-            sums, counts, aux = objective.terms(
-                params, batch_stats, feature_map, measured, affine, radiomics
+            total, terms, aux = objective.total(
+                state.step, params, batch_stats, feature_map, measured, affine, radiomics
             )
             aux |= {"early_map": early_map}
-            # Global inside the gradient, and the gradients `averaged` after it: right under both modes.
-            counts = jax.lax.psum(counts, AXIS)
-            terms = {k: jax.lax.psum(sums[k], AXIS) / jnp.maximum(counts[k], 1) for k in sums}
-            weights = objective.weights(state.step, counts)
-            total = sum((weights[k] * terms[k] for k in terms), jnp.zeros(()))
             return total, (terms, feature_map, aux, measured, radiomics, moments, n_ready)
 
         (total, on_the_way), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)

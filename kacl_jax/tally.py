@@ -29,7 +29,9 @@ class Tally:
     best_step, best_auroc: the checkpoint with the highest mean validation AUROC, the earlier one on a tie.
     rows, ready, age_sum: training rows, those with a ready feature, and their summed age in steps.
     regions: where the regions of interest came from.
-    failures: regions without features, by reason. reproducible: see `Feedback`.
+    failures: regions without features, by reason.
+    late, dropped: regions whose features were not there in time, and that were never measured (feedback.late='drop').
+    reproducible: see `Feedback`.
     throughput: of the last process that trained; never part of a comparison.
     """
 
@@ -40,11 +42,13 @@ class Tally:
     age_sum: int = 0
     regions: dict[str, int] = dataclasses.field(default_factory=dict)
     failures: dict[str, int] = dataclasses.field(default_factory=dict)
+    late: int = 0
+    dropped: int = 0
     reproducible: bool = True
     throughput: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def feedback(self) -> dict[str, Any] | None:
-        """The feedback part of results.json; None where there was no pool."""
+        """The feedback part of results.json; None where nothing was measured."""
         if not self.rows:
             return None
         return {
@@ -53,6 +57,8 @@ class Tally:
             # Sorted: which reason came first depends on the workers.
             "failures": dict(sorted(self.failures.items())),
             "regions": dict(sorted(self.regions.items())),
+            "late": self.late,
+            "dropped": self.dropped,
         }
 
     @staticmethod
@@ -67,6 +73,8 @@ class Tally:
                 age_sum=first.age_sum + other.age_sum,
                 regions=dict(Counter(first.regions) + Counter(other.regions)),
                 failures=dict(Counter(first.failures) + Counter(other.failures)),
+                late=first.late + other.late,
+                dropped=first.dropped + other.dropped,
                 reproducible=first.reproducible and other.reproducible,
             )
         return first

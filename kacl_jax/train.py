@@ -34,7 +34,7 @@ from kacl_jax import (
 )
 from kacl_jax import config as config_keys
 from kacl_jax.data.pipeline import Batch
-from kacl_jax.experiment import Experiment, prepare
+from kacl_jax.experiment import Experiment, assemble
 from kacl_jax.feedback import Feedback
 from kacl_jax.parallel import told_by_all
 from kacl_jax.progress import MetricLog, Progress, summary
@@ -96,7 +96,7 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
     """The parts of the run, and its config.json; a changed config is refused."""
     compilation.keep_in(workdir / "compilation_cache")
-    experiment = prepare(config, workdir)
+    experiment = assemble(config, workdir)
     keys = config_keys.flatten(config)
     data = {**experiment.records.checksums, "split": experiment.split.hash}
     hosts.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
@@ -347,6 +347,8 @@ class _Loop:
         self._settle()
         if self.feedback is not None:
             self.tally.failures = dict(self.feedback.failures)
+            counted = self.feedback.counters
+            self.tally.late, self.tally.dropped = int(counted["late"]), int(counted["dropped"])
             self.tally.reproducible = self.feedback.reproducible
         self.tally.throughput = self._throughput()
         self.whole_tally = saving.save(

@@ -37,7 +37,7 @@ def config(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def trained(config: Any, workdir: Path) -> None:
     train.train(
-        experiment.prepare(config, workdir), checkpoint.Checkpoints(workdir / "checkpoints")
+        experiment.assemble(config, workdir), checkpoint.Checkpoints(workdir / "checkpoints")
     )
 
 

@@ -22,13 +22,7 @@ from kacl_jax.radiomics.host import Extractor, RadiomicsError
 from kacl_jax.roi import RegionRule
 from kacl_jax.step import Augmentation, TrainState
 
-REGION: dict[str, Any] = {
-    "source": "cam",
-    "truth_boxes": True,
-    "relu": True,
-    "threshold": 0.5,
-    "size": SIZE,
-}
+RULE = RegionRule(source="cam", truth_boxes=True, relu=True, threshold=0.5, size=SIZE, seed=0)
 
 
 def maps(n: int, u: int, seed: int = 0) -> np.ndarray:
@@ -94,14 +88,14 @@ def test_from_equal_masks_the_device_marks_the_regions_of_the_host(
         return np.stack([f.mask for f in found]), np.array([f.fallback for f in found])
 
     monkeypatch.setattr(gradcam, "peak_masks", on_the_host)
-    region = {**REGION, "source": source, "shape": shape}
-    device, origin = FreshRadiomics(**region, bin_width=25.0).mark(cam, box_finding, boxes)
-    host, counted = RegionRule(**region, seed=0).mark(cam, box_finding, boxes, np.arange(40), 0)
+    rule = dataclasses.replace(RULE, source=source, shape=shape)
+    device, origin = FreshRadiomics(rule, bin_width=25.0).mark(cam, box_finding, boxes)
+    host, counted = rule.mark(cam, box_finding, boxes, np.arange(40), 0)
     np.testing.assert_array_equal(device, host)
     assert Counter(ORIGINS[k] for k in np.asarray(origin)) == +Counter(counted)
 
 
-FRESH = FreshRadiomics(**REGION, bin_width=25.0)
+FRESH = FreshRadiomics(RULE, bin_width=25.0)
 
 
 def sgd(rate: float) -> optax.GradientTransformationExtraArgs:
@@ -126,8 +120,7 @@ def on_the_host(
     """What lag 0 does: the step's regions, measured by pyradiomics."""
     (placed_rows,) = region_step(state, parallel.shard(given))
     rows = parallel.fetch(placed_rows, "sharded")
-    rule = RegionRule(**REGION, seed=0)
-    masks, _ = rule.mark(rows["cam"], rows["box_finding"], given["boxes"], given["image_id"], 0)
+    masks, _ = RULE.mark(rows["cam"], rows["box_finding"], given["boxes"], given["image_id"], 0)
     extractor = Extractor()
     found = [extractor.extract(x[..., 0], m) for x, m in zip(given["image"], masks, strict=True)]
     features = np.stack(found).astype(np.float32)
@@ -202,11 +195,11 @@ def test_a_region_without_features_is_not_ready_and_told_why(monkeypatch) -> Non
     expected = [f"non-finite: {radiomics.FEATURE_NAMES[nan]}", "a line"]
     expected += ["too many grey levels" if w else "" for w in wide]
 
-    rule = FreshRadiomics(**REGION, bin_width=2.0)
+    narrow = FreshRadiomics(RULE, bin_width=2.0)
     origin = np.full(8, ORIGINS.index("truth"))
     monkeypatch.setattr(FreshRadiomics, "mark", lambda *_: (masks, origin))
     cam, finding = np.zeros((8, 2, 2), np.float32), np.full(8, -1, np.int32)
-    found = jax.device_get(jax.jit(rule.measure)(images, cam, finding, given["boxes"][:8]))
+    found = jax.device_get(jax.jit(narrow.measure)(images, cam, finding, given["boxes"][:8]))
     assert [FAILURES[k] for k in found.failure] == expected
     assert found.ready.tolist() == [not why for why in expected]
     assert {ORIGINS[k] for k in found.origin} == {"truth"}

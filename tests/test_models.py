@@ -13,7 +13,6 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from kacl_jax.encoders import ENCODERS, ResNet
-from kacl_jax.errors import UserError
 from kacl_jax.layers import Conv, DepthwiseConv, batch_norm, max_pool
 from kacl_jax.models import (
     KACL,
@@ -239,13 +238,10 @@ def test_bfloat16_stays_close_and_leaves_parameters_and_outputs_in_float32() -> 
     assert np.corrcoef(exact, rough)[0, 1] > 0.99
 
 
-def test_an_unknown_encoder_names_the_choices() -> None:
-    with pytest.raises(UserError, match=r"config\.model\.encoder='resnet34'.*efficientnet_lite0"):
-        shapes(KACL("resnet34", 8))
-    with pytest.raises(UserError, match=r"output_stride=8"):
-        shapes(KACL("resnet18", 8, output_stride=8))
-    with pytest.raises(UserError, match=r"depthwise='fast'"):
-        shapes(KACL("efficientnet_lite0", 8, depthwise="fast"))  # type: ignore[arg-type]
+@pytest.mark.parametrize("name, stride", [("resnet34", 32), ("resnet18", 8)])
+def test_there_is_no_silent_default_encoder(name: str, stride: int) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' with output stride {stride}"):
+        shapes(KACL(name, 8, output_stride=stride))
 
 
 # --------------------------------------------------------------------------------- several devices

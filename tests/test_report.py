@@ -126,7 +126,7 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
     )
     content = results.results(found, records, split, seed=0, feedback=None, throughput=None)
     content |= {"best_step": 6, "trained_steps": 9}
-    results.write_json(workdir / "results.json", content)
+    run.write_json(workdir / "results.json", content)
     results.write_predictions(workdir / "predictions.csv", records, split, val=val, test=test)
     results.write_boxes(workdir / "boxes.csv", records, found.located, found.prior_map_iou)
     origin = {
@@ -386,6 +386,8 @@ def test_feedback_is_told_with_its_failures(
             "mean_age_steps": None,
             "failures": {EVIL: 1234},
             "regions": regions,
+            "late": 7 * len(regions),
+            "dropped": 0,
         },
         "throughput": {"images_per_s": 1.0, "rois_per_s": 2.0, "waits": {"radiomics_s": 0.0}},
     }
@@ -400,6 +402,7 @@ def test_feedback_is_told_with_its_failures(
         str(n) for n in regions.values()
     ]
     text = (tmp_path / "report.html").read_text()
+    assert ("too late <b>14</b>" in text) == bool(regions)
     assert "NT-Xent</figcaption>" not in text  # a term that no step had is no curve at 0
     assert "No region was measured for this page" in text
 

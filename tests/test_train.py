@@ -24,6 +24,7 @@ import pytest
 import tiny_run
 
 from kacl_jax import checkpoint, experiment, models, parallel, run, tally, train
+from kacl_jax import results as results_file
 from kacl_jax.data.pipeline import TrainBatches
 from kacl_jax.errors import UserError
 from kacl_jax.feedback import Feedback
@@ -325,6 +326,9 @@ def test_what_is_dropped_is_counted_and_told(run_here: Runner, events: Events) -
     workdir = run_here(feedback__lag=1, feedback__late="drop", train__epochs=3)
     assert events.counters()["late"] + events.counters()["dropped"] > 0
     assert json.loads((workdir / "run.json").read_text())["reproducible"] is False
+    told = json.loads((workdir / "results.json").read_text())["feedback"]
+    for name in ("late", "dropped"):
+        assert told[name] == events.counters()[name]
 
 
 def test_a_killed_worker_costs_nothing_but_time(
@@ -388,25 +392,25 @@ def test_two_augmented_views_need_no_radiomics(
     workdir = run_here(**arm, train__epochs=2, train__checkpoint_every=0)
     assert not (workdir / "features.sqlite").exists()
     results = json.loads((workdir / "results.json").read_text())
-    assert results["feedback"] == {"hit_rate": None, "mean_age_steps": None, "failures": None}
+    assert results["feedback"] == dict.fromkeys(results_file.FEEDBACK)
     assert results["evaluation"]["grid"] == [16, 16]
     assert all(line["nt_xent"] > 0 for line in metric_lines(workdir, "train"))
 
 
 def test_the_arms_keys_reach_the_parts_of_a_run(tiny: None, root: Path, tmp_path: Path) -> None:
     arm = {"cam__stage": 3, "roi__shape": "box", "radiomics__families": "ngtdm,shape2D"}
-    parts = experiment.prepare(config(root, **arm), tmp_path)
+    parts = experiment.assemble(config(root, **arm), tmp_path)
     chosen = ("original_shape2D_", "original_ngtdm_")
     assert parts.programs.columns == tuple(name.startswith(chosen) for name in FEATURE_NAMES)
     assert parts.state_template().params["radiomics_encoder"]["Dense_0"]["kernel"].shape[0] == 14
     assert parts.state_template().cam_mean.shape[1:] == (16, 16)
     assert parts.region_rule.shape == "box"
     inside = {"radiomics__backend": "jax", "roi__shape": "box"}
-    fresh = experiment.prepare(config(root, **inside), tmp_path).programs.fresh
+    fresh = experiment.assemble(config(root, **inside), tmp_path).programs.fresh
     assert fresh is not None
-    assert fresh.shape == "box"
+    assert fresh.rule.shape == "box"
     augmented = {"loss__positive": "augmented", "augment__shift": 0.1, "radiomics__backend": "jax"}
-    assert experiment.prepare(config(root, **augmented), tmp_path).programs.fresh is None
+    assert experiment.assemble(config(root, **augmented), tmp_path).programs.fresh is None
 
 
 def test_a_finished_run_is_left_alone_and_a_changed_config_refused(
@@ -542,7 +546,7 @@ def test_four_devices_are_the_run_of_one(
 
 def mass_inside(workdir: Path, root: Path) -> float:
     """Share of the softmax mass of the class maps inside the truth boxes of training images."""
-    parts = experiment.prepare(config(root), workdir)
+    parts = experiment.assemble(config(root), workdir)
     saved = checkpoint.Checkpoints(workdir / "checkpoints")
     arrays = saved.restore(saved.steps()[-1]).arrays
     state = parts.parallel.replicate(
@@ -571,7 +575,7 @@ def test_box_guidance_moves_the_map_into_the_box_and_needs_no_worker(
     assert mass_inside(guided, root) > 1.5 * mass_inside(without, root)
     assert not (without / "features.sqlite").exists()
     results = json.loads((without / "results.json").read_text())
-    assert results["feedback"] == {"hit_rate": None, "mean_age_steps": None, "failures": None}
+    assert results["feedback"] == dict.fromkeys(results_file.FEEDBACK)
 
 
 def test_a_profile_is_written_however_the_run_is_cut(run_here: Runner, tmp_path: Path) -> None:

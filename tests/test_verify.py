@@ -10,7 +10,7 @@ from PIL import Image
 from small_root import small_root
 
 from kacl_jax.data.nih import FINDINGS_8, read_records
-from kacl_jax.data.verify import check, format_problems, format_summary, verify
+from kacl_jax.data.verify import check, format_problems, format_summary
 from kacl_jax.errors import UserError
 
 
@@ -60,7 +60,7 @@ BROKEN = (
 
 
 def test_a_thoroughly_broken_root_is_told_in_one_go(tmp_path: Path) -> None:
-    problems = verify(broken_root(tmp_path))
+    problems = check(broken_root(tmp_path)).problems
     told = format_problems(problems)
     for wanted in BROKEN:
         assert wanted in told, told
@@ -75,7 +75,7 @@ def test_reading_for_training_tells_the_same_text(tmp_path: Path) -> None:
     root = broken_root(tmp_path)
     with pytest.raises(UserError) as caught:
         read_records(root)
-    shared = [str(p) for p in verify(root)]
+    shared = [str(p) for p in check(root).problems]
     only_here = [line for line in shared if "cannot be read" in line or "shares patients" in line]
     assert str(caught.value).splitlines()[1:] == [s for s in shared if s not in only_here]
     assert len(only_here) == 2
@@ -86,7 +86,7 @@ def test_a_missing_text_file_does_not_end_the_check(tmp_path: Path, name: str) -
     root = small_root().write(tmp_path)
     (root / name).unlink()
     (root / "images" / "00000003_000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    told = format_problems(verify(root))
+    told = format_problems(check(root).problems)
     assert f"{name}: is not in" in told
     assert "a file cannot be read: 00000003_000.png is truncated" in told
     assert told.startswith("2 problem(s)"), told
@@ -95,12 +95,12 @@ def test_a_missing_text_file_does_not_end_the_check(tmp_path: Path, name: str) -
 def test_missing_images_folder(tmp_path: Path) -> None:
     root = small_root().write(tmp_path, images=False)
     (root / "images").rmdir()
-    told = format_problems(verify(root))
+    told = format_problems(check(root).problems)
     assert "images/: is not in" in told
     assert "of 24 images 24 are missing: 00000001_000.png" in told
     assert "and 21 more" in told
     with pytest.raises(UserError, match="is not there"):
-        verify(tmp_path / "nowhere")
+        check(tmp_path / "nowhere")
 
 
 def test_a_file_in_two_folders_is_a_problem(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_file_in_two_folders_is_a_problem(tmp_path: Path) -> None:
     second.mkdir(parents=True)
     name = "00000002_000.png"
     (second / name).write_bytes((root / "images" / name).read_bytes())
-    (problem,) = verify(root)
+    (problem,) = check(root).problems
     assert "lies elsewhere" in str(problem)
     assert problem.examples[0].startswith(name)
 
@@ -124,9 +124,9 @@ def test_the_summary_counts_what_is_no_mistake(tmp_path: Path) -> None:
     )
     (root / "images" / "other.png").write_bytes(b"")
     seen: list[tuple[int, int]] = []
-    report = check(root, threads=3, progress=lambda done, of: seen.append((done, of)))
+    report = check(root, progress=lambda done, of: seen.append((done, of)))
     assert report.problems == []
-    assert format_problems(report.problems) == "no problems found"
+    assert not report.problems
     assert seen == [(k, 24) for k in range(1, 25)]
     summary = json.loads(json.dumps(report.summary))
     expected = {
@@ -147,17 +147,17 @@ def test_the_summary_counts_what_is_no_mistake(tmp_path: Path) -> None:
 
 def test_real_roots_pass(nih_root: Path, nih_original_root: Path) -> None:
     original = check(nih_original_root)
-    assert format_problems(original.problems) == "no problems found"
+    assert not original.problems
     assert original.summary["sizes"] == {"1024x1024": 14}
     subset = check(nih_root)
-    assert format_problems(subset.problems) == "no problems found"
+    assert not subset.problems
     assert subset.summary["decoded"] == 1_788
     assert sum(subset.summary["boxes"].values()) == 698
 
 
 def test_all_of_nih_counts(nih_metadata_root: Path) -> None:
-    report = check(nih_metadata_root, findings=14, decode=False)
-    assert report.problems == []
+    report = check(nih_metadata_root, findings=14)
+    assert {problem.file for problem in report.problems} == {"images/"}  # there is none
     summary = report.summary
     assert (summary["images"], summary["patients"]) == (112_120, 30_805)
     assert summary["lists"] == {"train_val_list.txt": 86_524, "test_list.txt": 25_596}

@@ -1,1 +1,1 @@
-"""Records, splits and batches of chest X-rays. numpy and grain only; never jax."""
+"""Records, splits and batches of chest X-rays. What is computed is computed by numpy; no file here imports jax."""

@@ -2,7 +2,7 @@
 
 Body frame: u runs to the image's right (the patient's left) from the midline, v runs down from the
 image's top; both in units of the image side before the pose moves them. Opacity is additive, as
-attenuation along a ray is; the film's tone curve in `phantom.py` turns it into grey levels.
+attenuation along a ray is; the film's tone curve in `phantom_film.py` turns it into grey levels.
 """
 
 from __future__ import annotations

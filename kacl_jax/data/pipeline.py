@@ -52,9 +52,9 @@ class BrokenFiles:
 
 
 class TrainBatches:
-    """Endless batches of this process's share of the training images, each epoch in another order.
+    """Endless batches of one shard of the training images, each epoch in another order.
 
-    The share is every `shards`-th training image from the `shard`-th on, fixed for the whole run,
+    The shard is every `shards`-th training image from the `shard`-th on, fixed for the whole run,
     and is cut before shuffling. An epoch is `steps_per_epoch` batches, equal in every shard; the
     images that do not fill a batch wait for a later epoch (others are left over each time).
     With on_error='skip' a broken file is left out and the next one moves up, so from then on the
@@ -63,7 +63,7 @@ class TrainBatches:
     The state is a few integers and costs nothing to take: call `get_state` after each batch.
 
     Args:
-        batch_size: images per batch of this process (not of all processes).
+        batch_size: images per batch of this shard (not of all shards).
         seed: any integer ≥ 0; decides the orders, together with the shard.
         threads: decoding threads; they do not influence what a batch holds.
 
@@ -95,7 +95,7 @@ class TrainBatches:
         if per_shard < batch_size:
             raise UserError(
                 f"split {split.name} has {len(split.train)} training images, {per_shard} for each "
-                f"of {shards} process(es), which do not fill a batch of {batch_size}; use a "
+                f"of {shards} shard(s), which do not fill a batch of {batch_size}; use a "
                 "smaller --config.train.batch_size"
             )
         self.steps_per_epoch = per_shard // batch_size

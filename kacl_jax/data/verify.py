@@ -36,23 +36,10 @@ class Report:
     summary: dict[str, Any]
 
 
-def verify(
-    root: Path | str,
-    *,
-    findings: int = 8,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> list[Problem]:
-    """`check(...).problems`."""
-    return check(root, findings=findings, threads=threads, progress=progress).problems
-
-
 def check(
     root: Path | str,
     *,
     findings: int = 8,
-    decode: bool = True,
-    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Checks text files, lists, boxes, patients and, by decoding each, the images of a root; of a
@@ -60,7 +47,6 @@ def check(
 
     A missing text file does not end the check: what can still be checked is. All images with a
     label row are decoded; if no label row could be read, every PNG file that is there.
-    With `decode=False` no image is looked for.
 
     Raises:
         UserError: the root is not there or empty, or `findings` is neither 8 nor 14.
@@ -70,15 +56,13 @@ def check(
     tables = read_root(root, problems)
     _compare_patients(tables, problems)
     summary = _count(tables, named)
-    if decode:
-        store = find_images(tables.root, problems)
-        absent = sorted(name for name in tables.rows if name not in store)
-        report_missing(absent, len(tables.rows), problems)
-        if isinstance(store, Prepared):
-            summary |= _check_prepared(store, tables, problems, progress)
-        else:
-            workers = threads or os.cpu_count() or 1
-            summary |= _check_files(store.files, tables, problems, workers, progress)
+    store = find_images(tables.root, problems)
+    absent = sorted(name for name in tables.rows if name not in store)
+    report_missing(absent, len(tables.rows), problems)
+    if isinstance(store, Prepared):
+        summary |= _check_prepared(store, tables, problems, progress)
+    else:
+        summary |= _check_files(store.files, tables, problems, progress)
     return Report(problems.all(), summary)
 
 
@@ -115,7 +99,6 @@ def _check_files(
     files: dict[str, Path],
     tables: Tables,
     problems: Problems,
-    threads: int,
     progress: Progress | None,
 ) -> dict[str, Any]:
     wanted = tables.rows if tables.rows else [f for f in files if f.lower().endswith(".png")]
@@ -124,7 +107,7 @@ def _check_files(
         "files": len(files),
         "files_without_label_row": len(set(files) - set(tables.rows)),
     }
-    return found | _decode_all(paths, problems, threads, progress)
+    return found | _decode_all(paths, problems, progress)
 
 
 def _report_broken(error: BrokenImage, problems: Problems) -> None:
@@ -167,12 +150,10 @@ def _count(tables: Tables, findings: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _decode_all(
-    paths: list[Path], problems: Problems, threads: int, progress: Progress | None
-) -> dict[str, Any]:
+def _decode_all(paths: list[Path], problems: Problems, progress: Progress | None) -> dict[str, Any]:
     shapes: Counter[str] = Counter()
     constant = 0
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, outcome in enumerate(pool.map(_decode, paths), 1):
             if isinstance(outcome, BrokenImage):
                 _report_broken(outcome, problems)
@@ -194,9 +175,7 @@ def _decode(path: Path) -> tuple[tuple[int, int], bool] | BrokenImage:
 
 
 def format_problems(problems: list[Problem]) -> str:
-    """One line per problem, numbered; or one line that says there are none."""
-    if not problems:
-        return "no problems found"
+    """How many there are, then one line per problem, numbered."""
     lines = [f"{len(problems)} problem(s):"]
     lines += [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
     return "\n".join(lines)

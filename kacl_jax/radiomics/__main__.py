@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -70,8 +70,6 @@ def run(
     Raises:
       UserError: before anything is computed, for what concerns the whole table.
     """
-    from kacl_jax.radiomics import extract
-
     if (masks is None) == (boxes is None):
         raise UserError("Give either --masks or --boxes")
     if out.suffix not in (".csv", ".parquet"):
@@ -86,25 +84,16 @@ def run(
     ):
         writer = csv.writer(file)
         writer.writerow(["image", "region", "ready", "reason", *FEATURE_NAMES])
+        how: dict[str, Any] = {"backend": backend, "bin_width": bin_width, "bin_count": bin_count}
         for start in range(0, len(regions), _AT_ONCE):
-            part = regions[start : start + _AT_ONCE]
-            read, problems = _read_all(part)
-            found = extract(
-                [pixels for pixels, _ in read.values()],
-                [mask for _, mask in read.values()],
-                backend=backend,
-                bin_width=bin_width,
-                bin_count=bin_count,
-                dtype="float64",
-            )
-            measured = dict(zip(read, zip(*found, strict=True), strict=True))
-            for k, region in enumerate(part):
-                values, ready, reason = measured.get(k, (_NOTHING, False, problems.get(k)))
+            for region, (values, ready, reason) in _measured(
+                regions[start : start + _AT_ONCE], how
+            ):
                 not_ready += not ready
                 cells = ["" if np.isnan(value) else float(value) for value in values]
                 writer.writerow([region[0], region[1], bool(ready), reason, *cells])
+                bar.update()
             file.flush()
-            bar.update(len(part))
     if parquet is not None:
         parquet(partial)
     partial.replace(out)
@@ -113,6 +102,20 @@ def run(
             f"{not_ready} of {len(regions)} regions have no features; {out} says why in its column 'reason'",
             file=sys.stderr,
         )
+
+
+def _measured(
+    part: Sequence[Region], how: Mapping[str, Any]
+) -> Iterator[tuple[Region, tuple[np.ndarray, bool, str]]]:
+    """Each region with its features, whether they are there, and if not, why."""
+    from kacl_jax.radiomics import extract
+
+    read, problems = _read_all(part)
+    images, masks = ([pair[i] for pair in read.values()] for i in (0, 1))
+    found = extract(images, masks, dtype="float64", **how)
+    measured = dict(zip(read, zip(*found, strict=True), strict=True))
+    for k, region in enumerate(part):
+        yield region, measured[k] if k in read else (_NOTHING, False, problems[k])
 
 
 def _read_all(

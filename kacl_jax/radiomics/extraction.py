@@ -59,7 +59,6 @@ def extract(
     bin_width: float = 25.0,
     bin_count: int | None = None,
     dtype: Literal["float32", "float64"] = "float32",
-    progress: Callable[[int], None] = lambda done: None,
 ) -> Extraction:
     """The 102 two-dimensional features of one region per image.
 
@@ -70,7 +69,6 @@ def extract(
       bin_width: of the grey level bins, in grey values.
       bin_count: that many bins between a region's extremes, instead of a width.
       dtype: of the features; the JAX backend also computes in it.
-      progress: called with the number of regions done so far.
 
     Raises:
       UserError: one line for each problem, naming the item: shape, dtype, NaN pixels, empty mask.
@@ -79,49 +77,71 @@ def extract(
       UserWarning: where all grey values lie in [0, 1] and one bin would hold them all.
     """
     _check(images, masks, backend, bin_width, bin_count, dtype)
-    n = len(images)
-    found = Extraction(np.full((n, len(FEATURE_NAMES)), np.nan, dtype), np.zeros(n, bool), ())
-    reasons = [""] * n
-    tile_rows: dict[tuple[int, int, np.dtype], list[int]] = defaultdict(list)
-    crops: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    host_rows = []
-    for row in range(n):
-        pixels, mask = host.crop(_grey(images[row]), masks[row])
-        level = np.zeros((0, 0), np.int16)
-        try:
-            host.refuse_what_pyradiomics_refuses(mask)
-        except RadiomicsError as error:
-            reasons[row] = error.reason
-        else:
-            if backend == "jax":
-                level = bins.levels(pixels, mask, bin_width=bin_width, bin_count=bin_count)
-                reasons[row] = _over_a_limit(level)
-            if backend == "jax" and not reasons[row]:
-                tile_rows[_bucket(level, pixels.dtype, counting())].append(row)
-            else:
-                host_rows.append(row)
-        crops.append((pixels, mask, level))
-    done = n - len(host_rows) - sum(map(len, tile_rows.values()))
-    for (side, levels, kind), rows in tile_rows.items():
-        for chunk in _chunks(rows, side):
-            part = [crops[row] for row in chunk]
-            found.features[chunk] = _on_device(part, side, levels, kind, dtype, len(chunk))
-            found.ready[chunk] = True
-            done += len(chunk)
-            progress(done)
-    if host_rows:
+    regions = [
+        _region(image, mask, backend, bin_width, bin_count)
+        for image, mask in zip(images, masks, strict=True)
+    ]
+    features = np.full((len(regions), len(FEATURE_NAMES)), np.nan, dtype)
+    ready = np.array([region.way is not None for region in regions], bool)
+    reasons = [region.reason for region in regions]
+    rows: dict[_Bucket | Literal["host"] | None, list[int]] = defaultdict(list)
+    for row, region in enumerate(regions):
+        rows[region.way].append(row)
+    rows.pop(None, None)
+    on_host = rows.pop("host", [])
+    for bucket, ours in rows.items():
+        assert isinstance(bucket, _Bucket)
+        for chunk in _chunks(ours, bucket.side):
+            features[chunk] = _on_device([regions[row] for row in chunk], bucket, dtype)
+    if on_host:
         extractor = host.Extractor(bin_width, bin_count)
-    for row in host_rows:
+    for row in on_host:
         try:
-            found.features[row] = extractor.extract(*crops[row][:2])
-            found.ready[row] = True
+            features[row] = extractor.extract(regions[row].pixels, regions[row].mask)
         except RadiomicsError as error:
-            reasons[row] = error.reason
-        done += 1
-        progress(done)
-    if backend == "jax" and host_rows:
-        logging.info("%d of %d regions were left to the host path", len(host_rows), n)
-    return found._replace(reasons=tuple(reasons))
+            ready[row], reasons[row] = False, error.reason
+    if backend == "jax" and on_host:
+        logging.info("%d of %d regions were left to the host path", len(on_host), len(regions))
+    return Extraction(features, ready, tuple(reasons))
+
+
+class _Bucket(NamedTuple):
+    """Which program computes a region: one for each tile side, number of grey levels and kind of pixels."""
+
+    side: int
+    levels: int
+    kind: np.dtype
+
+
+class _Region(NamedTuple):
+    """A region cut out of its image, pixels and mask [h w]; level: its grey level bins, 0 outside, for the JAX backend.
+
+    way: what computes it; None where pyradiomics refuses it. reason: as in `Extraction`.
+    """
+
+    pixels: np.ndarray
+    mask: np.ndarray
+    level: np.ndarray
+    way: _Bucket | Literal["host"] | None
+    reason: str
+
+
+def _region(
+    image: np.ndarray, mask: np.ndarray, backend: str, bin_width: float, bin_count: int | None
+) -> _Region:
+    pixels, mask = host.crop(_grey(image), mask)
+    level = np.zeros((0, 0), np.int16)
+    try:
+        host.refuse_what_pyradiomics_refuses(mask)
+    except RadiomicsError as error:
+        return _Region(pixels, mask, level, None, error.reason)
+    if backend == "pyradiomics":
+        return _Region(pixels, mask, level, "host", "")
+    level = bins.levels(pixels, mask, bin_width=bin_width, bin_count=bin_count)
+    over = _over_a_limit(level)
+    if over:
+        return _Region(pixels, mask, level, "host", over)
+    return _Region(pixels, mask, level, _bucket(level, pixels.dtype, counting()), "")
 
 
 @functools.cache
@@ -145,10 +165,10 @@ def _over_a_limit(level: np.ndarray) -> str:
     return ""
 
 
-def _bucket(level: np.ndarray, dtype: np.dtype, by: Counting) -> tuple[int, int, np.dtype]:
-    """The smallest tile side and level number that hold a region, and the kind of its pixels."""
+def _bucket(level: np.ndarray, kind: np.dtype, by: Counting) -> _Bucket:
+    """The smallest tile side and level number that hold a region."""
     side = next(side for side in SIDES[by] if side >= max(level.shape) + 2)
-    return side, next(n for n in LEVELS if n >= level.max()), dtype
+    return _Bucket(side, next(n for n in LEVELS if n >= level.max()), kind)
 
 
 def _room(side: int, by: Counting) -> int:
@@ -161,22 +181,16 @@ def _chunks(rows: list[int], side: int) -> list[list[int]]:
     return [rows[start : start + room] for start in range(0, len(rows), room)]
 
 
-def _on_device(
-    crops: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    side: int,
-    levels: int,
-    kind: np.dtype,
-    dtype: str,
-    used: int,
-) -> np.ndarray:
-    shape = (_room(side, counting()), side, side)
-    pixels, level = np.zeros(shape, kind), np.zeros(shape, np.uint8)
-    for row, (grey, _, binned) in enumerate(crops):
-        window = np.s_[row, 1 : 1 + grey.shape[0], 1 : 1 + grey.shape[1]]
-        pixels[window], level[window] = grey, binned
+def _on_device(regions: list[_Region], bucket: _Bucket, dtype: str) -> np.ndarray:
+    shape = (_room(bucket.side, counting()), bucket.side, bucket.side)
+    pixels, level = np.zeros(shape, bucket.kind), np.zeros(shape, np.uint8)
+    for row, region in enumerate(regions):
+        h, w = region.level.shape
+        window = np.s_[row, 1 : 1 + h, 1 : 1 + w]
+        pixels[window], level[window] = region.pixels, region.level
     with jax.enable_x64(dtype == "float64"):
-        found = _program(levels, counting())(pixels, level, used=np.int32(used))
-        return np.asarray(found)[:used]
+        found = _program(bucket.levels, counting())(pixels, level, used=np.int32(len(regions)))
+        return np.asarray(found)[: len(regions)]
 
 
 @functools.cache

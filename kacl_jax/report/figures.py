@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,13 +211,6 @@ def read_predictions(path: Path, findings: Sequence[str]) -> tuple[np.ndarray, n
             f"{path} has a row or column that does not fit ({error}); --mode=eval writes it anew"
         ) from error
     return np.array(labels).reshape(-1, len(findings)), np.array(scores).reshape(-1, len(findings))
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl; none where there is no such file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
 
 
 def training(log: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from kacl_jax import gradcam
 from kacl_jax.data import nih
 from kacl_jax.locate import Located
 from kacl_jax.numerals import interval, short
@@ -67,13 +66,7 @@ class Tested:
 
     def region(self, image: int, finding: int) -> np.ndarray:
         """What radiomics measures there by the run's own rule: bool [h w]."""
-        rule = self.rule
-        found = gradcam.regions(
-            self.cam(image, finding), size=rule.size, relu=rule.relu, threshold=rule.threshold
-        )
-        if rule.shape == "box":
-            return gradcam.box_mask(gradcam.mask_box(found.mask), rule.size)
-        return found.mask
+        return self.rule.region(self.cam(image, finding))[0]
 
     def pixels(self, image: int, size: int) -> np.ndarray:
         """uint8 [size size]."""

@@ -20,7 +20,7 @@ def write_run(workdir: Path, tested: Tested) -> None:
     """
     results, origin = (run.read_json(workdir / name) for name in ("results.json", "run.json"))
     config = run.read_json(workdir / "config.json")["config"]
-    log = figures.read_log(workdir / "metrics.jsonl")
+    log = run.read_log(workdir / "metrics.jsonl")
     content = {
         "results": results,
         "origin": origin,

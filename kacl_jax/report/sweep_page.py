@@ -16,7 +16,7 @@ from kacl_jax.metrics import T_IOU
 from kacl_jax.numerals import interval, short, signed
 from kacl_jax.report import charts, contrast, page
 from kacl_jax.report.charts import Axis, Line, Point
-from kacl_jax.report.figures import WANG_2017, WANG_LABEL, read_log
+from kacl_jax.report.figures import WANG_2017, WANG_LABEL
 
 FAMILIES = {
     "weak": "No box anywhere: none in training, none in choosing how the map is read",
@@ -87,7 +87,7 @@ def read_points(folder: Path, arms: Iterable[str]) -> list[dict[str, Any]]:
             if place is not None:
                 own = path.with_name("report.html")
                 config = run.read_json(path.with_name("config.json"))["config"]
-                log = read_log(path.with_name("metrics.jsonl"))
+                log = run.read_log(path.with_name("metrics.jsonl"))
                 of_arm.append(
                     {
                         "arm": arm,

@@ -8,7 +8,6 @@ Exit codes as of a single run: 0 all points are finished · 1 some failed · 75 
 
 from __future__ import annotations
 
-import json
 import runpy
 import shlex
 import signal
@@ -74,12 +73,12 @@ class Plan:
 
     def finished(self, point: Point) -> bool:
         """Whether it was trained to its last step and tested after that, as main itself would see it."""
-        results, log = self.place(point) / "results.json", self.place(point) / "metrics.jsonl"
-        if not (results.exists() and log.exists()):
+        results = self.place(point) / "results.json"
+        if not results.exists():
             return False
         # The first validation ends the first epoch.
-        lines = log.read_text().split("\n")[:-1]
-        steps = (told["step"] for told in map(json.loads, lines) if told["kind"] == "val")
+        log = run.read_log(self.place(point) / "metrics.jsonl")
+        steps = (line["step"] for line in log if line["kind"] == "val")
         epochs = point.overrides.get("train.epochs", self.config.train.epochs)
         total = epochs * next(steps, 0)
         return bool(total and run.read_json(results).get("trained_steps") == total)
@@ -160,11 +159,7 @@ def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
         return
     defaults = config_keys.flatten(config_keys.default())
     old = {**defaults, **run.read_json(workdir / "config.json")["config"]}
-    changed = [
-        f"{key}: {old.get(key)!r} → {config.get(key)!r}"
-        for key in sorted(config.keys() | old.keys())
-        if key not in config_keys.FREE_KEYS and old.get(key) != config.get(key)
-    ]
+    changed = run.changed_keys(old, config, config_keys.FREE_KEYS)
     if changed:
         raise UserError(
             f"{workdir} was started with another config: {'; '.join(changed)}. Delete it, or give another --workdir"

@@ -21,7 +21,6 @@ from kacl_jax.errors import UserError
 from kacl_jax.metrics.bootstrap import clusters, divide
 from kacl_jax.metrics.ranking import Ranked
 from kacl_jax.report.contrast import Contrast, last_epoch
-from kacl_jax.report.figures import read_log
 
 IOU_SHOWN = (0.1, 0.3, 0.5)
 METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in IOU_SHOWN))
@@ -111,7 +110,7 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
             name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in IOU_SHOWN}
             for name, table in floors.items()
         },
-        contrast=last_epoch(read_log(workdir / "metrics.jsonl"), config),
+        contrast=last_epoch(run.read_log(workdir / "metrics.jsonl"), config),
     )
 
 
