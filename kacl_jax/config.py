@@ -220,6 +220,10 @@ def _contradictions(c: ConfigDict, n_devices: int, n_processes: int) -> list[str
             f"config.fold is {c.fold}; with config.folds={c.folds} it must be in 0 … {c.folds - 1}",
         ),
         (
+            c.protocol == "A" and c.fold > 0,
+            f"protocol A has one test set, so config.fold={c.fold} would change nothing; use 0, or protocol B or C",
+        ),
+        (
             c.protocol == "A" and c.data.box_share > 0,
             "protocol A uses no box in training; set config.data.box_share=0, or protocol B or C",
         ),

@@ -115,13 +115,11 @@ class Experiment:
 
     def describe(self) -> str:
         """What is about to run, in two lines."""
-        split, records = self.split, self.records
-        absent = f" · {len(records.missing):,} images missing" if records.missing else ""
+        missing = self.records.missing
+        absent = f" · {len(missing):,} images missing" if missing else ""
         device = self.parallel.devices[0]
         return (
-            f"{split.name} ({split.hash}): {len(split.train):,} training, {len(split.val):,} validation, "
-            f"{len(split.test):,} test images · {split.annotated.sum():,} boxes to train on, "
-            f"{split.scored.sum():,} scored{absent}\n"
+            f"{self.split.describe()}{absent}\n"
             f"{self.config.model.encoder}, {self.config.data.image_size} px, {self.total_steps:,} steps of "
             f"{self.config.train.batch_size} images on {self.parallel.n_devices} × {device.device_kind}"
             + (f" of {hosts.count()} processes" if hosts.count() > 1 else "")

@@ -84,11 +84,21 @@ def _verify(config: ConfigDict, workdir: Path) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = verify.check(root, findings=config.data.findings, progress=progress)
+        report = verify.check(
+            root,
+            findings=config.data.findings,
+            allow_missing=config.data.allow_missing,
+            skip_broken=config.data.on_error == "skip",
+            official_lists=config.protocol != "C",
+            progress=progress,
+        )
     print(verify.format_summary(report.summary))
+    if report.tolerated:
+        print("Gone on with, as the config says:", verify.format_problems(report.tolerated))
     if report.problems:
         print(verify.format_problems(report.problems))
         return run.USER_ERROR
+    print(experiment.read_data(config, workdir.absolute())[1].describe())
     print("No problems found.")
     return run.DONE
 

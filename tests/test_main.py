@@ -99,6 +99,7 @@ MISTAKES = [
     ((NIH, "--wrokdir=x"), "Did you mean: workdir"),
     ((NIH, "train"), "Not understood: train; options look like --config.fold=1"),
     ((NIH,), "config.data.root is empty"),
+    ((NIH, "--config.fold=3"), "protocol A has one test set, so config.fold=3"),
     ((NIH, "--mode=verify"), "config.data.root is empty"),
     ((NIH, "--config.data.root=phantom", "--config.protocol=D"), "config.protocol is 'D'"),
     ((NIH, "--config.data.root=/not/there", "--config.model.pretrained="), "/not/there"),
@@ -138,15 +139,28 @@ def test_verify_says_whether_a_root_is_sound(root: Path, tmp_path: Path) -> None
     sound = call(NIH, "--mode=verify", f"--config.data.root={root}")
     assert sound.returncode == run.DONE, sound.stderr
     assert "No problems found." in sound.stdout
+    assert "A-weak (" in sound.stdout
     broken = shutil.copytree(root, tmp_path / "broken")
     torn, missing = sorted((broken / "images").iterdir())[:2]
     torn.write_bytes(torn.read_bytes()[:200])
     missing.unlink()
+    lax = ("--config.data.allow_missing=True", "--config.data.on_error=skip")
+    going_on = call(NIH, "--mode=verify", f"--config.data.root={broken}", *lax)
+    assert going_on.returncode == run.DONE, going_on.stderr
+    assert "Gone on with, as the config says: 2 problem(s)" in going_on.stdout
     (broken / "BBox_List_2017.csv").write_text("what is this\n")
     done = call(NIH, "--mode=verify", f"--config.data.root={broken}")
     assert done.returncode == run.USER_ERROR
     for word in (torn.name, missing.name, "BBox_List_2017.csv", "Fix:"):
         assert word in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_platform_without_a_device_is_told(root: Path, tmp_path: Path) -> None:
+    flags = (*TINY, f"--config.data.root={root}", f"--workdir={tmp_path / 'w'}")
+    done = call(*flags, env={"JAX_PLATFORMS": "cuda"})
+    assert done.returncode == run.USER_ERROR, done.stderr
+    assert "jax finds no device with JAX_PLATFORMS=cuda" in done.stderr
     assert "Traceback" not in done.stderr
 
 

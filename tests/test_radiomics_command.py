@@ -55,6 +55,35 @@ def test_masks_and_boxes_give_pyradiomics_values(folder: Path) -> None:
     assert boxes[1][FEATURE_NAMES[0]] == ""
 
 
+def test_boxes_in_another_frame_are_those_of_the_image(folder: Path) -> None:
+    """As a spreadsheet saves them: with a byte order mark."""
+    text = (
+        "\ufeffimage,x,y,w,h\n" + f"a.png,{1024 * 10 / 50},{1024 * 5 / 40},{1024 * 35 / 50},512\n"
+    )
+    (folder / "nih.csv").write_text(text, encoding="utf-8")
+    for name, more in (("boxes", ()), ("nih", ("--frame=1024",))):
+        assert (
+            run(folder, f"--boxes={folder / name}.csv", *more, f"--out={folder / name}.out.csv")
+            == 0
+        )
+    ours, same = (table(folder / f"{name}.out.csv")[0] for name in ("boxes", "nih"))
+    assert ours == same
+
+
+def test_what_is_deeper_than_eight_bits(folder: Path, capsys) -> None:
+    """Labels of 1 in 16 bits are a region; 16 bits become 8 by their whole range; 12 bits in 16 are refused."""
+    images, masks = folder / "images", folder / "masks"
+    shallow = cv2.imread(str(images / "a.png"), cv2.IMREAD_GRAYSCALE)
+    region = (cv2.imread(str(masks / "a.png"), cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint16)
+    for name, scale in (("b", 257), ("c", 16)):
+        cv2.imwrite(str(images / f"{name}.png"), shallow.astype(np.uint16) * scale)
+        cv2.imwrite(str(masks / f"{name}.png"), region)
+    assert run(folder, f"--masks={masks}", f"--out={folder / 'm.csv'}") == 0
+    first, deep, twelve = table(folder / "m.csv")
+    assert {**first, "image": ""} == {**deep, "image": ""}
+    assert "up to 4080 in 16 bits; scale them" in twelve["reason"]
+
+
 def test_parquet_holds_the_same(folder: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     for name in ("m.csv", "m.parquet"):
@@ -73,11 +102,19 @@ def test_parquet_holds_the_same(folder: Path) -> None:
         (["--boxes=nowhere"], "nowhere is not a file"),
         (["--boxes=X"], "line 2: x, y, w, h must be numbers"),
         (["--boxes=X"], "line 3: c.png is not in"),
+        (["--boxes=X"], "line 4: x, y, w, h must be numbers"),
+        (["--boxes=R"], "in NIH's frame; add --frame=1024"),
     ],
 )
 def test_mistakes_are_named(folder: Path, capsys, arguments, told) -> None:
-    (folder / "bad.csv").write_text("image,x,y,w,h\na.png,1,one,3,3\nc.png,1,1,9,9\n")
+    (folder / "bad.csv").write_text(
+        "image,x,y,w,h\na.png,1,one,3,3\nc.png,1,1,9,9\na.png,nan,1,9,9\n"
+    )
+    (folder / "run.csv").write_text(
+        "image,finding,x,y,w,h,iou,prior_map_iou\na.png,Mass,1,1,9,9,,\n"
+    )
     places = {"M": folder / "masks", "B": folder / "boxes.csv", "X": folder / "bad.csv"}
+    places["R"] = folder / "run.csv"
     made = [f"{a.split('=')[0]}={places.get(a.split('=')[1], a.split('=')[1])}" for a in arguments]
     assert run(folder, *made, f"--out={folder / 'o.csv'}") == 1
     assert told in capsys.readouterr().err

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
+import pytest
+
 from kacl_jax import config as config_keys
+from kacl_jax.data.verify import check
 
 REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text()
@@ -58,3 +64,57 @@ def test_files_that_the_pages_link_are_there() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_x_rays_laid_out_as_the_readme_shows_are_read(tmp_path: Path) -> None:
+    """The very rows, and an image: all that verify misses is the image's line in a list."""
+    (block,) = (block for block in BLOCKS if block.startswith("Data_Entry_2017.csv "))
+    for part in re.split(r"\n(?=\S)", block.strip()):
+        name, text = part.split(maxsplit=1)
+        if name.endswith(".csv"):
+            (tmp_path / name).write_text(
+                "\n".join(line.strip() for line in text.splitlines()) + "\n"
+            )
+    (tmp_path / "train_val_list.txt").write_text("ap_001.png\n")
+    (tmp_path / "test_list.txt").write_text("")
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images/ap_001.png"), np.arange(600, dtype=np.uint8).reshape(20, 30))
+    report = check(tmp_path, official_lists=False)
+    assert not report.problems
+    assert report.summary["positives"]["Effusion"] == report.summary["boxes"]["Cardiomegaly"] == 1
+
+
+def figures(arm: str, metric: str, baseline: str = "") -> list[float]:
+    """Value and both ends of its interval, or the difference and its, from the committed table."""
+    with (REPO / "docs/evidence/nih/sweep.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["arm"], row["metric"]) == (arm, metric)]
+    if baseline:
+        rows = [row for row in rows if row["baseline"] == baseline]
+        return [
+            float(rows[0][n]) for n in ("difference", "difference_ci_low", "difference_ci_high")
+        ]
+    return [float(rows[0][name]) for name in ("value", "ci_low", "ci_high")]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/experiment.md"])
+@pytest.mark.parametrize(
+    "label, arm, baseline",
+    [
+        ("| focal only, guided |", "guided_focal", ""),
+        ("| KACL, guided |", "guided_kacl", ""),
+        ("| KACL, guided − `prior_map` |", "guided_kacl", "prior_map"),
+    ],
+)
+def test_the_pages_tell_what_the_evidence_says(
+    page: str, label: str, arm: str, baseline: str
+) -> None:
+    """AUROC of an arm and T(IoU) > .1, with their intervals."""
+    (line,) = (line for line in (REPO / page).read_text().splitlines() if line.startswith(label))
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    told = {"iou_0.1": next(c for c in cells[1:] if "[" in c)}
+    if not baseline:
+        told["auroc"] = cells[0]
+    for metric, cell in told.items():
+        written = [float(x.replace("−", "-")) for x in re.findall(r"[−+]?\d*\.\d+", cell)]
+        value, low, high = (round(x, 3) for x in figures(arm, metric, baseline))
+        assert (written[0], *written[-2:]) == (value, low, high), (metric, cell)

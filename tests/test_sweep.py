@@ -433,6 +433,7 @@ def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "words, told",
     [
+        ((), "Which config? Give one"),
         (("--config=configs/nih.py",), "configs/nih.py defines no function get_hyper"),
         ((f"--config={ABLATIONS}", "--only=kalc"), "There is no arm kalc; there are: focal, kacl,"),
         ((f"--config={ABLATIONS}", "--mode=eval"), "Unknown command line flag 'mode'"),

@@ -322,6 +322,24 @@ def test_other_lags(run_here: Runner, events: Events, lag: int, steps: int) -> N
     assert min(seen) >= steps
 
 
+def test_without_any_box_classification_is_trained_and_scored(
+    run_here: Runner, root: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(root, bare)
+    boxes = bare / "BBox_List_2017.csv"
+    boxes.write_text(boxes.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="holds no box; use"):
+        run_here(data__root=str(bare), train__epochs=2)
+    workdir = run_here(data__root=str(bare), data__box_share=0.0, train__epochs=2)
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["classification"]["auroc"]["mean"]["value"] is not None
+    unseen = results["localization"]["iou"]["0.1"]["mean"]
+    assert unseen["value"] is None
+    assert unseen["reason"]
+    assert (workdir / "report.html").exists()
+
+
 def test_what_is_dropped_is_counted_and_told(run_here: Runner, events: Events) -> None:
     workdir = run_here(feedback__lag=1, feedback__late="drop", train__epochs=3)
     assert events.counters()["late"] + events.counters()["dropped"] > 0

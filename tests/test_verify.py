@@ -145,6 +145,43 @@ def test_the_summary_counts_what_is_no_mistake(tmp_path: Path) -> None:
     assert "sizes: 30x20 1, 24x24 23" in format_summary(summary)
 
 
+def test_what_the_run_would_go_on_with_is_no_problem(tmp_path: Path) -> None:
+    root = broken_root(tmp_path)
+    strict, lax = (
+        check(root),
+        check(root, allow_missing=True, skip_broken=True, official_lists=False),
+    )
+    whats = {
+        "of 22 images 1 are missing",
+        "a file cannot be read",
+        "shares patients with train_val_list.txt",
+    }
+    assert {problem.what for problem in lax.tolerated} == whats
+    assert not strict.tolerated
+    assert sorted(map(str, strict.problems)) == sorted(map(str, lax.problems + lax.tolerated))
+
+
+def test_twelve_bits_in_sixteen_are_told(tmp_path: Path) -> None:
+    root = small_root().write(tmp_path)
+    pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(pixels).save(root / "images" / "00000001_000.png")
+    (problem,) = check(root).problems
+    assert "nearly black, no grey value above 16 of 255: 00000001_000.png up to 16" in str(problem)
+    Image.fromarray(pixels * 16).save(root / "images" / "00000001_000.png")
+    assert not check(root).problems
+
+
+def test_boxes_in_the_images_own_pixels_are_told(tmp_path: Path) -> None:
+    text = small_root()
+    findings = sorted(FINDINGS_8)
+    images = [line.split(",")[0] for line in text.labels[:24]]
+    text.boxes[:] = [f"{image},{findings[0]},2,3,20,21,,," for image in images]
+    (problem,) = check(text.write(tmp_path)).problems
+    assert "all boxes end within 24 px, as if they were in pixels of the images" in str(problem)
+    text.boxes[0] = f"{images[0]},{findings[0]},2,3,20,22,,,"
+    assert not check(text.write(tmp_path / "other")).problems
+
+
 def test_real_roots_pass(nih_root: Path, nih_original_root: Path) -> None:
     original = check(nih_original_root)
     assert not original.problems

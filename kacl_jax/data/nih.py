@@ -35,7 +35,7 @@ __all__ = [
     "from_nih_pixels", "read_image", "read_records", "resize", "to_nih_pixels",
 ]  # fmt: skip
 
-_NIH_SIDE = 1024  # every box in BBox_List_2017.csv is in this frame, whatever the file's size
+NIH_SIDE = 1024  # every box in BBox_List_2017.csv is in this frame, whatever the file's size
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +62,12 @@ def from_nih_pixels(xywh: np.ndarray) -> np.ndarray:
     """(x, y, w, h) [… 4] in NIH's 1024-pixel frame → box float32 [… 4] in fractions."""
     xywh = np.asarray(xywh, np.float64)
     low, size = xywh[..., :2], xywh[..., 2:]
-    return (np.concatenate([low, low + size], -1) / _NIH_SIDE).astype(np.float32)
+    return (np.concatenate([low, low + size], -1) / NIH_SIDE).astype(np.float32)
 
 
 def to_nih_pixels(box: np.ndarray) -> np.ndarray:
     """Box [… 4] in fractions → (x, y, w, h) float64 [… 4] in NIH's 1024-pixel frame."""
-    box = np.asarray(box, np.float64) * _NIH_SIDE
+    box = np.asarray(box, np.float64) * NIH_SIDE
     return np.concatenate([box[..., :2], box[..., 2:] - box[..., :2]], -1)
 
 
@@ -120,8 +120,10 @@ def read_root(root: Path | str, problems: Problems) -> Tables:
     is_prepared(Path(root).expanduser())  # an unfinished one may have no text files yet
     tables = read_tables(root, problems)
     for (image, finding), (x, y, w, h) in tables.boxes.items():
-        if min(x, y) < 0 or max(x + w, y + h) > _NIH_SIDE:
-            fix = f"give x, y, w, h in NIH's {_NIH_SIDE} x {_NIH_SIDE} frame, whatever the file's size"
+        if min(x, y) < 0 or max(x + w, y + h) > NIH_SIDE:
+            fix = (
+                f"give x, y, w, h in NIH's {NIH_SIDE} x {NIH_SIDE} frame, whatever the file's size"
+            )
             example = f"{image} {finding} ({x:g}, {y:g}, {w:g}, {h:g})"
             problems.add(BOX_FILE, "a box leaves the image", fix, example)
     return tables
@@ -136,7 +138,10 @@ def find_images(root: Path, problems: Problems) -> PngFolder | Prepared:
 
 def report_missing(absent: Sequence[str], total: int, problems: Problems) -> None:
     """Adds the Problem of images that have labels and no file."""
-    fix = "add the files, or train on what is there with --config.data.allow_missing=True"
+    fix = (
+        "add the files, or train on what is there with --config.data.allow_missing=True "
+        "(kacl_jax.prepare: --allow_missing)"
+    )
     for name in absent:
         problems.add("images/", f"of {total} images {len(absent)} are missing", fix, name)
 

@@ -96,6 +96,13 @@ class Split:
                     f"({_few(shared)}); every patient may be in one part only"
                 )
 
+    def describe(self) -> str:
+        """Name, hash and sizes in one line."""
+        return (
+            f"{self.name} ({self.hash}): {len(self.train):,} training, {len(self.val):,} validation, "
+            f"{len(self.test):,} test images · {self.annotated.sum():,} boxes to train on, {self.scored.sum():,} scored"
+        )
+
     def _check_boxes(self) -> None:
         if self.protocol == "A" and self.annotated.any():
             raise UserError(f"split {self.name}: protocol A trains on no box, by definition")
@@ -167,6 +174,11 @@ def make_split(
         floors = _folded_floors(rule, records.patients, scored, folds)
     else:
         _check_fold(records, train, part.test, fold, folds)
+        if box_share and not records.has_box.any():
+            raise UserError(
+                f"config.data.box_share is {box_share:g} and {records.root} holds no box; use "
+                "--config.data.box_share=0 --config.loss.box_weight=0"
+            )
         floors = ((records.has_box & (train | val)[:, None], scored),)
     # Drawn among the patients, not the boxes: half a patient's boxes would be half a secret.
     given = rule.first("boxes", records.patients, train & _rows(records.has_box), box_share)
@@ -205,7 +217,7 @@ def _semi(records: Records, rule: _Rule, folds: int, fold: int) -> _Part:
         stray = records.names[boxed & ~official]
         raise UserError(
             f"protocol B wants every boxed image in test_list.txt, but {stray.size} are in "
-            f"train_val_list.txt ({_few(stray)}); use --config.protocol=C"
+            f"train_val_list.txt ({_few(stray)}); use --config=configs/nih.py:pooled"
         )
     fold_of = rule.folds("fold", records.patients, boxed, folds)
     given = (fold_of >= 0) & (fold_of != fold)
@@ -281,8 +293,10 @@ def _check_arguments(
 def _check_fold(
     records: Records, train: np.ndarray, test: np.ndarray, fold: int, folds: int
 ) -> None:
+    """Each part has images and, if there are boxes at all, boxes."""
+    boxes = records.has_box
     for part, mask in (("train", train), ("test", test)):
-        for what, there in (("image", mask.any()), ("box", records.has_box[mask].any())):
+        for what, there in (("image", mask.any()), ("box", boxes[mask].any() or not boxes.any())):
             if not there:
                 raise UserError(
                     f"fold {fold} of {folds} has no {what} in its {part} part: {records.root} holds "

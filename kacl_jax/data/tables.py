@@ -103,7 +103,9 @@ def read_tables(root: Path | str, problems: Problems) -> Tables:
     tables = Tables(Path(root).expanduser())
     if not tables.root.is_dir():
         what = "is not a folder" if tables.root.exists() else "is not there"
-        raise UserError(f"data root {tables.root} {what}; give NIH's folder by --config.data.root")
+        raise UserError(
+            f"data root {tables.root} {what}; give NIH's folder by --config.data.root (kacl_jax.prepare: --root)"
+        )
     if not any(tables.root.iterdir()):
         raise UserError(
             f"data root {tables.root} is empty; looked for images/ (or images_001/images …), "

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from kacl_jax.data.nih import (
+    NIH_SIDE,
     BrokenImage,
     Problem,
     Problems,
@@ -23,16 +22,22 @@ from kacl_jax.data.nih import (
     report_missing,
 )
 from kacl_jax.data.prepared import Prepared
-from kacl_jax.data.tables import LIST_FILES, Tables
+from kacl_jax.data.tables import BOX_FILE, LIST_FILES, Tables
 
 Progress = Callable[[int, int], None]  # (images decoded, images in all)
+_NEARLY_BLACK = 16  # 12 bits in a 16-bit file reach 15 of 255
+_ENOUGH_BOXES = 20  # all of them in one corner by chance: no
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found; `summary` is JSON-able and also says what is no mistake but notable."""
+    """What `check` found; `summary` is JSON-able and also says what is no mistake but notable.
+
+    tolerated: problems that the run would go on with, as it was told to.
+    """
 
     problems: list[Problem]
+    tolerated: list[Problem]
     summary: dict[str, Any]
 
 
@@ -40,6 +45,9 @@ def check(
     root: Path | str,
     *,
     findings: int = 8,
+    allow_missing: bool = False,
+    skip_broken: bool = False,
+    official_lists: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Checks text files, lists, boxes, patients and, by decoding each, the images of a root; of a
@@ -48,26 +56,36 @@ def check(
     A missing text file does not end the check: what can still be checked is. All images with a
     label row are decoded; if no label row could be read, every PNG file that is there.
 
+    Args:
+        allow_missing, skip_broken: the run would leave images without a file, or with a broken one, out.
+        official_lists: the protocol takes its parts from the lists, so that they may share no patient.
+
     Raises:
         UserError: the root is not there or empty, or `findings` is neither 8 nor 14.
     """
-    problems = Problems()
+    problems, tolerated = Problems(), Problems()
     named = findings_of(findings)
     tables = read_root(root, problems)
-    _compare_patients(tables, problems)
+    _compare_patients(tables, problems if official_lists else tolerated)
     summary = _count(tables, named)
     store = find_images(tables.root, problems)
     absent = sorted(name for name in tables.rows if name not in store)
-    report_missing(absent, len(tables.rows), problems)
+    report_missing(absent, len(tables.rows), tolerated if allow_missing else problems)
+    broken = tolerated if skip_broken else problems
     if isinstance(store, Prepared):
-        summary |= _check_prepared(store, tables, problems, progress)
+        summary |= _check_prepared(store, tables, problems, broken, progress)
     else:
-        summary |= _check_files(store.files, tables, problems, progress)
-    return Report(problems.all(), summary)
+        summary |= _check_files(store.files, tables, problems, broken, progress)
+        _check_frame(tables, summary["sizes"], problems)
+    return Report(problems.all(), tolerated.all(), summary)
 
 
 def _check_prepared(
-    store: Prepared, tables: Tables, problems: Problems, progress: Progress | None
+    store: Prepared,
+    tables: Tables,
+    problems: Problems,
+    broken: Problems,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """Every record file against its checksum; what was broken when the data were prepared still is."""
     manifest, done = store.manifest, 0
@@ -83,7 +101,7 @@ def _check_prepared(
             fix = "copy the file again, or ignore this if you changed it on purpose"
             problems.add(name, "is not what it was when the data were prepared", fix)
     for error in store.broken.values():
-        _report_broken(error, problems)
+        _report_broken(error, broken)
     store.check_content(problems, read)
     size = manifest.job.size
     return {
@@ -99,6 +117,7 @@ def _check_files(
     files: dict[str, Path],
     tables: Tables,
     problems: Problems,
+    broken: Problems,
     progress: Progress | None,
 ) -> dict[str, Any]:
     wanted = tables.rows if tables.rows else [f for f in files if f.lower().endswith(".png")]
@@ -107,7 +126,7 @@ def _check_files(
         "files": len(files),
         "files_without_label_row": len(set(files) - set(tables.rows)),
     }
-    return found | _decode_all(paths, problems, progress)
+    return found | _decode_all(paths, problems, broken, progress)
 
 
 def _report_broken(error: BrokenImage, problems: Problems) -> None:
@@ -150,28 +169,57 @@ def _count(tables: Tables, findings: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _decode_all(paths: list[Path], problems: Problems, progress: Progress | None) -> dict[str, Any]:
+def _decode_all(
+    paths: list[Path], problems: Problems, broken: Problems, progress: Progress | None
+) -> dict[str, Any]:
     shapes: Counter[str] = Counter()
     constant = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, outcome in enumerate(pool.map(_decode, paths), 1):
+        outcomes = zip(paths, pool.map(_decode, paths), strict=True)
+        for done, (path, outcome) in enumerate(outcomes, 1):
             if isinstance(outcome, BrokenImage):
-                _report_broken(outcome, problems)
+                _report_broken(outcome, broken)
             else:
-                shapes["{1}x{0}".format(*outcome[0])] += 1
-                constant += outcome[1]
+                shapes["{1}x{0}".format(*outcome.shape)] += 1
+                constant += outcome.darkest == outcome.brightest
+                if outcome.darkest < outcome.brightest <= _NEARLY_BLACK:
+                    _report_dark(path, outcome.brightest, problems)
             if progress is not None:
                 progress(done, len(paths))
     return {"decoded": sum(shapes.values()), "sizes": dict(shapes), "constant_images": constant}
 
 
-def _decode(path: Path) -> tuple[tuple[int, int], bool] | BrokenImage:
-    """((h, w), whether all pixels are equal), or why not."""
+class _Decoded(NamedTuple):
+    shape: tuple[int, int]  # h, w
+    darkest: int
+    brightest: int
+
+
+def _decode(path: Path) -> _Decoded | BrokenImage:
+    """What an image is, or why it cannot be read."""
     try:
         image = read_image(path)
     except BrokenImage as error:
         return error
-    return (image.shape[0], image.shape[1]), bool(np.ptp(image) == 0)
+    return _Decoded((image.shape[0], image.shape[1]), int(image.min()), int(image.max()))
+
+
+def _report_dark(path: Path, brightest: int, problems: Problems) -> None:
+    fix = (
+        "scale its grey values to 0–255, or in a 16-bit file to 0–65535 (12 bits in 16 are 0–4095)"
+    )
+    what = f"a file is nearly black, no grey value above {_NEARLY_BLACK} of 255"
+    problems.add("images/", what, fix, f"{path.name} up to {brightest}")
+
+
+def _check_frame(tables: Tables, sizes: dict[str, int], problems: Problems) -> None:
+    """Boxes in pixels of smaller images pass as boxes of NIH's frame: all of them in its upper left part."""
+    sides = [max(map(int, size.split("x"))) for size in sizes]
+    ends = [max(x + w, y + h) for x, y, w, h in tables.boxes.values()]
+    if len(ends) >= _ENOUGH_BOXES and sides and max(ends) <= max(sides) < NIH_SIDE:
+        what = f"all boxes end within {max(sides)} px, as if they were in pixels of the images"
+        fix = f"give them in NIH's frame: x and w times {NIH_SIDE} by the image's width, y and h by its height"
+        problems.add(BOX_FILE, what, fix)
 
 
 def format_problems(problems: list[Problem]) -> str:

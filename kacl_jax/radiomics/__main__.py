@@ -4,14 +4,16 @@
     python -m kacl_jax.radiomics --images=FOLDER --boxes=boxes.csv --out=features.csv
 
 Masks: one image of the same name and size per image, the region is where it is not 0. Boxes: a CSV with the columns
-image, x, y, w, h in pixels of the image. Each row of the table is one region: image, region (its row among the
-image's boxes), ready, reason, then the 102 features (empty where there is no number).
+image, x, y, w, h in pixels of the image, or with --frame=1024 in NIH's frame, as in a run's boxes.csv. Each row of the
+table is one region: image, region (its row among the image's boxes), ready, reason, then the 102 features (empty where
+there is no number).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--masks", type=Path)
     parser.add_argument("--boxes", type=Path)
+    parser.add_argument(
+        "--frame", type=int, help="the boxes are in a frame of that side, as NIH's in 1024"
+    )
     parser.add_argument("--out", type=Path, required=True, help=".csv or .parquet")
     parser.add_argument("--backend", choices=("pyradiomics", "jax"), default="pyradiomics")
     parser.add_argument("--bin_width", type=float, default=25.0)
@@ -57,6 +62,7 @@ def run(
     images: Path,
     masks: Path | None,
     boxes: Path | None,
+    frame: int | None,
     out: Path,
     backend: Literal["pyradiomics", "jax"],
     bin_width: float,
@@ -75,7 +81,7 @@ def run(
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={out} must end in .csv or .parquet")
     parquet = _parquet() if out.suffix == ".parquet" else None
-    regions = _of_masks(images, masks) if masks is not None else _of_boxes(images, boxes)
+    regions = _of_masks(images, masks) if masks is not None else _of_boxes(images, boxes, frame)
     partial = out.with_name(out.name + ".part")
     not_ready = 0
     with (
@@ -156,31 +162,37 @@ def _of_masks(images: Path, masks: Path) -> list[Region]:
     return [(path.name, 0, path, found[path.stem]) for path in files]
 
 
-def _of_boxes(images: Path, boxes: Path | None) -> list[Region]:
+def _of_boxes(images: Path, boxes: Path | None, frame: int | None) -> list[Region]:
     files = {path.name: path for path in _pictures(images)}
     regions: list[Region] = []
     problems, seen = [], dict[str, int]()
     assert boxes is not None
     if not boxes.is_file():
         raise UserError(f"--boxes={boxes} is not a file")
-    with boxes.open(newline="") as file:
+    with boxes.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        wanted = {"image", "x", "y", "w", "h"}
-        if not wanted <= set(reader.fieldnames or ()):
+        columns = set(reader.fieldnames or ())
+        if not {"image", "x", "y", "w", "h"} <= columns:
             raise UserError(
                 f"{boxes} needs the columns image, x, y, w, h; it has {reader.fieldnames}"
+            )
+        if frame is None and "prior_map_iou" in columns:
+            raise UserError(
+                f"{boxes} is the boxes.csv of a run, whose boxes are in NIH's frame; add --frame=1024"
             )
         for line, row in enumerate(reader, start=2):
             try:
                 box = tuple(float(row[key]) for key in "xywh")
             except (TypeError, ValueError):
+                box = (math.nan,)
+            if not all(map(math.isfinite, box)):
                 problems.append(f"{boxes} line {line}: x, y, w, h must be numbers")
                 continue
             if row["image"] not in files:
                 problems.append(f"{boxes} line {line}: {row['image']} is not in {images}")
                 continue
             number = seen[row["image"]] = seen.get(row["image"], -1) + 1
-            regions.append((row["image"], number, files[row["image"]], box))
+            regions.append((row["image"], number, files[row["image"]], (box, frame)))
     if problems:
         raise UserError("\n  ".join(["The boxes cannot be used:", *problems]))
     return regions
@@ -199,20 +211,41 @@ def _read(region: Region) -> tuple[np.ndarray, np.ndarray]:
     _, _, path, where = region
     pixels = _grey(path)
     if isinstance(where, Path):
-        return pixels, _grey(where) > 0
-    x, y, w, h = where
+        return pixels, _mask(where)
+    (x, y, w, h), frame = where
+    down, across = (side / frame if frame else 1.0 for side in pixels.shape)
+    y0, y1, x0, x1 = (
+        max(round(v), 0) for v in (y * down, (y + h) * down, x * across, (x + w) * across)
+    )
     mask = np.zeros(pixels.shape, bool)
-    mask[max(round(y), 0) : max(round(y + h), 0), max(round(x), 0) : max(round(x + w), 0)] = True
+    mask[y0:y1, x0:x1] = True
     if not mask.any():
-        raise UserError(f"the box {where} lies outside of the image {pixels.shape}")
+        raise UserError(f"the box {(x, y, w, h)} lies outside of the image {pixels.shape}")
     return pixels, mask
 
 
 def _grey(path: Path) -> np.ndarray:
-    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    """uint8 [h w]; 16 bits become 8 as in training, by the whole range."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     if pixels is None:
         raise UserError(f"{path} cannot be read as an image")
+    if pixels.dtype == np.uint16:
+        if 0 < pixels.max() < 4096:
+            raise UserError(
+                f"{path} has grey values up to {pixels.max()} in 16 bits; scale them to 0–65535, or to 0–255 in 8 bits"
+            )
+        return np.asarray((pixels.astype(np.uint32) + 128) // 257, np.uint8)
+    if pixels.dtype != np.uint8:
+        raise UserError(f"{path} holds {pixels.dtype}; it must have 8 or 16 bits")
     return pixels
+
+
+def _mask(path: Path) -> np.ndarray:
+    """bool [h w]: where any channel but opacity is not 0, whatever the depth."""
+    found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if found is None:
+        raise UserError(f"{path} cannot be read as an image")
+    return found != 0 if found.ndim == 2 else (found[..., :3] != 0).any(-1)
 
 
 def _parquet() -> Callable[[Path], None]:

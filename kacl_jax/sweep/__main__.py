@@ -224,7 +224,8 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise UserError(f"A sweep does not understand {', '.join(argv[1:])}; see --help")
-        plan = expand(command_line.config_name(), command_line.config(), command_line.workdir())
+        config = command_line.config()
+        plan = expand(command_line.config_name(), config, command_line.workdir())
         points = _chosen(plan.sweep)
         if _DRY_RUN.value:
             for point in points:
