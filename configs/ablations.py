@@ -114,7 +114,9 @@ def weak_ablations() -> list[Arm]:
 
 
 def box_ablations(data: str) -> list[Arm]:
-    """What earlier points suggested: the region that tells most about the labels; gentler guidance by few boxes."""
+    """What earlier points suggested: the region that tells most about the labels; the partner that localizes best
+    without a box; gentler guidance by few boxes.
+    """
     guided, chosen_on = _guided(data)
     # A fifth of the boxes, each with the weight that it has among all of them: the guidance is a mean over boxes.
     few = {**guided, "data.box_share": 0.2, "loss.box_weight": 0.02}
@@ -123,6 +125,12 @@ def box_ablations(data: str) -> list[Arm]:
         Arm(
             "guided_kacl_whole_image",
             {**guided, "roi.source": "whole"},
+            ("guided_focal", "guided_kacl"),
+            chosen_on,
+        ),
+        Arm(
+            "guided_simclr",
+            {**guided, "loss.positive": "augmented"},
             ("guided_focal", "guided_kacl"),
             chosen_on,
         ),

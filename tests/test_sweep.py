@@ -437,7 +437,7 @@ def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) ->
         (("--config=configs/nih.py",), "configs/nih.py defines no function get_hyper"),
         ((f"--config={ABLATIONS}", "--only=kalc"), "There is no arm kalc; there are: focal, kacl,"),
         ((f"--config={ABLATIONS}", "--mode=eval"), "Unknown command line flag 'mode'"),
-        ((f"--config={ABLATIONS}",), "focal/fold0-seed0 and 249 more: The config cannot be run:"),
+        ((f"--config={ABLATIONS}",), "focal/fold0-seed0 and 254 more: The config cannot be run:"),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
