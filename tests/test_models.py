@@ -352,7 +352,7 @@ def test_masked_batch_norm_on_four_devices_with_uneven_and_empty_shares() -> Non
 @pytest.mark.parametrize("count", [0, 1, MIN_READY_ROWS - 1])
 def test_too_few_ready_rows_move_no_statistic_and_give_finite_gradients(count: int) -> None:
     radiomics, ready = batch(16)[1], np.arange(16) < count
-    net = RadiomicsEncoder((8, 8), None)
+    net = RadiomicsEncoder(None)
     variables = net.init(jax.random.key(0), radiomics, ready, False)
     stats = jax.tree.map(lambda leaf: leaf + 0.25, variables["batch_stats"])
 
@@ -443,7 +443,7 @@ def test_a_loss_on_rows_that_are_not_ready_moves_no_parameter() -> None:
 def test_ready_rows_alone_give_the_same_result_as_among_others() -> None:
     _, radiomics, _ = batch(24)
     ready = np.arange(24) % 2 == 0
-    net = RadiomicsEncoder((16, 8), None)
+    net = RadiomicsEncoder(None)
     variables = net.init(jax.random.key(0), radiomics, ready, False)
     among, among_state = net.apply(variables, radiomics, ready, True, mutable=["batch_stats"])
     alone, alone_state = net.apply(

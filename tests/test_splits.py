@@ -317,8 +317,12 @@ def test_roots_that_cannot_give_the_split_are_told(records: Records) -> None:
     bare = dataclasses.replace(records, has_box=np.zeros_like(records.has_box))
     assert split(bare, "A").floors == ()
     for protocol in "BC":
-        with pytest.raises(UserError, match="has no box"):
+        with pytest.raises(UserError, match="holds no box; use"):
             split(bare, protocol)
+    without = split(bare, "C", box_share=0.0)
+    assert not without.scored.any()
+    assert not without.annotated.any()
+    assert without.test.size
     stray = records.has_box.copy()
     stray[0, 0] = True
     with pytest.raises(UserError, match=r"wants every boxed image in test_list.*00000001_000"):
