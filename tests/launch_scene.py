@@ -16,7 +16,7 @@ LAUNCH = ROOT / "launch"
 # The machine is the file `machine`, which holds its state. `runs.N`: how the starts on worker N end, one a line.
 GCLOUD = r"""#!/usr/bin/env bash
 cd "$SCENE"
-printf '%q ' "$@" >>calls; echo >>calls
+line=$(printf '%q ' "$@"); echo "$line" >>calls # in one write: two workers are called at once
 take() { # the next line of a file, whose last line stays
   head -n 1 "$1"; [ "$(wc -l <"$1")" -le 1 ] || sed -i 1d "$1"
 }
@@ -45,7 +45,7 @@ case "$*" in
   *describe*) echo "state: it is $(cat machine)" ;;
 esac
 """
-RECORD = '#!/usr/bin/env bash\n(echo -n "${0##*/} "; printf "%q " "$@"; echo) >>"$SCENE/calls"\n'
+RECORD = '#!/usr/bin/env bash\nline=$(printf "%q " "${0##*/}" "$@"); echo "$line" >>"$SCENE/calls"\n'
 
 
 def program(folder: Path, name: str, text: str) -> None:
