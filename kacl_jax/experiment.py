@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from kacl_jax import config as config_keys
-from kacl_jax import hosts, metrics, pretrained, probe, radiomics
+from kacl_jax import hosts, metrics, pretrained, probe, progress, radiomics, run
 from kacl_jax.data import nih, phantom, pipeline, splits
 from kacl_jax.errors import UserError
 from kacl_jax.feedback import FeatureCache, Feedback, RadiomicsPool
@@ -159,7 +158,7 @@ def assemble(config: ConfigDict, workdir: Path) -> Experiment:
     parallel = DataParallel(config.parallel.mode)
     config_keys.check(config, n_devices=parallel.n_devices, n_processes=hosts.count())
     _same_number_of_devices(parallel)
-    if not any((workdir / "checkpoints").glob("[0-9]*")):  # later the weights come from there
+    if not run.begun(workdir):
         pretrained.check(config.model.pretrained, encoder=config.model.encoder)
     with hosts.one_first():  # who writes the demo set
         records, split = read_data(config, workdir)
@@ -227,15 +226,8 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
         return Path(config.data.root).expanduser().absolute()
     root = workdir.parent / "phantom"
     try:
-        with tqdm(
-            desc=f"Drawing the demo set in {root}", unit="image", delay=1, disable=None
-        ) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            phantom.write_demo(root, progress)
+        with progress.counting(f"Drawing the demo set in {root}") as count:
+            phantom.write_demo(root, count)
     except OSError as error:
         raise UserError(f"The demo set cannot be written to {root} ({error})") from error
     return root

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from absl import app, flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from kacl_jax import command_line, hosts, huge_pages, run
 from kacl_jax import config as config_keys
@@ -71,26 +70,19 @@ def _run(config: ConfigDict, workdir: Path) -> int:
 
 def _verify(config: ConfigDict, workdir: Path) -> int:
     """Check the data root completely and print all problems at once, each with its fix."""
-    from kacl_jax import experiment
+    from kacl_jax import experiment, progress
     from kacl_jax.data import verify
 
     config_keys.check(config, n_devices=1)
     root = experiment.data_root(config, workdir.absolute())
-    with tqdm(
-        disable=None, unit="image", desc=f"Reading {root}", dynamic_ncols=True, delay=1
-    ) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress.counting(f"Reading {root}") as count:
         report = verify.check(
             root,
             findings=config.data.findings,
             allow_missing=config.data.allow_missing,
             skip_broken=config.data.on_error == "skip",
             official_lists=config.protocol != "C",
-            progress=progress,
+            progress=count,
         )
     print(verify.format_summary(report.summary))
     if report.tolerated:

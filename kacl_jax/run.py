@@ -191,6 +191,11 @@ def changed_keys(
     ]
 
 
+def begun(workdir: Path) -> bool:
+    """Whether there is a checkpoint to go on from; the pretrained weights are not asked for then."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
 def provenance(devices: list[Any]) -> dict[str, Any]:
     """Date, command, versions, git state and devices, for run.json."""
     return {

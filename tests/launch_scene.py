@@ -45,7 +45,9 @@ case "$*" in
   *describe*) echo "state: it is $(cat machine)" ;;
 esac
 """
-RECORD = '#!/usr/bin/env bash\nline=$(printf "%q " "${0##*/}" "$@"); echo "$line" >>"$SCENE/calls"\n'
+RECORD = (
+    '#!/usr/bin/env bash\nline=$(printf "%q " "${0##*/}" "$@"); echo "$line" >>"$SCENE/calls"\n'
+)
 
 
 def program(folder: Path, name: str, text: str) -> None:

@@ -394,6 +394,9 @@ def test_all_points_are_checked_before_the_first_one_starts(
     plan = plan_of(tmp_path, **{"data.root": "/not/there"})
     with pytest.raises(UserError, match=r"good/fold0-seed0 and 3 more: .*/not/there"):
         sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
+    plan = plan_of(tmp_path, **{"model.pretrained": "/not/there.pth"})
+    with pytest.raises(UserError, match=r"good/fold0-seed0 and 3 more: .*/not/there.pth"):
+        sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
     plan = plan_of(tmp_path)
     configured(plan)
     path = plan.place(plan.sweep.points[3]) / "config.json"

@@ -129,13 +129,17 @@ def check(plan: Plan, points: list[Point]) -> None:
     Raises:
       UserError: all problems, each with the points that have it.
     """
+    from kacl_jax import pretrained  # with it comes jax, which takes no device by that
+
     refused: dict[str, list[str]] = defaultdict(list)
     for point in points:
         try:
             config = plan.point_config(point)
-            # How many devices there are is not known here: jax is for the points.
+            # How many devices there are is for the points to find.
             config_keys.check(config, n_devices=1)
             _check_workdir(plan.place(point), config_keys.flatten(config))
+            if not run.begun(plan.place(point)):
+                pretrained.check(config.model.pretrained, encoder=config.model.encoder)
         except UserError as error:
             refused[str(error)].append(point.name)
     data = plan.config.data
