@@ -266,6 +266,11 @@ def _contradictions(c: ConfigDict, n_devices: int, n_processes: int) -> list[str
             "loss would never begin; use fewer, or config.loss.focal_weight=1",
         ),
         (
+            c.loss.focal_weight == 0 and c.loss.box_weight == 0 and c.train.warmup_epochs > 0,
+            f"config.loss.focal_weight is 0, and the first {c.train.warmup_epochs} epoch(s) have the focal loss only: "
+            "nothing would be learned in them; use config.train.warmup_epochs=0",
+        ),
+        (
             contrastive and c.train.batch_size < 8,
             f"config.train.batch_size is {c.train.batch_size}: the contrastive loss needs 8 images with features in a "
             "batch; use more, or config.loss.focal_weight=1",

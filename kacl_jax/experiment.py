@@ -16,7 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
-from kacl_jax import hosts, metrics, pretrained, probe, progress, radiomics, run
+from kacl_jax import hosts, metrics, optimizer, pretrained, probe, progress, radiomics, run
 from kacl_jax.data import nih, phantom, pipeline, splits
 from kacl_jax.errors import UserError
 from kacl_jax.feedback import FeatureCache, Feedback, RadiomicsPool
@@ -286,7 +286,6 @@ def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Pro
     rate: Any = config.train.learning_rate
     if config.train.schedule == "one_cycle":
         rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
-    optimizer = optax.chain(optax.add_decayed_weights(config.train.weight_decay), optax.adam(rate))
     loss = Loss(
         focal_weight=config.loss.focal_weight,
         focal_alpha=config.loss.focal_alpha,
@@ -296,15 +295,26 @@ def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Pro
         box_weight=config.loss.box_weight,
         positive=config.loss.positive,
     )
+    warmup_steps = config.train.warmup_epochs * steps_per_epoch
+    contrastive = warmup_steps if loss.focal_weight < 1 else None
+    radiomic = contrastive if loss.uses_radiomics else None
     in_step = config.radiomics.backend == "jax" and loss.uses_radiomics
     families = config.radiomics.families.split(",")
     return Programs(
         model=model,
-        optimizer=optimizer,
+        optimizer=optimizer.adam(
+            rate,
+            weight_decay=config.train.weight_decay,
+            starts={
+                "image_head": contrastive,
+                "radiomics_encoder": radiomic,
+                "radiomics_head": radiomic,
+            },
+        ),
         loss=loss,
         augmentation=Augmentation(**config.augment),
         log_columns=radiomics.LOG_COLUMNS,
-        warmup_steps=config.train.warmup_epochs * steps_per_epoch,
+        warmup_steps=warmup_steps,
         center_cam=config.cam.center == "mean",
         seed=config.seed,
         fresh=FreshRadiomics(rule, config.radiomics.bin_width) if in_step else None,

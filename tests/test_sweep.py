@@ -198,7 +198,7 @@ def test_a_dry_run_lists_the_points_in_order_and_runs_nothing(tmp_path: Path) ->
     assert lines[7] == "kacl/fold2-seed0  --config.folds=6 --config.fold=2 --config.seed=0"
     assert lines[20] == (
         "guided_focal/fold0-seed0  --config.folds=6 --config.fold=0 --config.seed=0 --config.data.box_share=1.0 "
-        "--config.loss.box_weight=0.1 --config.cam.center=none --config.cam.relu=False --config.cam.threshold=0.8 "
+        "--config.loss.box_weight=0.1 --config.cam.relu=False --config.cam.threshold=0.8 "
         "--config.loss.focal_weight=1.0"
     )
     only = dry_run(f"--config={ABLATIONS}", "--only=kacl_lag0,kacl")
