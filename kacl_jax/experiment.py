@@ -186,12 +186,24 @@ def assemble(config: ConfigDict, workdir: Path) -> Experiment:
     experiment = Experiment(
         config, workdir, records, split, batches, parallel, programs, inference, rule
     )
-    if experiment.needs_pool and experiment.lag >= experiment.total_steps:
+    _check_that_features_are_seen(experiment)
+    return experiment
+
+
+def _check_that_features_are_seen(experiment: Experiment) -> None:
+    """An image that is drawn again must find its features."""
+    if not experiment.needs_pool or not experiment.lag:
+        return
+    if experiment.config.train.epochs == 1:
+        raise UserError(
+            "config.train.epochs is 1: no image is drawn twice, so that no feature would ever be seen; use more, or "
+            "config.feedback.lag=0"
+        )
+    if experiment.lag >= experiment.total_steps:
         raise UserError(
             f"config.feedback.lag is {experiment.lag} steps and the run has {experiment.total_steps}: no feature would "
             "ever be seen; use a shorter lag or more epochs"
         )
-    return experiment
 
 
 def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Split]:

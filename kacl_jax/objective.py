@@ -69,13 +69,15 @@ class Objective:
     ) -> tuple[jax.Array, Metrics, dict[str, Any]]:
         """(the loss over the global batch, its unweighted terms, aux); arguments and aux as in `terms`.
 
-        The gradients of what it returns must be `averaged` over the devices: right under shard_map and pmap.
+        A term that no row of the batch has is NaN among the terms and nothing in the loss. The gradients of what it
+        returns must be `averaged` over the devices: right under shard_map and pmap.
         """
         sums, counts, aux = self.terms(params, batch_stats, feature_map, batch, affine, radiomics)
         counts = jax.lax.psum(counts, AXIS)
         terms = {k: jax.lax.psum(sums[k], AXIS) / jnp.maximum(counts[k], 1) for k in sums}
         weights = self.weights(step, counts)
-        return sum((weights[k] * terms[k] for k in terms), jnp.zeros(())), terms, aux
+        loss = sum((weights[k] * terms[k] for k in terms), jnp.zeros(()))
+        return loss, {k: jnp.where(counts[k] > 0, terms[k], jnp.nan) for k in terms}, aux
 
     def terms(
         self,
@@ -143,20 +145,25 @@ class Objective:
         affine: jax.Array | None,
         radiomics: jax.Array,
     ) -> Metrics:
-        """Norm of each unweighted term's gradient at the feature map: through the heads only, hence cheap."""
+        """Norm of each unweighted term's gradient at the feature map: through the heads only, hence cheap.
 
-        def local_terms(a: jax.Array) -> Metrics:
+        NaN for a term that no row of the batch has.
+        """
+
+        def local_terms(a: jax.Array) -> tuple[Metrics, Metrics]:
             sums, counts, _ = self.terms(params, batch_stats, a, batch, affine, radiomics)
-            return {k: sums[k] / jnp.maximum(jax.lax.psum(counts[k], AXIS), 1) for k in sums}
+            counts = jax.lax.psum(counts, AXIS)
+            return {k: sums[k] / jnp.maximum(counts[k], 1) for k in sums}, counts
 
-        terms, pull_back = jax.vjp(local_terms, feature_map)
+        terms, pull_back, counts = jax.vjp(local_terms, feature_map, has_aux=True)
         norms = {}
         for name in terms:
             one = {
                 k: jnp.ones_like(v) if k == name else jnp.zeros_like(v) for k, v in terms.items()
             }
             (gradient,) = pull_back(one)
-            norms[f"grad_norm_{name}"] = jnp.sqrt(jax.lax.psum((gradient**2).sum(), AXIS))
+            norm = jnp.sqrt(jax.lax.psum((gradient**2).sum(), AXIS))
+            norms[f"grad_norm_{name}"] = jnp.where(counts[name] > 0, norm, jnp.nan)
         return norms
 
     def logits_and_maps(self, params: Any, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -126,8 +126,11 @@ def _clock(seconds: float) -> str:
 
 
 def summary(values: dict[str, Any]) -> str:
-    """{'loss': 1.2345, …} → 'loss 1.23 …' for the terminal."""
-    return "  ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in values.items()
-    )
+    """{'loss': 1.2345, …} → 'loss 1.23 …' for the terminal; NaN, what the step did not have, as –."""
+    return "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, float):
+        return f"{value}"
+    return "–" if math.isnan(value) else f"{value:.3g}"

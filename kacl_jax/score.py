@@ -17,6 +17,8 @@ from kacl_jax.report.gallery import Tested
 from kacl_jax.step import TrainState
 from kacl_jax.tally import Tally
 
+_NO_BEST = "no validation AUROC was defined, for want of positives or negatives of every finding"
+
 
 def best(
     experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally, *, steps: int
@@ -83,7 +85,9 @@ def _written(
         pixel_probe=experiment.pixel_probe(),
     )
     content["best_step"], content["trained_steps"] = restored.step, steps
-    if tally.best_step not in (None, restored.step):
+    if tally.best_step is None:
+        content["best_step_reason"] = _NO_BEST
+    elif tally.best_step != restored.step:
         content["best_step_lost"] = tally.best_step
     results.write_predictions(
         workdir / "predictions.csv", experiment.records, split, val=val, test=tested
@@ -117,13 +121,15 @@ def _shown(
 
 
 def _best_or_newest(saved: checkpoint.Checkpoints, step: int | None) -> checkpoint.Restored:
-    """The best checkpoint; if it is damaged or gone, that is said and the newest intact one stands in."""
-    if step in saved.steps():
+    """The best checkpoint; if it is damaged, gone or unknown, that is said and the newest intact one stands in."""
+    if step is None:
+        logging.warning("Which step is best is unknown: %s. Taking the newest.", _NO_BEST)
+    elif step in saved.steps():
         try:
             return saved.restore(step)
         except checkpoint.DamagedError as error:
             logging.warning("%s. It was the best one; taking the newest instead.", error)
-    elif step is not None:
+    else:
         logging.warning("The best checkpoint, of step %d, is gone; taking the newest.", step)
     newest = saved.restore_latest()
     if newest is None:

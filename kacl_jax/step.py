@@ -168,8 +168,7 @@ class Programs:
             ),
             "ready": n_ready,
             "hit_rate": jax.lax.pmean(batch["ready"].mean(), AXIS),
-            "age": jax.lax.psum(jnp.where(batch["ready"], batch["age"], 0).sum(), AXIS)
-            / jnp.maximum(n_ready, 1),
+            "age": jax.lax.psum(jnp.where(batch["ready"], batch["age"], 0).sum(), AXIS) / n_ready,
             "bad_step": new_state.bad_step,
         }
         rows = self._rows(state, batch, affine, aux)

@@ -41,8 +41,8 @@ def test_only_the_last_epoch_counts() -> None:
 
 
 def test_steps_without_the_loss_do_not_count() -> None:
-    """Too few rows with a partner (0), or not finite (null)."""
-    log = [trained(1, 0.0), trained(2, None), trained(3, 3.0, grad_norm_focal=None)]
+    """No row with a partner, or not finite: null."""
+    log = [trained(1, None), trained(2, 3.0, grad_norm_focal=None)]
     assert contrast.last_epoch([*log, validated(4)], CONFIG) is None
     assert contrast.last_epoch([], CONFIG) is None
     found = contrast.last_epoch([*log, trained(4, 2.0), validated(4)], CONFIG)

@@ -43,7 +43,9 @@ def test_a_module_rests_until_its_loss_begins_and_starts_afresh_then() -> None:
     late = trained(REFERENCE, PARAMS, range(START, 12))
     for step, now in enumerate(ours):
         np.testing.assert_allclose(now["a"]["w"], always[step]["a"]["w"], rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(now["b"]["w"], late[max(0, step - START)]["b"]["w"], rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(
+            now["b"]["w"], late[max(0, step - START)]["b"]["w"], rtol=1e-6, atol=1e-8
+        )
         np.testing.assert_array_equal(now["c"]["w"], PARAMS["c"]["w"])
     # What it is for: the decay alone moves a weight by the whole rate.
     assert abs(always[1]["b"]["w"] - PARAMS["b"]["w"]).max() > 0.9 * RATE

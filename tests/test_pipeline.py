@@ -211,7 +211,7 @@ def test_skip_leaves_the_file_out_and_names_it_once(
     assert set(ids(seen)) == set(train.tolist()) - set(gone)
     expected = sorted(str(records.images.paths[i]) for i in gone)
     assert list(source.broken.as_dict()) == expected
-    assert len(source.broken) == 2
+    assert len(source.broken.as_dict()) == 2
     told = [record.getMessage() for record in caplog.records]
     assert sorted(path for path in expected for line in told if path in line) == expected
 
@@ -235,6 +235,18 @@ def test_a_root_of_broken_files_does_not_search_for_ever(records: Records) -> No
         next(batches(records, on_error="skip"))
     with pytest.raises(UserError, match="'raise' or 'skip', not 'ignore'"):
         batches(records, on_error="ignore")
+
+
+def test_broken_files_of_other_parts_are_not_missed_in_training(records: Records) -> None:
+    """Of `spare` images more than fill a batch, as many may be broken, whatever the validation part has lost."""
+    split = pooled(records)
+    spare = 2
+    source = batches(records, on_error="skip", batch_size=len(split.train) - spare)
+    lost = split.train[:spare], split.val
+    spoil(records, *(int(i) for i in np.concatenate(lost)))
+    options: dict[str, Any] = {"image_size": SIZE, "batch_size": 4, "on_error": "skip"}
+    assert not list(eval_batches(records, split.val, broken=source.broken, **options))
+    assert set(ids([next(source)])) <= set(split.train[spare:].tolist())
 
 
 # ---- evaluation

@@ -392,7 +392,7 @@ def test_feedback_is_told_with_its_failures(
         "throughput": {"images_per_s": 1.0, "rois_per_s": 2.0, "waits": {"radiomics_s": 0.0}},
     }
     (tmp_path / "results.json").write_text(json.dumps(told))
-    line = {"step": 1, "kind": "train", "loss": 1.0, "nt_xent": 0.0, "hit_rate": 0.0, "age": 0.0}
+    line = {"step": 1, "kind": "train", "loss": 1.0, "nt_xent": None, "hit_rate": 0.0, "age": None}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"step": 2, "ki')
     tested = dataclasses.replace(case.tested, most=0)
     run_page.write_run(tmp_path, tested)

@@ -42,9 +42,6 @@ class BrokenFiles:
             self._why[error.path] = error.why
         _log.warning("left out, cannot be read: %s %s", error.path, error.why)
 
-    def __len__(self) -> int:
-        return len(self._why)
-
     def as_dict(self) -> dict[str, str]:
         """Path → reason, sorted by path."""
         with self._lock:
@@ -181,6 +178,7 @@ class _Loader:
             raise UserError(f"--config.data.on_error must be 'raise' or 'skip', not {on_error!r}")
         self._images, self._size = records.images, size
         self._skip, self._broken, self._spare = on_error == "skip", broken, spare
+        self._lost: set[Path] = set()  # of its own images; `broken` may hold others' too
 
     def __call__(self, image_id: np.int64) -> tuple[np.int64, np.ndarray] | None:
         try:
@@ -192,11 +190,12 @@ class _Loader:
                     "--config.data.on_error=skip (--mode=verify lists them all)"
                 ) from error
             self._broken.add(error)
+            self._lost.add(error.path)
             # Without this, a root of broken files would be searched for ever.
-            if self._spare is not None and len(self._broken) > self._spare:
+            if self._spare is not None and len(self._lost) > self._spare:
                 raise UserError(
-                    f"{len(self._broken)} image files cannot be read, and the others do not fill a "
-                    f"batch; the first: {next(iter(self._broken.as_dict()))}"
+                    f"{len(self._lost)} image files cannot be read, and the others do not fill a batch; the first: "
+                    f"{min(self._lost)}"
                 ) from error
             return None
 

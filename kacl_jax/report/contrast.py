@@ -39,8 +39,8 @@ def last_epoch(log: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> C
         for line in log
         if line["kind"] == "train"
         and line["step"] > begin
-        and line.get("nt_xent")
-        and None not in (line["grad_norm_nt_xent"], line["grad_norm_focal"])
+        and line.get("nt_xent") is not None
+        and line["grad_norm_focal"] is not None
     ]
     if not told:
         return None

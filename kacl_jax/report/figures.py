@@ -35,7 +35,6 @@ _TERMS = {
     "nt_xent": "NT-Xent",
     "box": "box guidance",
 }
-_SOMETIMES = ("nt_xent", "box")  # 0 where a step had no such term
 
 
 def localization(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +217,8 @@ def training(log: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> li
     trained = [line for line in log if line["kind"] == "train"]
     told = []
     for name, words in _TERMS.items():
-        shown = [line for line in trained if name not in _SOMETIMES or line.get(name) != 0]
+        # Null where a step had no such term.
+        shown = [line for line in trained if line.get(name) is not None]
         told += _over_steps(words, name, shown)
     validated = [line for line in log if line["kind"] == "val"]
     best = [
