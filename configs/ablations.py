@@ -16,6 +16,7 @@ earlier pilot chose on boxes; their rows say on how many.
 """
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -70,7 +71,10 @@ def get_hyper(variant: str = "all") -> Sweep:
     points += hyper.points(main, folds=folds, seeds=[1, 2])
     if variant in ("main", "phantom"):
         return Sweep(main, points)
-    others = weak_ablations() + box_ablations(data) + box_shares(data)
+    others = [
+        replace(arm, exploratory=True)
+        for arm in weak_ablations() + box_ablations(data) + box_shares(data)
+    ]
     return Sweep(main + others, points + hyper.points(others, folds=folds, seeds=[0]))
 
 

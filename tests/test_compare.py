@@ -82,10 +82,14 @@ def test_areas_are_scikit_learns_for_every_resample(tmp_path: Path) -> None:
     weights = measure.patient_weights(3, cluster.max() + 1, 40).astype(int)
     for metric, area in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
         figure = run.figures[metric]
-        for k, got in enumerate([figure.value, *figure.draws]):
+        wanted = []
+        for k in range(41):
             images = np.repeat(np.arange(len(scores)), weights[cluster, k])
-            wanted = np.mean([area(labels[images, c], scores[images, c]) for c in (0, 1)])
-            assert got == pytest.approx(wanted, abs=1e-12)
+            wanted.append(np.mean([area(labels[images, c], scores[images, c]) for c in (0, 1)]))
+        # The bias of resampled average precision is taken out.
+        bias = np.mean(wanted[1:]) - wanted[0] if metric == "auprc" else 0
+        assert figure.value == pytest.approx(wanted[0], abs=1e-12)
+        np.testing.assert_allclose(figure.draws, np.array(wanted[1:]) - bias, atol=1e-12)
 
 
 def test_a_resample_without_a_class_is_undefined(tmp_path: Path) -> None:
@@ -315,14 +319,26 @@ def test_two_arms_that_are_alike_seldom_differ() -> None:
 
 
 def test_holm_by_hand() -> None:
-    """Sorted .005 .01 .03 .04, times 4 3 2 1, never falling: .02 .03 .06 .06."""
-    assert compare.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert compare.holm([0.6, 0.9]) == [1, 1]
-    assert compare.holm([]) == []
+    """Sorted .005 .01 .03 .04, times 4 3 2 1, never falling: .02 .03 .06 .06; two more to come: times 6 5 4 3."""
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert compare.holm(p, 4) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert compare.holm(p, 6) == pytest.approx([0.05, 0.12, 0.12, 0.03])
+    assert compare.holm([0.6, 0.9], 2) == [1, 1]
+    assert compare.holm([], 3) == []
 
 
-def test_holm_is_over_a_familys_differences_in_one_metric() -> None:
+def test_no_corrected_p_value_grows_when_a_planned_one_comes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p = (rng.random(6) ** 3).tolist()
+        early, late = compare.holm(p[:4], 6), compare.holm(p, 6)
+        assert all(now <= before + 1e-12 for before, now in zip(early, late, strict=False))
+
+
+def test_holm_is_over_a_familys_planned_differences_in_one_metric() -> None:
     focal = Arm("focal")
+    late = Arm("late", against=("focal", "a"))  # not run yet
+    apart = Arm("apart", against=("focal",), exploratory=True)
     arms = [Arm(name, against=("focal",)) for name in ("a", "b", "c")]
     boxed = Arm("boxed", {"data.box_share": 1.0}, against=("focal",))
     rng = np.random.default_rng(0)
@@ -333,15 +349,23 @@ def test_holm_is_over_a_familys_differences_in_one_metric() -> None:
 
     runs = {Point(focal, 0, 0): run(0)}
     runs |= {Point(arm, 0, 0): run(0.02 * i) for i, arm in enumerate(arms)}
-    runs |= {Point(boxed, 0, 0): run(0.02, share=1.0)}
-    rows = compare.compare([focal, *arms, boxed], runs)
+    runs |= {Point(boxed, 0, 0): run(0.02, share=1.0), Point(apart, 0, 0): run(0.02)}
+    rows = compare.compare([focal, *arms, boxed, late, apart], runs)
     for metric in ("auroc", "iou_0.1"):  # of the latter every arm's difference to prior_map apart
         pairs = [row_of(rows, arm.name, metric).difference for arm in arms]
         p = [pair.p for pair in pairs if pair is not None and pair.p is not None]
-        assert [pair.p_holm for pair in pairs if pair is not None] == compare.holm(p)
-        alone = row_of(rows, "boxed", metric).difference
-        assert alone is not None
-        assert alone.p_holm == alone.p
+        assert [pair.p_holm for pair in pairs if pair is not None] == compare.holm(p, 5)
+        assert {pair.planned for pair in pairs if pair is not None} == {5}
+        for name in ("boxed", "apart"):
+            alone = row_of(rows, name, metric).difference
+            assert alone is not None
+            assert alone.p_holm == alone.p
+    rows = compare.compare([focal, *arms, boxed, late], runs, box_share=1.0)
+    pair = row_of(
+        rows, "a"
+    ).difference  # without a box; of an arm that is not run the base's share counts
+    assert pair is not None
+    assert pair.planned == 0
 
 
 def test_only_what_both_arms_have_complete_is_compared() -> None:
@@ -478,6 +502,7 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     assert float(line["ci_high"]) == row.figure.ci95[1]
     assert float(line["difference"]) == row.difference.value.value
     assert float(line["p_holm"]) == row.difference.p_holm
+    assert line["n_planned"] == "1"
     assert (line["n_folds"], line["n_seeds"], line["n_findings"]) == ("2", "2", "2")
     (floor,) = [line for line in lines if (line["arm"], line["metric"]) == ("prior_map", "iou_0.1")]
     assert (float(floor["value"]), floor["n_folds"], floor["p"]) == (0.45, "2", "")
@@ -491,8 +516,12 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     assert "| kacl |" not in weak
     value = f"{row.figure.value:.3f}".lstrip("0")
     assert f"| {value} ± " in boxed
-    assert "| prior_map |" in weak
-    assert "| prior_map |" in boxed
+    assert "| prior_map, all folds |" in weak
+    assert "| prior_map, all folds |" in boxed
+    assert "Planned differences: 1." in boxed
+    assert (
+        "- unknown: focal fold0-seed0, fold0-seed1, fold1-seed0, fold1-seed1; kacl fold0-" in text
+    )
     assert "| kacl − focal | 2 × 2 |" in boxed
     assert "- kacl: fold2-seed0" in text
     assert "| kacl | 1 | 3.00 | 4.00 | 0.50 | 100 % | 40 |" in text

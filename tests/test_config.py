@@ -76,6 +76,7 @@ BROKEN = [
     ("profile.steps", (5, 2)),
     ("profile.steps", (1, 2, 3)),
     ("log_every", 0),
+    ("loss.focal_weight", 0.0),
     ("data.threads", 0),
     ("augment.shift", 0.6),
     ("augment.scale", -0.1),

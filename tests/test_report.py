@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -458,22 +459,25 @@ def test_the_training_regions_are_known_only_where_there_were_some(steps: int) -
 
 HEADER = (
     "family,arm,box_share,selection_boxes,metric,value,sd,ci_low,ci_high,n_folds,n_seeds,n_findings,baseline,"
-    "difference,difference_ci_low,difference_ci_high,p,p_holm,n_common_folds,n_common_seeds,note"
+    "difference,difference_ci_low,difference_ci_high,p,p_holm,n_planned,n_common_folds,n_common_seeds,note"
 )
+
+
+POINTS = ("focal/fold0-seed0", "focal/fold0-seed1", "kacl/fold0-seed0")
 
 
 @pytest.fixture
 def sweep(case: Case, tmp_path: Path) -> Path:
     lines = [
         HEADER,
-        "weak,focal,0.0,0,auroc,0.6,0.01,0.5,0.7,1,2,8,,,,,,,,,",
-        "weak,focal,0.0,0,iou_0.1,0.25,,,,1,2,8,,,,,,,,,<b>why",
-        "weak,kacl,0.0,0,auroc,0.65,,0.55,0.75,1,1,8,focal,0.05,-0.01,0.11,0.0004,0.0012,1,1,",
-        "box,guided,0.2,7,auroc,,,,,1,1,8,focal,,,,,,0,0,nothing",
-        "floor,prior_map,,,iou_0.1,0.4,,,,1,0,8,,,,,,,,,",
+        "weak,focal,0.0,0,auroc,0.6,0.01,0.5,0.7,1,2,8,,,,,,,,,,",
+        "weak,focal,0.0,0,iou_0.1,0.25,,,,1,2,8,,,,,,,,,,<b>why",
+        "weak,kacl,0.0,0,auroc,0.65,,0.55,0.75,1,1,8,focal,0.05,-0.01,0.11,0.0004,0.0012,3,1,1,",
+        "box,guided,0.2,7,auroc,,,,,1,1,8,focal,,,,,,,0,0,nothing",
+        "floor,prior_map,,,iou_0.1,0.4,,,,1,0,8,,,,,,,,,,",
     ]
     (tmp_path / "sweep.csv").write_text("\n".join(lines) + "\n")
-    for name in ("focal/fold0-seed0", "focal/fold0-seed1", "kacl/fold0-seed0"):
+    for name in POINTS:
         (tmp_path / name).mkdir(parents=True)
         for file in ("results.json", "run.json", "config.json", "metrics.jsonl"):
             (tmp_path / name / file).write_bytes((case.workdir / file).read_bytes())
@@ -488,12 +492,14 @@ def sweep(case: Case, tmp_path: Path) -> Path:
         }
         log.write(json.dumps({**told, "grad_norm_nt_xent": 0.4, "grad_norm_focal": 0.1}) + "\n")
     (tmp_path / "kacl/fold0-seed0/report.html").write_text("")
-    (tmp_path / "kacl/fold0-seed1").mkdir()  # not finished
+    shutil.copytree(
+        tmp_path / "kacl/fold0-seed0", tmp_path / "kacl/fold0-seed1"
+    )  # of another config, say
     return tmp_path
 
 
 def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path) -> None:
-    write_sweep(sweep)
+    write_sweep(sweep, POINTS)
     text = (sweep / "report.html").read_text()
     found = Page(text)
     assert found.row("section-1", "focal")[1:3] == [".600 ± .010 [.500, .700]", ".250"]
@@ -508,20 +514,20 @@ def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path
     assert "<b>why" not in text
     hrefs = {v for k, v in found.attributes if k == "href" and v[0] != "#"}
     assert hrefs == {"kacl/fold0-seed0/report.html"}
-    write_sweep(sweep)
+    write_sweep(sweep, POINTS)
     assert (sweep / "report.html").read_text() == text
 
 
 def test_a_sweep_with_nothing_finished_and_one_without_a_table(sweep: Path) -> None:
     (sweep / "sweep.csv").write_text(HEADER + "\n")
-    write_sweep(sweep)
+    write_sweep(sweep, [])
     assert "No point is finished yet" in (sweep / "report.html").read_text()
     (sweep / "sweep.csv").write_text(HEADER + "\nweak,focal,0,0,auroc,much\n")
     with pytest.raises(UserError, match=r"sweep\.csv cannot be used"):
-        write_sweep(sweep)
+        write_sweep(sweep, [])
     (sweep / "sweep.csv").unlink()
     with pytest.raises(UserError, match=r"sweep\.csv cannot be used"):
-        write_sweep(sweep)
+        write_sweep(sweep, [])
 
 
 def test_a_sweep_page_needs_no_jax() -> None:

@@ -115,6 +115,20 @@ def test_the_planted_feature_is_found_once_and_undefined_values_are_counted() ->
     assert features.telling(values, np.ones(80, bool), np.arange(80), resamples=5) == []
 
 
+def test_a_feature_that_hardly_an_image_has_is_not_judged() -> None:
+    """One image of each class would rank it first, with certainty."""
+    values, positive = noise()
+    rare = np.r_[np.flatnonzero(positive)[:4], np.flatnonzero(~positive)[:30]]
+    values[:, 10] = np.nan
+    values[rare, 10] = positive[rare]
+    found = features.telling(values, positive, np.arange(80), resamples=5, most=102)
+    assert FEATURE_NAMES[10] not in [t.name for t in found]
+    one_more = np.flatnonzero(positive)[4]
+    values[one_more, 10] = 1
+    found = features.telling(values, positive, np.arange(80), resamples=5)
+    assert found[0].name == FEATURE_NAMES[10]
+
+
 def test_chance_is_what_shuffled_labels_reach() -> None:
     values, positive = noise(40)
     values = values[:, :4]

@@ -170,6 +170,17 @@ def test_with_fewer_than_eight_ready_rows_there_is_no_contrastive_loss_and_no_mo
     )
 
 
+def test_what_no_row_has_is_nan_among_the_metrics_and_nothing_in_the_loss() -> None:
+    batch = make_batch(n_ready=0)
+    batch["has_box"][:] = False
+    state, metrics, _ = stepper("shard_map", 4)(first_state(), batch)
+    np.testing.assert_allclose(metrics["loss"], 0.8 * metrics["focal"], rtol=1e-6)
+    assert np.isfinite(metrics["grad_norm"])
+    assert state.bad_step == -1
+    for name in ("nt_xent", "box", "grad_norm_nt_xent", "grad_norm_box", "age"):
+        assert np.isnan(metrics[name]), name
+
+
 def test_warm_up_is_without_the_contrastive_loss_only() -> None:
     objective = Objective(TINY, LOSS, (True,) * F, warmup_steps=5)
     counts = {"nt_xent": jnp.float32(2 * 11)}

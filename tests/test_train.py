@@ -445,6 +445,8 @@ def test_a_finished_run_is_left_alone_and_a_changed_config_refused(
 def test_a_lag_that_no_feature_outlives_is_refused(run_here: Runner) -> None:
     with pytest.raises(UserError, match=r"feedback\.lag is 50"):
         run_here(feedback__lag=50)
+    with pytest.raises(UserError, match=r"train\.epochs is 1: no image is drawn twice"):
+        run_here(train__epochs=1, train__warmup_epochs=0)
 
 
 def test_images_that_come_or_go_make_another_split_and_are_refused(

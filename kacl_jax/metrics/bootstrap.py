@@ -50,6 +50,17 @@ def divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
 
 
+def without_bias(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Resamples float [… B] moved so that the mean of the defined ones is the sample's own figure, float […].
+
+    For a figure that resampling raises by itself: a positive that is drawn twice outranks nothing but its twin, so
+    average precision comes out too high, by as much in every fold of a mean whose spread shrinks.
+    """
+    defined = np.isfinite(draws)
+    mean = divide(np.where(defined, draws, 0.0).sum(-1), defined.sum(-1))
+    return draws + (np.asarray(values) - mean)[..., None]
+
+
 def resampled(
     replicate: Callable[[np.ndarray], np.ndarray], n_clusters: int, resamples: int
 ) -> np.ndarray:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from kacl_jax.metrics.bootstrap import RESAMPLES, Table, clusters, divide, resampled, table
+from kacl_jax.metrics.bootstrap import (
+    RESAMPLES,
+    Table,
+    clusters,
+    divide,
+    resampled,
+    table,
+    without_bias,
+)
 
 
 def one_class(n_pos: int, n_neg: int) -> str:
@@ -59,7 +67,8 @@ def ranking_tables(
 
     AUPRC is average precision: Σ over distinct scores, descending, of the gain in recall times the
     precision there, not interpolated. Random scores reach the prevalence. Like AUROC it is
-    undefined where a class is absent, so that both means are over the same findings.
+    undefined where a class is absent, so that both means are over the same findings. Its interval is
+    `without_bias`: it says what other test sets of this size would give.
     """
     both = _tables(scores, labels, patients, resamples, precision=True)
     return both[0], both[1]
@@ -85,6 +94,8 @@ def _tables(
     values = replicate(np.ones((n_clusters, 1)))[:, 0, :]
     reasons = [one_class(r.n_pos, r.n_neg) for r in ranked]
     draws = resampled(replicate, n_clusters, resamples)
+    if precision:
+        draws[:, :, 1] = without_bias(draws[:, :, 1], values[:, 1])
     return tuple(
         table(values[:, i], draws[:, :, i], counts, reasons, n_clusters)
         for i in range(values.shape[1])

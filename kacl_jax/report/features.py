@@ -16,6 +16,7 @@ from kacl_jax.metrics.bootstrap import divide
 from kacl_jax.radiomics import FEATURE_NAMES, LOG_COLUMNS
 
 SHUFFLES = 200
+_FEWEST = 5  # images of a class that must have a feature for it to be judged
 _SAME = 0.9  # rank correlation above which two features tell the same
 
 
@@ -87,7 +88,7 @@ def telling(
     most: int = 5,
 ) -> list[Telling]:
     """The features that rank the images best by |AUROC − ½|, each a different one: of several that rank the images
-    alike (rank correlation over .9) only the best.
+    alike (rank correlation over .9) only the best. Judged are those that five images of each class have.
 
     Args:
       features: float [n f], one region of each image. positive: bool [n]. patients: int [n].
@@ -97,7 +98,7 @@ def telling(
       At most `most`; nothing where a class is absent.
     """
     alone = aurocs(features, positive[:, None])[:, 0]
-    order = sorted(np.flatnonzero(np.isfinite(alone)), key=lambda i: -abs(alone[i] - 0.5))
+    order = sorted(np.flatnonzero(_judged(features, positive)), key=lambda i: -abs(alone[i] - 0.5))
     chosen: list[int] = []
     for i in map(int, order):
         if len(chosen) == most:
@@ -120,15 +121,24 @@ def _telling(
 
 
 def by_chance(features: np.ndarray, positive: np.ndarray) -> float | None:
-    """|AUROC − ½| that the best of the f features reaches in one of twenty random orders of the labels.
+    """|AUROC − ½| that the best of the features that `telling` judges reaches in one of twenty random orders of the
+    labels.
 
-    None where a class is absent. The orders are of images, not of patients.
+    None where there is none. The orders are of images, not of patients.
     """
     rng = np.random.default_rng(0)
     shuffled = np.stack([rng.permutation(positive) for _ in range(SHUFFLES)], axis=1)
-    away = np.abs(aurocs(features, shuffled) - 0.5)
-    away = away[np.isfinite(away).all(1)]
-    return float(np.quantile(away.max(0), 0.95)) if len(away) else None
+    judged = features[:, _judged(features, positive)]
+    if not judged.size:
+        return None
+    away = np.abs(aurocs(judged, shuffled) - 0.5)
+    return float(np.quantile(np.nanmax(away, axis=0), 0.95))
+
+
+def _judged(features: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Which of the features [n f] enough images of each class have: bool [f]."""
+    there = np.isfinite(features)
+    return (there[positive].sum(0) >= _FEWEST) & (there[~positive].sum(0) >= _FEWEST)
 
 
 def aurocs(features: np.ndarray, positive: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ _IMAGES_AT_ONCE = 32  # their regions' masks are in memory together
 _AGAINST = {
     "cam": "the training regions: CAM regions, and truth boxes where a training image had one",
     "random": "the training regions, which were random rectangles in this run",
-    "whole": "the training regions, which were whole images in this run",
+    "whole": "the training regions: whole images, and truth boxes where a training image had one",
 }
 
 _AGAINST_SAMPLE = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
@@ -22,21 +22,20 @@ FAMILIES = {
     "weak": "No box anywhere: none in training, none in choosing how the map is read",
     "box": "Boxes in training, or in choosing how the map is read",
 }
-_FLOOR_STYLES = {"prior_map": "prior-map", "prior_box": "prior-box"}
 _NUMBERS = (
     "value", "sd", "ci_low", "ci_high", "difference", "difference_ci_low", "difference_ci_high", "p", "p_holm",
 )  # fmt: skip
 
 
-def write_sweep(folder: Path) -> None:
-    """Write report.html beside sweep.csv.
+def write_sweep(folder: Path, finished: Sequence[str]) -> None:
+    """Write report.html beside sweep.csv. finished: the points to show, '<arm>/fold<f>-seed<s>'.
 
     Raises:
       UserError: sweep.csv or a point's file is missing or does not fit, or the page cannot be written.
     """
     rows = read_table(folder / "sweep.csv")
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    points = read_points(folder, dict.fromkeys(row["arm"] for row in rows))
+    points = read_points(folder, finished)
     content = {
         "name": folder.absolute().name,
         "metrics": [_metric(name) for name in metrics],
@@ -75,32 +74,31 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_points(folder: Path, arms: Iterable[str]) -> list[dict[str, Any]]:
-    """The tested points by arm, fold and seed: arm, fold, seed, results, origin, contrast,
-    and the link to its own page or ''.
+def read_points(folder: Path, finished: Sequence[str]) -> list[dict[str, Any]]:
+    """The finished points by arm, in the order in which arms come, fold and seed: arm, fold, seed, results, origin,
+    contrast, and the link to its own page or ''.
     """
-    points = []
-    for arm in arms:
-        of_arm = []
-        for path in (folder / arm).glob("fold*-seed*/results.json"):
-            place = re.fullmatch(r"fold(\d+)-seed(\d+)", path.parent.name)
-            if place is not None:
-                own = path.with_name("report.html")
-                config = run.read_json(path.with_name("config.json"))["config"]
-                log = run.read_log(path.with_name("metrics.jsonl"))
-                of_arm.append(
-                    {
-                        "arm": arm,
-                        "fold": int(place[1]),
-                        "seed": int(place[2]),
-                        "results": run.read_json(path),
-                        "origin": run.read_json(path.with_name("run.json")),
-                        "contrast": contrast.last_epoch(log, config),
-                        "link": quote(own.relative_to(folder).as_posix()) if own.exists() else "",
-                    }
-                )
-        points += sorted(of_arm, key=lambda point: (point["fold"], point["seed"]))
-    return points
+    arms = list(dict.fromkeys(name.split("/")[0] for name in finished))
+    points = [_read_point(folder, name) for name in finished]
+    return sorted(points, key=lambda p: (arms.index(p["arm"]), p["fold"], p["seed"]))
+
+
+def _read_point(folder: Path, name: str) -> dict[str, Any]:
+    arm, place = name.split("/")
+    fold, seed = place.removeprefix("fold").split("-seed")
+    own = folder / name
+    config = run.read_json(own / "config.json")["config"]
+    log = run.read_log(own / "metrics.jsonl")
+    page_there = (own / "report.html").exists()
+    return {
+        "arm": arm,
+        "fold": int(fold),
+        "seed": int(seed),
+        "results": run.read_json(own / "results.json"),
+        "origin": run.read_json(own / "run.json"),
+        "contrast": contrast.last_epoch(log, config),
+        "link": quote(f"{name}/report.html") if page_there else "",
+    }
 
 
 def _section(
@@ -109,16 +107,10 @@ def _section(
     """Both tables of one family: its arms beside the floors, and its paired differences."""
     of_metric = {metric: [row for row in rows if row["metric"] == metric] for metric in metrics}
     scales = {metric: _scale(some) for metric, some in of_metric.items()}
-    floors = {
-        metric: [
-            (row["value"], _FLOOR_STYLES[row["arm"]]) for row in some if row["family"] == "floor"
-        ]
-        for metric, some in of_metric.items()
-    }
     arms = []
     for of_arm in _by(rows, "arm").values():
         there = {row["metric"]: row for row in of_arm}
-        figures = [_figure(there.get(m), scales[m], floors[m]) for m in metrics]
+        figures = [_figure(there.get(m), scales[m], _floor(of_arm, m)) for m in metrics]
         arms.append({**of_arm[0], "figures": figures})
     pairs = [row for row in rows if row["baseline"]]
     widest = {m: max(map(_reach, some), default=0) or 1.0 for m, some in of_metric.items()}
@@ -129,6 +121,16 @@ def _section(
             figures = [_pair(there.get(m), widest[m]) for m in metrics]
             differences.append({**of_pair[0], "figures": figures})
     return {"heading": heading, "arms": arms, "differences": differences}
+
+
+def _floor(of_arm: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, str]]:
+    """prior_map on the arm's own folds: its figure less its difference to it."""
+    return [
+        (row["value"] - row["difference"], "prior-map")
+        for row in of_arm
+        if (row["metric"], row["baseline"]) == (metric, "prior_map")
+        and None not in (row["value"], row["difference"])
+    ]
 
 
 def _figure(
@@ -194,13 +196,13 @@ def _scale(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _against_t(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """T(IoU) against T of each arm, the mean of its tested points, with prior_map and Wang et al., on one scale."""
+    """T(IoU) against T of each arm, the mean over its folds, with prior_map and Wang et al., on one scale."""
     wang: list[Point] = list(zip(T_IOU, WANG_2017, strict=True))
     drawn: dict[str, tuple[list[Point], list[Point]]] = {}
     for arm, points in by_arm.items():
-        found = [point["results"]["localization"] for point in points]
-        floor = _means([places["prior_map"]["iou"] for places in found])
-        drawn[arm] = floor, _means([places["iou"] for places in found])
+        found = [(p["fold"], p["results"]["localization"]) for p in points]
+        floor = _means([(fold, places["prior_map"]["iou"]) for fold, places in found])
+        drawn[arm] = floor, _means([(fold, places["iou"]) for fold, places in found])
     x = Axis(0.1, 0.7, (0.1, 0.3, 0.5, 0.7), "T", lambda v: short(v, 1))
     lines = [wang, *itertools.chain(*drawn.values())]
     y = charts.nice_axis((v for line in lines for _, v in line if v is not None), zero=True)
@@ -217,12 +219,18 @@ def _against_t(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
     return charted
 
 
-def _means(tables: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """Means over points; None where a point has no figure."""
+def _means(tables: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Point]:
+    """Means over folds of means over a fold's points, of (fold, table); None where a point has no figure."""
     means: list[Point] = []
     for t in T_IOU:
-        values = [table[str(t)]["mean"]["value"] for table in tables]
-        means.append((t, None if None in values else sum(values) / len(values)))
+        of_fold: dict[int, list[float | None]] = {}
+        for fold, table in tables:
+            of_fold.setdefault(fold, []).append(table[str(t)]["mean"]["value"])
+        there = [[v for v in values if v is not None] for values in of_fold.values()]
+        whole = [
+            len(some) == len(values) for some, values in zip(there, of_fold.values(), strict=True)
+        ]
+        means.append((t, fmean(map(fmean, there)) if all(whole) else None))
     return means
 
 

@@ -187,13 +187,13 @@ def write_table(plan: Plan) -> str:
         if point not in plan.measured and plan.finished(point):
             _check_workdir(plan.place(point), config_keys.flatten(plan.point_config(point)))
             plan.measured[point] = measure.measure(plan.place(point))
-    rows = compare.compare(plan.sweep.arms, plan.measured)
+    rows = compare.compare(plan.sweep.arms, plan.measured, box_share=plan.config.data.box_share)
     title = f"Sweep {plan.config_name}"
     text = table.as_markdown(title, plan.sweep.points, plan.measured, rows)
     atomic.write_text(plan.workdir / "sweep.csv", table.as_csv(rows))
     atomic.write_text(plan.workdir / "sweep.md", text)
     if plan.measured:
-        report.write_sweep(plan.workdir)
+        report.write_sweep(plan.workdir, [point.name for point in plan.measured])
     return text
 
 

@@ -46,7 +46,8 @@ class Difference:
     p: float | None  # two-sided; None: nothing in common, or undefined
     folds: tuple[int, ...]
     seeds: tuple[int, ...]
-    p_holm: float | None = None  # over all differences of the family in this metric
+    p_holm: float | None = None  # over `planned` differences
+    planned: int = 0  # how many the sweep has, run or not, of the family in this metric
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ class Row:
     difference: Difference | None = None
 
 
-def compare(arms: Sequence[Arm], runs: Runs) -> list[Row]:
+def compare(arms: Sequence[Arm], runs: Runs, *, box_share: float = 0.0) -> list[Row]:
     """All rows, arms in their order, then the floors; arms without a finished run are left out.
+
+    box_share: `data.box_share` of an arm that does not set it.
 
     Raises:
       UserError: runs that were not tested on the same thing.
@@ -78,7 +81,7 @@ def compare(arms: Sequence[Arm], runs: Runs) -> list[Row]:
         for arm in arms
     }
     rows = [row for arm in arms if by_arm[arm.name] for row in _arm_rows(arm, by_arm)]
-    return [*_with_holm(rows), *_floor_rows(runs)]
+    return [*_with_holm(rows, arms, box_share), *_floor_rows(runs)]
 
 
 def check_comparable(runs: Runs) -> None:
@@ -132,11 +135,14 @@ def family(arm: Arm, box_share: float) -> str:
     return "box" if box_share > 0 or arm.selection_boxes > 0 else "weak"
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Step-down adjusted p-values (Holm 1979): max over smaller p of min(1, (m − rank) · p)."""
+def holm(p_values: Sequence[float], planned: int) -> list[float]:
+    """Step-down adjusted p-values (Holm 1979): max over smaller p of min(1, (planned − rank) · p).
+
+    Those of `planned` that are not there yet count as larger: no p-value grows when they come.
+    """
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        highest = max(highest, min(1.0, (planned - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted
 
@@ -240,18 +246,29 @@ def seed_weights(fold: int, n_seeds: int, resamples: int) -> np.ndarray:
     return weights.T.astype(np.float64)
 
 
-def _with_holm(rows: list[Row]) -> list[Row]:
-    """Over the differences between arms, and over those to the floor: two questions."""
-    groups: dict[tuple[str, str, bool], list[tuple[int, Difference, float]]] = {}
+_Question = tuple[str, bool, str, bool]  # family, exploratory, metric, against the floor
+
+
+def _with_holm(rows: list[Row], arms: Sequence[Arm], box_share: float) -> list[Row]:
+    """Over the differences between arms, and over those to the floor: two questions; exploratory arms apart."""
+    exploratory = {arm.name: arm.exploratory for arm in arms}
+    groups: dict[_Question, list[tuple[int, Difference, float]]] = {}
     for i, row in enumerate(rows):
         pair = row.difference
         if pair is not None and pair.p is not None:
-            question = row.family, row.metric, pair.baseline == PRIOR_MAP
+            floor = pair.baseline == PRIOR_MAP
+            question = row.family, exploratory[row.arm], row.metric, floor
             groups.setdefault(question, []).append((i, pair, pair.p))
     corrected = list(rows)
-    for group in groups.values():
-        for (i, pair, _), p in zip(group, holm([p for *_, p in group]), strict=True):
-            corrected[i] = replace(rows[i], difference=replace(pair, p_holm=p))
+    for (family_, apart, _, floor), group in groups.items():
+        planned = sum(
+            1 if floor else len(arm.against)
+            for arm in arms
+            if arm.exploratory == apart
+            and family(arm, arm.overrides.get("data.box_share", box_share)) == family_
+        )
+        for (i, pair, _), p in zip(group, holm([p for *_, p in group], planned), strict=True):
+            corrected[i] = replace(rows[i], difference=replace(pair, p_holm=p, planned=planned))
     return corrected
 
 

@@ -27,12 +27,14 @@ class Arm:
     against: the arms whose points it is paired with, by fold, seed and patient.
     selection_boxes: how many truth boxes a choice behind its overrides (a threshold, say) looked at. An arm that
     saw a box in training or in such a choice stands in the table's second part.
+    exploratory: its differences are corrected for their number apart from those of the other arms.
     """
 
     name: str
     overrides: Overrides = field(default_factory=dict, hash=False)
     against: tuple[str, ...] = ()
     selection_boxes: int = 0
+    exploratory: bool = False
 
 
 @dataclass(frozen=True)

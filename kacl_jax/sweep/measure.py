@@ -18,7 +18,7 @@ import numpy as np
 
 from kacl_jax import metrics, run
 from kacl_jax.errors import UserError
-from kacl_jax.metrics.bootstrap import clusters, divide
+from kacl_jax.metrics.bootstrap import clusters, divide, without_bias
 from kacl_jax.metrics.ranking import Ranked
 from kacl_jax.report.contrast import Contrast, last_epoch
 
@@ -68,6 +68,7 @@ class Measured:
     figures: dict[str, Figure]  # by metric
     prior_map: dict[str, Figure]  # T(IoU) of the box that looks at no image, paired with `figures`
     floors: dict[str, dict[str, float | None]]  # by floor, then metric
+    commit: str = ""  # of the code that it was tested with; "": unknown
     contrast: Contrast | None = None  # None: no contrastive loss
 
 
@@ -110,6 +111,7 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
             name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in IOU_SHOWN}
             for name, table in floors.items()
         },
+        commit=origin["git"] or "",
         contrast=last_epoch(run.read_log(workdir / "metrics.jsonl"), config),
     )
 
@@ -181,7 +183,10 @@ def patient_weights(fold: int, n_patients: int, resamples: int) -> np.ndarray:
 
 
 def classification(tested: Tested, weights: np.ndarray) -> dict[str, Figure]:
-    """AUROC and AUPRC (average precision), means over findings. weights: of `patient_weights`."""
+    """AUROC and AUPRC (average precision, its resamples `without_bias`), means over findings.
+
+    weights: of `patient_weights`.
+    """
     cluster, n_clusters = clusters(tested.patients)
     found = np.full((2, len(tested.findings), weights.shape[1]), math.nan)
     undefined = {}
@@ -194,6 +199,7 @@ def classification(tested: Tested, weights: np.ndarray) -> dict[str, Figure]:
         for start in range(0, weights.shape[1], _CHUNK):
             some = slice(start, start + _CHUNK)
             found[:, c, some] = ranked.areas(weights[:, some], precision=True).T
+    found[1, :, 1:] = without_bias(found[1, :, 1:], found[1, :, 0])
     return {
         "auroc": _mean_figure(found[0], undefined),
         "auprc": _mean_figure(found[1], undefined),

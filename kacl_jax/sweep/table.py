@@ -11,21 +11,22 @@ from collections.abc import Iterable, Sequence
 from kacl_jax.numerals import interval, p_value, short, signed, threshold
 from kacl_jax.report import contrast
 from kacl_jax.report.sweep_page import FAMILIES
-from kacl_jax.sweep.compare import Difference, Row, Runs
+from kacl_jax.sweep.compare import PRIOR_MAP, Difference, Row, Runs
 from kacl_jax.sweep.hyper import Point
 from kacl_jax.sweep.measure import METRICS
 
 COLUMNS = [
     "family", "arm", "box_share", "selection_boxes", "metric", "value", "sd", "ci_low", "ci_high",
     "n_folds", "n_seeds", "n_findings", "baseline", "difference", "difference_ci_low",
-    "difference_ci_high", "p", "p_holm", "n_common_folds", "n_common_seeds", "note",
+    "difference_ci_high", "p", "p_holm", "n_planned", "n_common_folds", "n_common_seeds", "note",
 ]  # fmt: skip
 _NAMES = {"auroc": "AUROC", "auprc": "AUPRC"}
 _READING = (
     "Means over folds of means over findings; ± standard deviation over seeds; [95 % interval] over {resamples} "
     "resamples of each fold's test patients and seeds (n × 1: of patients only). T(IoU) is the share of a finding's "
     "truth boxes that the predicted box overlaps by more than T. Differences are paired by fold, seed and patient; p "
-    "is two-sided, in brackets Holm's over all differences of the section in that metric, those to prior_map apart. "
+    "is two-sided, in brackets Holm's over the differences that the sweep plans in that section and metric, run or "
+    "not; those to prior_map and those of exploratory arms apart. "
     "prior_map and prior_box are boxes of other patients and look at no image: a map below prior_map has localized "
     "nothing."
 )
@@ -68,6 +69,7 @@ def _pair_columns(pair: Difference) -> dict[str, object]:
         "difference_ci_high": high,
         "p": pair.p,
         "p_holm": pair.p_holm,
+        "n_planned": pair.planned or None,
         "n_common_folds": len(pair.folds),
         "n_common_seeds": len(pair.seeds),
     }
@@ -95,6 +97,7 @@ def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[
         lines += _table(contrast.COLUMNS, learned)
     if runs:
         lines += ["", "## Tested on", "", *_splits(runs)]
+        lines += ["", "## Code", "", *_commits(runs)]
     for heading, notes in (
         ("Findings left out of a fold's mean", _undefined(runs)),
         ("Figures without an interval", _without_interval(rows)),
@@ -112,7 +115,7 @@ def _figures(rows: Sequence[Row]) -> list[str]:
         row = next(iter(of_metric.values()))
         body.append(
             [
-                arm,
+                f"{arm}, all folds" if row.family == "floor" else arm,
                 "" if row.box_share is None else f"{100 * row.box_share:g} %",
                 "" if row.selection_boxes is None else f"{row.selection_boxes}",
                 f"{len(row.folds)} × {len(row.seeds)}" if row.seeds else f"{len(row.folds)}",
@@ -135,7 +138,24 @@ def _differences(rows: Sequence[Row]) -> list[str]:
         body.append(
             [f"{arm} − {baseline}", common, *(_pair(pairs.get(metric)) for metric in METRICS)]
         )
-    return _table(["paired difference", "folds × seeds", *map(_name, METRICS)], body)
+    table = _table(["paired difference", "folds × seeds", *map(_name, METRICS)], body)
+    return [*table, "", f"Planned differences: {_planned(rows)}."]
+
+
+def _planned(rows: Sequence[Row]) -> str:
+    """How many each question has, those of exploratory arms after an "or"."""
+    pairs = [row.difference for row in rows if row.difference is not None]
+    told = {
+        kind: " or ".join(
+            dict.fromkeys(
+                f"{pair.planned}"
+                for pair in pairs
+                if pair.planned and (pair.baseline == PRIOR_MAP) == to_floor
+            )
+        )
+        for kind, to_floor in (("", False), ("to prior_map ", True))
+    }
+    return "; ".join(f"{kind}{n}" for kind, n in told.items() if n) or "none"
 
 
 def _splits(runs: Runs) -> list[str]:
@@ -157,6 +177,18 @@ def _splits(runs: Runs) -> list[str]:
     checksums = next(iter(runs.values())).settings["data checksums"]
     data = [f"- {name}: sha256 {checksum}" for name, checksum in checksums.items()]
     return [*_table(head, body), "", *data]
+
+
+def _commits(runs: Runs) -> list[str]:
+    """Which points were tested with which commit: a difference across commits holds theirs, too."""
+    of_commit: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for point, run in runs.items():
+        of_commit[run.commit or "unknown"][point.arm.name].append(point.name.split("/")[1])
+    return [
+        f"- {commit}: "
+        + "; ".join(f"{arm} {', '.join(sorted(names))}" for arm, names in of_arm.items())
+        for commit, of_arm in of_commit.items()
+    ]
 
 
 def _undefined(runs: Runs) -> list[str]:
