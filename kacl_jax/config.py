@@ -107,8 +107,8 @@ def default() -> ConfigDict:
     return c.lock()
 
 
-# Keys that cannot change a result: they may differ between a workdir's first run and its resumption. `data.root` may
-# too, if the checksums of its files agree.
+# Keys that cannot change a result, unless a region is given up or comes too late, which run.json tells: they may differ
+# between a workdir's first run and its resumption. `data.root` may too, if the checksums of its files agree.
 FREE_KEYS = (
     "data.root",
     "data.threads",

@@ -3,8 +3,8 @@
 Layer names follow the published weight files (`layer1.0.conv1` is `layer1_0/conv1` here), so that
 `pretrained.py` needs no table of exceptions. All arrays are NHWC, parameters float32.
 
-An encoder runs as a whole or in two parts, before and from the stage with the last stride: between them is the finer,
-earlier map of cam.stage=3.
+An encoder runs as a whole or in two parts, before and from the stage with the last stride: between them is the earlier
+map of cam.stage=3, on a grid twice as fine unless output_stride=16 leaves that stride out.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ Shape = Literal["mask", "box"]
 class RegionRule:
     """How a training image's region of interest is marked.
 
-    source: 'cam', or a control: 'random' (a rectangle with the area and aspect of another CAM region of the batch,
-      anywhere) and 'whole' (the image less a one-pixel rim).
+    source: 'cam', or a control: 'random' (a rectangle with the area and aspect of some CAM region of the rows at
+      hand, anywhere) and 'whole' (the image less a one-pixel rim).
     truth_boxes: an annotated image's region is its truth box instead; never under 'random'.
     relu, threshold: see `gradcam.regions`.
     size: side of the image in px.
