@@ -47,7 +47,9 @@ class Located:
     predicted: np.ndarray  # bool [k]
     scored: np.ndarray  # bool [k]: has a truth box that the split scores
     box: np.ndarray  # float64 [k 4]: rule single
-    fallback: np.ndarray  # bool [k]: the map marked nothing, the box is the image less a rim of 1 px
+    fallback: (
+        np.ndarray
+    )  # bool [k]: the map marked nothing, the box is the image less a rim of 1 px
     iou: np.ndarray  # float64 [k]
     iobb: np.ndarray
     best_iou: np.ndarray

@@ -25,9 +25,10 @@ from kacl_jax import config as config_keys
 from kacl_jax import evaluate, gradcam, results, run, score
 from kacl_jax.data.images import PngFiles
 from kacl_jax.errors import UserError
+from kacl_jax.metrics import T_IOU
 from kacl_jax.outputs import Outputs
 from kacl_jax.radiomics import FEATURE_NAMES, extract
-from kacl_jax.report import features, gallery, page, pictures, run_page, write_sweep
+from kacl_jax.report import features, gallery, page, pictures, run_page, sweep_page, write_sweep
 from kacl_jax.report.features import Moments
 from kacl_jax.roi import RegionRule
 
@@ -528,6 +529,23 @@ def test_a_sweep_with_nothing_finished_and_one_without_a_table(sweep: Path) -> N
     (sweep / "sweep.csv").unlink()
     with pytest.raises(UserError, match=r"sweep\.csv cannot be used"):
         write_sweep(sweep, [])
+
+
+def test_the_floor_beside_an_arm_is_that_of_its_own_folds_and_folds_weigh_alike() -> None:
+    row = {"metric": "iou_0.1", "value": 0.3}
+    rows = [
+        {**row, "baseline": "focal", "difference": 0.1},
+        {**row, "baseline": "prior_map", "difference": -0.05},
+    ]
+    assert sweep_page._floor(rows, "iou_0.1") == [(pytest.approx(0.35), "prior-map")]
+    assert sweep_page._floor(rows, "iou_0.3") == []
+
+    def tables(value: float | None) -> dict[str, Any]:
+        return {str(t): {"mean": {"value": value}} for t in T_IOU}
+
+    three = [(0, tables(0.1)), (0, tables(0.2)), (1, tables(0.6))]
+    assert sweep_page._means(three)[0] == (0.1, pytest.approx((0.15 + 0.6) / 2))
+    assert sweep_page._means([*three, (1, tables(None))])[0] == (0.1, None)
 
 
 def test_a_sweep_page_needs_no_jax() -> None:

@@ -53,8 +53,8 @@ def divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 def without_bias(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Resamples float [… B] moved so that the mean of the defined ones is the sample's own figure, float […].
 
-    For a figure that resampling raises by itself: a positive that is drawn twice outranks nothing but its twin, so
-    average precision comes out too high, by as much in every fold of a mean whose spread shrinks.
+    For a figure that resampling raises by itself: a positive that is drawn twice has its twin at its own rank, so that
+    average precision comes out too high, and as much so in a mean over folds, whose interval is narrower.
     """
     defined = np.isfinite(draws)
     mean = divide(np.where(defined, draws, 0.0).sum(-1), defined.sum(-1))
