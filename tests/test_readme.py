@@ -103,7 +103,9 @@ def figures(arm: str, metric: str, baseline: str = "") -> list[float]:
         ("| focal only, guided |", "guided_focal", ""),
         ("| KACL, guided |", "guided_kacl", ""),
         ("| KACL, guided − `prior_map` |", "guided_kacl", "prior_map"),
-        ("| SimCLR − focal only", "simclr", "focal"),
+        ("| KACL |", "kacl", ""),
+        ("| SimCLR − focal only |", "simclr", "focal"),
+        ("| SimCLR − KACL |", "simclr", "kacl"),
     ],
 )
 def test_the_pages_tell_what_the_evidence_says(
