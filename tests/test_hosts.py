@@ -134,6 +134,11 @@ def single(alone: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+def number(told: float | None) -> float:
+    """NaN for null, what a step did not have."""
+    return float("nan") if told is None else told
+
+
 def assert_close(workdir: Path, other: Path, steps: list[int]) -> None:
     """Two runs are one but for the order of float sums; the loop's bookkeeping is exactly the same."""
     lines = [metric_lines(w) for w in (workdir, other)]
@@ -142,7 +147,8 @@ def assert_close(workdir: Path, other: Path, steps: list[int]) -> None:
         for name in ("step", "ready", "hit_rate", "age"):
             assert line.get(name) == wanted.get(name)
         for name in ("loss", "focal", "nt_xent", "auroc"):
-            assert line.get(name, 0) == pytest.approx(wanted.get(name, 0), rel=2e-3, abs=1e-4)
+            close = pytest.approx(number(wanted.get(name)), rel=2e-3, abs=1e-4, nan_ok=True)
+            assert number(line.get(name)) == close, name
     saved = [checkpoint.Checkpoints(w / "checkpoints") for w in (workdir, other)]
     assert saved[0].steps() == saved[1].steps() == steps
     for step in steps:
