@@ -568,9 +568,9 @@ def test_four_devices_are_the_run_of_one(
                 assert line[name] == pytest.approx(wanted[name], rel=2e-3, abs=1e-4), name
 
 
-def mass_inside(workdir: Path, root: Path) -> float:
-    """Share of the softmax mass of the class maps inside the truth boxes of training images."""
-    parts = experiment.assemble(config(root), workdir)
+def mass_inside(workdir: Path, trained: Any) -> float:
+    """Share of the softmax mass of the class maps inside the truth boxes of training images; trained: its config."""
+    parts = experiment.assemble(trained, workdir)
     saved = checkpoint.Checkpoints(workdir / "checkpoints")
     arrays = saved.restore(saved.steps()[-1]).arrays
     state = parts.parallel.replicate(
@@ -596,7 +596,8 @@ def test_box_guidance_moves_the_map_into_the_box_and_needs_no_worker(
     guided = run_here(**changes, loss__box_weight=0.5)
     guidance = [line["box"] for line in metric_lines(guided, "train")]
     assert np.mean(guidance[-6:]) < 0.8 * np.mean(guidance[:6])
-    assert mass_inside(guided, root) > 1.5 * mass_inside(without, root)
+    trained = config(root, **changes)
+    assert mass_inside(guided, trained) > 1.5 * mass_inside(without, trained)
     assert not (without / "features.sqlite").exists()
     results = json.loads((without / "results.json").read_text())
     assert results["feedback"] == dict.fromkeys(results_file.FEEDBACK)

@@ -19,7 +19,7 @@ ORDER = [
     ("errors", "compilation", "huge_pages", "numerals"),
     ("atomic",),
     ("data", "radiomics", "metrics", "gradcam", "losses", "augment", "layers", "torch_file"),
-    ("encoders", "prepare"),
+    ("encoders", "prepare", "optimizer"),
     ("models", "pool", "parallel", "run", "progress", "tally", "config", "roi"),
     ("hosts", "shards", "command_line"),
     (
