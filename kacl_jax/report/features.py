@@ -132,7 +132,8 @@ def by_chance(features: np.ndarray, positive: np.ndarray) -> float | None:
     if not judged.size:
         return None
     away = np.abs(aurocs(judged, shuffled) - 0.5)
-    return float(np.quantile(np.nanmax(away, axis=0), 0.95))
+    reached = np.where(np.isfinite(away), away, 0).max(axis=0)
+    return float(np.quantile(reached, 0.95))
 
 
 def _judged(features: np.ndarray, positive: np.ndarray) -> np.ndarray:

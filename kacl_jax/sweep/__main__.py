@@ -138,7 +138,7 @@ def check(plan: Plan, points: list[Point]) -> None:
             # How many devices there are is for the points to find.
             config_keys.check(config, n_devices=1)
             _check_workdir(plan.place(point), config_keys.flatten(config))
-            if not run.begun(plan.place(point)):
+            if not (run.begun(plan.place(point)) or plan.finished(point)):
                 pretrained.check(config.model.pretrained, encoder=config.model.encoder)
         except UserError as error:
             refused[str(error)].append(point.name)
