@@ -13,7 +13,7 @@ from kacl_jax.experiment import Experiment
 from kacl_jax.outputs import Outputs
 from kacl_jax.report import run_page
 from kacl_jax.report.features import Moments
-from kacl_jax.report.gallery import Tested
+from kacl_jax.report.gallery import Shown
 from kacl_jax.step import TrainState
 from kacl_jax.tally import Tally
 
@@ -103,13 +103,13 @@ def _written(
 
 def _shown(
     experiment: Experiment, trained: TrainState, tested: Outputs, found: evaluate.Evaluation
-) -> Tested:
+) -> Shown:
     """What report.html shows beside the files of the workdir."""
     config = experiment.config
     moments = Moments(np.asarray(trained.feature_mean), np.asarray(trained.feature_var))
-    return Tested(
+    return Shown(
         records=experiment.records,
-        tested=tested,
+        outputs=tested,
         located=found.located,
         rule=experiment.region_rule,
         moments=moments if int(trained.feature_count) else None,

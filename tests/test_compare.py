@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from kacl_jax import tested
 from kacl_jax.errors import UserError
 from kacl_jax.report.contrast import Contrast
 from kacl_jax.sweep import compare, measure, table
@@ -181,9 +182,10 @@ def test_files_of_different_evaluations_are_refused(tmp_path: Path) -> None:
     (other / "predictions.csv").replace(tmp_path / "predictions.csv")
     with pytest.raises(UserError, match=r"results\.json says auroc .* --mode=eval"):
         measure.measure(tmp_path, resamples=B)
-    (tmp_path / "predictions.csv").write_text("image,patient,split\nx.png,1,test\n")
-    with pytest.raises(UserError, match="does not fit"):
-        measure.measure(tmp_path, resamples=B)
+    for torn in (b"image,patient,split\nx.png,1,test\n", b"image,patient\nx.png,1\n", b"\xff\xfe"):
+        (tmp_path / "predictions.csv").write_bytes(torn)
+        with pytest.raises(UserError, match="does not fit"):
+            measure.measure(tmp_path, resamples=B)
 
 
 # ---- many runs --------------------------------------------------------------------------------------------------
@@ -217,15 +219,15 @@ def test_a_mean_over_folds_is_never_pooled_and_its_draws_are_a_brute_force_boots
     runs = grid(tmp_path, other, lambda _: 0.5) | grid(tmp_path, arm, lambda _: 1.5)
     rows = compare.compare([other, arm], runs)
 
-    tested = {
-        (point.arm.name, point.fold, point.seed): measure.read_tested(
+    parts = {
+        (point.arm.name, point.fold, point.seed): tested.read_tested(
             tmp_path / f"{point.arm.name}-{point.fold}-{point.seed}", FINDINGS
         )
         for point in runs
     }
 
     def area(name: str, fold: int, seed: int, images: np.ndarray) -> float:
-        of, areas = tested[name, fold, seed], []
+        of, areas = parts[name, fold, seed], []
         for c in (0, 1):
             scores, positive = of.scores[images, c], of.labels[images, c] == 1
             ahead = scores[positive][:, None] - scores[~positive]
@@ -250,7 +252,7 @@ def test_a_mean_over_folds_is_never_pooled_and_its_draws_are_a_brute_force_boots
     for _ in range(500):
         folds = []
         for fold in (0, 1):
-            patients = tested["kacl", fold, 0].patients
+            patients = parts["kacl", fold, 0].patients
             drawn = rng.choice(np.unique(patients), len(np.unique(patients)))
             images = np.concatenate([np.flatnonzero(patients == p) for p in drawn])
             seeds = rng.integers(0, 2, 2)
@@ -307,10 +309,10 @@ def test_two_arms_that_are_alike_seldom_differ() -> None:
         draws = []
         for _ in range(2):
             scores = shared + 0.5 * rng.normal(size=(80, 1))
-            tested = measure.Tested(
+            part = tested.Tested(
                 ("Mass",), (), np.arange(80), labels, scores, none, none, np.zeros(0), np.zeros(0)
             )
-            draws.append(measure.classification(tested, weights)["auroc"].draws)
+            draws.append(measure.classification(part, weights)["auroc"].draws)
         p = compare.two_sided(draws[0] - draws[1])
         assert p is not None
         found.append(p)

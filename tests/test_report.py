@@ -90,7 +90,7 @@ class Case:
     """A finished run of a toy root; `page()` writes and reads its report."""
 
     workdir: Path
-    tested: gallery.Tested
+    tested: gallery.Shown
 
     def page(self) -> Page:
         run_page.write_run(self.workdir, self.tested)
@@ -147,9 +147,9 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
     log = [*lines, {"step": 6, "kind": "val", "auroc": 0.6}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     zeros = np.zeros(len(FEATURE_NAMES))
-    tested = gallery.Tested(
+    tested = gallery.Shown(
         records=records,
-        tested=test,
+        outputs=test,
         located=found.located,
         rule=RegionRule("cam", True, True, 0.5, SIZE, 0),
         moments=Moments(zeros, zeros + 1),
@@ -283,7 +283,7 @@ def test_the_gallery_shows_the_extremes(case: Case, shown: Page) -> None:
 
 def test_each_picture_is_of_its_own_finding(case: Case) -> None:
     tested, located = case.tested, case.tested.located
-    maps = dict(zip(tested.tested.image_id.tolist(), tested.tested.class_maps(), strict=True))
+    maps = dict(zip(tested.outputs.image_id.tolist(), tested.outputs.class_maps(), strict=True))
     cards = [card for part in gallery.gallery(tested) for card in part["cards"]]
     assert len(cards) > 15
     for card in cards:
@@ -314,7 +314,7 @@ def rectangle(style: str, text: str) -> list[float]:
 def test_each_finding_is_judged_by_its_own_regions(case: Case) -> None:
     run = case.tested
     told = gallery.interpretation(run)["telling"]
-    ids = features.sample(run.tested.image_id, run.most)
+    ids = features.sample(run.outputs.image_id, run.most)
     images = [run.pixels(int(image), SIZE) for image in ids]
     for finding, part in enumerate(told):
         masks = [run.region(int(image), finding) for image in ids]
@@ -330,7 +330,7 @@ def test_each_finding_is_judged_by_its_own_regions(case: Case) -> None:
 def test_where_a_region_is_a_box_its_box_is_measured(case: Case) -> None:
     run = case.tested
     boxed = dataclasses.replace(run, rule=dataclasses.replace(run.rule, shape="box"))
-    image = int(run.tested.image_id[0])
+    image = int(run.outputs.image_id[0])
     mask, box = run.region(image, 0), boxed.region(image, 0)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     assert box.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1) > mask.sum()
@@ -340,7 +340,7 @@ def test_where_a_region_is_a_box_its_box_is_measured(case: Case) -> None:
 def test_a_sample_is_said_and_chance_is_shown(case: Case, shown: Page) -> None:
     text = " ".join((case.workdir / "report.html").read_text().split())
     assert (
-        f"in 6 test images (a sample with a fixed seed, of {len(case.tested.tested.image_id)})"
+        f"in 6 test images (a sample with a fixed seed, of {len(case.tested.outputs.image_id)})"
         in text
     )
     assert "These are associations" in text
@@ -380,7 +380,7 @@ def test_a_finding_without_positives_or_boxes(tmp_path: Path) -> None:
 def test_feedback_is_told_with_its_failures(
     case: Case, tmp_path: Path, regions: dict[str, int]
 ) -> None:
-    for name in ("results.json", "run.json", "config.json", "predictions.csv"):
+    for name in ("results.json", "run.json", "config.json", "predictions.csv", "boxes.csv"):
         (tmp_path / name).write_bytes((case.workdir / name).read_bytes())
     told = case.told() | {
         "feedback": {
@@ -416,10 +416,10 @@ def test_one_test_image(case: Case) -> None:
     one = dataclasses.replace(
         located, **{f.name: getattr(located, f.name)[keep] for f in dataclasses.fields(located)}
     )
-    some = case.tested.tested
+    some = case.tested.outputs
     single = Outputs(some.image_id[:1], some.logits[:1], some.class_maps()[:1])
     dataclasses.replace(
-        case, tested=dataclasses.replace(case.tested, located=one, tested=single)
+        case, tested=dataclasses.replace(case.tested, located=one, outputs=single)
     ).page()
     assert "No truth box is scored" in (case.workdir / "report.html").read_text()
 

@@ -36,7 +36,7 @@ ORDER = [
     ("operating", "subgroups", "inference"),
     ("locate",),
     ("evaluate", "terminal"),
-    ("results",),
+    ("results", "tested"),
     ("experiment",),
     ("report",),
     ("score", "saving"),

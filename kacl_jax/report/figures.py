@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from kacl_jax.errors import UserError
 from kacl_jax.metrics import T_IOU
 from kacl_jax.numerals import interval, short
 from kacl_jax.report import charts, curves
 from kacl_jax.report.charts import Axis, Line
+from kacl_jax.tested import Tested
 
 SHOWN_T = ("0.1", "0.3", "0.5")
 # T(IoU) > .1 … .7, mean of 8 findings: Wang et al., ChestX-ray8, CVPR 2017, with ResNet-50.
@@ -158,18 +155,13 @@ def _track(name: str, leaf: Mapping[str, Any], low: float, high: float, **more: 
     return charts.track(leaf["value"], leaf["ci95"], low=low, high=high, alt=alt, **more)
 
 
-def ranking_curves(path: Path, results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """ROC and PR chart of each finding, from predictions.csv; None where a class is absent.
-
-    Raises:
-      UserError: a row or column of predictions.csv does not fit.
-    """
-    names, ranking = results["findings"], results["classification"]
-    labels, scores = read_predictions(path, names)
+def ranking_curves(tested: Tested, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """ROC and PR chart of each finding; None where a class is absent."""
+    ranking = results["classification"]
     charted = []
-    for c, name in enumerate(names):
+    for c, name in enumerate(tested.findings):
         auroc, auprc = ranking["auroc"][name], ranking["auprc"][name]
-        both = curves.roc_and_pr(scores[:, c], labels[:, c])
+        both = curves.roc_and_pr(tested.scores[:, c], tested.labels[:, c])
         charts_of: dict[str, Markup | None] = {"roc": None, "pr": None}
         if both is not None:
             charts_of = {
@@ -196,20 +188,6 @@ def ranking_curves(path: Path, results: Mapping[str, Any]) -> list[dict[str, Any
 
 def _axis(label: str) -> Axis:
     return Axis(0, 1, (0, 0.5, 1), label, lambda v: short(v, 1) if v % 1 else f"{v:g}")
-
-
-def read_predictions(path: Path, findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(labels, probabilities) of the test images, [n c] each. Raises UserError on what does not fit."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-        labels = [[int(row[f"label_{name}"]) for name in findings] for row in rows]
-        scores = [[float(row[f"prob_{name}"]) for name in findings] for row in rows]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} has a row or column that does not fit ({error}); --mode=eval writes it anew"
-        ) from error
-    return np.array(labels).reshape(-1, len(findings)), np.array(scores).reshape(-1, len(findings))
 
 
 def training(log: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -32,17 +32,17 @@ _AGAINST_SAMPLE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class Shown:
     """The last evaluation of a run, and how its maps become regions.
 
-    tested: outputs with maps, of the test part. located: of the same. rule: of the run's regions.
+    outputs: with maps, of the test part. located: of the same. rule: of the run's regions.
     moments: of the training regions' features; None where the run has none.
     bin_width, backend: as in `radiomics.extract`. most: images whose regions are measured; 0: none.
     resamples: of patients, for intervals.
     """
 
     records: nih.Records
-    tested: Outputs
+    outputs: Outputs
     located: Located
     rule: RegionRule
     moments: Moments | None
@@ -53,7 +53,7 @@ class Tested:
     _row: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        rows = {int(image): row for row, image in enumerate(self.tested.image_id)}
+        rows = {int(image): row for row, image in enumerate(self.outputs.image_id)}
         object.__setattr__(self, "_row", rows)
 
     @property
@@ -62,7 +62,7 @@ class Tested:
 
     def cam(self, image: int, finding: int) -> np.ndarray:
         """The map, float [u v]."""
-        return np.asarray(self.tested.class_maps()[self._row[image], finding])
+        return np.asarray(self.outputs.class_maps()[self._row[image], finding])
 
     def region(self, image: int, finding: int) -> np.ndarray:
         """What radiomics measures there by the run's own rule: bool [h w]."""
@@ -73,7 +73,7 @@ class Tested:
         return self.records.images.read(image, size)
 
 
-def gallery(run: Tested) -> list[dict[str, Any]]:
+def gallery(run: Shown) -> list[dict[str, Any]]:
     """Per finding with a scored truth box: the best, the median and the worst one."""
     located = run.located
     names = run.records.names[located.image_id]
@@ -87,7 +87,7 @@ def gallery(run: Tested) -> list[dict[str, Any]]:
     return shown
 
 
-def _card(run: Tested, case: cases.Case, key: str) -> dict[str, Any]:
+def _card(run: Shown, case: cases.Case, key: str) -> dict[str, Any]:
     """One pair of an image and a finding: its picture and what is said below it."""
     located, records = run.located, run.records
     image, finding = int(located.image_id[case.row]), int(located.finding[case.row])
@@ -119,7 +119,7 @@ def _card(run: Tested, case: cases.Case, key: str) -> dict[str, Any]:
     }
 
 
-def interpretation(run: Tested) -> dict[str, Any]:
+def interpretation(run: Shown) -> dict[str, Any]:
     """The telling features of each finding, and for a few images what stands out in them.
 
     Measures every finding's region in a sample of the test images; nothing where `most` is 0.
@@ -129,7 +129,7 @@ def interpretation(run: Tested) -> dict[str, Any]:
         {"finding": run.findings[f], "cards": cards} for f, cards in enumerate(_examples(run))
     ]
     cards = [card for part in examples for card in part["cards"]]
-    ids = features.sample(run.tested.image_id, run.most)
+    ids = features.sample(run.outputs.image_id, run.most)
     if not len(ids):
         for card in cards:
             card["features"] = []
@@ -142,7 +142,7 @@ def interpretation(run: Tested) -> dict[str, Any]:
         card["features"] = _standing_out(measured[card["pair"]], against)
     return {
         "images": len(ids),
-        "of": len(run.tested.image_id),
+        "of": len(run.outputs.image_id),
         "regions": len(measured),
         "undefined": int(sum(np.isnan(row).sum() for row in measured.values())),
         "reasons": reasons,
@@ -152,7 +152,7 @@ def interpretation(run: Tested) -> dict[str, Any]:
     }
 
 
-def _examples(run: Tested) -> list[list[dict[str, Any]]]:
+def _examples(run: Shown) -> list[list[dict[str, Any]]]:
     located = run.located
     positive = run.records.labels[located.image_id, located.finding] == 1
     chosen = cases.examples(
@@ -165,7 +165,7 @@ def _examples(run: Tested) -> list[list[dict[str, Any]]]:
 
 
 def _measure(
-    run: Tested, pairs: Sequence[tuple[int, int]]
+    run: Shown, pairs: Sequence[tuple[int, int]]
 ) -> tuple[dict[tuple[int, int], np.ndarray], dict[str, int]]:
     """Features float [f] of each region, NaN where undefined, and why regions have none: reason → how many."""
     measured: dict[tuple[int, int], np.ndarray] = {}
@@ -205,7 +205,7 @@ def _standing_out(row: np.ndarray, against: Moments) -> list[dict[str, Any]]:
     ]
 
 
-def _telling(run: Tested, ids: np.ndarray, of_finding: np.ndarray, finding: int) -> dict[str, Any]:
+def _telling(run: Shown, ids: np.ndarray, of_finding: np.ndarray, finding: int) -> dict[str, Any]:
     """The table of one finding; of_finding float [n f]."""
     positive = run.records.labels[ids, finding] == 1
     chance = features.by_chance(of_finding, positive)

@@ -9,10 +9,11 @@ from kacl_jax import config as config_keys
 from kacl_jax import run
 from kacl_jax.numerals import short
 from kacl_jax.report import figures, gallery, page
-from kacl_jax.report.gallery import Tested
+from kacl_jax.report.gallery import Shown
+from kacl_jax.tested import read_tested
 
 
-def write_run(workdir: Path, tested: Tested) -> None:
+def write_run(workdir: Path, shown: Shown) -> None:
     """Write report.html beside the files that a finished evaluation has left in the workdir.
 
     Raises:
@@ -30,12 +31,12 @@ def write_run(workdir: Path, tested: Tested) -> None:
         "key_figures": figures.key_figures(results),
         "rows": figures.finding_rows(results),
         "shown_t": [float(t) for t in figures.SHOWN_T],
-        "curves": figures.ranking_curves(workdir / "predictions.csv", results),
+        "curves": figures.ranking_curves(read_tested(workdir, results["findings"]), results),
         "localization": figures.localization(results),
         "training": figures.training(log, results),
         "feedback": figures.feedback(log, results),
-        "gallery": gallery.gallery(tested),
-        "interpretation": gallery.interpretation(tested),
+        "gallery": gallery.gallery(shown),
+        "interpretation": gallery.interpretation(shown),
         "notes": notes(results),
     }
     page.write(workdir / "report.html", "run.html", content)

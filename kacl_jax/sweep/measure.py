@@ -6,9 +6,8 @@ runs of a fold are resampled with the same patients, so that compare.py can pair
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from kacl_jax.errors import UserError
 from kacl_jax.metrics.bootstrap import clusters, divide, without_bias
 from kacl_jax.metrics.ranking import Ranked
 from kacl_jax.report.contrast import Contrast, last_epoch
+from kacl_jax.tested import Tested, read_tested
 
 IOU_SHOWN = (0.1, 0.3, 0.5)
 METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in IOU_SHOWN))
@@ -28,21 +28,6 @@ FLOORS = ("prior_map", "prior_box")
 _SPLIT_KEYS = ("protocol", "folds", "data.split_seed", "data.val_fraction", "data.findings")
 _CHUNK = 250  # resamples at once: few enough for a processor's cache
 SAME_FILES = 1e-9  # results.json and the figures of predictions.csv and boxes.csv agree to this
-
-
-@dataclass(frozen=True, eq=False)
-class Tested:
-    """The test part of one run, as its files tell it. n images, m truth boxes, c findings."""
-
-    findings: tuple[str, ...]
-    images: tuple[str, ...]  # [n]
-    patients: np.ndarray  # int64 [n]
-    labels: np.ndarray  # int64 [n c]
-    scores: np.ndarray  # float64 [n c]
-    box_image: np.ndarray  # int64 [m], a row of `images`
-    box_finding: np.ndarray  # int64 [m]
-    iou: np.ndarray  # float64 [m], of the predicted box
-    prior_map_iou: np.ndarray  # float64 [m], of the box that looks at no image, or NaN
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,44 +99,6 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
         commit=origin["git"] or "",
         contrast=last_epoch(run.read_log(workdir / "metrics.jsonl"), config),
     )
-
-
-def read_tested(workdir: Path, findings: Sequence[str]) -> Tested:
-    """predictions.csv and boxes.csv of a run, test part only. Raises UserError on a row that does not fit."""
-    rows = [row for row in _csv(workdir / "predictions.csv") if row["split"] == "test"]
-    place = {row["image"]: i for i, row in enumerate(rows)}
-    boxes = [row for row in _csv(workdir / "boxes.csv") if row["iou"]]
-    number = {name: c for c, name in enumerate(findings)}
-    try:
-        tested = Tested(
-            findings=tuple(findings),
-            images=tuple(place),
-            patients=np.array([int(row["patient"]) for row in rows], np.int64),
-            labels=np.array([[int(row[f"label_{f}"]) for f in findings] for row in rows]),
-            scores=np.array([[float(row[f"prob_{f}"]) for f in findings] for row in rows]),
-            box_image=np.array([place[row["image"]] for row in boxes], np.int64),
-            box_finding=np.array([number[row["finding"]] for row in boxes], np.int64),
-            iou=np.array([float(row["iou"]) for row in boxes]),
-            prior_map_iou=np.array([float(row["prior_map_iou"] or math.nan) for row in boxes]),
-        )
-        if not (rows and np.isfinite(tested.scores).all() and np.isfinite(tested.iou).all()):
-            raise ValueError("no test image, or a figure that is not finite")
-        if len(place) < len(rows):
-            raise ValueError("an image twice")
-        return tested
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"predictions.csv or boxes.csv in {workdir} has a row or column that does not fit ({error}); write them "
-            "anew with the point's own command and --mode=eval"
-        ) from error
-
-
-def _csv(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def _check_same_files(
