@@ -22,7 +22,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config file, with a variant if it has some: configs/nih.py:semi"
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run leaves everything; default: runs/<config name>"
+    "workdir", None, "Where the run leaves everything; default: runs/<config name>[_<variant>]"
 )
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", list: "a pair"}
 
@@ -41,10 +41,11 @@ def config_name() -> str:
 
 
 def workdir() -> Path:
-    """What was typed after --workdir=, else a folder named like the config file."""
+    """What was typed after --workdir=, else runs/nih_pooled for configs/nih.py:pooled."""
     if _WORKDIR.value:
         return Path(_WORKDIR.value).expanduser()
-    return Path("runs") / Path(config_name().split(":")[0]).stem
+    file, _, variant = config_name().partition(":")
+    return Path("runs") / "_".join(filter(None, (Path(file).stem, variant)))
 
 
 def tell(error: Exception | str, code: int) -> int:

@@ -57,7 +57,7 @@ def default() -> ConfigDict:
     c.train.learning_rate = 1e-4
     c.train.schedule = "constant"  # constant | one_cycle
     c.train.weight_decay = 1e-5  # coupled L2, as in torch's Adam
-    c.train.warmup_epochs = 1  # focal loss only
+    c.train.warmup_epochs = 1  # without the contrastive loss
     c.train.checkpoint_every = 0  # steps; 0: at the end of each epoch only
 
     c.loss = ConfigDict()
@@ -103,7 +103,10 @@ def default() -> ConfigDict:
     c.eval.pixel_probe = False  # also score a logistic probe on 16×16 pixels: what needs no network
 
     c.profile = ConfigDict()
-    c.profile.steps = (0, 0)  # (first, last) step of a jax.profiler trace
+    c.profile.steps = (
+        0,
+        0,
+    )  # a jax.profiler trace from the first to before the second; (0, 0): none
     return c.lock()
 
 
@@ -294,8 +297,10 @@ def _contradictions(c: ConfigDict, n_devices: int, n_processes: int) -> list[str
             f"config.eval.batch_size is {c.eval.batch_size}; it must be a multiple of the {n_devices} devices",
         ),
         (
-            len(c.profile.steps) != 2 or c.profile.steps[0] > c.profile.steps[1],
-            f"config.profile.steps is {tuple(c.profile.steps)}; it must be (first, last)",
+            tuple(c.profile.steps) != (0, 0)
+            and not (len(c.profile.steps) == 2 and c.profile.steps[0] < c.profile.steps[1]),
+            f"config.profile.steps is {tuple(c.profile.steps)}; it must be (first, end), the trace ending before "
+            "step end, or (0, 0) for none",
         ),
     ]
     return [message for broken, message in rules if broken]

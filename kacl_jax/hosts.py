@@ -156,11 +156,16 @@ def connected(mode: str) -> Iterator[None]:
     that leaves the block by an exception does not return: it and all others end with its exit code.
 
     Raises:
-      UserError: half a description, none under 'on', or the others did not come.
+      UserError: half a description, none of several processes under 'on', or the others did not come.
     """
     global _here
-    found = None if mode == "off" else _found(mode)
+    found = None if mode == "off" else _described()
     if found is None:
+        if mode == "on":
+            raise UserError(
+                f"--distributed=on, but neither Slurm, Open MPI, a TPU pod nor {', '.join(_ENV)} describe more than "
+                "one process: set the three variables in each, or use --distributed=off"
+            )
         yield
         return
     import jax
@@ -177,7 +182,7 @@ def connected(mode: str) -> Iterator[None]:
     _here = (0, 1)
 
 
-def _found(mode: str) -> dict[str, Any] | None:
+def _described() -> dict[str, Any] | None:
     """Arguments of jax.distributed.initialize; None where this is one process."""
     given = {name: os.environ[name] for name in _ENV if os.environ.get(name)}
     if len(given) == len(_ENV):
@@ -203,11 +208,6 @@ def _found(mode: str) -> dict[str, Any] | None:
         raise UserError(
             f"{' and '.join(given)} is set, {absent} is not: set all three to run as one of several processes, none "
             "to run alone"
-        )
-    if mode == "on":
-        raise UserError(
-            f"--distributed=on, but neither Slurm, Open MPI nor a TPU pod is here and {', '.join(_ENV)} are not set: "
-            "set them, or use --distributed=off"
         )
     return None
 

@@ -8,7 +8,7 @@ Train on the GPUs of this host; one process drives them all. Installs into .venv
 
   bash launch/multi_gpu.sh --config=configs/nih.py --workdir=runs/nih --config.data.root=/path/to/nih
 
-  All flags are those of kacl_jax.main; the batch (train.batch_size) must divide by the number of GPUs.
+  All flags are those of kacl_jax.main; train.batch_size and eval.batch_size must divide by the number of GPUs.
   CUDA_VISIBLE_DEVICES=0,1 takes some of them. Over ssh, start it in tmux: a lost connection interrupts the run.
   --dry-run     print every command and run none; alone, with placeholders
 

@@ -6,12 +6,14 @@ import importlib.util
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from absl.flags import FlagValues
 from ml_collections import ConfigDict, config_flags
 
+from kacl_jax import command_line
 from kacl_jax import config as config_keys
 from kacl_jax.errors import UserError
 
@@ -74,6 +76,7 @@ BROKEN = [
     ("parallel.mode", "jit"),
     ("eval.batch_size", 30),
     ("profile.steps", (5, 2)),
+    ("profile.steps", (4, 4)),
     ("profile.steps", (1, 2, 3)),
     ("log_every", 0),
     ("loss.focal_weight", 0.0),
@@ -177,6 +180,18 @@ def test_families_are_given_on_the_command_line_as_one_word(
     flags(sys.argv)
     config_keys.check(flags.config, n_devices=4)
     assert flags.config.radiomics.families == typed
+
+
+@pytest.mark.parametrize(
+    "typed, folder",
+    [("configs/nih.py", "runs/nih"), ("configs/nih.py:pooled", "runs/nih_pooled")],
+)
+def test_every_variant_has_a_workdir_of_its_own(
+    typed: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "_WORKDIR", SimpleNamespace(value=None))
+    monkeypatch.setattr(command_line, "config_name", lambda: typed)
+    assert command_line.workdir() == Path(folder)
 
 
 @pytest.mark.parametrize(

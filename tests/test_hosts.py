@@ -252,36 +252,42 @@ EXPLICIT = {
     "JAX_NUM_PROCESSES": "2",
     "JAX_PROCESS_ID": "1",
 }
+ALONE = EXPLICIT | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
 
 
-def found(monkeypatch: pytest.MonkeyPatch, mode: str, env: dict[str, str]) -> Any:
+def set_only(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
     for name in (*SLURM, *EXPLICIT):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    return hosts._found(mode)
+
+
+def found(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Any:
+    set_only(monkeypatch, env)
+    return hosts._described()
 
 
 def test_several_processes_are_found_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    explicit = found(monkeypatch, "auto", EXPLICIT)
+    explicit = found(monkeypatch, EXPLICIT)
     assert explicit["coordinator_address"] == "first:1234"
     assert (explicit["num_processes"], explicit["process_id"]) == (2, 1)
-    assert found(monkeypatch, "auto", SLURM) == {"cluster_detection_method": "slurm"}
-    assert found(monkeypatch, "auto", SLURM | EXPLICIT) == explicit
+    assert found(monkeypatch, SLURM) == {"cluster_detection_method": "slurm"}
+    assert found(monkeypatch, SLURM | EXPLICIT) == explicit
 
 
 def test_a_single_machine_goes_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also inside a Slurm step of one task, and in a Kubernetes pod, of whose network nothing is asked."""
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    one = {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
-    for env in ({}, SLURM | {"SLURM_NTASKS": "1"}, EXPLICIT | one):
-        assert found(monkeypatch, "auto", env) is None
+    for env in ({}, SLURM | {"SLURM_NTASKS": "1"}, ALONE):
+        assert found(monkeypatch, env) is None
 
 
 @pytest.mark.parametrize(
     "mode, env, told",
     [
         ("on", {}, "--distributed=on, but neither Slurm"),
+        ("on", SLURM | {"SLURM_NTASKS": "1"}, "--distributed=on, but neither Slurm"),
+        ("on", ALONE, "--distributed=on, but neither Slurm"),
         ("auto", {"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES is set, JAX_COORDINATOR_ADDRESS"),
         ("auto", EXPLICIT | {"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2"),
         ("auto", EXPLICIT | {"JAX_PROCESS_ID": "one"}, "'one'; it must be a whole number"),
@@ -291,8 +297,9 @@ def test_a_single_machine_goes_on_alone(monkeypatch: pytest.MonkeyPatch) -> None
 def test_half_a_description_is_refused(
     mode: str, env: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match=told):
-        found(monkeypatch, mode, env)
+    set_only(monkeypatch, env)
+    with pytest.raises(UserError, match=told), hosts.connected(mode):
+        pass
 
 
 def test_a_process_that_stays_alone_says_so() -> None:

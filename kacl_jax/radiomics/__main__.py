@@ -36,8 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 a user's mistake, 75 interrupted."""
     parser = argparse.ArgumentParser(prog="kacl_jax.radiomics", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--masks", type=Path)
-    parser.add_argument("--boxes", type=Path)
+    parser.add_argument(
+        "--masks", type=Path, help="one image of the same name and size each; the region is not 0"
+    )
+    parser.add_argument("--boxes", type=Path, help="a CSV: image, x, y, w, h in pixels")
     parser.add_argument(
         "--frame", type=int, help="the boxes are in a frame of that side, as NIH's in 1024"
     )
