@@ -13,7 +13,7 @@ from kacl_jax.experiment import Experiment, assemble
 def experiment(workdir: Path) -> Experiment:
     """With the config that it was trained with."""
     config = config_keys.default()
-    stored = run.read_json(workdir / "config.json")["config"]
+    stored = run.read_config(workdir)
     config.update_from_flattened_dict(
         {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     )

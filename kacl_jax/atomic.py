@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -24,5 +25,6 @@ def write_text(
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it could not even be made
+            part.unlink()
         raise UserError(f"{path} cannot be written ({error.strerror}); {fix}") from error

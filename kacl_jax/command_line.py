@@ -65,9 +65,9 @@ def parse(argv: list[str]) -> list[str]:
         message = f"{error.filename}, line {error.lineno}: {error.msg}"
     # ml_collections raises any of these for a key that is not there.
     except (AttributeError, KeyError, TypeError) as error:
-        message = _wrong_key(argv, str(error.args[0]), _place_of(error))
+        message = _wrong_key(argv, str(error.args[0]), place_of(error))
     except (ImportError, NameError, OSError) as error:
-        message = f"{_place_of(error)}: {error}"
+        message = f"{place_of(error)}: {error}"
     except UserError as error:
         message = str(error)
     print(message, file=sys.stderr)
@@ -119,11 +119,12 @@ def _wrong_value(told: str) -> str:
     return f"--{wrong[1]} must be {_KINDS[type(value)]}, like the default {value!r}."
 
 
-def _place_of(error: Exception) -> str:
+def place_of(error: Exception) -> str:
+    """Where in a config file an error comes from: 'configs/mine.py, line 12', or ''."""
     return _place("".join(traceback.format_exception(error)))
 
 
 def _place(told: str) -> str:
     """The file and line of a traceback's last call from a config file: 'configs/mine.py, line 12'."""
-    calls = re.findall(r'File "(.+?)", line (\d+), in (?:get_config|<module>)', told)
+    calls = re.findall(r'File "(.+?)", line (\d+), in (?:get_config|get_hyper|<module>)', told)
     return f"{calls[-1][0]}, line {calls[-1][1]}" if calls else ""

@@ -44,11 +44,14 @@ def _youden(scores: np.ndarray, positive: np.ndarray) -> OperatingPoint:
         nan = float("nan")
         return OperatingPoint(nan, nan, f"{reason} in the validation part")
     levels, group = np.unique(scores, return_inverse=True)
-    gain = np.bincount(group, positive, len(levels)) / positive.sum()
-    gain -= np.bincount(group, ~positive, len(levels)) / (~positive).sum()
-    youden = np.cumsum(gain[::-1])[::-1]  # J of "score ≥ level"
-    best = len(levels) - 1 - int(youden[::-1].argmax())
-    return OperatingPoint(float(levels[best]), float(youden[best]))
+    n_pos, n_neg = int(positive.sum()), int((~positive).sum())
+    # Times both counts J is a whole number: a tie is one.
+    gain = np.where(positive, n_neg, -n_pos)
+    whole = np.zeros(len(levels), np.int64)
+    np.add.at(whole, group, gain)
+    youden = np.cumsum(whole[::-1])  # of "score ≥ level", the highest level first
+    best = int(youden.argmax())
+    return OperatingPoint(float(levels[::-1][best]), int(youden[best]) / (n_pos * n_neg))
 
 
 def decided(probability: np.ndarray, points: tuple[OperatingPoint, ...]) -> np.ndarray:

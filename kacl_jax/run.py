@@ -93,6 +93,11 @@ def locked(workdir: Path, *, hold: bool = True) -> Iterator[None]:
             raise WorkdirInUseError(
                 f"Another process runs in {workdir}; wait for it, or choose another folder with --workdir=…"
             ) from error
+        except OSError as error:
+            raise UserError(
+                f"The file system of {workdir} locks no files ({error}), so two runs could write there at once; choose "
+                "a folder elsewhere with --workdir=…"
+            ) from error
         yield
 
 
@@ -158,12 +163,7 @@ def settle_config(
     path = workdir / "config.json"
     content = {"config": config, "data": data}
     if path.exists():
-        old = read_json(path)
-        if not isinstance(old, dict) or not {"config", "data"} <= old.keys():
-            raise UserError(
-                f"{path} is not of this version's form; go on with the version that wrote it, or choose another "
-                "folder with --workdir=…"
-            )
+        old = _settled(workdir)
         allowed = [key for key in free if key != "data.root" or old["data"] == data]
         changed = changed_keys({**defaults, **old["config"]}, config, allowed)
         changed += [
@@ -212,16 +212,45 @@ def provenance(devices: list[Any]) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """Raises UserError naming the file if it is not JSON."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it or delete it") from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, less one that a kill has cut short; none where there is no such file."""
+    """The lines of a metrics.jsonl, less one that a kill has cut short; none where there is no such file.
+
+    Raises:
+      UserError: another line is not JSON.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            found += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error}); restore the file, or delete the line"
+            ) from error
+    return found
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Dotted key → value, as `settle_config` wrote it. Raises UserError where config.json has another form."""
+    config: dict[str, Any] = _settled(workdir)["config"]
+    return config
+
+
+def _settled(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"config", "data"} <= content.keys():
+        raise UserError(
+            f"{path} is not of this version's form; go on with the version that wrote it, or choose another "
+            "folder with --workdir=…"
+        )
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -376,6 +376,8 @@ def test_only_what_both_arms_have_complete_is_compared() -> None:
     assert compare.rectangle(cells) == ((0, 1, 2, 3, 4), (0,))
     assert compare.rectangle([*cells, (3, 1), (4, 1)]) == ((0, 1, 2, 3, 4), (0, 1))
     assert compare.rectangle([(0, 2), (1, 2), (0, 1), (1, 1), (2, 1)]) == ((0, 1, 2), (1,))
+    many = [(f, s) for f in range(5) for s in range(60)]  # not every subset of seeds is tried
+    assert compare.rectangle(many) == (tuple(range(5)), tuple(range(60)))
     focal, kacl = Arm("focal"), Arm("kacl", against=("focal",))
     level = {f: {"auroc": (f / 10, np.full(B, f / 10))} for f in range(3)}
     runs = {Point(focal, f, s): measured(level[f]) for f in range(2) for s in (0, 1)}

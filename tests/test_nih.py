@@ -141,6 +141,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         "00000009_000.png,Effusion,one,1,100,1,,,",
         "00000009_000.png,Pneumonia,1,1,0,1,,,",
         "00000009_000.png,Lump,1,1,1,1,,,",
+        "00000009_000.png,Mass,.2,.3,.4,.5,,,",
     ]
     text.test += [text.test[0], "00000088_000.png", text.train_val[6]]
     text.train_val.remove("00000001_001.png")
@@ -156,6 +157,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         "a box leaves the image: 00000009_000.png Cardiomegaly",
         "is no box: row 11 (00000009_000.png Effusion) one, 1, 100, 1, row 12 (",
         "unknown finding 'Lump'",
+        "a box has a side under 8 px: 00000009_000.png Mass (0.2, 0.3, 0.4, 0.5)",
         "test_list.txt: names an image twice: line 13",
         "test_list.txt: names an image that has no label row: line 14",
         "test_list.txt: names an image that train_val_list.txt names too: 00000004_000.png",

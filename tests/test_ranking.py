@@ -85,3 +85,16 @@ def test_one_class_is_nan_in_both_with_the_same_reason() -> None:
         assert table.mean.counts["n_findings"] == 1
     nobody = metrics.ranking_tables(scores[:0], labels[:0], patients[:0], resamples=50)
     assert {e.reason for table in nobody for e in table.findings} == {"no image"}
+
+
+def test_an_interval_of_auprc_stays_within_0_and_1() -> None:
+    """Percentiles moved by their bias may leave it: few positives, and ones that are almost parted."""
+    random = np.random.default_rng(0)
+    ends = []
+    for _ in range(8):
+        for n, positives, lift in ((300, 3, 0.0), (100, 20, 3.5)):
+            labels = (np.arange(n) < positives).astype(int)[:, None]
+            scores = random.normal(size=(n, 1)) + lift * labels
+            _, auprc = metrics.ranking_tables(scores, labels, np.arange(n), resamples=300)
+            ends += auprc.mean.ci95 or ()  # none where all is parted in every resample
+    assert (min(ends), max(ends)) == (0, 1)

@@ -371,7 +371,7 @@ def test_a_finding_without_positives_or_boxes(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     assert "No curve: no positive" in text
     assert f"AUROC of {name}: no positive" in text
-    assert "no image with the finding" in text
+    assert "it takes a feature that five images with the finding" in text
     assert "metrics.jsonl holds no lines" in text
     assert "This run had no feedback loop" in text
 

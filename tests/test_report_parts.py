@@ -62,6 +62,13 @@ def test_curves_against_sklearn() -> None:
     assert curves.roc_and_pr(scores, np.zeros(3000)) is None
 
 
+def test_curves_of_a_network_that_says_the_same_of_every_image() -> None:
+    assert curves.roc_and_pr(np.full(10, 0.5), np.arange(10) % 2) == (
+        [(0.0, 0.0), (1.0, 1.0)],
+        [(1.0, 0.5)],
+    )
+
+
 def test_a_long_log_is_averaged_and_a_null_is_a_gap() -> None:
     lines = [{"step": s, "loss": float(s)} for s in range(1, 1001)]
     lines[500]["loss"] = None  # type: ignore[assignment]

@@ -268,9 +268,11 @@ def test_what_is_undefined_is_null_with_a_reason(tmp_path, one_class) -> None:
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> None:
     boxes = done.evaluation.located, done.evaluation.prior_map_iou
-    path = tmp_path / "gone" / "boxes.csv"
-    with pytest.raises(UserError, match=str(path)):
-        results.write_boxes(path, done.records, *boxes)
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "gone" / "boxes.csv", tmp_path / "file" / "boxes.csv"):
+        with pytest.raises(UserError, match=str(path)):
+            results.write_boxes(path, done.records, *boxes)
+    (tmp_path / "file").unlink()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

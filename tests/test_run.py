@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -43,6 +44,34 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir"), run.locked(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_file_system_that_cannot_lock_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(run.fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"locks no files .*--workdir"), run.locked(tmp_path):
+        pass
+
+
+def test_damaged_files_of_a_workdir_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json is not of this version's form"):
+        run.read_config(tmp_path)
+    for torn in (b"\xff", b"{"):
+        (tmp_path / "results.json").write_bytes(torn)
+        with pytest.raises(UserError, match=r"results\.json cannot be read"):
+            run.read_json(tmp_path / "results.json")
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 1}\n\n{"step"')  # the last line was cut short by a kill
+    assert run.read_log(log) == [{"step": 1}]
+    for torn in (b"\0\0", b"\xff", b"{"):
+        log.write_bytes(b'{"step": 1}\n' + torn + b'\n{"step": 3}\n')
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not JSON"):
+            run.read_log(log)
 
 
 def test_a_changed_config_is_refused_with_its_changes(tmp_path: Path) -> None:

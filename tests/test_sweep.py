@@ -61,6 +61,9 @@ arm, fold = place.parent.name, place.name[4]
 if arm == "dies":
     print("first line\\n\\nKeyError: the reason", file=sys.stderr)
     os._exit(1)
+if arm == "vanishes":
+    shutil.rmtree(place)
+    sys.exit(1)
 if arm == "explodes":
     sys.exit(76)
 if arm == "killed":
@@ -157,11 +160,43 @@ def test_a_sweep_that_contradicts_itself_is_refused() -> None:
         ([Arm("b", against=("c",))], [], "b is compared with c"),
         ([Arm("b", against=("b",))], [], "b is compared with b"),
         ([Arm("../b")], [], "no plain name"),
+        ([Arm("prior_map")], [], "prior_map is the name of a floor"),
+        ([a, Arm("b", against=["a"])], [], r"b has against=\['a'\]; write \('focal',\)"),  # type: ignore[arg-type]
+        ([a, Arm("b", against="a")], [], "b has against='a'; write"),  # type: ignore[arg-type]
         ([a], [Point(a, 0, 0), Point(a, 0, 0)], "a/fold0-seed0 is there twice"),
         ([a], [Point(Arm("b"), 0, 0)], "b/fold0-seed0 belongs to no arm"),
     ):
         with pytest.raises(UserError, match=told):
             Sweep(arms, points)
+
+
+HYPER = """
+import runpy
+from kacl_jax.sweep import hyper
+get_config = runpy.run_path("configs/demo.py")["get_config"]
+"""
+
+
+@pytest.mark.parametrize(
+    "body, told",
+    [
+        ("def get_hyper():\n    return hyper.zipped(a=(1, 2), b=(3,))", "line 6: zip() argument 2"),
+        (
+            "def get_hyper():\n    return hyperr.Sweep([], [])",
+            "line 6: name 'hyperr' is not defined",
+        ),
+        ("def get_hyper():\n    pass", "get_hyper returns None, not a kacl_jax.sweep.hyper.Sweep"),
+    ],
+)
+def test_a_mistake_in_get_hyper_is_told_with_its_line(
+    tmp_path: Path, body: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPO)
+    path = tmp_path / "mine.py"
+    path.write_text(HYPER + body)
+    with pytest.raises(UserError, match=re.escape(told)) as error:
+        sweep.expand(str(path), parsed([f"--config={path}"]), tmp_path / "out")
+    assert str(path) in str(error.value)
 
 
 DRY_RUN = """
@@ -310,6 +345,7 @@ def test_the_sweep_outlives_failed_points_and_names_them(
         ("dies", ("exit code 1", "KeyError: the reason")),
         ("explodes", ("the loss was not finite", "no word")),
         ("killed", ("killed by SIGKILL", "no word")),
+        ("vanishes", ("exit code 1", "its log cannot be read .*")),
     ):
         plan = plan_of(tmp_path, variant)
         configured(plan)
@@ -320,7 +356,8 @@ def test_the_sweep_outlives_failed_points_and_names_them(
         assert re.search(told, shown.err)
         assert f"- {variant}: every point" in shown.out
         assert "first line" in shown.err or variant != "dies"
-        assert "first line" in (plan.place(points[0]) / "log.txt").read_text() or variant != "dies"
+        if variant == "dies":
+            assert "first line" in (plan.place(points[0]) / "log.txt").read_text()
         assert called(plan, points[-1]) is not None
         shutil.rmtree(tmp_path / "out")
 
@@ -337,6 +374,32 @@ def test_several_points_run_at_once_each_with_its_devices(
     assert devices == ["0,2,4", "1,3"]
     with pytest.raises(UserError, match="wants 6 accelerators, one for each point; here are 5"):
         jobs.run_jobs([], parallel=6, after_each=lambda: None)
+    for hidden, shares in (("-1", [{}, {}]), ("3,1,-1,2", ["3", "1"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert [share.get("CUDA_VISIBLE_DEVICES", {}) for share in jobs._devices(2)] == shares
+
+
+def test_how_points_ended_is_told_without_a_table(
+    tmp_path: Path,
+    fake: tuple[str, ...],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of(tmp_path, "dies")
+    configured(plan)
+    points = [p for p in plan.sweep.points if p.arm.name == "dies"]
+    tables = iter([""])  # before the first point; afterwards the disk is full
+
+    def write_table(_: sweep.Plan) -> str:
+        for table in tables:
+            return table
+        raise UserError("no table")
+
+    monkeypatch.setattr(sweep, "write_table", write_table)
+    assert sweep.run_sweep(plan, points, command=fake) == run.USER_ERROR
+    told = capfd.readouterr().err
+    assert "no table" in told
+    assert "failed: dies/fold1-seed0" in told
 
 
 INTERRUPTED = """

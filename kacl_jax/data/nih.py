@@ -36,6 +36,9 @@ __all__ = [
 ]  # fmt: skip
 
 NIH_SIDE = 1024  # every box in BBox_List_2017.csv is in this frame, whatever the file's size
+LEAST_SIDE = (
+    8  # px of it that a box must have; NIH's smallest has 21, a cell of prior_map's raster 4
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,10 @@ def read_root(root: Path | str, problems: Problems) -> Tables:
             )
             example = f"{image} {finding} ({x:g}, {y:g}, {w:g}, {h:g})"
             problems.add(BOX_FILE, "a box leaves the image", fix, example)
+        elif min(w, h) < LEAST_SIDE:
+            fix = f"give x, y, w, h in pixels of NIH's {NIH_SIDE} x {NIH_SIDE} frame, not in fractions, or delete it"
+            example = f"{image} {finding} ({x:g}, {y:g}, {w:g}, {h:g})"
+            problems.add(BOX_FILE, f"a box has a side under {LEAST_SIDE} px", fix, example)
     return tables
 
 

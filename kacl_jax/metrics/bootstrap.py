@@ -8,7 +8,7 @@ resample is a column of weights, and a figure of it is a few matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -59,6 +59,18 @@ def without_bias(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
     defined = np.isfinite(draws)
     mean = divide(np.where(defined, draws, 0.0).sum(-1), defined.sum(-1))
     return draws + (np.asarray(values) - mean)[..., None]
+
+
+def within_unit(table: Table) -> Table:
+    """The ends of the intervals cut to [0, 1], which draws `without_bias` may leave."""
+
+    def cut(estimate: Estimate) -> Estimate:
+        if estimate.ci95 is None:
+            return estimate
+        low, high = estimate.ci95
+        return replace(estimate, ci95=(max(low, 0.0), min(high, 1.0)))
+
+    return Table(tuple(map(cut, table.findings)), cut(table.mean))
 
 
 def resampled(

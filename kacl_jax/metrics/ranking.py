@@ -12,6 +12,7 @@ from kacl_jax.metrics.bootstrap import (
     divide,
     resampled,
     table,
+    within_unit,
     without_bias,
 )
 
@@ -71,7 +72,7 @@ def ranking_tables(
     `without_bias`: it says what other test sets of this size would give.
     """
     both = _tables(scores, labels, patients, resamples, precision=True)
-    return both[0], both[1]
+    return both[0], within_unit(both[1])
 
 
 def _tables(

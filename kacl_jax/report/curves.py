@@ -32,9 +32,9 @@ def roc_and_pr(scores: np.ndarray, labels: np.ndarray) -> tuple[Curve, Curve] | 
 
 
 def _thinned(curve: Curve) -> Curve:
-    kept = curve[:1]
-    for point, following in zip(curve[1:], [*curve[2:], None], strict=True):
-        if following is None or math.dist(point, kept[-1]) >= _STEP:
+    kept, last = curve[:1], len(curve) - 1
+    for at, point in enumerate(curve[1:], 1):
+        if at == last or math.dist(point, kept[-1]) >= _STEP:
             kept.append(point)
     return kept
 

@@ -20,7 +20,7 @@ def write_run(workdir: Path, shown: Shown) -> None:
       UserError: one of those files does not fit, an image cannot be read, or the page cannot be written.
     """
     results, origin = (run.read_json(workdir / name) for name in ("results.json", "run.json"))
-    config = run.read_json(workdir / "config.json")["config"]
+    config = run.read_config(workdir)
     log = run.read_log(workdir / "metrics.jsonl")
     content = {
         "results": results,

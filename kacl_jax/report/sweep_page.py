@@ -87,7 +87,7 @@ def _read_point(folder: Path, name: str) -> dict[str, Any]:
     arm, place = name.split("/")
     fold, seed = place.removeprefix("fold").split("-seed")
     own = folder / name
-    config = run.read_json(own / "config.json")["config"]
+    config = run.read_config(own)
     log = run.read_log(own / "metrics.jsonl")
     page_there = (own / "report.html").exists()
     return {

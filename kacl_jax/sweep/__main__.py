@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def expand(config_name: str, config: config_keys.ConfigDict, workdir: Path) -> P
     argument = [variant] if colon else []
     flat, raw = (config_keys.flatten(c) for c in (config, given_file["get_config"](*argument)))
     given = {key: value for key, value in flat.items() if value != raw[key]}
-    sweep: Sweep = given_file["get_hyper"](*argument)
+    sweep = _called(given_file["get_hyper"], argument, path)
     problems = []
     for arm in sweep.arms:
         problems += [
@@ -121,6 +122,21 @@ def expand(config_name: str, config: config_keys.ConfigDict, workdir: Path) -> P
     if problems:
         raise UserError("The sweep cannot be expanded:\n  " + "\n  ".join(problems))
     return Plan(config_name, config, given, sweep, workdir)
+
+
+def _called(get_hyper: Callable[..., Any], argument: list[str], path: str) -> Sweep:
+    """What the config file's own function gives; whatever is wrong in it is told with its line."""
+    try:
+        sweep = get_hyper(*argument)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{command_line.place_of(error) or path}: {error}") from error
+    if not isinstance(sweep, Sweep):
+        raise UserError(
+            f"{path}: get_hyper returns {sweep!r:.80}, not a kacl_jax.sweep.hyper.Sweep"
+        )
+    return sweep
 
 
 def check(plan: Plan, points: list[Point]) -> None:
@@ -169,7 +185,7 @@ def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
     if not (workdir / "config.json").exists():
         return
     defaults = config_keys.flatten(config_keys.default())
-    old = {**defaults, **run.read_json(workdir / "config.json")["config"]}
+    old = {**defaults, **run.read_config(workdir)}
     changed = run.changed_keys(old, config, config_keys.FREE_KEYS)
     if changed:
         raise UserError(
@@ -219,14 +235,24 @@ def run_sweep(
             if point not in finished
         ]
         outcome = jobs.run_jobs(queue, parallel=parallel, after_each=lambda: write_table(plan))
-    print(write_table(plan))
-    print(f"In {plan.workdir}: sweep.csv, sweep.md")
+        told = _last_table(plan)
     for name, reason in outcome.failed.items():
         jobs.say(f"failed: {name}: {reason}")
     if outcome.interrupted:
         jobs.say("Stopped; the same command goes on from here.")
         return run.INTERRUPTED
-    return run.USER_ERROR if outcome.failed else run.DONE
+    return run.DONE if told and not outcome.failed else run.USER_ERROR
+
+
+def _last_table(plan: Plan) -> bool:
+    """Whether there is one; how the points ended is told in any case."""
+    try:
+        print(write_table(plan))
+    except UserError as error:
+        jobs.say(str(error))
+        return False
+    print(f"In {plan.workdir}: sweep.csv, sweep.md, report.html")
+    return True
 
 
 def main(argv: list[str]) -> int:

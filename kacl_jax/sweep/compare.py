@@ -118,16 +118,19 @@ def rectangle(cells: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[
 
     Of several the one with the lowest seeds. ((), ()) of nothing.
     """
-    done = set(cells)
-    seeds = sorted({seed for _, seed in done})
-    best: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    for size in range(1, len(seeds) + 1):
-        for some in itertools.combinations(seeds, size):
-            folds = [{f for f, s in done if s == seed} for seed in some]
-            whole = tuple(sorted(set.intersection(*folds)))
-            if whole and (len(whole), size) > (len(best[0]), len(best[1])):
-                best = whole, some
-    return best
+    seeds_of: dict[int, set[int]] = {}
+    for fold, seed in cells:
+        seeds_of.setdefault(fold, set()).add(seed)
+    for size in range(len(seeds_of), 0, -1):
+        common = [
+            (tuple(sorted(set.intersection(*(seeds_of[fold] for fold in folds)))), folds)
+            for folds in itertools.combinations(sorted(seeds_of), size)
+        ]
+        found = [(-len(seeds), seeds, folds) for seeds, folds in common if seeds]
+        if found:
+            _, seeds, folds = min(found)
+            return folds, seeds
+    return (), ()
 
 
 def family(arm: Arm, box_share: float) -> str:
@@ -189,7 +192,7 @@ def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells]) -> list[Row]:
             arm=arm.name,
             family=family(arm, share),
             metric=metric,
-            figure=interval(float(values.mean()), _averaged(draws, folds)),
+            figure=_within_unit(interval(float(values.mean()), _averaged(draws, folds))),
             sd=float(values.mean(axis=0).std(ddof=1)) if len(seeds) > 1 else None,
             folds=folds,
             seeds=seeds,
@@ -202,6 +205,14 @@ def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells]) -> list[Row]:
             pairs.append(_difference(cells, _blind(cells), PRIOR_MAP, metric))
         rows += [replace(row, difference=pair) for pair in pairs] or [row]
     return rows
+
+
+def _within_unit(figure: Value) -> Value:
+    """As `metrics.bootstrap.within_unit`."""
+    if figure.ci95 is None:
+        return figure
+    low, high = figure.ci95
+    return replace(figure, ci95=(max(low, 0.0), min(high, 1.0)))
 
 
 def _blind(cells: _Cells) -> _Cells:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kacl_jax.errors import UserError
+from kacl_jax.sweep.measure import FLOORS
 
 Overrides = Mapping[str, Any]  # dotted config key → value
 
@@ -61,8 +62,8 @@ class Sweep:
     """Arms in the table's order, points in the order in which they run.
 
     Raises:
-      UserError: all of: an arm or point twice, a name that is no plain folder name, a baseline that is not among the
-      arms, a point of an unknown arm, an arm that sets `fold` or `seed`.
+      UserError: all of: an arm or point twice; a name that is no plain folder name, or a floor's; a baseline that is
+      not among the arms, or not in a tuple; a point of an unknown arm; an arm that sets `fold` or `seed`.
     """
 
     arms: Sequence[Arm]
@@ -75,6 +76,11 @@ class Sweep:
         for arm in self.arms:
             if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", arm.name):
                 problems.append(f"{arm.name!r} is no plain name: letters, digits, _ . + -")
+            if arm.name in FLOORS:
+                problems.append(f"{arm.name} is the name of a floor, which has a row of its own")
+            if not isinstance(arm.against, tuple):
+                problems.append(f"{arm.name} has against={arm.against!r}; write ('focal',)")
+                continue
             problems += [
                 f"{arm.name} is compared with {other}, which is no other arm"
                 for other in arm.against

@@ -156,7 +156,10 @@ class _Jobs:
 
     def _fail(self, running: _Running, head: str, what: str) -> None:
         path = running.job.folder / LOG
-        text = path.read_bytes()[running.log_start :].decode(errors="replace")
+        try:
+            text = path.read_bytes()[running.log_start :].decode(errors="replace")
+        except OSError as error:
+            text = f"its log cannot be read ({error})"
         lines = [line for line in text.splitlines() if line.strip()][-_LAST_LINES:]
         self._outcome.failed[running.job.name] = f"{what}: {lines[-1] if lines else 'no word'}"
         say(f"{head} failed: {what}; the end of {path}:")
@@ -188,8 +191,13 @@ class _Jobs:
 def _devices(parallel: int) -> list[dict[str, str]]:
     """Per slot, the variable that gives it its share of the accelerators; empty where there are none to share."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
-    devices = there if named is None else [name for name in named.split(",") if name]
+    if named is None:
+        # CUDA counts what is there from 0; a container's /dev may begin with nvidia2.
+        devices = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    else:
+        devices = [name for name in named.split(",") if name]
+        hidden = [i for i, name in enumerate(devices) if name.startswith("-")]
+        devices = devices[: hidden[0]] if hidden else devices  # as CUDA reads it
     if parallel == 1 or not devices:
         return [{} for _ in range(parallel)]
     if len(devices) < parallel:

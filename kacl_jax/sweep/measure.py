@@ -64,7 +64,7 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
       UserError: a file is missing, torn, or not of the same evaluation as the others.
     """
     results, origin = (run.read_json(workdir / name) for name in ("results.json", "run.json"))
-    config = run.read_json(workdir / "config.json")["config"]
+    config = run.read_config(workdir)
     tested = read_tested(workdir, results["findings"])
     weights = patient_weights(config["fold"], clusters(tested.patients)[1], resamples)
     figures = {**classification(tested, weights), **localization(tested, tested.iou, weights)}
