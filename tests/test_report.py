@@ -409,6 +409,23 @@ def test_feedback_is_told_with_its_failures(
     assert "No region was measured for this page" in text
 
 
+def test_what_the_contrastive_loss_learned_stands_beside_chance(case: Case, tmp_path: Path) -> None:
+    """ln 63 = 4.14 of 32 rows; .2 · .001 ÷ (.8 · .004) = .0625."""
+    for name in ("results.json", "run.json", "config.json", "predictions.csv", "boxes.csv"):
+        (tmp_path / name).write_bytes((case.workdir / name).read_bytes())
+    terms = {"nt_xent": 4.12, "grad_norm_focal": 0.004, "grad_norm_nt_xent": 0.001}
+    line = {"step": 1, "kind": "train", **terms, "ready": 32, "hit_rate": 1.0, "age": 30.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    run_page.write_run(tmp_path, dataclasses.replace(case.tested, most=0))
+    text = (tmp_path / "report.html").read_text()
+    for words, value in (
+        ("NT-Xent in the last epoch", "4.12"),
+        ("if nothing is learned", "4.14"),
+        ("its gradient at the feature map ÷ the focal loss’s", "0.06"),
+    ):
+        assert f"{words} <b>{value}</b>" in text
+
+
 def test_one_test_image(case: Case) -> None:
     """No image is predicted, sampled or boxed but one."""
     located = case.tested.located

@@ -8,7 +8,7 @@ from typing import Any
 from kacl_jax import config as config_keys
 from kacl_jax import run
 from kacl_jax.numerals import short
-from kacl_jax.report import figures, gallery, page
+from kacl_jax.report import contrast, figures, gallery, page
 from kacl_jax.report.gallery import Shown
 from kacl_jax.tested import read_tested
 
@@ -34,6 +34,7 @@ def write_run(workdir: Path, shown: Shown) -> None:
         "curves": figures.ranking_curves(read_tested(workdir, results["findings"]), results),
         "localization": figures.localization(results),
         "training": figures.training(log, results),
+        "contrast": contrast.last_epoch(log, config),
         "feedback": figures.feedback(log, results),
         "gallery": gallery.gallery(shown),
         "interpretation": gallery.interpretation(shown),
