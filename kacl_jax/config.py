@@ -103,10 +103,7 @@ def default() -> ConfigDict:
     c.eval.pixel_probe = False  # also score a logistic probe on 16×16 pixels: what needs no network
 
     c.profile = ConfigDict()
-    c.profile.steps = (
-        0,
-        0,
-    )  # a jax.profiler trace from the first to before the second; (0, 0): none
+    c.profile.steps = (0, 0)  # a jax.profiler trace: first step, and the one before which it ends
     return c.lock()
 
 

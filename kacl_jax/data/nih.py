@@ -36,9 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 NIH_SIDE = 1024  # every box in BBox_List_2017.csv is in this frame, whatever the file's size
-LEAST_SIDE = (
-    8  # px of it that a box must have; NIH's smallest has 21, a cell of prior_map's raster 4
-)
+LEAST_SIDE = 8  # px of it; NIH's smallest box has 21, a cell of prior_map's raster 4
 
 
 @dataclass(frozen=True, eq=False)

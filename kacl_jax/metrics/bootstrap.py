@@ -8,7 +8,7 @@ resample is a column of weights, and a figure of it is a few matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
@@ -61,16 +61,9 @@ def without_bias(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
     return draws + (np.asarray(values) - mean)[..., None]
 
 
-def within_unit(table: Table) -> Table:
-    """The ends of the intervals cut to [0, 1], which draws `without_bias` may leave."""
-
-    def cut(estimate: Estimate) -> Estimate:
-        if estimate.ci95 is None:
-            return estimate
-        low, high = estimate.ci95
-        return replace(estimate, ci95=(max(low, 0.0), min(high, 1.0)))
-
-    return Table(tuple(map(cut, table.findings)), cut(table.mean))
+def within_unit(ci95: tuple[float, float] | None) -> tuple[float, float] | None:
+    """An interval's ends cut to [0, 1], which draws `without_bias` may leave."""
+    return None if ci95 is None else (max(ci95[0], 0.0), min(ci95[1], 1.0))
 
 
 def resampled(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy import sparse
 
 from kacl_jax.metrics.bootstrap import (
     RESAMPLES,
+    Estimate,
     Table,
     clusters,
     divide,
@@ -71,8 +74,12 @@ def ranking_tables(
     undefined where a class is absent, so that both means are over the same findings. Its interval is
     `without_bias`: it says what other test sets of this size would give.
     """
-    both = _tables(scores, labels, patients, resamples, precision=True)
-    return both[0], within_unit(both[1])
+    roc, pr = _tables(scores, labels, patients, resamples, precision=True)
+
+    def cut(estimate: Estimate) -> Estimate:
+        return replace(estimate, ci95=within_unit(estimate.ci95))
+
+    return roc, Table(tuple(map(cut, pr.findings)), cut(pr.mean))
 
 
 def _tables(

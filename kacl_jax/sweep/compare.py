@@ -19,6 +19,7 @@ import numpy as np
 
 from kacl_jax import metrics
 from kacl_jax.errors import UserError
+from kacl_jax.metrics.bootstrap import within_unit
 from kacl_jax.sweep.hyper import Arm, Point
 from kacl_jax.sweep.measure import FLOORS, METRICS, Measured
 
@@ -188,11 +189,12 @@ def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells]) -> list[Row]:
     rows = []
     for metric in METRICS:
         values, draws = _stacked(cells, folds, seeds, metric)
+        figure = interval(float(values.mean()), _averaged(draws, folds))
         row = Row(
             arm=arm.name,
             family=family(arm, share),
             metric=metric,
-            figure=_within_unit(interval(float(values.mean()), _averaged(draws, folds))),
+            figure=replace(figure, ci95=within_unit(figure.ci95)),
             sd=float(values.mean(axis=0).std(ddof=1)) if len(seeds) > 1 else None,
             folds=folds,
             seeds=seeds,
@@ -205,14 +207,6 @@ def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells]) -> list[Row]:
             pairs.append(_difference(cells, _blind(cells), PRIOR_MAP, metric))
         rows += [replace(row, difference=pair) for pair in pairs] or [row]
     return rows
-
-
-def _within_unit(figure: Value) -> Value:
-    """As `metrics.bootstrap.within_unit`."""
-    if figure.ci95 is None:
-        return figure
-    low, high = figure.ci95
-    return replace(figure, ci95=(max(low, 0.0), min(high, 1.0)))
 
 
 def _blind(cells: _Cells) -> _Cells:

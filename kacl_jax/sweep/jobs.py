@@ -6,6 +6,7 @@ so a terminal's Ctrl-C does not reach them twice (kacl_jax.main takes the second
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import signal
@@ -195,9 +196,9 @@ def _devices(parallel: int) -> list[dict[str, str]]:
         # CUDA counts what is there from 0; a container's /dev may begin with nvidia2.
         devices = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     else:
-        devices = [name for name in named.split(",") if name]
-        hidden = [i for i, name in enumerate(devices) if name.startswith("-")]
-        devices = devices[: hidden[0]] if hidden else devices  # as CUDA reads it
+        names = (name for name in named.split(",") if name)
+        # CUDA reads as far as the first negative number.
+        devices = list(itertools.takewhile(lambda name: not name.startswith("-"), names))
     if parallel == 1 or not devices:
         return [{} for _ in range(parallel)]
     if len(devices) < parallel:
