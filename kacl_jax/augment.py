@@ -2,6 +2,8 @@
 
 An affine map is float32 [2 3], from output to input, in centred fractions (the image spans [−½, ½]²), so that one
 map serves images, CAMs and boxes of any size. Axes: b batch · h w pixels · c findings.
+
+Coordinates are products of full precision: an accelerator's default keeps 8 to 11 bits of them, which is pixels.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def random_affine(keys: jax.Array, *, rotate: float, shift: float, scale: float)
 def invert(affine: jax.Array) -> jax.Array:
     """The map from input to output: float [b 2 3] → [b 2 3]."""
     linear = jnp.linalg.inv(affine[:, :, :2])
-    return jnp.concatenate([linear, -linear @ affine[:, :, 2:]], axis=2)
+    shift = jnp.matmul(linear, affine[:, :, 2:], precision="highest")
+    return jnp.concatenate([linear, -shift], axis=2)
 
 
 def warp(images: jax.Array, affine: jax.Array) -> jax.Array:
@@ -74,9 +77,8 @@ def warp(images: jax.Array, affine: jax.Array) -> jax.Array:
         y, x = jnp.meshgrid(
             (jnp.arange(h) + 0.5) / h - 0.5, (jnp.arange(w) + 0.5) / w - 0.5, indexing="ij"
         )
-        source = (
-            jnp.einsum("ij,jhw->ihw", matrix[:, :2], jnp.stack([x, y])) + matrix[:, 2, None, None]
-        )
+        source = jnp.einsum("ij,jhw->ihw", matrix[:, :2], jnp.stack([x, y]), precision="highest")
+        source += matrix[:, 2, None, None]
         coordinates = [(source[1] + 0.5) * h - 0.5, (source[0] + 0.5) * w - 0.5]
         return map_coordinates(image, coordinates, order=1, mode="nearest")
 
@@ -92,7 +94,7 @@ def warp_boxes(boxes: jax.Array, affine: jax.Array) -> jax.Array:
     corners = jnp.stack(
         [boxes[..., [0, 1]], boxes[..., [2, 1]], boxes[..., [0, 3]], boxes[..., [2, 3]]]
     )
-    moved = jnp.einsum("bij,qbcj->qbci", inverse[:, :, :2], corners - 0.5)
+    moved = jnp.einsum("bij,qbcj->qbci", inverse[:, :, :2], corners - 0.5, precision="highest")
     moved = jnp.clip(moved + inverse[None, :, None, :, 2] + 0.5, 0.0, 1.0)
     return jnp.concatenate([moved.min(0), moved.max(0)], axis=-1)
 

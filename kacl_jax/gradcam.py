@@ -44,7 +44,7 @@ def class_maps(
         return gradient.sum((1, 2))
 
     weights = jax.vmap(channel_weights)(jnp.eye(n_findings, dtype=feature_map.dtype))
-    return jnp.einsum("buvk,cbk->bcuv", feature_map, weights)
+    return jnp.einsum("buvk,cbk->bcuv", feature_map, weights, precision="highest")
 
 
 def map_of(
@@ -59,7 +59,7 @@ def map_of(
         return jnp.take_along_axis(classify(a), finding[:, None], axis=1).sum()
 
     weights = jax.grad(logits)(feature_map).sum((1, 2))
-    return jnp.einsum("buvk,bk->buv", feature_map, weights)
+    return jnp.einsum("buvk,bk->buv", feature_map, weights, precision="highest")
 
 
 def marked_finding(logits: jax.Array, labels: jax.Array) -> jax.Array:

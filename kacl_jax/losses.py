@@ -65,11 +65,12 @@ def nt_xent(
     all_image, all_positive, all_ready, all_patient = everyone
     n = all_ready.shape[0]
 
-    similarity = (
-        jnp.concatenate([z_image, z_positive])
-        @ jnp.concatenate([all_image, all_positive]).T
-        / temperature
+    similarity = jnp.matmul(
+        jnp.concatenate([z_image, z_positive]),
+        jnp.concatenate([all_image, all_positive]).T,
+        precision="highest",  # the default would round cosines to 8 to 11 bits on an accelerator
     )
+    similarity /= temperature
     same_image = jnp.tile(row[:, None] == jnp.arange(n), (2, 2))
     same_view = jnp.repeat(jnp.arange(2), b)[:, None] == jnp.repeat(jnp.arange(2), n)
     positive = same_image & ~same_view
