@@ -141,7 +141,10 @@ class Theirs:
 
 
 def _agree(ours: Ours, theirs: Theirs) -> None:
-    """Both compute the same losses and map from the same weights; KACL last, for it updates PyTorch's."""
+    """Both compute the same losses and maps from the same weights; KACL last, for it updates PyTorch's.
+
+    In bfloat16 two findings of an image can be level, and each side then marks another one.
+    """
     tolerance = 2e-2 if GPU else 1e-4
     _, focal, _ = ours.steps["model"]()
     np.testing.assert_allclose(float(theirs.steps["model"]()[0]), float(focal), rtol=tolerance)
@@ -149,8 +152,13 @@ def _agree(ours: Ours, theirs: Theirs) -> None:
     loss, cam = theirs.steps["KACL"]()
     np.testing.assert_allclose(float(loss), float(metrics["loss"]), rtol=tolerance)
     expected, found = np.asarray(rows["cam"]), cam.cpu().numpy()
-    np.testing.assert_allclose(found, expected, atol=tolerance * 10 * np.abs(expected).max())
-    print(f"agreed: focal loss {float(focal):.6f}, total {float(loss):.6f}, Grad-CAM\n")
+    far = np.abs(found - expected).max((1, 2)) > tolerance * 10 * np.abs(expected).max()
+    if far.mean() > (0.05 if GPU else 0):
+        raise SystemExit(f"Grad-CAM differs in {far.sum()} of {len(far)} images")
+    print(
+        f"agreed: focal loss {float(focal):.6f}, total {float(loss):.6f}, "
+        f"Grad-CAM in {(~far).sum()} of {len(far)} images\n"
+    )
 
 
 def _torch_weights(variables: Any) -> dict[str, torch.Tensor]:

@@ -186,7 +186,10 @@ class Conv(nn.Module):
         kernel = self.param("kernel", _FAN_OUT, (k, k, x.shape[-1], self.features), jnp.float32)
         kernel = kernel.astype(self.dtype)
         if k == 1:
-            return _pointwise(x[:, ::s, ::s], _as_varying_as(x, kernel[0, 0]))
+            if s > 1:
+                # An array of its own: XLA for GPUs fuses the strided read into the product and dies of it (jax 0.11.2).
+                x = lax.optimization_barrier(x[:, ::s, ::s])
+            return _pointwise(x, _as_varying_as(x, kernel[0, 0]))
         padding = self.padding if isinstance(self.padding, str) else [(self.padding,) * 2] * 2
         return lax.conv_general_dilated(
             x, kernel, (s, s), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
