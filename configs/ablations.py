@@ -75,7 +75,9 @@ def get_hyper(variant: str = "all") -> Sweep:
         replace(arm, exploratory=True)
         for arm in weak_ablations() + box_ablations(data) + box_shares(data)
     ]
-    return Sweep(main + others, points + hyper.points(others, folds=folds, seeds=[0]))
+    for seed in range(3):
+        points += hyper.points(others, folds=folds, seeds=[seed])
+    return Sweep(main + others, points)
 
 
 def weak_arms() -> list[Arm]:
