@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+_LEAST_TIME = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _ZLIB = b"\x78"  # how a zlib stream begins; jax uses zstd instead where it is installed
 
 
@@ -35,13 +36,23 @@ def keep_in(folder: Path) -> None:
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
+    _remove_broken(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if _LEAST_TIME not in os.environ:
+        # Many small programs add up to seconds.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def kept_in(folder: Path) -> dict[str, str]:
+    """The environment in which processes share the programs in `folder`, as `keep_in` keeps those of one."""
+    _remove_broken(folder)
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder.absolute()), _LEAST_TIME: "0"}
+
+
+def _remove_broken(folder: Path) -> None:
     for entry in folder.glob("*-cache"):
         if not _whole(entry.read_bytes()):
             entry.unlink(missing_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # Many small programs add up to seconds.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _whole(entry: bytes) -> bool:

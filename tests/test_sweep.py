@@ -58,6 +58,7 @@ given = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:])
 place = pathlib.Path(given["workdir"])
 arm, fold = place.parent.name, place.name[4]
 (place / "called.json").write_text(json.dumps([*sys.argv[1:], os.environ.get("CUDA_VISIBLE_DEVICES")]))
+(place / "environment.json").write_text(json.dumps(dict(os.environ)))
 if arm == "dies":
     print("first line\\n\\nKeyError: the reason", file=sys.stderr)
     os._exit(1)
@@ -239,7 +240,7 @@ def test_a_dry_run_lists_the_points_in_order_and_runs_nothing(tmp_path: Path) ->
     only = dry_run(f"--config={ABLATIONS}", "--only=kacl_lag0,kacl")
     assert [line.split("  ")[0] for line in only] == (
         [f"kacl/fold{f}-seed{s}" for s in range(3) for f in range(5)]
-        + [f"kacl_lag0/fold{f}-seed0" for f in range(5)]
+        + [f"kacl_lag0/fold{f}-seed{s}" for s in range(3) for f in range(5)]
     )
 
 
@@ -372,11 +373,44 @@ def test_several_points_run_at_once_each_with_its_devices(
     assert sweep.run_sweep(plan, points, parallel=2, command=fake) == run.DONE
     devices = [(called(plan, point) or [])[-1] for point in points]
     assert devices == ["0,2,4", "1,3"]
-    with pytest.raises(UserError, match="wants 6 accelerators, one for each point; here are 5"):
-        jobs.run_jobs([], parallel=6, after_each=lambda: None)
+    shared = jobs._devices(6)
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shared] == ["0", "1", "2", "3", "4", "0"]
+    # Sharing a GPU, none may take most of its memory at the start.
+    assert {share["XLA_PYTHON_CLIENT_PREALLOCATE"] for share in shared} == {"false"}
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in jobs._devices(5)[0]
     for hidden, shares in (("-1", [{}, {}]), ("3,1,-1,2", ["3", "1"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert [share.get("CUDA_VISIBLE_DEVICES", {}) for share in jobs._devices(2)] == shares
+
+
+def test_points_share_the_cores_and_what_is_compiled(
+    tmp_path: Path, fake: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 5)
+    plan = plan_of(tmp_path)
+    configured(plan)
+    broken = plan.workdir / "compilation_cache" / "jit_step-cache"
+    broken.parent.mkdir()
+    broken.write_bytes(b"")  # what a kill leaves
+    first, *others = plan.sweep.points[:3]
+    assert sweep.run_sweep(plan, [first], command=fake) == run.DONE
+    assert sweep.run_sweep(plan, others, parallel=2, command=fake) == run.DONE
+    assert not broken.exists()
+    words = [[w for w in called(plan, p) or [] if "workers" in (w or "")] for p in (first, *others)]
+    assert words == [[], *[["--config.feedback.workers=2"]] * 2]
+    for point in (first, *others):
+        environment = json.loads((plan.place(point) / "environment.json").read_text())
+        assert environment["JAX_COMPILATION_CACHE_DIR"] == str(broken.parent.absolute())
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    (tmp_path / "counted").mkdir()
+    counted = plan_of(tmp_path / "counted", **{"feedback.workers": 3})
+    configured(counted)
+    assert sweep.run_sweep(counted, counted.sweep.points[:1], parallel=2, command=fake) == run.DONE
+    place = counted.place(counted.sweep.points[0])
+    environment = json.loads((place / "environment.json").read_text())
+    assert environment["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+    assert "--config.feedback.workers=3" in json.loads((place / "called.json").read_text())
 
 
 def test_how_points_ended_is_told_without_a_table(
@@ -503,7 +537,7 @@ def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) ->
         (("--config=configs/nih.py",), "configs/nih.py defines no function get_hyper"),
         ((f"--config={ABLATIONS}", "--only=kalc"), "There is no arm kalc; there are: focal, kacl,"),
         ((f"--config={ABLATIONS}", "--mode=eval"), "Unknown command line flag 'mode'"),
-        ((f"--config={ABLATIONS}",), "focal/fold0-seed0 and 254 more: The config cannot be run:"),
+        ((f"--config={ABLATIONS}",), "focal/fold0-seed0 and 524 more: The config cannot be run:"),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence(tmp_path: Path, words: tuple[str, ...], told: str) -> None:

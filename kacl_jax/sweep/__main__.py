@@ -3,11 +3,13 @@
 The config file's `get_hyper` gives the points (hyper.py). Each runs as `python -m kacl_jax.main` in a process and a
 workdir of its own, WORKDIR/<arm>/fold<f>-seed<s>, with what it says in log.txt there: a point that dies takes nothing
 with it. Finished points are skipped, interrupted ones go on. After each point sweep.csv and sweep.md are written anew.
+Points share WORKDIR/compilation_cache, and with --parallel=N the GPUs and the cores.
 Exit codes as of a single run: 0 all points are finished · 1 some failed · 75 interrupted, resumable · 77 in use.
 """
 
 from __future__ import annotations
 
+import os
 import runpy
 import shlex
 import signal
@@ -223,6 +225,8 @@ def run_sweep(
     Raises:
       UserError: before the first point starts, for any point that cannot run; WorkdirInUseError.
     """
+    from kacl_jax import compilation  # with it comes jax, which takes no device by that
+
     with run.locked(plan.workdir):
         check(plan, points)
         write_table(plan)
@@ -230,11 +234,20 @@ def run_sweep(
         for point in finished:
             jobs.say(f"{point.name} is finished; skipped")
         queue = [
-            jobs.Job(point.name, [*command, *plan.words(point)], plan.place(point))
+            jobs.Job(
+                point.name,
+                [*command, *plan.words(point), *_share_of_cores(plan, point, parallel)],
+                plan.place(point),
+            )
             for point in points
             if point not in finished
         ]
-        outcome = jobs.run_jobs(queue, parallel=parallel, after_each=lambda: write_table(plan))
+        outcome = jobs.run_jobs(
+            queue,
+            parallel=parallel,
+            after_each=lambda: write_table(plan),
+            environment=compilation.kept_in(plan.workdir / "compilation_cache"),
+        )
         told = _last_table(plan)
     for name, reason in outcome.failed.items():
         jobs.say(f"failed: {name}: {reason}")
@@ -242,6 +255,13 @@ def run_sweep(
         jobs.say("Stopped; the same command goes on from here.")
         return run.INTERRUPTED
     return run.DONE if told and not outcome.failed else run.USER_ERROR
+
+
+def _share_of_cores(plan: Plan, point: Point, parallel: int) -> list[str]:
+    """Of several points at once each takes its part of the cores for radiomics, unless the workers were counted."""
+    if parallel == 1 or plan.point_config(point).feedback.workers:
+        return []
+    return [f"--config.feedback.workers={max(1, (os.cpu_count() or 1) // parallel)}"]
 
 
 def _last_table(plan: Plan) -> bool:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,6 +26,7 @@ from kacl_jax.errors import UserError
 LOG = "log.txt"
 _LAST_LINES = 5
 _POLL_S = 0.1
+_VISIBLE, _PREALLOCATE = "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,23 @@ class Outcome:
     interrupted: bool = False
 
 
-def run_jobs(jobs: Sequence[Job], *, parallel: int, after_each: Callable[[], object]) -> Outcome:
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    parallel: int,
+    after_each: Callable[[], object],
+    environment: Mapping[str, str],
+) -> Outcome:
     """Run all jobs in order, `parallel` at once; a failed one is told and the rest goes on.
 
-    after_each is called when a job has ended well; a UserError there counts as a failure of that job.
+    Args:
+      after_each: called when a job has ended well; a UserError there counts as a failure of that job.
+      environment: what jobs are given beside this process's own, which comes first.
 
     Raises:
-      UserError: a folder that cannot be written; fewer accelerators than `parallel`.
+      UserError: a folder that cannot be written.
     """
-    return _Jobs(jobs, parallel, after_each).run()
+    return _Jobs(jobs, parallel, after_each, environment).run()
 
 
 def say(line: str) -> None:
@@ -73,12 +82,17 @@ class _Running:
 
 class _Jobs:
     def __init__(
-        self, jobs: Sequence[Job], parallel: int, after_each: Callable[[], object]
+        self,
+        jobs: Sequence[Job],
+        parallel: int,
+        after_each: Callable[[], object],
+        environment: Mapping[str, str],
     ) -> None:
         self._queue = list(enumerate(jobs, 1))
         self._total = len(jobs)
         self._after_each = after_each
         self._devices = _devices(parallel)
+        self._environment = {**environment, **os.environ}
         self._running: list[_Running] = []
         self._outcome = Outcome()
         self._signals = self._passed_on = 0
@@ -127,7 +141,7 @@ class _Jobs:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        env={**os.environ, **self._devices[slot]},
+                        env={**self._environment, **self._devices[slot]},
                         start_new_session=True,
                     ),
                     time.monotonic(),
@@ -190,8 +204,12 @@ class _Jobs:
 
 
 def _devices(parallel: int) -> list[dict[str, str]]:
-    """Per slot, the variable that gives it its share of the accelerators; empty where there are none to share."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    """Per slot, the variables that give it its share of the GPUs; empty where there are none to share.
+
+    More slots than GPUs share them: each point then takes the memory that it needs, not three quarters of the GPU at
+    its start.
+    """
+    named = os.environ.get(_VISIBLE)
     if named is None:
         # CUDA counts what is there from 0; a container's /dev may begin with nvidia2.
         devices = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
@@ -202,10 +220,9 @@ def _devices(parallel: int) -> list[dict[str, str]]:
     if parallel == 1 or not devices:
         return [{} for _ in range(parallel)]
     if len(devices) < parallel:
-        raise UserError(
-            f"--parallel={parallel} wants {parallel} accelerators, one for each point; here are {len(devices)}"
-        )
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(devices[i::parallel])} for i in range(parallel)]
+        taken = {_PREALLOCATE: os.environ.get(_PREALLOCATE, "false")}  # what was said stays said
+        return [{_VISIBLE: devices[i % len(devices)], **taken} for i in range(parallel)]
+    return [{_VISIBLE: ",".join(devices[i::parallel])} for i in range(parallel)]
 
 
 def _meaning(code: int) -> str:
