@@ -3,7 +3,8 @@
     python -m benchmarks.regions [image size] [batch …]
 
 Smooth images with film grain made here; maps of smooth noise on a 7×7 grid, thresholded as in training. Medians of
-rounds in turns; the first call of each program, compilation included, is told apart.
+rounds in turns, the images' way to the device included; the first call of each program, with compilation, is told
+apart.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main(size: int = 224, *batches: int) -> None:
 
 
 def _drawn(b: int, size: int) -> tuple[np.ndarray, ...]:
-    """Images uint8 [b h w], maps float32 [b 7 7], no truth boxes, on the device."""
+    """Images uint8 [b h w], maps float32 [b 7 7], no truth boxes, on the host."""
     random = np.random.default_rng(0)
 
     def smooth(side: int, sigma: float) -> np.ndarray:
