@@ -75,9 +75,7 @@ def get_hyper(variant: str = "all") -> Sweep:
         replace(arm, exploratory=True)
         for arm in weak_ablations() + box_ablations(data) + box_shares(data)
     ]
-    for seed in range(3):
-        points += hyper.points(others, folds=folds, seeds=[seed])
-    return Sweep(main + others, points)
+    return Sweep(main + others, points + hyper.points(others, folds=folds, seeds=[0, 1, 2]))
 
 
 def weak_arms() -> list[Arm]:

@@ -124,6 +124,19 @@ def test_nothing_is_unpickled() -> None:
             assert banned not in text, (path.name, banned)
 
 
+def test_no_large_file_is_tracked() -> None:
+    """Data, weights and caches do not belong into the repository."""
+    root = PACKAGE.parent
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    listed = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True, check=True
+    )
+    paths = [root / name for name in listed.stdout.split("\0") if name]
+    assert paths
+    assert not [path.name for path in paths if path.is_file() and path.stat().st_size > 1_000_000]
+
+
 def test_no_drawer_for_odds_and_ends() -> None:
     assert not {p.stem for p in FILES} & {
         "utils",
