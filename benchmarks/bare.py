@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 from kacl_jax import radiomics
-from kacl_jax.models import KACL
-from kacl_jax.parallel import AXIS
-from kacl_jax.step import Augmentation, Loss, Programs
+from kacl_jax.models.kacl import KACL
+from kacl_jax.runtime.devices import AXIS
+from kacl_jax.step.programs import Augmentation, Loss, Programs
 
 FINDINGS, FEATURES = 8, len(radiomics.FEATURE_NAMES)
 

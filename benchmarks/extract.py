@@ -34,7 +34,8 @@ import numpy as np
 import SimpleITK
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 
-from kacl_jax.radiomics import FAMILIES, bins, extraction, host
+from kacl_jax.radiomics import FAMILIES, extraction, host
+from kacl_jax.radiomics.counts import bins
 
 SIZES = (60, 150, 300)
 COUNTING: tuple[extraction.Counting, ...] = (

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax.data import pipeline
+from kacl_jax.data import batches as pipeline
 from kacl_jax.data.nih import Records, read_records
 from kacl_jax.prepare import prepare
 

@@ -28,8 +28,11 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks import devices
-from kacl_jax import checkpoint, compilation, experiment, tally, train
 from kacl_jax.radiomics import FEATURE_NAMES
+from kacl_jax.runtime import compilation
+from kacl_jax.train import checkpoint, experiment
+from kacl_jax.train import counters as tally
+from kacl_jax.train import loop as train
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FROM_CACHE = "/jax/compilation_cache/cache_hits"

@@ -16,8 +16,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import demo
-from kacl_jax import train
-from kacl_jax.data import phantom
+from kacl_jax.data.phantom import demo as phantom
+from kacl_jax.train import loop as train
 
 
 def main(patients: int = 150) -> None:

@@ -19,9 +19,9 @@ import cv2
 import jax
 import numpy as np
 
-from kacl_jax.fresh import FreshRadiomics
 from kacl_jax.radiomics import extract
-from kacl_jax.roi import RegionRule
+from kacl_jax.step.in_step_radiomics import FreshRadiomics
+from kacl_jax.step.roi import RegionRule
 
 ROUNDS, ON_HOST = 7, 16
 

@@ -30,10 +30,10 @@ import jax
 import numpy as np
 
 from benchmarks import bare
-from kacl_jax import gradcam
-from kacl_jax.parallel import DataParallel
 from kacl_jax.radiomics.host import Extractor
-from kacl_jax.step import Programs
+from kacl_jax.runtime.devices import DataParallel
+from kacl_jax.step import gradcam
+from kacl_jax.step.programs import Programs
 
 ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
 

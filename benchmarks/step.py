@@ -21,9 +21,9 @@ import jax
 import optax
 
 from benchmarks import bare
-from kacl_jax import losses
-from kacl_jax.parallel import AXIS, DataParallel, averaged
-from kacl_jax.step import Batch, Programs, TrainState
+from kacl_jax.runtime.devices import AXIS, DataParallel, averaged
+from kacl_jax.step import losses
+from kacl_jax.step.programs import Batch, Programs, TrainState
 
 ROUNDS = 7
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from kacl_jax.errors import UserError
+from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep import hyper
 from kacl_jax.sweep.hyper import Arm, Sweep
 

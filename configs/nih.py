@@ -17,7 +17,7 @@ not measured here yet. On the 1.6 % of it that we could measure: README.md.
 from ml_collections import ConfigDict
 
 from kacl_jax import config as defaults
-from kacl_jax.errors import UserError
+from kacl_jax.runtime.errors import UserError
 
 
 def get_config(variant: str = "weak") -> ConfigDict:

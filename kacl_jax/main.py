@@ -12,9 +12,11 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from kacl_jax import command_line, hosts, huge_pages, run
 from kacl_jax import config as config_keys
-from kacl_jax.errors import UserError
+from kacl_jax.config import command_line
+from kacl_jax.runtime import hosts, huge_pages
+from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime.errors import UserError
 
 flags.adopt_module_key_flags(command_line)
 _MODE = flags.DEFINE_enum(
@@ -53,7 +55,8 @@ def _run(config: ConfigDict, workdir: Path) -> int:
     if _MODE.value == "verify":
         return _verify(config, workdir)
     # Heavy imports wait until the command is known to be sound, and never happen in a worker.
-    from kacl_jax import terminal, train
+    from kacl_jax.evaluation import terminal_table as terminal
+    from kacl_jax.train import loop as train
 
     job = train.train_and_evaluate if _MODE.value == "train" else train.evaluate_only
     with hosts.connected(_DISTRIBUTED.value):
@@ -70,8 +73,9 @@ def _run(config: ConfigDict, workdir: Path) -> int:
 
 def _verify(config: ConfigDict, workdir: Path) -> int:
     """Check the data root completely and print all problems at once, each with its fix."""
-    from kacl_jax import experiment, progress
     from kacl_jax.data import verify
+    from kacl_jax.train import experiment
+    from kacl_jax.train import log as progress
 
     config_keys.check(config, n_devices=1)
     root = experiment.data_root(config, workdir.absolute())

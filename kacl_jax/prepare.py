@@ -30,12 +30,22 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 from tqdm import tqdm
 
-from kacl_jax.data import nih, tables, whole
-from kacl_jax.data.prepared import DATASET, MANIFEST, NAMES, SPLIT, WORK, Job, Manifest, Shard
-from kacl_jax.errors import UserError
+from kacl_jax.data import nih, tables
+from kacl_jax.data.prepared.reader import (
+    DATASET,
+    MANIFEST,
+    NAMES,
+    SPLIT,
+    WORK,
+    Job,
+    Manifest,
+    Shard,
+)
+from kacl_jax.runtime import bucket_files as whole
+from kacl_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from kacl_jax.data.builder import Part
+    from kacl_jax.data.prepared.builder import Part
 
 # A part is what a kill can cost a worker; every shard is a file that training holds open.
 _SHARD_BYTES, _SHARD_IMAGES = 1 << 28, 1024
@@ -162,7 +172,7 @@ def _parts(
     out: epath.Path, job: Job, chunks: Sequence[Sequence[Path]], workers: int
 ) -> list[Part]:  # fmt: skip
     """Every part, those of an earlier attempt included."""
-    from kacl_jax.data import builder  # imports tensorflow-datasets
+    from kacl_jax.data.prepared import builder  # imports tensorflow-datasets
 
     folder, stop = out / WORK, threading.Event()
     total = sum(map(len, chunks))
@@ -213,7 +223,7 @@ def _check_disk(out: epath.Path, needed: int) -> None:
 
 def _finish(out: epath.Path, job: Job, parts: Sequence[Part]) -> Manifest:
     """Shards by the builder, the text files beside them, and last of all the manifest."""
-    from kacl_jax.data import builder
+    from kacl_jax.data.prepared import builder
 
     folder = out / WORK
     full = [part for part in parts if part.names]

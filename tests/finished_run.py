@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kacl_jax import config as config_keys
-from kacl_jax import metrics
+from kacl_jax.evaluation import metrics
 
 CHECKSUMS = {"Data_Entry_2017.csv": "0" * 64}
 STEPS_PER_EPOCH = 3

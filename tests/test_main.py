@@ -14,8 +14,9 @@ from pathlib import Path
 import compile_fast
 import pytest
 
-from kacl_jax import huge_pages, run
-from kacl_jax.data import phantom
+from kacl_jax.data.phantom import demo as phantom
+from kacl_jax.runtime import huge_pages
+from kacl_jax.runtime import workdir as run
 
 REPO = Path(__file__).resolve().parents[1]
 NIH = "--config=configs/nih.py"

@@ -40,7 +40,9 @@ def test_the_first_two_commands_need_nothing_before_them() -> None:
 def test_configs_requirements_and_modules_in_commands_exist() -> None:
     for path in re.findall(r"--config=(\S+?\.py)|-r (\S+)", TEXT):
         assert (REPO / (path[0] or path[1])).is_file(), path
-    modules = set(re.findall(r"(?:-m |`)(kacl_jax\.\w+|benchmarks\.\w+)(?=[ `\n])", TEXT))
+    modules = set(
+        re.findall(r"(?:-m |`)(kacl_jax\.\w+|(?:benchmarks|analyses)\.\w+)(?=[ `\n])", TEXT)
+    )
     assert len(modules) > 10
     for module in modules:
         place = REPO / module.replace(".", "/")

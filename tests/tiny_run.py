@@ -25,7 +25,7 @@ PATIENTS, SIZE = 48, 64
 
 def write_root(root: Path) -> Path:
     """118 phantom images at 64 px."""
-    from kacl_jax.data import phantom
+    from kacl_jax.data.phantom import demo as phantom
 
     phantom.write(root, patients=PATIENTS, size=SIZE, seed=0)
     return root
@@ -63,7 +63,7 @@ def tiny_encoder(*_: Any, dtype: Any, axis_name: str | None, **__: Any) -> Any:
     import flax.linen as nn
     import jax.numpy as jnp
 
-    from kacl_jax import encoders
+    from kacl_jax.models import encoders
 
     class TinyEncoder(nn.Module):
         @nn.compact
@@ -85,7 +85,9 @@ def tiny_encoder(*_: Any, dtype: Any, axis_name: str | None, **__: Any) -> Any:
 
 def _struck(at: str) -> None:
     """Make the loop send itself a signal where `at` says."""
-    from kacl_jax import checkpoint, score, train
+    from kacl_jax.train import checkpoint
+    from kacl_jax.train import final_test as score
+    from kacl_jax.train import loop as train
 
     point, step, name = at.split(":")
     number = signal.Signals[name]
@@ -124,7 +126,10 @@ def _struck(at: str) -> None:
 if __name__ == "__main__":
     from absl import app
 
-    from kacl_jax import command_line, hosts, main, models
+    from kacl_jax import main
+    from kacl_jax.config import command_line
+    from kacl_jax.models import kacl as models
+    from kacl_jax.runtime import hosts
 
     hosts.HEARTBEAT_S = int(os.environ.get("HEARTBEAT_S", hosts.HEARTBEAT_S))
     models.image_encoder = tiny_encoder

@@ -14,10 +14,11 @@ import numpy as np
 import optax
 import tiny_run
 
-from kacl_jax import models, radiomics
-from kacl_jax.models import KACL
-from kacl_jax.parallel import AXIS
-from kacl_jax.step import Augmentation, Loss, Programs, TrainState
+from kacl_jax import radiomics
+from kacl_jax.models import kacl as models
+from kacl_jax.models.kacl import KACL
+from kacl_jax.runtime.devices import AXIS
+from kacl_jax.step.programs import Augmentation, Loss, Programs, TrainState
 
 C, SIZE, B, F = 8, 64, 16, len(radiomics.FEATURE_NAMES)
 LOSS = Loss(

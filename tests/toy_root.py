@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kacl_jax.data.images import PngFiles
+from kacl_jax.data.image_source import PngFiles
 from kacl_jax.data.nih import FINDINGS_8, Records
 from kacl_jax.data.splits import Split, make_split
-from kacl_jax.outputs import Outputs
+from kacl_jax.evaluation.outputs import Outputs
 
 
 def toy_records(seed: int = 0, patients: int = 60) -> Records:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kacl_jax.data.image import RESIZE_NAME, BrokenImage, read_image, resize
-from kacl_jax.data.images import Images, PngFiles, PngFolder, find_png_files
-from kacl_jax.data.prepared import Prepared, is_prepared
+from kacl_jax.data.image_source import Images, PngFiles, PngFolder, find_png_files
+from kacl_jax.data.prepared.reader import Prepared, is_prepared
 from kacl_jax.data.tables import (
     BOX_FILE,
     FINDINGS_8,
@@ -28,7 +27,8 @@ from kacl_jax.data.tables import (
     Tables,
     read_tables,
 )
-from kacl_jax.errors import UserError
+from kacl_jax.images.reader import RESIZE_NAME, BrokenImage, read_image, resize
+from kacl_jax.runtime.errors import UserError
 
 __all__ = [
     "FINDINGS_8", "FINDINGS_14", "RESIZE_NAME", "BrokenImage", "PngFiles", "Problem", "Records",

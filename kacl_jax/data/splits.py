@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kacl_jax.data.nih import Records
-from kacl_jax.errors import UserError
+from kacl_jax.runtime.errors import UserError
 
 Floors = tuple[tuple[np.ndarray, np.ndarray], ...]
 _WORDS = {"A": "weak", "B": "semi", "C": "pooled"}

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kacl_jax.errors import UserError
+from kacl_jax.runtime.errors import UserError
 
 FINDINGS_8 = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration",

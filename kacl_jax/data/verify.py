@@ -21,7 +21,7 @@ from kacl_jax.data.nih import (
     read_root,
     report_missing,
 )
-from kacl_jax.data.prepared import Prepared
+from kacl_jax.data.prepared.reader import Prepared
 from kacl_jax.data.tables import BOX_FILE, LIST_FILES, Tables
 
 Progress = Callable[[int, int], None]  # (images decoded, images in all)

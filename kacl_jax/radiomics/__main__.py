@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from kacl_jax.errors import UserError
 from kacl_jax.radiomics import FEATURE_NAMES
+from kacl_jax.runtime.errors import UserError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _AT_ONCE = 64  # regions held in memory

@@ -18,10 +18,11 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from kacl_jax.errors import UserError
-from kacl_jax.radiomics import FEATURE_NAMES, bins, host, tiles
+from kacl_jax.radiomics import FEATURE_NAMES, host, tiles
+from kacl_jax.radiomics.counts import bins
+from kacl_jax.radiomics.counts.matrices import Formulation
 from kacl_jax.radiomics.host import RadiomicsError
-from kacl_jax.radiomics.matrices import Formulation
+from kacl_jax.runtime.errors import UserError
 
 Counting = Formulation | Literal["numba"]
 # px, of a tile: a region's sides plus 2 or more. numba's count does not pay for an empty margin.
@@ -197,7 +198,7 @@ def _on_device(regions: list[_Region], bucket: _Bucket, dtype: str) -> np.ndarra
 def _program(levels: int, by: Counting) -> Callable[..., jax.Array]:
     if by != "numba":
         return jax.jit(functools.partial(tiles.features, levels=levels, formulation=by))
-    from kacl_jax.radiomics import compiled
+    from kacl_jax.radiomics.counts import by_numba as compiled
 
     formulas = jax.jit(tiles.formulas)
 

@@ -11,19 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kacl_jax.radiomics import (
-    FAMILIES,
-    FEATURE_NAMES,
-    firstorder,
-    glcm,
-    gldm,
-    glrlm,
-    glszm,
-    matrices,
-    ngtdm,
-    shape2d,
-)
-from kacl_jax.radiomics.matrices import Formulation, Matrices
+from kacl_jax.radiomics import FAMILIES, FEATURE_NAMES
+from kacl_jax.radiomics.counts import matrices
+from kacl_jax.radiomics.counts.matrices import Formulation, Matrices
+from kacl_jax.radiomics.families import firstorder, glcm, gldm, glrlm, glszm, ngtdm, shape2d
 
 PROBLEMS = ("", "a line", "larger than the tile", "too many grey levels")
 

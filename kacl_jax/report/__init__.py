@@ -17,7 +17,3 @@ This file and `sweep_page` import no jax.
 """
 
 from __future__ import annotations
-
-from kacl_jax.report.sweep_page import write_sweep
-
-__all__ = ["write_sweep"]

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
 
-from kacl_jax import metrics, step
-from kacl_jax.metrics.bootstrap import divide
+from kacl_jax.evaluation import metrics
+from kacl_jax.evaluation.metrics.bootstrap import divide
 from kacl_jax.radiomics import FEATURE_NAMES, LOG_COLUMNS
+from kacl_jax.step import programs as step
 
 SHUFFLES = 200
 _FEWEST = 5  # images of a class that must have a feature for it to be judged

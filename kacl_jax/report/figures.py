@@ -7,11 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kacl_jax.metrics import T_IOU
-from kacl_jax.numerals import interval, short
+from kacl_jax.evaluation.metrics import T_IOU
+from kacl_jax.evaluation.number_format import interval, short
+from kacl_jax.evaluation.predictions import Tested
 from kacl_jax.report import charts, curves
 from kacl_jax.report.charts import Axis, Line
-from kacl_jax.tested import Tested
 
 SHOWN_T = ("0.1", "0.3", "0.5")
 # T(IoU) > .1 … .7, mean of 8 findings: Wang et al., ChestX-ray8, CVPR 2017, with ResNet-50.

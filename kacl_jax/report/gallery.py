@@ -10,14 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from kacl_jax.data import nih
-from kacl_jax.locate import Located
-from kacl_jax.numerals import interval, short
-from kacl_jax.outputs import Outputs
+from kacl_jax.evaluation.localization import Located
+from kacl_jax.evaluation.number_format import interval, short
+from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.radiomics.extraction import extract
 from kacl_jax.report import cases, charts, features, pictures
 from kacl_jax.report.features import Moments
-from kacl_jax.roi import RegionRule
-from kacl_jax.step import Z_CLIP
+from kacl_jax.step.programs import Z_CLIP
+from kacl_jax.step.roi import RegionRule
 
 _IMAGES_AT_ONCE = 32  # their regions' masks are in memory together
 _AGAINST = {

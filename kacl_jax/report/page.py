@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from kacl_jax import atomic
-from kacl_jax.numerals import interval, p_value, short, signed
+from kacl_jax.evaluation.number_format import interval, p_value, short, signed
+from kacl_jax.runtime import files as atomic
 
 
 def write(path: Path, template: str, content: Mapping[str, Any]) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from kacl_jax import config as config_keys
-from kacl_jax import run
-from kacl_jax.numerals import short
-from kacl_jax.report import contrast, figures, gallery, page
+from kacl_jax.evaluation import contrastive_summary as contrast
+from kacl_jax.evaluation.number_format import short
+from kacl_jax.evaluation.predictions import read_tested
+from kacl_jax.report import figures, gallery, page
 from kacl_jax.report.gallery import Shown
-from kacl_jax.tested import read_tested
+from kacl_jax.runtime import workdir as run
 
 
 def write_run(workdir: Path, shown: Shown) -> None:

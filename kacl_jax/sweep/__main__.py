@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+from ml_collections import ConfigDict
 
-from kacl_jax import atomic, command_line, report, run
 from kacl_jax import config as config_keys
+from kacl_jax.config import command_line
 from kacl_jax.data import nih
-from kacl_jax.errors import UserError
-from kacl_jax.sweep import compare, jobs, measure, table
+from kacl_jax.runtime import files as atomic
+from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.sweep import compare, jobs, measure, page, table
 from kacl_jax.sweep.hyper import Point, Sweep
 
 flags.adopt_module_key_flags(command_line)
@@ -43,7 +46,7 @@ class Plan:
     """What was typed, expanded: the points and what they run with."""
 
     config_name: str  # with its variant
-    config: config_keys.ConfigDict  # of no arm, with what was typed for every point
+    config: ConfigDict  # of no arm, with what was typed for every point
     given: dict[str, Any]  # what was typed for every point
     sweep: Sweep
     workdir: Path
@@ -66,7 +69,7 @@ class Plan:
             f"--workdir={self.place(point)}",
         ]
 
-    def point_config(self, point: Point) -> config_keys.ConfigDict:
+    def point_config(self, point: Point) -> ConfigDict:
         """The whole config of a point. Raises UserError on a value of the wrong type."""
         config = self.config.copy_and_resolve_references()
         try:
@@ -88,7 +91,7 @@ class Plan:
         return bool(total and run.read_json(results).get("trained_steps") == total)
 
 
-def expand(config_name: str, config: config_keys.ConfigDict, workdir: Path) -> Plan:
+def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
     """The plan of a config file's sweep.
 
     Args:
@@ -109,7 +112,7 @@ def expand(config_name: str, config: config_keys.ConfigDict, workdir: Path) -> P
     problems = []
     for arm in sweep.arms:
         problems += [
-            f"arm {arm.name} sets {key}, which is no key; all keys are in kacl_jax/config.py"
+            f"arm {arm.name} sets {key}, which is no key; all keys are in kacl_jax/config/keys.py"
             for key in arm.overrides
             if key not in flat
         ]
@@ -147,7 +150,7 @@ def check(plan: Plan, points: list[Point]) -> None:
     Raises:
       UserError: all problems, each with the points that have it.
     """
-    from kacl_jax import pretrained  # with it comes jax, which takes no device by that
+    from kacl_jax.models import pretrained  # with it comes jax, which takes no device by that
 
     refused: dict[str, list[str]] = defaultdict(list)
     for point in points:
@@ -211,7 +214,7 @@ def write_table(plan: Plan) -> str:
     atomic.write_text(plan.workdir / "sweep.csv", table.as_csv(rows))
     atomic.write_text(plan.workdir / "sweep.md", text)
     if plan.measured:
-        report.write_sweep(plan.workdir, [point.name for point in plan.measured])
+        page.write_sweep(plan.workdir, [point.name for point in plan.measured])
     return text
 
 
@@ -225,7 +228,7 @@ def run_sweep(
     Raises:
       UserError: before the first point starts, for any point that cannot run; WorkdirInUseError.
     """
-    from kacl_jax import compilation  # with it comes jax, which takes no device by that
+    from kacl_jax.runtime import compilation  # with it comes jax, which takes no device by that
 
     with run.locked(plan.workdir):
         check(plan, points)

@@ -17,9 +17,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from kacl_jax import metrics
-from kacl_jax.errors import UserError
-from kacl_jax.metrics.bootstrap import within_unit
+from kacl_jax.evaluation import metrics
+from kacl_jax.evaluation.metrics.bootstrap import within_unit
+from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep.hyper import Arm, Point
 from kacl_jax.sweep.measure import FLOORS, METRICS, Measured
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kacl_jax.errors import UserError
+from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep.measure import FLOORS
 
 Overrides = Mapping[str, Any]  # dotted config key → value

@@ -20,8 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
-from kacl_jax import run
-from kacl_jax.errors import UserError
+from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime.errors import UserError
 
 LOG = "log.txt"
 _LAST_LINES = 5

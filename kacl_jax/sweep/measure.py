@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax import metrics, run
-from kacl_jax.errors import UserError
-from kacl_jax.metrics.bootstrap import clusters, divide, without_bias
-from kacl_jax.metrics.ranking import Ranked
-from kacl_jax.report.contrast import Contrast, last_epoch
-from kacl_jax.tested import Tested, read_tested
+from kacl_jax.evaluation import metrics
+from kacl_jax.evaluation.contrastive_summary import Contrast, last_epoch
+from kacl_jax.evaluation.metrics.bootstrap import clusters, divide, without_bias
+from kacl_jax.evaluation.metrics.ranking import Ranked
+from kacl_jax.evaluation.predictions import Tested, read_tested
+from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime.errors import UserError
 
 IOU_SHOWN = (0.1, 0.3, 0.5)
 METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in IOU_SHOWN))

@@ -8,12 +8,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from kacl_jax.numerals import interval, p_value, short, signed, threshold
-from kacl_jax.report import contrast
-from kacl_jax.report.sweep_page import FAMILIES
+from kacl_jax.evaluation import contrastive_summary as contrast
+from kacl_jax.evaluation.number_format import interval, p_value, short, signed, threshold
 from kacl_jax.sweep.compare import PRIOR_MAP, Difference, Row, Runs
 from kacl_jax.sweep.hyper import Point
 from kacl_jax.sweep.measure import METRICS
+from kacl_jax.sweep.page import FAMILIES
 
 COLUMNS = [
     "family", "arm", "box_share", "selection_boxes", "metric", "value", "sd", "ci_low", "ci_high",

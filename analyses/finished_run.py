@@ -1,0 +1,30 @@
+"""A finished run, taken up again from its workdir: what `maps` and `radiomic_probe` look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kacl_jax import config as config_keys
+from kacl_jax.runtime import workdir as run
+from kacl_jax.train import checkpoint
+from kacl_jax.train.experiment import Experiment, assemble
+
+
+def experiment(workdir: Path) -> Experiment:
+    """With the config that it was trained with."""
+    config = config_keys.default()
+    stored = run.read_config(workdir)
+    config.update_from_flattened_dict(
+        {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    )
+    return assemble(config, workdir)
+
+
+def best_state(experiment: Experiment) -> Any:
+    """The placed TrainState of the checkpoint that was scored."""
+    workdir = experiment.workdir
+    best = run.read_json(workdir / "results.json")["best_step"]
+    restored = checkpoint.Checkpoints(workdir / "checkpoints").restore(best)
+    trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
+    return experiment.parallel.replicate(trained)

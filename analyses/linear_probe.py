@@ -1,0 +1,80 @@
+"""What frozen ImageNet features give away: a logistic regression on the encoder's mean features, the mark to pass.
+
+    python -m analyses.linear_probe --config=configs/nih.py:pooled --config.data.root=… [any other key]
+
+Prints the mean AUROC on the test part of the config's fold, for a few strengths of regularisation; nothing is trained
+but the regression, on the training and validation part.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+from ml_collections import config_flags
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from kacl_jax.data import batches as pipeline
+from kacl_jax.evaluation import metrics
+from kacl_jax.step.programs import normalise
+from kacl_jax.train.experiment import Experiment, assemble
+
+CONFIG = config_flags.DEFINE_config_file("config", None)
+
+
+def main(_: Any) -> None:
+    experiment = assemble(CONFIG.value, Path(tempfile.mkdtemp()))
+    features = mean_features(experiment)
+    records, split = experiment.records, experiment.split
+    fit = np.concatenate([split.train, split.val])
+    print(
+        f"{split.name} ({split.hash}), {CONFIG.value.model.encoder}, {CONFIG.value.data.image_size} px"
+    )
+    for strength in (1e-4, 1e-3, 1e-2):
+        scores = probabilities(features, records.labels, fit, split.test, strength)
+        table = metrics.auroc_table(
+            scores, records.labels[split.test], records.patients[split.test]
+        )
+        print(f"C = {strength:g}: mean AUROC {table.mean.value:.3f} {table.mean.ci95}")
+
+
+def probabilities(
+    features: np.ndarray, labels: np.ndarray, fit: np.ndarray, seen: np.ndarray, strength: float
+) -> np.ndarray:
+    """Of the images `seen`, [m c], by one regression per finding on the images `fit`; features [n k], labels [n c]."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=strength))
+    return np.stack(
+        [
+            probe.fit(features[fit], finding[fit]).predict_proba(features[seen])[:, 1]
+            for finding in labels.T
+        ],
+        axis=1,
+    )
+
+
+def mean_features(experiment: Experiment) -> np.ndarray:
+    """float32 [n k]: the pretrained encoder's feature map, averaged over its cells."""
+    state, model = experiment.initial_state(), experiment.programs.model
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+
+    @jax.jit
+    def embed(images: jax.Array) -> jax.Array:
+        pixels = normalise(images[..., 0].astype(jnp.float32))
+        return model.apply(variables, pixels, train=False, method="feature_map").mean((1, 2))
+
+    ids = np.arange(len(experiment.records.names))
+    batches = pipeline.eval_batches(
+        experiment.records, ids, image_size=experiment.config.data.image_size, batch_size=64
+    )
+    return np.concatenate([np.asarray(embed(batch["image"]))[batch["valid"]] for batch in batches])
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,37 @@
+"""One side of vs_torch.py's whole loops: kacl_jax's own, asynchronous. Prints images/s as JSON.
+
+python -m benchmarks.vs_torch.jax_loop ROOT SIZE BATCH
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from configs import bench
+from kacl_jax.runtime import compilation
+from kacl_jax.train import checkpoint, experiment
+from kacl_jax.train import loop as train
+
+
+def main(root: str, size: int, batch_size: int) -> None:
+    logging.getLogger().setLevel(logging.WARNING)
+    config = bench.get_config()
+    config.data.root, config.data.image_size = root, size
+    config.train.batch_size, config.train.epochs = batch_size, 3
+    config.train.checkpoint_every = 0
+    # As here, so there: beside the files, compiled once for all rounds.
+    compilation.keep_in(Path(root) / "compilation_cache")
+    with tempfile.TemporaryDirectory() as folder:
+        parts = experiment.assemble(config, Path(folder))
+        tally = train.train(parts, checkpoint.Checkpoints(Path(folder) / "checkpoints"))
+    # The last steps' regions are measured after the clock stops: their images do not count.
+    whole = 1 - config.feedback.lag / parts.total_steps
+    print(json.dumps({"kacl_jax, asynchronous": tally.throughput["images_per_s"] * whole}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,0 +1,271 @@
+"""The embedded demo set: a procedural chest phantom on disk in NIH's own layout.
+
+It stands in where NIH's X-rays are not at hand, so that everything after the reader is the same
+code. `phantom_anatomy` holds the body, `phantom_film` the X-ray, `phantom_findings` the signs and
+their boxes; here patients are drawn, their images planned, rendered and written.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from kacl_jax.data.nih import FINDINGS_8, to_nih_pixels
+from kacl_jax.data.phantom import anatomy as phantom_anatomy
+from kacl_jax.data.phantom import film as phantom_film
+from kacl_jax.data.phantom import findings as phantom_findings
+from kacl_jax.data.phantom.anatomy import Anatomy, Frame, Pose
+from kacl_jax.data.phantom.findings import Finding
+from kacl_jax.runtime.errors import UserError
+
+DRAWING = 2  # raise it when any picture changes: older sets on disk are then not taken for new ones
+MANIFEST = "phantom.json"
+# Dealt to pairs of patients in turn, so that small sets hold every finding too. None: healthy.
+DECK = (
+    "Infiltration", None, "Effusion", "Nodule", None, "Cardiomegaly", "Pneumothorax", None,
+    "Atelectasis", "Mass", None, "Pneumonia", None, "Infiltration", "Effusion", None,
+    "Atelectasis", "Nodule", None, "Cardiomegaly", None, "Mass", "Pneumonia", None, "Pneumothorax",
+)  # fmt: skip
+BOXED = 0.75  # share of a test image's findings that get a box in the CSV
+ENTRY_HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that one image is drawn from."""
+
+    name: str
+    patient: int
+    follow_up: int
+    anatomy: Anatomy
+    view: str  # 'PA' | 'AP'
+    pose: Pose
+    exposure: phantom_film.Exposure
+    findings: tuple[Finding, ...]
+    boxed: tuple[str, ...]  # findings whose box is published
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """What a patient's studies share."""
+
+    number: int
+    anatomy: Anatomy
+    shift: tuple[float, float]
+    scale: float
+    portable: bool  # mostly filmed in bed
+    chronic: tuple[Finding, ...]
+
+
+def plan_patient(number: int, seed: int) -> tuple[Study, ...]:
+    """All studies of one patient (numbered from 1); depends on nothing but the two numbers."""
+    rng = np.random.default_rng([seed, number])
+    patient = _Patient(
+        number=number,
+        anatomy=phantom_anatomy.draw_anatomy(rng),
+        shift=(rng.normal(0, 0.02), rng.normal(0.01, 0.025)),
+        scale=rng.uniform(0.92, 1.24),
+        portable=bool(rng.random() < 0.35),
+        chronic=_chronic_findings(rng, DECK[(number // 2) % len(DECK)]),
+    )
+    count = int(min(rng.geometric(0.45) + (rng.random() < 0.4), 7))
+    return tuple(_plan_study(patient, follow_up, seed) for follow_up in range(count))
+
+
+def in_test(number: int) -> bool:
+    """Whether a patient is in the official test list."""
+    return number % 2 == 0
+
+
+def _chronic_findings(rng: np.random.Generator, first: str | None) -> tuple[Finding, ...]:
+    if first is None:
+        return ()
+    count = int(rng.choice([0, 1, 2], p=[0.5, 0.35, 0.15]))
+    others = rng.permutation([name for name in FINDINGS_8 if name != first])[:count]
+    # mostly in opposite lungs, so that one seldom hides another
+    side = int(rng.choice(phantom_anatomy.SIDES))
+    sides = (side, -side if rng.random() < 0.8 else side, int(rng.choice(phantom_anatomy.SIDES)))
+    return tuple(
+        Finding(str(name), float(rng.uniform(0.15, 1)), at, int(rng.integers(2**31)))
+        for name, at in zip((first, *others), sides, strict=False)
+    )
+
+
+def _plan_study(patient: _Patient, follow_up: int, seed: int) -> Study:
+    rng = np.random.default_rng([seed, patient.number, follow_up])
+    portable = patient.portable != (rng.random() < 0.2)
+    findings = tuple(
+        replace(f, severity=float(np.clip(f.severity + rng.normal(0, 0.12), 0.05, 1)))
+        for f in patient.chronic
+        if rng.random() < 0.85
+    )
+    rise = rng.uniform(0.02, 0.07) if portable else rng.uniform(-0.005, 0.015)
+    moved = np.asarray(patient.shift) + rng.normal(0, 0.012, 2)
+    boxable = in_test(patient.number)
+    return Study(
+        name=f"{patient.number:08d}_{follow_up:03d}.png",
+        patient=patient.number,
+        follow_up=follow_up,
+        anatomy=phantom_anatomy.breathe(patient.anatomy, rise),
+        view="AP" if portable else "PA",
+        pose=Pose(
+            rotation=rng.normal(0, 2.5 if portable else 1.2),
+            shift=(float(moved[0]), float(moved[1])),
+            scale=patient.scale * rng.uniform(0.98, 1.02) * (1.04 if portable else 1.0),
+        ),
+        exposure=phantom_film.draw_exposure(rng, portable),
+        findings=findings,
+        boxed=tuple(f.name for f in findings if boxable and rng.random() < BOXED),
+        seed=(seed, patient.number, follow_up),
+    )
+
+
+def render(
+    study: Study, size: int, *, without: tuple[str, ...] = ()
+) -> tuple[np.ndarray, dict[str, tuple[float, float, float, float]]]:
+    """Image uint8 [size size] and the box of each drawn finding (fractions, half-open).
+
+    `without` leaves findings out and nothing else changes: same body, same exposure, same noise.
+    """
+    a, frame = study.anatomy, Frame(size, study.pose)
+    portable = study.view == "AP"
+    drawn = [f for f in study.findings if f.name not in without]
+    ratio = a.heart_ratio + (0.03 if portable else 0.0)
+    boxes = {}
+    for finding in drawn:
+        if finding.name == "Cardiomegaly":
+            ratio = phantom_findings.widened_heart(finding) + (0.03 if portable else 0.0)
+            boxes[finding.name] = phantom_findings.heart_box(a, frame, ratio)
+    chest = phantom_film.draw_chest(a, frame, heart_ratio=ratio, raised_arms=not portable)
+    air_left = np.ones((size, size), np.float32)
+    clear, extra = np.zeros_like(air_left), np.zeros_like(air_left)
+    for finding in drawn:
+        if finding.name != "Cardiomegaly":
+            sign = phantom_findings.draw_finding(finding, a, frame, chest)
+            boxes[finding.name] = sign.box
+            air_left *= 1 - sign.fill
+            clear = np.maximum(clear, sign.clear)
+            extra += sign.extra
+    air = chest.air * air_left * (1 + 0.4 * clear)
+    markings = chest.markings * (1 - clear) * (0.4 + 0.6 * air_left)
+    opacity = chest.rest - phantom_film.AIR * air + markings + extra
+    rng = np.random.default_rng([*study.seed, 1])
+    opacity = opacity + phantom_film.draw_devices(rng, frame, a, portable)
+    marker = phantom_film.draw_marker(rng, size, portable)
+    return phantom_film.develop(opacity, marker, study.exposure, [*study.seed, 2]), boxes
+
+
+def write_demo(root: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """The set behind configs/demo.py: 1,174 images of 470 patients, 45 MB, half a minute. See `write`."""
+    write(root, patients=470, size=256, seed=1, progress=progress)
+
+
+def write(
+    root: Path,
+    *,
+    patients: int,
+    size: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Writes the set in NIH's layout: images/, Data_Entry_2017.csv, BBox_List_2017.csv, both lists.
+
+    The same arguments give the same bytes. `root` appears complete or not at all; a root that holds
+    this very set already is left alone. `progress` is called with (images done, images in all).
+
+    Raises UserError when root holds anything else, or for numbers that make no set.
+    """
+    if patients < 2 or size < 64 or seed < 0:
+        raise UserError(
+            f"The phantom needs patients >= 2, size >= 64 and seed >= 0; "
+            f"got patients={patients}, size={size}, seed={seed}."
+        )
+    root = Path(root).absolute()
+    manifest = {"drawing": DRAWING, "patients": patients, "size": size, "seed": seed}
+    if _holds(root, manifest):
+        return
+    partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_set(partial, patients, size, seed, progress)
+        (partial / MANIFEST).write_text(json.dumps(manifest) + "\n")
+        try:
+            partial.replace(root)
+        except OSError:
+            # another process may have finished the same set first
+            if not _holds(root, manifest):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _holds(root: Path, manifest: dict[str, int]) -> bool:
+    """Whether root holds this set; raises UserError if it holds something else."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    there = root / MANIFEST
+    if not there.is_file():
+        raise UserError(f"{root} holds other files; name an empty or new folder for the phantom.")
+    found = json.loads(there.read_text())
+    if found != manifest:
+        raise UserError(
+            f"{root} holds another phantom ({found}, wanted {manifest}); remove it or name a new "
+            f"folder."
+        )
+    return True
+
+
+def _write_set(
+    folder: Path,
+    patients: int,
+    size: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    studies = [s for p in range(1, patients + 1) for s in plan_patient(p, seed)]
+    (folder / "images").mkdir()
+    box_rows: list[list[str]] = []
+    for done, study in enumerate(studies, 1):
+        image, boxes = render(study, size)
+        good, png = cv2.imencode(".png", image)
+        if not good:
+            raise OSError(f"cv2 could not encode {study.name}")
+        (folder / "images" / study.name).write_bytes(png.tobytes())
+        for name in study.boxed:
+            label = "Infiltrate" if name == "Infiltration" else name
+            box = to_nih_pixels(np.asarray(boxes[name], np.float64))
+            box_rows.append([study.name, label, *(f"{float(x):.6f}" for x in box), "", "", ""])
+        if progress is not None:
+            progress(done, len(studies))
+    _write_tables(folder, studies, box_rows, size)
+
+
+def _write_tables(folder: Path, studies: list[Study], box_rows: list[list[str]], size: int) -> None:
+    with (folder / "Data_Entry_2017.csv").open("w", newline="") as file:
+        file.write(ENTRY_HEADER + "\n")
+        rows = csv.writer(file, lineterminator="\n")
+        spacing = round(0.143 * 2500 / size, 6)
+        for s in studies:
+            labels = "|".join(sorted(f.name for f in s.findings)) or "No Finding"
+            who = [s.patient, s.anatomy.age, s.anatomy.sex]
+            rows.writerow([s.name, labels, s.follow_up, *who, s.view, size, size, spacing, spacing])
+    with (folder / "BBox_List_2017.csv").open("w", newline="") as file:
+        file.write(BOX_HEADER + "\n")
+        csv.writer(file, lineterminator="\n").writerows(box_rows)
+    for name, test in (("train_val_list.txt", False), ("test_list.txt", True)):
+        listed = [s.name for s in studies if in_test(s.patient) is test]
+        (folder / name).write_text("\n".join(listed))

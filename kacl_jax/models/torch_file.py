@@ -1,0 +1,145 @@
+"""Reads PyTorch weight files (.pth) with numpy alone, without running any code they hold.
+
+A .pth file is a pickle, and a pickle is a program. The unpickler here knows five names, all of them
+plain containers or tensors; anything else in the file is an error before it is called.
+Two layouts exist: a zip archive (PyTorch ≥ 1.6), and a sequence of pickles with the raw storages
+behind them.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from kacl_jax.runtime.errors import UserError
+
+_DTYPES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "LongStorage": "<i8"}
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+
+
+class _Storage(NamedTuple):
+    dtype: str
+    key: str
+    numel: int
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Builds dictionaries and _Tensor records; raises UnpicklingError for every other name."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        # New lambdas for each call: state that a hostile file hangs on one is dropped with it.
+        known: dict[tuple[str, str], Callable[..., Any]] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _Tensor(*args[:4]),
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        }
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is no part of plain weights (nothing was run)"
+            )
+        return known[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _location, numel, *view = pid
+        if kind != "storage" or dtype not in _DTYPES.values() or view not in ([], [None]):
+            raise pickle.UnpicklingError(f"unknown storage {pid!r}")
+        return self.storages.setdefault(str(key), _Storage(dtype, str(key), int(numel)))
+
+
+def read_pth(path: Path) -> dict[str, np.ndarray]:
+    """Name → array (float32, float16 or int64) of a saved state dict, or of its 'state_dict' entry.
+
+    Raises UserError if the file is damaged, holds anything but tensors or names code to run.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            tensors, storages = _read_zip(path)
+        else:
+            with path.open("rb") as file:
+                tensors, storages = _read_legacy(file)
+        return {name: _materialise(tensor, storages) for name, tensor in tensors.items()}
+    except Exception as error:  # a damaged pickle can raise anything; all of it means one thing
+        raise UserError(
+            f"{path} cannot be read as a PyTorch state dict: {error}; save it again with "
+            f"torch.save(model.state_dict(), path) or as .safetensors"
+        ) from error
+
+
+def _read_zip(path: Path) -> tuple[dict[str, _Tensor], dict[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.namelist()
+        roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise ValueError("the archive has no single data.pkl")
+        root = roots[0]
+        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("it was written on a big-endian machine")
+        with archive.open(f"{root}data.pkl") as file:
+            tensors = _state_dict(_TensorUnpickler(file).load())
+        keys = {tensor.storage.key for tensor in tensors.values()}
+        return tensors, {key: archive.read(f"{root}data/{key}") for key in keys}
+
+
+def _read_legacy(file: IO[bytes]) -> tuple[dict[str, _Tensor], dict[str, bytes]]:
+    if _TensorUnpickler(file).load() != _LEGACY_MAGIC:
+        raise ValueError("it does not begin as PyTorch's files do")
+    if _TensorUnpickler(file).load() != _LEGACY_PROTOCOL:
+        raise ValueError("unknown version of the old format")
+    if not _TensorUnpickler(file).load()["little_endian"]:
+        raise ValueError("it was written on a big-endian machine")
+    unpickler = _TensorUnpickler(file)
+    tensors = _state_dict(unpickler.load())
+    storages = {}
+    for key in _TensorUnpickler(file).load():
+        numel = int.from_bytes(file.read(8), "little")
+        storages[key] = file.read(numel * np.dtype(unpickler.storages[key].dtype).itemsize)
+    return tensors, storages
+
+
+def _state_dict(value: Any) -> dict[str, _Tensor]:
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        value = value["state_dict"]
+    if not isinstance(value, dict) or not value:
+        raise ValueError("it holds no dictionary of tensors")
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+            raise ValueError(f"entry {name!r} is no tensor (is this a whole model?)")
+        if not isinstance(tensor.storage, _Storage):
+            raise ValueError(f"entry {name!r} has no storage")
+    return dict(value)
+
+
+def _materialise(tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarray:
+    """Copies one strided view out of its storage; every index is checked to lie inside."""
+    storage, offset, shape, stride = tensor
+    flat = np.frombuffer(storages[storage.key], storage.dtype)
+    if flat.size != storage.numel:
+        raise ValueError(f"it is cut short: {flat.size} of {storage.numel} numbers are there")
+    if min((offset, *shape, *stride), default=0) < 0 or len(shape) != len(stride):
+        raise ValueError("a tensor has an impossible layout")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    if math.prod(shape) and last >= flat.size:
+        raise ValueError("a tensor reaches past its storage")
+    steps = [step * flat.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False).copy()

@@ -1,0 +1,64 @@
+"""The statistics that run, zone and dependence matrices share.
+
+P(i, j) counts things of grey level i and size j; n = Σ P, p = P / n. Small and large sizes, low and high levels are
+stressed by j^{∓2} and i^{∓2} (Galloway 1975; Chu, Sehgal and Greenleaf 1990; Dasarathy and Holder 1991).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kacl_jax.radiomics.families.firstorder import EPSILON
+
+
+def by_both(matrix: jax.Array, size: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
+    """Mean of j^{±2} i^{±2}: 'small low', 'small high', 'large low', 'large high'.
+
+    matrix: float [… g j] counts. size: float [j]. n: float […]. Each → […].
+    """
+    level = _levels(matrix.shape[-2])
+    by_size = {
+        "small": (matrix / size**2).sum(-1),
+        "large": (matrix * size**2).sum(-1),
+    }
+    return {
+        f"{name} {kind}": (weighted * factor).sum(-1) / n
+        for name, weighted in by_size.items()
+        for kind, factor in (("low", 1 / level**2), ("high", level**2))
+    }
+
+
+def by_level(count: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
+    """Of the counts by level, float [… g]: 'low' and 'high' emphasis, 'uniformity' Σ count² / n, 'variance' of i."""
+    level = _levels(count.shape[-1])
+    p = count / n[..., None]
+    mean = (p * level).sum(-1, keepdims=True)
+    return {
+        "low": (p / level**2).sum(-1),
+        "high": (p * level**2).sum(-1),
+        "uniformity": (count * p).sum(-1),
+        "variance": (p * (level - mean) ** 2).sum(-1),
+    }
+
+
+def by_size(count: jax.Array, size: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
+    """Of the counts by size, float [… j]: 'small', 'large' emphasis, 'uniformity' Σ count² / n, 'variance' of j."""
+    p = count / n[..., None]
+    mean = (p * size).sum(-1, keepdims=True)
+    return {
+        "small": (p / size**2).sum(-1),
+        "large": (p * size**2).sum(-1),
+        "uniformity": (count * p).sum(-1),
+        "variance": (p * (size - mean) ** 2).sum(-1),
+    }
+
+
+def entropy(matrix: jax.Array, n: jax.Array) -> jax.Array:
+    """−Σ p log₂(p + ε) of counts float [… g j] → […]."""
+    p = matrix / n[..., None, None]
+    return -(p * jnp.log2(p + EPSILON)).sum((-2, -1))
+
+
+def _levels(g: int) -> jax.Array:
+    return jnp.arange(1, g + 1).astype(float)

@@ -1,0 +1,38 @@
+"""Grey level dependence matrix (Sun and Wee 1983; pyradiomics, α = 0, distance 1): 14 features.
+
+P(i, j) counts the pixels of level i of which j − 1 of the eight neighbours have the same level. Its statistics are
+those of `emphasis`, with the number of pixels as n.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kacl_jax.radiomics.families import emphasis
+
+
+def features(gldm: jax.Array) -> dict[str, jax.Array]:
+    """Scalars by name. gldm: int32 [g 9]."""
+    dependence = jnp.arange(1, 10).astype(float)
+    matrix = gldm.astype(float)
+    n = gldm.sum().astype(float)
+    level = emphasis.by_level(gldm.sum(1).astype(float), n)
+    size = emphasis.by_size(gldm.sum(0).astype(float), dependence, n)
+    both = emphasis.by_both(matrix, dependence, n)
+    return {
+        "DependenceEntropy": emphasis.entropy(matrix, n),
+        "DependenceNonUniformity": size["uniformity"],
+        "DependenceNonUniformityNormalized": size["uniformity"] / n,
+        "DependenceVariance": size["variance"],
+        "GrayLevelNonUniformity": level["uniformity"],
+        "GrayLevelVariance": level["variance"],
+        "HighGrayLevelEmphasis": level["high"],
+        "LargeDependenceEmphasis": size["large"],
+        "LargeDependenceHighGrayLevelEmphasis": both["large high"],
+        "LargeDependenceLowGrayLevelEmphasis": both["large low"],
+        "LowGrayLevelEmphasis": level["low"],
+        "SmallDependenceEmphasis": size["small"],
+        "SmallDependenceHighGrayLevelEmphasis": both["small high"],
+        "SmallDependenceLowGrayLevelEmphasis": both["small low"],
+    }

@@ -1,0 +1,179 @@
+"""One step function on all devices: the mesh, placing state and batch, and running under either mode.
+
+A per-device function sees its own rows of the batch and a whole copy of the state, and talks to the other devices
+through the mapped axis `AXIS`. `shard_map` (default) and `pmap` run that same function.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kacl_jax.runtime import compilation
+from kacl_jax.runtime.errors import UserError
+
+AXIS = "data"
+Layout = Literal["replicated", "sharded"]
+
+
+def _all_devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    # jax asserts where the platform's plugin is not installed.
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        why = str(error).splitlines()[0] if str(error) else "its plugin is not installed"
+        raise UserError(
+            f"jax finds no device{f' with JAX_PLATFORMS={wanted}' if wanted else ''} ({why}). Install jax[cuda13] or "
+            "jax[tpu] into this environment, or set JAX_PLATFORMS=cpu"
+        ) from error
+
+
+class DataParallel:
+    """Places arrays on the devices and runs per-device functions on all of them.
+
+    Under `shard_map` a placed array has its plain shape; under `pmap` it has a leading axis over the devices of this
+    process. `fetch` undoes either, so callers see plain numpy arrays in both modes.
+
+    Devices of several processes: each process calls every method, gives its own rows of a batch and fetches its own.
+    """
+
+    def __init__(
+        self, mode: Literal["shard_map", "pmap"], devices: Sequence[jax.Device] | None = None
+    ) -> None:
+        self.devices = list(_all_devices() if devices is None else devices)
+        self.mode = mode
+        here = jax.process_index()
+        self._own = [device for device in self.devices if device.process_index == here]
+        self._spans = len(self._own) < len(self.devices)
+        self.mesh = self._own_mesh = jax.make_mesh(
+            (len(self._own),), (AXIS,), axis_types=(AxisType.Auto,), devices=self._own
+        )
+        if self._spans:
+            # In this order: the rows of a process must lie side by side.
+            self.mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+    @property
+    def n_devices(self) -> int:
+        return len(self.devices)
+
+    def own(self) -> DataParallel:
+        """The same on the devices of this process alone."""
+        return DataParallel(self.mode, self._own) if self._spans else self
+
+    def replicate(self, tree: Any) -> Any:
+        """A whole copy of every leaf, which must be equal in all processes, on each device."""
+        if self.mode == "shard_map":
+            return self._placed(tree, PartitionSpec())
+
+        def stack(leaf: Any) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            return np.broadcast_to(leaf, (len(self._own), *leaf.shape))
+
+        return self._placed(jax.tree.map(stack, tree), PartitionSpec(AXIS))
+
+    def shard(self, batch: Any) -> Any:
+        """Split every leaf [b …] by rows over this process's devices; b must divide by their number."""
+        n = len(self._own)
+        if self.mode == "pmap":
+            batch = jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
+        return self._placed(batch, PartitionSpec(AXIS))
+
+    def run(
+        self,
+        function: Callable[[Any, Any], Any],
+        outputs: tuple[Layout, ...],
+        *,
+        donate_state: bool = False,
+    ) -> Callable[[Any, Any], Any]:
+        """Compile `function(replicated state, sharded batch)` for all devices.
+
+        Args:
+          function: per-device; returns a tuple with one entry for each of `outputs`.
+          outputs: how each entry leaves: the same on every device, or rows of the batch.
+          donate_state: reuse the state's memory for the new state.
+        """
+        donate = (0,) if donate_state else ()
+        if self.mode == "pmap":
+            return jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate)
+        specs = {"replicated": PartitionSpec(), "sharded": PartitionSpec(AXIS)}
+        mapped = jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=tuple(specs[layout] for layout in outputs),
+        )
+        return jax.jit(
+            mapped, donate_argnums=donate, compiler_options=compilation.options(self.devices[0])
+        )
+
+    def fetch(self, tree: Any, layout: Layout) -> Any:
+        """Bring placed arrays back as numpy arrays of their plain shape; waits for them."""
+        if self.mode == "shard_map":
+            return jax.device_get(self.on_own_devices(tree, layout))
+        if layout == "replicated":
+            return jax.tree.map(lambda x: np.asarray(jax.device_get(x)[0]), tree)
+        return jax.tree.map(lambda x: jax.device_get(x).reshape(-1, *x.shape[2:]), tree)
+
+    def on_own_devices(self, tree: Any, layout: Layout) -> Any:
+        """Arrays placed on the devices of all processes, as `own()` would have placed them; nothing is copied."""
+        spec = PartitionSpec() if layout == "replicated" else PartitionSpec(AXIS)
+
+        def of_this_process(x: jax.Array) -> jax.Array:
+            if x.is_fully_addressable:
+                return x
+            return _reassembled(x, self._own_mesh, spec, len(self._own), len(x.sharding.device_set))
+
+        return jax.tree.map(of_this_process, tree)
+
+    def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
+        placed = jax.device_put(tree, NamedSharding(self._own_mesh, spec))
+        if self.mode == "pmap" or not self._spans:
+            return placed
+        return jax.tree.map(
+            lambda x: _reassembled(x, self.mesh, spec, self.n_devices, len(self._own)), placed
+        )
+
+
+def _reassembled(
+    x: jax.Array, mesh: Mesh, spec: PartitionSpec, devices: int, before: int
+) -> jax.Array:
+    """The pieces of x on this process's devices as an array over `mesh`, from so many devices `before`."""
+    shape = (x.shape[0] * devices // before, *x.shape[1:]) if tuple(spec) else x.shape
+    pieces = [piece.data for piece in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, spec), pieces)
+
+
+def told_by_all(step: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
+    """The per-device train step that also tells every process what one of them has to say.
+
+    Its batch has one column more, `name` bool [b], and its metrics one figure: on how many devices a row was true.
+    """
+
+    def telling(state: Any, batch: Any) -> Any:
+        rows = {key: column for key, column in batch.items() if key != name}
+        state, metrics, rows = step(state, rows)
+        return state, {**metrics, name: jax.lax.psum(batch[name].any() * 1, AXIS)}, rows
+
+    return telling
+
+
+def averaged(grads: Any) -> Any:
+    """The gradients of a global loss in replicated parameters, equal on all devices; called inside `run`'s functions.
+
+    shard_map follows which values differ between devices and has summed these gradients already: another pmean would
+    change nothing and send them twice. pmap does not, and leaves every device with its own part of the mean.
+    """
+    return grads if _follows() else jax.lax.pmean(grads, AXIS)
+
+
+def _follows() -> bool:
+    """Whether this trace knows which values differ between devices; JAX versions tell it in two places."""
+    kind: Any = jax.typeof(jax.lax.axis_index(AXIS))
+    told = getattr(kind, "manual_axis_type", None)
+    return AXIS in (told.varying if told is not None else getattr(kind, "vma", ()))

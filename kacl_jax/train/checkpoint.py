@@ -1,0 +1,216 @@
+"""Checkpoints: everything a run needs to go on, verified byte by byte when it does. The only file that knows orbax.
+
+A checkpoint is a flat dict of named arrays plus a JSON-able dict. A digest over both is stored with them, because orbax
+restores flipped bytes silently. Of several processes only the first reads and writes; `shared` tells the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kacl_jax.runtime import hosts
+from kacl_jax.runtime.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_HALF_WRITTEN = ".orbax-checkpoint-tmp"
+
+
+class DamagedError(UserError):
+    """A checkpoint whose content is not what was written."""
+
+
+class Restored(NamedTuple):
+    step: int
+    arrays: Arrays
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: the last two and the best.
+
+    Args:
+      directory: absolute; made if absent. Half-written checkpoints of a killed run in it are removed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.damaged: list[str] = []
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in directory.iterdir() if hosts.leads() else ():
+            if _HALF_WRITTEN in path.name:
+                shutil.rmtree(path)
+        # Else orbax would wait for the other processes, which do not call it.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        )
+        self._orbax = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+            ),
+            multiprocessing_options=alone,
+        )
+
+    def steps(self) -> list[int]:
+        """The steps on disk, ascending."""
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+
+    def save(self, step: int, arrays: Arrays, meta: dict[str, Any], *, best: int | None) -> None:
+        """Write a checkpoint, then drop all but the last two and the best.
+
+        Args:
+          step: how many steps were taken; an older, damaged checkpoint of that step is replaced.
+          arrays: plain numpy.
+          meta: JSON-able.
+          best: the step to keep besides, None if there is none yet.
+
+        Raises:
+          UserError: the checkpoint could not be written; older ones are intact.
+        """
+        path = self._path(step)
+        # orbax refuses arrays without elements: their names, dtypes and shapes travel in the JSON part.
+        empty = {k: [a.dtype.str, list(a.shape)] for k, a in arrays.items() if a.size == 0}
+        content = {k: a for k, a in arrays.items() if a.size > 0}
+        head = {"digest": _digest(arrays, meta), "empty": empty, "meta": meta}
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+            self._orbax.save(
+                path,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(content), head=ocp.args.JsonSave(head)
+                ),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"The checkpoint {path} could not be written ({error}); older ones are intact. Free some disk space "
+                "and run the same command again."
+            ) from error
+        # A later one is damaged, or the run would have gone on from it.
+        keep = {*[taken for taken in self.steps() if taken <= step][-2:], best}
+        for old in self.steps():
+            if old not in keep:
+                shutil.rmtree(self._path(old))
+
+    def restore(self, step: int) -> Restored:
+        """Read one checkpoint and verify its digest.
+
+        Raises:
+          DamagedError: the message names it.
+          UserError: it cannot be read now, which says nothing about it.
+        """
+        path = self._path(step)
+        try:
+            read = self._orbax.restore(
+                path,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(), head=ocp.args.JsonRestore()
+                ),
+            )
+            arrays = {name: np.asarray(value) for name, value in read["arrays"].items()}
+            head = read["head"]
+            for name, (dtype, shape) in head["empty"].items():
+                arrays[name] = np.zeros(shape, dtype)
+            meta = head["meta"]
+            intact = head["digest"] == _digest(arrays, meta)
+        # What a damaged file makes orbax raise depends on where the damage is; missing parts are damage too.
+        except Exception as error:
+            if isinstance(error, (MemoryError, OSError)) and not isinstance(error, _MISSING):
+                raise UserError(
+                    f"The checkpoint {path} cannot be read now ({error!r}). Nothing was changed; run the same command "
+                    "again when it can."
+                ) from error
+            raise DamagedError(f"The checkpoint {path} is damaged: {error}") from error
+        if not intact:
+            raise DamagedError(
+                f"The checkpoint {path} is damaged: its content does not match its digest"
+            )
+        return Restored(step, arrays, meta)
+
+    def restore_latest(self) -> Restored | None:
+        """The newest intact checkpoint; damaged ones are named in the log. None if there is none at all.
+
+        Raises:
+          UserError: there are checkpoints and all are damaged, or one cannot be read now.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(step)
+            except DamagedError as error:
+                logging.warning("%s. Taking the previous one.", error)
+                self.damaged.append(str(self._path(step)))
+        if self.damaged:
+            raise UserError(
+                f"All checkpoints in {self.directory} are damaged ({', '.join(self.damaged)}). "
+                "Restore them from a copy, or delete the folder to start again."
+            )
+        return None
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"{step:08d}"
+
+
+def shared(read: Callable[[], Restored | None]) -> Restored | None:
+    """What `read` restores on the first process, where alone it is called, for all of them."""
+
+    def told() -> hosts.Told:
+        found = read()
+        if found is None:
+            return hosts.Told(None, {})
+        return hosts.Told({"step": found.step, "meta": found.meta}, found.arrays)
+
+    content = hosts.share(told)
+    if content.meta is None:
+        return None
+    return Restored(content.meta["step"], content.arrays, content.meta["meta"])
+
+
+def to_arrays(tree: Any, prefix: str) -> Arrays:
+    """Name every leaf of a pytree by its path: {'prefix/params/…': numpy array}."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(prefix, path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
+    """Fill a pytree of the template's structure (arrays or ShapeDtypeStructs) from `to_arrays`' names.
+
+    Raises:
+      UserError: a name is missing or has another shape or dtype.
+    """
+
+    def take(path: Any, leaf: Any) -> np.ndarray:
+        name = _name(prefix, path)
+        value = arrays.get(name)
+        if value is None or value.shape != leaf.shape or value.dtype != leaf.dtype:
+            found = "is missing" if value is None else f"is {value.dtype}{list(value.shape)}"
+            raise UserError(
+                f"The checkpoint does not fit this model: {name} {found}, expected "
+                f"{leaf.dtype}{list(leaf.shape)}. Use the config the run was started with."
+            )
+        return value
+
+    return jax.tree_util.tree_map_with_path(take, template)
+
+
+def _name(prefix: str, path: Any) -> str:
+    return "/".join([prefix, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
+
+
+def _digest(arrays: Arrays, meta: dict[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

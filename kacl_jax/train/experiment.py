@@ -1,0 +1,344 @@
+"""From a config to the parts of a run: the one place where config keys become plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from kacl_jax import config as config_keys
+from kacl_jax import radiomics
+from kacl_jax.data import batches as pipeline
+from kacl_jax.data import nih, splits
+from kacl_jax.data.phantom import demo as phantom
+from kacl_jax.data.shards import ShardedBatches, own_images, own_shards
+from kacl_jax.evaluation import metrics
+from kacl_jax.evaluation import pixel_probe as probe
+from kacl_jax.evaluation.inference import Inference
+from kacl_jax.feedback.visibility import FeatureCache, Feedback, RadiomicsPool
+from kacl_jax.models import pretrained
+from kacl_jax.models.kacl import KACL
+from kacl_jax.radiomics import host
+from kacl_jax.runtime import hosts
+from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime.devices import AXIS, DataParallel
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.step import optimizer
+from kacl_jax.step.in_step_radiomics import FreshRadiomics
+from kacl_jax.step.programs import Augmentation, Loss, Programs, TrainState
+from kacl_jax.step.roi import RegionRule
+from kacl_jax.train import log as progress
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """Everything a run is made of, checked, before anything is computed."""
+
+    config: ConfigDict
+    workdir: Path
+    records: nih.Records
+    split: splits.Split
+    batches: ShardedBatches
+    parallel: DataParallel
+    programs: Programs
+    inference: Inference
+    region_rule: RegionRule
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.train.epochs * self.batches.steps_per_epoch
+
+    @property
+    def lag(self) -> int:
+        """Steps until a radiomics result is visible."""
+        lag = self.config.feedback.lag
+        return self.batches.steps_per_epoch if lag == -1 else lag
+
+    @property
+    def needs_pool(self) -> bool:
+        """Whether pyradiomics is to run beside the step."""
+        return self.programs.loss.uses_radiomics and self.programs.fresh is None
+
+    def initial_state(self) -> TrainState:
+        """The state before step 0: random, with the pretrained image encoder if the config names one."""
+        variables = jax.jit(self._init_variables)()
+        variables = pretrained.load(
+            self.config.model.pretrained, encoder=self.config.model.encoder, variables=variables
+        )
+        return self.programs.init(variables, self.config.data.image_size)
+
+    def state_template(self) -> TrainState:
+        """Shapes and dtypes of a state, for reading a checkpoint."""
+        size = self.config.data.image_size
+        return jax.eval_shape(lambda: self.programs.init(self._init_variables(), size))
+
+    def open_feedback(self, stack: ExitStack) -> Feedback:
+        """Start the radiomics workers and open the workdir's feature cache; both end with the stack.
+
+        Of several processes each has its own, for the images of its shards. All call it.
+        """
+        c = self.config
+        machines = [told.meta for told in hosts.gather(socket.gethostname())]
+        cores = (os.cpu_count() or 2) // machines.count(socket.gethostname())
+        pool = stack.enter_context(
+            RadiomicsPool(
+                c.feedback.workers or max(1, cores - 1),
+                bin_width=c.radiomics.bin_width,
+                timeout_s=c.feedback.timeout_s,
+            )
+        )
+        cache = FeatureCache(
+            self.workdir / _cache_name(hosts.index(), hosts.count()),
+            images=len(self.records.names),
+            settings=host.settings_key(c.radiomics.bin_width, nih.RESIZE_NAME),
+        )
+        stack.callback(cache.close)
+        return Feedback(pool=pool, cache=cache, lag=self.lag, late=c.feedback.late)
+
+    @property
+    def own_images(self) -> np.ndarray:
+        """The training images whose features this process keeps: int [m]."""
+        shards = self.config.data.shards
+        return own_images(self.split.train, _own_shards(shards), shards)
+
+    def own_part(self, of_shards: list[Any]) -> list[Any]:
+        """What concerns this process's shards, of a list with one entry for each shard."""
+        # A checkpoint from before there were shards holds the one state itself.
+        entries = [of_shards] if isinstance(of_shards, dict) else of_shards
+        return [entries[shard] for shard in _own_shards(self.config.data.shards)]
+
+    def unreadable(self) -> dict[str, str]:
+        """Path → reason of the image files that any process could not read; all call it."""
+        told = hosts.gather(self.batches.unreadable())
+        return dict(sorted((path, why) for t in told for path, why in t.meta.items()))
+
+    def describe(self) -> str:
+        """What is about to run, in two lines."""
+        missing = self.records.missing
+        absent = f" · {len(missing):,} images missing" if missing else ""
+        device = self.parallel.devices[0]
+        return (
+            f"{self.split.describe()}{absent}\n"
+            f"{self.config.model.encoder}, {self.config.data.image_size} px, {self.total_steps:,} steps of "
+            f"{self.config.train.batch_size} images on {self.parallel.n_devices} × {device.device_kind}"
+            + (f" of {hosts.count()} processes" if hosts.count() > 1 else "")
+        )
+
+    def pixel_probe(self) -> metrics.Table | None:
+        """The floor for AUROC that needs no network, if the config asks for it."""
+        c = self.config
+        if not c.eval.pixel_probe:
+            return None
+        return probe.pixel_probe(
+            self.records,
+            self.split,
+            on_error=c.data.on_error,
+            threads=c.data.threads,
+            resamples=c.eval.bootstrap,
+        )
+
+    def _init_variables(self) -> Any:
+        model, size = self.programs.model, self.config.data.image_size
+        return model.init(
+            jax.random.key(self.config.seed),
+            jnp.zeros((1, size, size, 3)),
+            jnp.zeros((1, sum(self.programs.columns))),
+            jnp.zeros((1,), bool),
+            train=False,
+        )
+
+
+def assemble(config: ConfigDict, workdir: Path) -> Experiment:
+    """Check the config, read the data's tables, and put the parts together. Nothing is trained or written yet
+    but the embedded demo set, if the config asks for it.
+
+    Raises:
+      UserError: everything that would stop the run later, as far as it can be known now.
+    """
+    parallel = DataParallel(config.parallel.mode)
+    config_keys.check(config, n_devices=parallel.n_devices, n_processes=hosts.count())
+    _same_number_of_devices(parallel)
+    if not run.begun(workdir):
+        pretrained.check(config.model.pretrained, encoder=config.model.encoder)
+    with hosts.one_first():  # who writes the demo set
+        records, split = read_data(config, workdir)
+    batches = _batches(config, records, split)
+    rule = RegionRule(
+        source=config.roi.source,
+        truth_boxes=config.roi.truth_boxes,
+        relu=config.cam.relu,
+        threshold=config.cam.threshold,
+        size=config.data.image_size,
+        seed=config.seed,
+        shape=config.roi.shape,
+    )
+    programs = _programs(config, batches.steps_per_epoch, rule)
+    inference = Inference(
+        parallel.own(),
+        programs.eval_step,
+        records,
+        image_size=config.data.image_size,
+        batch_size=config.eval.batch_size // hosts.count(),
+        on_error=config.data.on_error,
+        threads=config.data.threads,
+        broken=batches.broken,
+    )
+    experiment = Experiment(
+        config, workdir, records, split, batches, parallel, programs, inference, rule
+    )
+    _check_that_features_are_seen(experiment)
+    return experiment
+
+
+def _check_that_features_are_seen(experiment: Experiment) -> None:
+    """An image that is drawn again must find its features."""
+    if not experiment.needs_pool or not experiment.lag:
+        return
+    if experiment.config.train.epochs == 1:
+        raise UserError(
+            "config.train.epochs is 1: no image is drawn twice, so that no feature would ever be seen; use more, or "
+            "config.feedback.lag=0"
+        )
+    if experiment.lag >= experiment.total_steps:
+        raise UserError(
+            f"config.feedback.lag is {experiment.lag} steps and the run has {experiment.total_steps}: no feature would "
+            "ever be seen; use a shorter lag or more epochs"
+        )
+
+
+def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Split]:
+    """The tables of the data root and the split that the protocol makes of them."""
+    data = config.data
+    records = nih.read_records(
+        data_root(config, workdir),
+        findings=data.findings,
+        allow_missing=data.allow_missing,
+        image_size=data.image_size,
+    )
+    split = splits.make_split(
+        records,
+        protocol=config.protocol,
+        folds=config.folds,
+        fold=config.fold,
+        val_fraction=data.val_fraction,
+        box_share=data.box_share,
+        split_seed=data.split_seed,
+    )
+    return records, split
+
+
+def data_root(config: ConfigDict, workdir: Path) -> Path:
+    """The folder the config names; the embedded demo set is drawn beside the workdir first."""
+    if "://" in config.data.root:
+        raise UserError(
+            f"config.data.root is {config.data.root}, and images are read from a disk: copy the prepared data set to "
+            "one (gcloud storage cp -r), or mount the bucket"
+        )
+    if config.data.root != "phantom":
+        return Path(config.data.root).expanduser().absolute()
+    root = workdir.parent / "phantom"
+    try:
+        with progress.counting(f"Drawing the demo set in {root}") as count:
+            phantom.write_demo(root, count)
+    except OSError as error:
+        raise UserError(f"The demo set cannot be written to {root} ({error})") from error
+    return root
+
+
+def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> ShardedBatches:
+    shards = config.data.shards
+    own = _own_shards(shards)
+    return ShardedBatches(
+        [
+            pipeline.TrainBatches(
+                records,
+                split,
+                image_size=config.data.image_size,
+                batch_size=config.train.batch_size // shards,
+                seed=config.seed,
+                shard=shard,
+                shards=shards,
+                threads=max(1, config.data.threads // len(own)),
+                on_error=config.data.on_error,
+            )
+            for shard in own
+        ]
+    )
+
+
+def _own_shards(shards: int) -> range:
+    return own_shards(shards, index=hosts.index(), processes=hosts.count())
+
+
+def _cache_name(index: int, processes: int) -> str:
+    """Of the memo of a process: no file has two writers."""
+    return "features.sqlite" if processes == 1 else f"features.{index}of{processes}.sqlite"
+
+
+def _same_number_of_devices(parallel: DataParallel) -> None:
+    numbers = [told.meta for told in hosts.gather(parallel.own().n_devices)]
+    if len(set(numbers)) > 1:
+        raise UserError(
+            f"The processes have {', '.join(map(str, numbers))} devices; give each as many as the others"
+        )
+
+
+def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Programs:
+    total_steps = config.train.epochs * steps_per_epoch
+    model = KACL(
+        encoder=config.model.encoder,
+        n_findings=config.data.findings,
+        output_stride=config.model.output_stride,
+        projection_dim=config.model.projection_dim,
+        dtype=jnp.dtype(config.model.dtype),
+        axis_name=AXIS,
+        # XLA's grouped convolution is slow on CPU and right on accelerators.
+        depthwise="shifted" if jax.default_backend() == "cpu" else "grouped",
+    )
+    rate: Any = config.train.learning_rate
+    if config.train.schedule == "one_cycle":
+        rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
+    loss = Loss(
+        focal_weight=config.loss.focal_weight,
+        focal_alpha=config.loss.focal_alpha,
+        focal_gamma=config.loss.focal_gamma,
+        temperature=config.loss.temperature,
+        mask_same_patient=config.loss.mask_same_patient,
+        box_weight=config.loss.box_weight,
+        positive=config.loss.positive,
+    )
+    warmup_steps = config.train.warmup_epochs * steps_per_epoch
+    contrastive = warmup_steps if loss.focal_weight < 1 else None
+    radiomic = contrastive if loss.uses_radiomics else None
+    in_step = config.radiomics.backend == "jax" and loss.uses_radiomics
+    families = config.radiomics.families.split(",")
+    return Programs(
+        model=model,
+        optimizer=optimizer.adam(
+            rate,
+            weight_decay=config.train.weight_decay,
+            starts={
+                "image_head": contrastive,
+                "radiomics_encoder": radiomic,
+                "radiomics_head": radiomic,
+            },
+        ),
+        loss=loss,
+        augmentation=Augmentation(**config.augment),
+        log_columns=radiomics.LOG_COLUMNS,
+        warmup_steps=warmup_steps,
+        center_cam=config.cam.center == "mean",
+        seed=config.seed,
+        fresh=FreshRadiomics(rule, config.radiomics.bin_width) if in_step else None,
+        columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
+        cam_stage=config.cam.stage,
+    )

@@ -1,0 +1,157 @@
+"""The test at the end of a run: the best checkpoint, scored once, and the files that say so."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from kacl_jax.evaluation import evaluate, results
+from kacl_jax.evaluation.outputs import Outputs
+from kacl_jax.report import run_page
+from kacl_jax.report.features import Moments
+from kacl_jax.report.gallery import Shown
+from kacl_jax.runtime import hosts
+from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.step.programs import TrainState
+from kacl_jax.train import checkpoint
+from kacl_jax.train.counters import Tally
+from kacl_jax.train.experiment import Experiment
+
+_NO_BEST = "no validation AUROC was defined, for want of positives or negatives of every finding"
+
+
+def best(
+    experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally, *, steps: int
+) -> dict[str, Any]:
+    """Score the best checkpoint on the test part; write predictions.csv, boxes.csv, results.json and report.html.
+
+    Of several processes all look at images, and the first one scores and writes.
+
+    steps: how many were trained, which results.json says as `trained_steps`.
+
+    Returns:
+      What results.json holds.
+    """
+    restored = checkpoint.shared(lambda: _best_or_newest(saved, tally.best_step))
+    assert restored is not None
+    trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
+    state = experiment.parallel.replicate(trained)
+    inference, split = experiment.inference, experiment.split
+    center = None
+    if experiment.config.cam.center == "mean":
+        center = inference.mean_map(state, split.train)
+    val = inference.logits(state, split.val)
+    tested = inference.outputs(state, split.test, center=center)
+    unreadable = experiment.unreadable()
+    written = hosts.share(
+        lambda: hosts.Told(
+            _written(experiment, tally, restored, trained, val, tested, unreadable, steps), {}
+        )
+    )
+    content: dict[str, Any] = written.meta
+    return content
+
+
+def _written(
+    experiment: Experiment,
+    tally: Tally,
+    restored: checkpoint.Restored,
+    trained: TrainState,
+    val: Outputs,
+    tested: Outputs,
+    unreadable: dict[str, str],
+    steps: int,
+) -> dict[str, Any]:
+    """Score the outputs of all images and write every file."""
+    config, workdir, split = experiment.config, experiment.workdir, experiment.split
+    rule = experiment.region_rule
+    found = evaluate.evaluate(
+        val,
+        tested,
+        experiment.records,
+        split,
+        size=rule.size,
+        relu=rule.relu,
+        threshold=rule.threshold,
+        resamples=config.eval.bootstrap,
+    )
+    content = results.results(
+        found,
+        experiment.records,
+        split,
+        seed=config.seed,
+        feedback=tally.feedback(),
+        throughput=tally.throughput,
+        pixel_probe=experiment.pixel_probe(),
+    )
+    content["best_step"], content["trained_steps"] = restored.step, steps
+    if tally.best_step is None:
+        content["best_step_reason"] = _NO_BEST
+    elif tally.best_step != restored.step:
+        content["best_step_lost"] = tally.best_step
+    results.write_predictions(
+        workdir / "predictions.csv", experiment.records, split, val=val, test=tested
+    )
+    results.write_boxes(
+        workdir / "boxes.csv", experiment.records, found.located, found.prior_map_iou
+    )
+    record(experiment, unreadable, reproducible=tally.reproducible)
+    run.write_json(workdir / "results.json", content)
+    run_page.write_run(workdir, _shown(experiment, trained, tested, found))
+    return content
+
+
+def _shown(
+    experiment: Experiment, trained: TrainState, tested: Outputs, found: evaluate.Evaluation
+) -> Shown:
+    """What report.html shows beside the files of the workdir."""
+    config = experiment.config
+    moments = Moments(np.asarray(trained.feature_mean), np.asarray(trained.feature_var))
+    return Shown(
+        records=experiment.records,
+        outputs=tested,
+        located=found.located,
+        rule=experiment.region_rule,
+        moments=moments if int(trained.feature_count) else None,
+        bin_width=config.radiomics.bin_width,
+        backend=config.radiomics.backend,
+        most=config.eval.report_images,
+        resamples=config.eval.bootstrap,
+    )
+
+
+def _best_or_newest(saved: checkpoint.Checkpoints, step: int | None) -> checkpoint.Restored:
+    """The best checkpoint; if it is damaged, gone or unknown, that is said and the newest intact one stands in."""
+    if step is None:
+        logging.warning("Which step is best is unknown: %s. Taking the newest.", _NO_BEST)
+    elif step in saved.steps():
+        try:
+            return saved.restore(step)
+        except checkpoint.DamagedError as error:
+            logging.warning("%s. It was the best one; taking the newest instead.", error)
+    else:
+        logging.warning("The best checkpoint, of step %d, is gone; taking the newest.", step)
+    newest = saved.restore_latest()
+    if newest is None:
+        raise UserError(f"There is no checkpoint in {saved.directory}; train first")
+    return newest
+
+
+def record(experiment: Experiment, unreadable: dict[str, str], **more: Any) -> None:
+    """run.json: where this run comes from, and which image files could not be read, path → reason."""
+    run.write_json(
+        experiment.workdir / "run.json",
+        {
+            **run.provenance(experiment.parallel.devices),
+            "processes": hosts.count(),
+            "split": experiment.split.name,
+            "split_hash": experiment.split.hash,
+            "checksums": experiment.records.checksums,
+            "images_missing": len(experiment.records.missing),
+            "images_unreadable": unreadable,
+            **more,
+        },
+    )

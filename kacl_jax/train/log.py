@@ -1,0 +1,136 @@
+"""What a run tells while it runs: the terminal, metrics.jsonl and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from kacl_jax.runtime import files as atomic
+from kacl_jax.runtime.errors import UserError
+
+
+class MetricLog:
+    """metrics.jsonl and TensorBoard events of one workdir.
+
+    Args:
+      workdir: where both are.
+      step: the step a run goes on from; lines past it belong to a history that did not happen and are cut.
+    """
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        self._path = path = workdir / "metrics.jsonl"
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        atomic.write_text(path, "".join(line + "\n" for line in kept))
+        with self._told():
+            self._lines = path.open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
+        """One line; a value that is not finite is null. Raises UserError when it cannot be written."""
+        clean = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
+        with self._told():
+            self._lines.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
+            self._lines.flush()
+        for name, value in clean.items():
+            if value is not None:
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        with self._told():
+            self._lines.close()
+        self._events.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written ({error}); free some disk space and run the same command again"
+            ) from error
+
+
+_EVERY_S = 15.0  # between two lines where there is no terminal
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line now and then, with the time left."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._done, self._first = total, done, done
+        self._start = self._last = time.monotonic()
+        self._bar = (
+            tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def advance(self, text: str) -> None:
+        """One more step is done; `text` says how it goes."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update()
+            return
+        now = time.monotonic()
+        if now - self._last >= _EVERY_S or self._done in (self._first + 1, self._total):
+            self._last = now
+            pace = (now - self._start) / (self._done - self._first)
+            left = pace * (self._total - self._done)
+            self.say(f"step {self._done}/{self._total}  {text}  left {_clock(left)}")
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over images on a terminal, after a second; gives the function to call with (done, in all)."""
+    with tqdm(desc=what, unit="image", delay=1, disable=None, dynamic_ncols=True) as bar:
+
+        def count(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield count
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The complete lines of a file that a kill may have cut short."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().split("\n")[:-1] if line]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def summary(values: dict[str, Any]) -> str:
+    """{'loss': 1.2345, …} → 'loss 1.23 …' for the terminal; NaN, what the step did not have, as –."""
+    return "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, float):
+        return f"{value}"
+    return "–" if math.isnan(value) else f"{value:.3g}"

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_root import small_root
+
+from kacl_jax.data.nih import FINDINGS_8, read_records
+from kacl_jax.data.verify import check, format_problems, format_summary
+from kacl_jax.runtime.errors import UserError
+
+
+def broken_root(root: Path) -> Path:
+    text = small_root()
+    text.labels[0] = text.labels[0].replace("Nodule", "Noddule")
+    text.labels.append(text.labels[5])
+    text.labels[6] = text.labels[6].replace(",4,44,", ",x,44,")
+    text.boxes += [
+        text.boxes[0],
+        "00000099_000.png,Mass,1,1,1,1,,,",
+        "00000009_000.png,Cardiomegaly,1000,1,100,1,,,",
+        "00000009_000.png,Effusion,nan,1,100,1,,,",
+        "00000009_000.png,Lump,1,1,1,1,,,",
+    ]
+    text.test += [text.test[0], "00000088_000.png", text.train_val[4], text.train_val[11]]
+    text.train_val.remove("00000006_001.png")
+    text.train_val.remove("00000005_001.png")
+    text.write(root)
+    images = root / "images"
+    (images / "00000008_000.png").unlink()
+    (images / "00000008_001.png").write_bytes(b"")
+    (images / "00000009_001.png").write_text("<html>404</html>")
+    whole = (images / "00000010_001.png").read_bytes()
+    (images / "00000010_001.png").write_bytes(whole[:-15])
+    return root
+
+
+BROKEN = (
+    "Data_Entry_2017.csv: unknown label 'Noddule': row 2 (00000001_000.png). Fix: write 'Nodule'.",
+    "Data_Entry_2017.csv: has an image twice: row 26 (00000003_001.png)",
+    "Data_Entry_2017.csv: Patient ID is no number: row 8 (00000004_000.png) 'x'",
+    "Data_Entry_2017.csv: has an image that neither list names: 00000005_001.png",
+    "BBox_List_2017.csv: has a second box of one finding: row 8",
+    "BBox_List_2017.csv: names an image that has no label row: row 9 (00000099_000.png Mass)",
+    "BBox_List_2017.csv: a box leaves the image: 00000009_000.png Cardiomegaly (1000, 1, 100, 1)",
+    "BBox_List_2017.csv: is no box: row 11 (00000009_000.png Effusion) nan, 1, 100, 1",
+    "BBox_List_2017.csv: unknown finding 'Lump': row 12",
+    "test_list.txt: names an image twice: line 13 (00000007_000.png)",
+    "test_list.txt: names an image that has no label row: line 14 (00000088_000.png)",
+    "test_list.txt: names an image that train_val_list.txt names too: 00000003_000.png",
+    "test_list.txt: shares patients with train_val_list.txt: patient 3, patient 6",
+    "images/: of 22 images 1 are missing: 00000008_000.png",
+    "images/: a file cannot be read: 00000008_001.png is empty (zero bytes), "
+    "00000009_001.png is not a PNG file, 00000010_001.png is truncated",
+)
+
+
+def test_a_thoroughly_broken_root_is_told_in_one_go(tmp_path: Path) -> None:
+    problems = check(broken_root(tmp_path)).problems
+    told = format_problems(problems)
+    for wanted in BROKEN:
+        assert wanted in told, told
+    assert len(problems) == len(BROKEN), told
+    assert all(problem.fix for problem in problems)
+    assert told.startswith(f"{len(BROKEN)} problem(s):")
+    assert len(told.splitlines()) == len(BROKEN) + 1
+
+
+def test_reading_for_training_tells_the_same_text(tmp_path: Path) -> None:
+    """All but what only decoding and comparing patients can find."""
+    root = broken_root(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_records(root)
+    shared = [str(p) for p in check(root).problems]
+    only_here = [line for line in shared if "cannot be read" in line or "shares patients" in line]
+    assert str(caught.value).splitlines()[1:] == [s for s in shared if s not in only_here]
+    assert len(only_here) == 2
+
+
+@pytest.mark.parametrize("name", ["Data_Entry_2017.csv", "BBox_List_2017.csv", "test_list.txt"])
+def test_a_missing_text_file_does_not_end_the_check(tmp_path: Path, name: str) -> None:
+    root = small_root().write(tmp_path)
+    (root / name).unlink()
+    (root / "images" / "00000003_000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    told = format_problems(check(root).problems)
+    assert f"{name}: is not in" in told
+    assert "a file cannot be read: 00000003_000.png is truncated" in told
+    assert told.startswith("2 problem(s)"), told
+
+
+def test_missing_images_folder(tmp_path: Path) -> None:
+    root = small_root().write(tmp_path, images=False)
+    (root / "images").rmdir()
+    told = format_problems(check(root).problems)
+    assert "images/: is not in" in told
+    assert "of 24 images 24 are missing: 00000001_000.png" in told
+    assert "and 21 more" in told
+    with pytest.raises(UserError, match="is not there"):
+        check(tmp_path / "nowhere")
+
+
+def test_a_file_in_two_folders_is_a_problem(tmp_path: Path) -> None:
+    root = small_root().write(tmp_path)
+    second = root / "images_003" / "images"
+    second.mkdir(parents=True)
+    name = "00000002_000.png"
+    (second / name).write_bytes((root / "images" / name).read_bytes())
+    (problem,) = check(root).problems
+    assert "lies elsewhere" in str(problem)
+    assert problem.examples[0].startswith(name)
+
+
+def test_the_summary_counts_what_is_no_mistake(tmp_path: Path) -> None:
+    text = small_root()
+    text.boxes.append("00000012_001.png,Cardiomegaly,1,1,10,10,,,")  # labelled No Finding
+    text.labels[3] = text.labels[3].replace(",42,M", ",414,M")
+    root = text.write(tmp_path)
+    Image.fromarray((np.arange(600) % 251).astype(np.uint8).reshape(20, 30)).save(
+        root / "images" / "00000001_000.png"
+    )
+    (root / "images" / "other.png").write_bytes(b"")
+    seen: list[tuple[int, int]] = []
+    report = check(root, progress=lambda done, of: seen.append((done, of)))
+    assert report.problems == []
+    assert not report.problems
+    assert seen == [(k, 24) for k in range(1, 25)]
+    summary = json.loads(json.dumps(report.summary))
+    expected = {
+        "images": 24, "patients": 12, "boxed_images": 7, "boxes_without_positive_label": 1,
+        "unknown_ages": 1, "views": {"AP": 12, "PA": 12}, "files": 25, "decoded": 24,
+        "files_without_label_row": 1, "constant_images": 23,
+        "sizes": {"30x20": 1, "24x24": 23},
+        "lists": {"train_val_list.txt": 12, "test_list.txt": 12},
+    }  # fmt: skip
+    assert {key: summary[key] for key in expected} == expected
+    assert (summary["boxes"]["Mass"], summary["boxes"]["Cardiomegaly"]) == (3, 1)
+    content = (root / "test_list.txt").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    assert summary["checksums"]["test_list.txt"] == digest
+    assert f"sha256 {digest}  test_list.txt" in format_summary(summary)
+    assert "sizes: 30x20 1, 24x24 23" in format_summary(summary)
+
+
+def test_what_the_run_would_go_on_with_is_no_problem(tmp_path: Path) -> None:
+    root = broken_root(tmp_path)
+    strict, lax = (
+        check(root),
+        check(root, allow_missing=True, skip_broken=True, official_lists=False),
+    )
+    whats = {
+        "of 22 images 1 are missing",
+        "a file cannot be read",
+        "shares patients with train_val_list.txt",
+    }
+    assert {problem.what for problem in lax.tolerated} == whats
+    assert not strict.tolerated
+    assert sorted(map(str, strict.problems)) == sorted(map(str, lax.problems + lax.tolerated))
+
+
+def test_twelve_bits_in_sixteen_are_told(tmp_path: Path) -> None:
+    root = small_root().write(tmp_path)
+    pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(pixels).save(root / "images" / "00000001_000.png")
+    (problem,) = check(root).problems
+    assert "nearly black, no grey value above 16 of 255: 00000001_000.png up to 16" in str(problem)
+    Image.fromarray(pixels * 16).save(root / "images" / "00000001_000.png")
+    assert not check(root).problems
+
+
+def test_boxes_in_the_images_own_pixels_are_told(tmp_path: Path) -> None:
+    text = small_root()
+    findings = sorted(FINDINGS_8)
+    images = [line.split(",")[0] for line in text.labels[:24]]
+    text.boxes[:] = [f"{image},{findings[0]},2,3,20,21,,," for image in images]
+    (problem,) = check(text.write(tmp_path)).problems
+    assert "all boxes end within 24 px, as if they were in pixels of the images" in str(problem)
+    text.boxes[0] = f"{images[0]},{findings[0]},2,3,20,22,,,"
+    assert not check(text.write(tmp_path / "other")).problems
+
+
+def test_real_roots_pass(nih_root: Path, nih_original_root: Path) -> None:
+    original = check(nih_original_root)
+    assert not original.problems
+    assert original.summary["sizes"] == {"1024x1024": 14}
+    subset = check(nih_root)
+    assert not subset.problems
+    assert subset.summary["decoded"] == 1_788
+    assert sum(subset.summary["boxes"].values()) == 698
+
+
+def test_all_of_nih_counts(nih_metadata_root: Path) -> None:
+    report = check(nih_metadata_root, findings=14)
+    assert {problem.file for problem in report.problems} == {"images/"}  # there is none
+    summary = report.summary
+    assert (summary["images"], summary["patients"]) == (112_120, 30_805)
+    assert summary["lists"] == {"train_val_list.txt": 86_524, "test_list.txt": 25_596}
+    assert summary["positives"]["Infiltration"] == 19_894
+    assert summary["boxed_images"] == 880
+    assert sum(summary["boxes"][finding] for finding in FINDINGS_8) == 984
+    assert summary["boxes_without_positive_label"] == 0

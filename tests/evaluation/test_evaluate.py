@@ -1,0 +1,380 @@
+"""Each table against brute force, and what must not change it."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score, roc_curve
+from toy_root import toy_outputs, toy_records, toy_split
+
+from kacl_jax.data.nih import Records, from_nih_pixels, read_records, to_nih_pixels
+from kacl_jax.data.splits import Split
+from kacl_jax.evaluation import evaluate, metrics
+from kacl_jax.evaluation import localization as locate
+from kacl_jax.evaluation import operating_points as operating
+from kacl_jax.evaluation.evaluate import Evaluation
+from kacl_jax.evaluation.outputs import Outputs
+from kacl_jax.step.gradcam import regions
+
+CAM = {"size": 64, "relu": True, "threshold": 0.5}
+
+
+@pytest.fixture(scope="module")
+def records() -> Records:
+    return toy_records()
+
+
+@pytest.fixture(scope="module", params=["A", "C"])
+def split(records: Records, request: pytest.FixtureRequest) -> Split:
+    return toy_split(records, request.param)
+
+
+def run(records: Records, split: Split, order: np.ndarray | None = None) -> Evaluation:
+    val, test = (toy_outputs(records, ids) for ids in (split.val, split.test))
+    if order is not None:
+        test = Outputs(test.image_id[order], test.logits[order], test.class_maps()[order])
+    return evaluate.evaluate(val, test, records, split, **CAM, resamples=50)
+
+
+@pytest.fixture(scope="module")
+def evaluation(records: Records, split: Split) -> Evaluation:
+    return run(records, split)
+
+
+def tables(evaluation: Evaluation) -> str:
+    """Every table with all digits; as text, so that NaN equals NaN."""
+    e = evaluation
+    ranked = e.auroc, e.auprc, e.decisions, e.calibration, e.subgroups
+    return repr((*ranked, e.accuracy, e.floors, e.pointing, e.afp))
+
+
+def test_the_order_of_the_rows_changes_nothing(records, split, evaluation) -> None:
+    order = np.random.default_rng(1).permutation(len(split.test))
+    shuffled = run(records, split, order)
+    assert tables(shuffled) == tables(evaluation)
+    for field in dataclasses.fields(evaluation.located):
+        one, other = (getattr(e.located, field.name) for e in (shuffled, evaluation))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_only_scored_boxes_are_scored(records, split) -> None:
+    """Truth boxes outside split.scored may lie anywhere, or nowhere."""
+    hidden = split.scored & (np.random.default_rng(2).random(split.scored.shape) < 0.3)
+    kept = split.scored & ~hidden
+    floors = tuple((give & ~hidden, score & kept) for give, score in split.floors)
+    fewer = dataclasses.replace(split, scored=kept, floors=floors)
+    moved = records.boxes.copy()
+    moved[hidden] = [0, 0, 0.01, 0.01]
+    elsewhere = dataclasses.replace(records, boxes=moved)
+    outputs = toy_outputs(records, fewer.test)  # maps that know the hidden boxes
+    val = toy_outputs(records, fewer.val)
+    one, other = (
+        evaluate.evaluate(val, outputs, r, fewer, **CAM, resamples=20) for r in (records, elsewhere)
+    )
+    assert tables(one) == tables(other)
+    assert one.accuracy["single"]["iou"][0].mean.counts["n"] == kept.sum()
+    assert np.isnan(one.located.iou[~one.located.scored]).all()
+
+
+def test_localization_equals_counting_by_hand(records, split, evaluation) -> None:
+    test = toy_outputs(records, split.test)
+    row_of = {image: row for row, image in enumerate(test.image_id.tolist())}
+    hits: dict[int, list[bool]] = {c: [] for c in range(8)}
+    for image, c in np.argwhere(split.scored):
+        mask = regions(test.class_maps()[row_of[image], c], **CAM).mask
+        ys, xs = np.nonzero(mask)
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
+        hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.3)
+    table = evaluation.accuracy["single"]["iou"][2]
+    assert [e.value for e in table.findings] == pytest.approx([np.mean(h) for h in hits.values()])
+    assert [e.counts["n"] for e in table.findings] == [len(h) for h in hits.values()]
+    assert 0.2 < table.mean.value < 0.95  # neither trivial nor dead
+
+
+def test_best_of_is_never_worse_than_single(evaluation) -> None:
+    located, at = evaluation.located, evaluation.located.scored
+    assert (located.best_iou[at] >= located.iou[at]).all()
+    assert (located.best_iobb[at] >= located.iobb[at]).all()
+    assert (located.best_iou[at] > located.iou[at]).any()
+    for measure in ("iou", "iobb"):
+        pairs = zip(*(evaluation.accuracy[rule][measure] for rule in ("best_of", "single")),
+                    strict=True)  # fmt: skip
+        assert all(best.mean.value >= single.mean.value for best, single in pairs)
+
+
+def test_single_is_the_brightest_component_and_best_of_the_nearest(records) -> None:
+    split = toy_split(records)
+    image, c = np.argwhere(split.scored)[0]
+    boxes = records.boxes.copy()
+    boxes[image, c] = [0.5, 0.5, 1.0, 1.0]
+    records = dataclasses.replace(records, boxes=boxes)
+    test = toy_outputs(records, split.test, grid=8)
+    two = np.zeros((8, 8), np.float32)
+    two[:3, :3], two[4:, 4:] = 1.0, 0.9  # the truth is the fainter one
+    test.class_maps()[np.flatnonzero(test.image_id == image)[0], c] = two
+    points = operating.operating_points(toy_outputs(records, split.val), records, split)
+    located = locate.locate(test, records, split, points, **CAM)
+    k = np.flatnonzero((located.image_id == image) & (located.finding == c))[0]
+    assert located.iou[k] == 0
+    assert located.best_iou[k] > 0.7
+
+
+def test_a_flat_map_gives_the_whole_image_and_says_so(records, split) -> None:
+    test = toy_outputs(records, split.test)
+    flat = Outputs(test.image_id, test.logits, np.zeros_like(test.class_maps()))
+    result = evaluate.evaluate(
+        toy_outputs(records, split.val), flat, records, split, **CAM, resamples=5
+    )
+    assert result.located.fallback.all()
+    assert result.pointing["single"].mean.value == 0
+    np.testing.assert_allclose(result.located.box, [[1 / 64, 1 / 64, 63 / 64, 63 / 64]] * len(
+        result.located.box))  # fmt: skip
+
+
+def test_operating_points_are_youdens(records, split) -> None:
+    val = toy_outputs(records, split.val)
+    labels = records.labels[split.val]
+    for c, point in enumerate(operating.operating_points(val, records, split)):
+        false, true, _ = roc_curve(labels[:, c], val.logits[:, c], drop_intermediate=False)
+        assert point.youden_j == pytest.approx((true - false).max())
+        predicted = 1 / (1 + np.exp(-val.logits[:, c].astype(float))) >= point.threshold - 1e-15
+        achieved = predicted[labels[:, c] == 1].mean() - predicted[labels[:, c] == 0].mean()
+        assert achieved == pytest.approx(point.youden_j)
+
+
+def test_youden_takes_the_highest_of_equal_thresholds() -> None:
+    scores, labels = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, True, False, True])
+    assert operating._youden(scores, labels) == operating.OperatingPoint(0.4, 0.5)
+
+
+def exact_youden(scores: np.ndarray, positive: np.ndarray, level: float) -> Fraction:
+    said = scores >= level
+    shares = [Fraction(int((said & part).sum()), int(part.sum())) for part in (positive, ~positive)]
+    return shares[0] - shares[1]
+
+
+def test_youdens_ties_are_those_of_whole_numbers() -> None:
+    """Shares summed as floats miss about one tie in two hundred."""
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        n = int(random.integers(4, 14))
+        scores, positive = random.integers(0, 6, n) / 6, random.random(n) < 0.5
+        if positive.any() and not positive.all():
+            found = [(exact_youden(scores, positive, level), level) for level in np.unique(scores)]
+            assert operating._youden(scores, positive).threshold == max(found)[1]
+
+
+def test_classification_equals_sklearn(records, split, evaluation) -> None:
+    test = toy_outputs(records, split.test)
+    expected = [roc_auc_score(records.labels[split.test, c], test.logits[:, c]) for c in range(8)]
+    assert [e.value for e in evaluation.auroc.findings] == pytest.approx(expected, abs=1e-12)
+    assert evaluation.auroc.mean.value == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_a_finding_with_one_class_is_null_everywhere_it_matters(records) -> None:
+    labels, has_box = records.labels.copy(), records.has_box.copy()
+    labels[:, 3], has_box[:, 3] = 0, False
+    without = dataclasses.replace(records, labels=labels, has_box=has_box)
+    split = toy_split(without)
+    result = run(without, split)
+    assert np.isnan(result.points[3].threshold)
+    assert not result.located.predicted[result.located.finding == 3].any()
+    for table in (
+        result.auroc,
+        result.auprc,
+        *result.decisions.values(),
+        result.pointing["single"],
+        result.afp,
+        result.accuracy["single"]["iou"][0],
+        result.floors["prior_map"]["iou"][0],
+        result.floors["random_map"]["iou"][0],
+        result.floors["grid_ceiling"]["iobb"][0],
+    ):
+        assert np.isnan(table.findings[3].value)
+        assert table.findings[3].reason
+        assert table.mean.counts["n_findings"] == 7
+        assert table.mean.value == pytest.approx(np.nanmean([e.value for e in table.findings]))
+
+
+def test_false_boxes_equal_counting_by_hand(records, split, evaluation) -> None:
+    test = toy_outputs(records, split.test)
+    assert (records.labels[split.test] > split.scored[split.test]).any()  # unannotated positives
+    located = evaluation.located
+    iou = dict(zip(zip(located.image_id, located.finding, strict=True), located.iou, strict=True))
+    for c, estimate in enumerate(evaluation.afp.findings):
+        false = images = 0
+        for row, image in enumerate(test.image_id):
+            if records.labels[image, c] and not split.scored[image, c]:
+                continue
+            images += 1
+            probability = 1 / (1 + np.exp(-np.float64(test.logits[row, c])))
+            if probability >= evaluation.points[c].threshold - 1e-15:
+                false += not (split.scored[image, c] and iou[image, c] > 0.1)
+        assert estimate.counts["n"] == images
+        assert estimate.value == pytest.approx(false / images)
+    assert 0 < evaluation.afp.mean.value < 1
+
+
+def test_the_pointing_game_equals_looking_for_the_highest_cell(records, split, evaluation) -> None:
+    test = toy_outputs(records, split.test)
+    row_of = {image: row for row, image in enumerate(test.image_id.tolist())}
+    hits: dict[int, list[bool]] = {c: [] for c in range(8)}
+    for image, c in np.argwhere(split.scored):
+        cam, box = test.class_maps()[row_of[image], c], records.boxes[image, c].astype(float)
+        y, x = max(((y, x) for y in range(7) for x in range(7)), key=lambda at: cam[at])
+        hits[c].append(box[0] <= (x + 0.5) / 7 < box[2] and box[1] <= (y + 0.5) / 7 < box[3])
+    game = evaluation.pointing["single"]
+    assert [e.value for e in game.findings] == pytest.approx([np.mean(h) for h in hits.values()])
+    assert [e.counts["n"] for e in game.findings] == [len(h) for h in hits.values()]
+    assert evaluation.pointing["random_map"].mean.value < game.mean.value < 1
+
+
+@pytest.mark.parametrize("value, relu", [(0.0, True), (-1.0, True), (2.0, False), (np.nan, True)])
+def test_a_map_without_a_peak_points_nowhere(value: float, relu: bool) -> None:
+    cam = np.full((3, 4), value)
+    assert np.isnan(locate._peak(cam, relu)).all()
+    cam[1, 2] = 3.0
+    peak = locate._peak(cam, relu)
+    assert np.isnan(peak).all() if np.isnan(value) else peak == (2.5 / 4, 0.5)
+
+
+def test_a_map_of_negative_evidence_points_only_where_no_relu_is_taken() -> None:
+    cam = np.array([[-3.0, -1.0], [-2.0, -4.0]])
+    assert np.isnan(locate._peak(cam, relu=True)).all()
+    assert locate._peak(cam, relu=False) == (0.75, 0.25)
+
+
+def test_the_prior_peak_has_seen_other_patients_boxes_only(records, split, evaluation) -> None:
+    c, hits = 2, []
+    for give, score in split.floors:
+        peak = metrics.prior_peak(records.boxes[give[:, c], c])
+        for box in records.boxes[score[:, c], c]:
+            hits.append((box[:2] <= peak).all() and (peak < box[2:]).all())
+    found = evaluation.pointing["prior_map"].findings[c]
+    assert (found.value, found.counts["n"]) == (pytest.approx(np.mean(hits)), len(hits))
+
+
+def test_random_maps_look_at_no_image_and_follow_the_rule(records, split, evaluation) -> None:
+    test, val = (toy_outputs(records, ids, seed=9) for ids in (split.test, split.val))
+    other = evaluate.evaluate(val, test, records, split, **CAM, resamples=50)
+    assert other.accuracy != evaluation.accuracy
+    assert other.floors["random_map"] == evaluation.floors["random_map"]
+    assert other.pointing["random_map"] == evaluation.pointing["random_map"]
+    hits: dict[int, list[bool]] = {c: [] for c in range(8)}
+    for image, c in np.argwhere(split.scored):
+        found = regions(metrics.random_map(7, 7, (0, int(image), int(c))), **CAM).mask
+        ys, xs = np.nonzero(found)
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
+        hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.1)
+    table = evaluation.floors["random_map"]["iou"][0]
+    assert [e.value for e in table.findings] == pytest.approx([np.mean(h) for h in hits.values()])
+    assert table.mean.counts == evaluation.accuracy["single"]["iou"][0].mean.counts
+
+
+def test_decisions_are_those_of_the_validation_thresholds(records, split, evaluation) -> None:
+    test, labels = toy_outputs(records, split.test), records.labels[split.test]
+    probability = 1 / (1 + np.exp(-test.logits.astype(np.float64)))
+    for c, point in enumerate(evaluation.points):
+        yes = probability[:, c] >= point.threshold - 1e-15
+        true, false = (yes[labels[:, c] == one].mean() for one in (1, 0))
+        found = {name: table.findings[c].value for name, table in evaluation.decisions.items()}
+        assert found["sensitivity"] == pytest.approx(true)
+        assert found["specificity"] == pytest.approx(1 - false)
+
+
+def test_the_prior_looks_only_at_other_patients_boxes(records, split, evaluation) -> None:
+    c, overlap = 2, []
+    for give, score in split.floors:
+        prior = metrics.prior_box(records.boxes[give[:, c], c])
+        overlap += metrics.iou(prior, records.boxes[score[:, c], c]).tolist()
+        assert not set(records.patients[give.any(1)]) & set(records.patients[score.any(1)])
+    for t, table in zip(metrics.T_IOU, evaluation.floors["prior_box"]["iou"], strict=True):
+        assert table.findings[c].value == pytest.approx((np.array(overlap) > t).mean())
+        assert table.findings[c].counts == evaluation.accuracy["single"]["iou"][0].findings[
+            c].counts  # fmt: skip
+
+
+def test_above_prior_map_is_the_difference_on_the_same_boxes(evaluation) -> None:
+    for measure in ("iou", "iobb"):
+        for above, ours, prior in zip(
+            evaluation.above_prior_map[measure],
+            evaluation.accuracy["single"][measure],
+            evaluation.floors["prior_map"][measure],
+            strict=True,
+        ):
+            assert above.mean.value == pytest.approx(ours.mean.value - prior.mean.value)
+            assert above.mean.counts == ours.mean.counts
+
+
+def test_without_floors_the_priors_are_null_with_a_reason(records) -> None:
+    split = toy_split(records)
+    result = run(records, dataclasses.replace(split, floors=()))
+    for name in ("prior_box", "prior_map"):
+        mean = result.floors[name]["iou"][0].mean
+        assert np.isnan(mean.value)
+        assert "prior" in result.floors[name]["iou"][0].findings[0].reason
+    assert result.floors["grid_ceiling"]["iou"][0].mean.value > 0.9
+
+
+def test_skipped_images_leave_every_table(records, split) -> None:
+    test = toy_outputs(records, split.test)
+    gone = np.flatnonzero(split.scored.any(1))[0]
+    kept = test.image_id != gone
+    fewer = Outputs(test.image_id[kept], test.logits[kept], test.class_maps()[kept])
+    result = evaluate.evaluate(
+        toy_outputs(records, split.val), fewer, records, split, **CAM, resamples=5
+    )
+    assert gone not in result.located.image_id
+    boxes = split.scored.sum() - split.scored[gone].sum()
+    for way in (result.accuracy["single"], result.floors["prior_box"]):
+        assert way["iou"][0].mean.counts["n"] == boxes
+
+
+def test_outputs_that_do_not_fit_are_refused(records, split) -> None:
+    test = toy_outputs(records, split.test)
+    with pytest.raises(ValueError, match="more than one row"):
+        Outputs(np.zeros_like(test.image_id), test.logits)
+    with pytest.raises(ValueError, match="do not fit"):
+        Outputs(test.image_id, test.logits[1:])
+    with pytest.raises(ValueError, match="class maps"):
+        Outputs(test.image_id, test.logits).class_maps()
+
+
+def test_a_logit_that_is_not_finite_names_image_and_finding(records, split) -> None:
+    test = toy_outputs(records, split.test)
+    test.logits[4, 2] = np.nan
+    name = records.names[test.image_id[4]]
+    with pytest.raises(ValueError, match=f"Effusion is not finite for {name}"):
+        evaluate.classification(test, records, split.test)
+
+
+def test_a_perfect_box_scores_one_after_nihs_pixels(nih_metadata_root) -> None:
+    records = read_records(nih_metadata_root, check_images=False)
+    truth = records.boxes[records.has_box]
+    assert truth.shape == (984, 4)
+    there_and_back = from_nih_pixels(to_nih_pixels(truth))
+    for measure in (metrics.iou, metrics.iobb):
+        assert measure(there_and_back, truth).min() > 1 - 1e-6
+    image, finding = np.nonzero(records.has_box)
+    table = metrics.localization_tables(
+        metrics.iou(there_and_back, truth), finding, records.patients[image], n_findings=8,
+        thresholds=metrics.T_IOU, resamples=10,
+    )  # fmt: skip
+    assert [t.mean.value for t in table] == [1.0] * len(metrics.T_IOU)
+
+
+@pytest.mark.parametrize("protocol", ["A", "B", "C"])
+def test_every_protocol_runs_on_the_real_records(nih_root, protocol) -> None:
+    records = read_records(nih_root, check_images=False)
+    split = toy_split(records, protocol)
+    result = run(records, split)
+    boxes = result.accuracy["single"]["iou"][0].mean.counts
+    assert boxes == {"n": split.scored.sum(), "n_findings": 8}
+    for name in ("prior_box", "prior_map", "grid_ceiling"):
+        assert result.floors[name]["iou"][0].mean.counts == boxes
+    ceiling = result.floors["grid_ceiling"]["iou"]
+    assert all(t.mean.value >= p.mean.value
+               for t, p in zip(ceiling, result.floors["prior_box"]["iou"], strict=True))  # fmt: skip

@@ -1,0 +1,340 @@
+"""The files can be read back, agree with each other, and are never half written."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+from toy_root import toy_outputs, toy_records, toy_split
+
+from kacl_jax.data.nih import Records, from_nih_pixels
+from kacl_jax.data.splits import Split
+from kacl_jax.evaluation import metrics, results
+from kacl_jax.evaluation import number_format as numerals
+from kacl_jax.evaluation import terminal_table as terminal
+from kacl_jax.evaluation.evaluate import Evaluation, evaluate
+from kacl_jax.evaluation.outputs import Outputs
+from kacl_jax.runtime import files as atomic
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.workdir import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    records: Records
+    split: Split
+    evaluation: Evaluation
+
+    def results(self, **more) -> dict:
+        arguments = {"seed": 3, "feedback": None, "throughput": None, **more}
+        return results.results(self.evaluation, self.records, self.split, **arguments)
+
+
+def run(records: Records, split: Split, order: int | None = None) -> Run:
+    val, test = (toy_outputs(records, ids) for ids in (split.val, split.test))
+    if order is not None:
+        at = np.random.default_rng(order).permutation(len(test.image_id))
+        test = Outputs(test.image_id[at], test.logits[at], test.class_maps()[at])
+    cam = {"size": 64, "relu": True, "threshold": 0.5}
+    return Run(records, split, evaluate(val, test, records, split, **cam, resamples=50))
+
+
+@pytest.fixture(scope="module")
+def done() -> Run:
+    records = toy_records()
+    return run(records, toy_split(records))
+
+
+@pytest.fixture(scope="module")
+def one_class() -> Run:
+    """Infiltration is never positive."""
+    records = toy_records()
+    labels, has_box = records.labels.copy(), records.has_box.copy()
+    labels[:, 3], has_box[:, 3] = 0, False
+    records = dataclasses.replace(records, labels=labels, has_box=has_box)
+    return run(records, toy_split(records))
+
+
+def write_all(folder: Path, done: Run) -> None:
+    records, split, evaluation = done.records, done.split, done.evaluation
+    folder.mkdir(exist_ok=True)
+    results.write_predictions(
+        folder / "predictions.csv", records, split, val=evaluation.val, test=evaluation.test
+    )
+    results.write_boxes(folder / "boxes.csv", records, evaluation.located, evaluation.prior_map_iou)
+    write_json(folder / "results.json", done.results())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: Path) -> dict:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_bytes_do_not_depend_on_the_order_of_the_rows(tmp_path, done) -> None:
+    write_all(tmp_path / "one", done)
+    write_all(tmp_path / "other", run(done.records, done.split, order=1))
+    for name in ("predictions.csv", "boxes.csv", "results.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_the_results_follow_from_the_predictions(tmp_path, done) -> None:
+    write_all(tmp_path, done)
+    rows, split, records = read_csv(tmp_path / "predictions.csv"), done.split, done.records
+    assert list(rows[0]) == ["image", "patient", "split"] + [
+        f"{kind}_{name}" for kind in ("prob", "label") for name in records.findings
+    ]
+    parts = {"val": split.val, "test": split.test}
+    for part, ids in parts.items():
+        assert [r["image"] for r in rows if r["split"] == part] == records.names[ids].tolist()
+    assert len(rows) == len(split.val) + len(split.test)
+    test = [r for r in rows if r["split"] == "test"]
+    assert [int(r["patient"]) for r in test] == records.patients[split.test].tolist()
+    auroc = read_json(tmp_path / "results.json")["classification"]["auroc"]
+    for name in records.findings:
+        labels = [int(r[f"label_{name}"]) for r in test]
+        scores = [float(r[f"prob_{name}"]) for r in test]
+        assert auroc[name]["value"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+        assert auroc[name]["n_pos"] == sum(labels)
+
+
+def test_the_results_follow_from_the_boxes(tmp_path, done) -> None:
+    write_all(tmp_path, done)
+    records, split = done.records, done.split
+    rows, written = read_csv(tmp_path / "boxes.csv"), read_json(tmp_path / "results.json")
+    assert list(rows[0]) == [
+        "image",
+        "finding",
+        "x",
+        "y",
+        "w",
+        "h",
+        "score",
+        "iou",
+        "iobb",
+        "prior_map_iou",
+    ]
+    assert len({(r["image"], r["finding"]) for r in rows}) == len(rows)
+    hits: dict[str, list[bool]] = {name: [] for name in records.findings}
+    blind_hits: dict[str, list[bool]] = {name: [] for name in records.findings}
+    for row in rows:
+        image = int(np.flatnonzero(records.names == row["image"])[0])
+        c = records.findings.index(row["finding"])
+        if not split.scored[image, c]:
+            threshold = written["classification"]["operating_point"][row["finding"]]["value"]
+            assert (row["iou"], row["iobb"], row["prior_map_iou"]) == ("", "", "")
+            assert float(row["score"]) >= threshold
+            continue
+        box = from_nih_pixels(np.array([float(row[key]) for key in "xywh"]))
+        iou = metrics.iou(box, records.boxes[image, c])
+        assert float(row["iou"]) == pytest.approx(iou, abs=1e-5)
+        assert float(row["iobb"]) == pytest.approx(
+            metrics.iobb(box, records.boxes[image, c]), abs=1e-5
+        )
+        hits[row["finding"]].append(float(row["iou"]) > 0.4)
+        blind_hits[row["finding"]].append(float(row["prior_map_iou"]) > 0.4)
+    assert sum(map(len, hits.values())) == split.scored.sum()
+    for name, hit in hits.items():
+        leaf = written["localization"]["iou"]["0.4"][name]
+        assert (leaf["value"], leaf["n"]) == (pytest.approx(np.mean(hit)), len(hit))
+        leaf = written["localization"]["prior_map"]["iou"]["0.4"][name]
+        assert leaf["value"] == pytest.approx(np.mean(blind_hits[name]))
+
+
+def test_every_predicted_positive_of_the_test_part_has_its_box(done) -> None:
+    evaluation = done.evaluation
+    pairs = set(zip(evaluation.located.image_id, evaluation.located.finding, strict=True))
+    probability = 1 / (1 + np.exp(-evaluation.test.logits.astype(np.float64)))
+    for row, c in np.argwhere(probability >= [p.threshold + 1e-12 for p in evaluation.points]):
+        assert (evaluation.test.image_id[row], c) in pairs
+
+
+def test_a_truth_box_as_prediction_is_written_as_nih_wrote_it(tmp_path, done) -> None:
+    located, records = done.evaluation.located, done.records
+    at = located.scored
+    truth = records.boxes[located.image_id[at], located.finding[at]]
+    perfect = dataclasses.replace(
+        located, **{f.name: getattr(located, f.name)[at] for f in dataclasses.fields(located)}
+    )
+    perfect = dataclasses.replace(
+        perfect, box=truth, iou=metrics.iou(truth, truth), iobb=metrics.iobb(truth, truth)
+    )
+    results.write_boxes(tmp_path / "boxes.csv", records, perfect, perfect.iou)
+    for row, box in zip(read_csv(tmp_path / "boxes.csv"), truth.astype(float), strict=True):
+        x, y, w, h = (float(row[key]) for key in "xywh")
+        assert (x, y, x + w, y + h) == pytest.approx(box * 1024, abs=1e-9)
+        assert (float(row["iou"]), float(row["iobb"])) == (1, 1)
+
+
+def test_results_json_has_the_documented_shape(tmp_path, done) -> None:
+    write_json(tmp_path / "results.json", done.results())
+    written, names = read_json(tmp_path / "results.json"), {*done.records.findings, "mean"}
+    assert (written["protocol"], written["fold"], written["seed"]) == ("A", None, 3)
+    assert written["split_hash"] == done.split.hash
+    classification, localization = written["classification"], written["localization"]
+    leaves = [classification["auroc"], classification["auprc"], localization["afp"]]
+    leaves += [classification["calibration"]["brier"], classification["calibration"]["ece"]]
+    leaves += [way["pointing_game"] for way in
+               (localization, localization["prior_map"], localization["random_map"])]  # fmt: skip
+    leaves += [group["auroc"] for groups in written["subgroups"].values()
+               for group in groups.values() if group["images"]]  # fmt: skip
+    for way in (localization, *(localization[k] for k in
+                ("best_of", "random_map", "prior_box", "prior_map", "grid_ceiling"))):  # fmt: skip
+        assert list(way["iou"]) == ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"]
+        assert list(way["iobb"]) == ["0.1", "0.25", "0.5", "0.75", "0.9"]
+        leaves += [*way["iou"].values(), *way["iobb"].values()]
+    assert set(written["subgroups"]) == {"sex", "age", "view"}
+    for leaf in leaves:
+        assert set(leaf) == names
+        for name, figure in leaf.items():
+            assert {"value", "ci95"} < set(figure)
+            assert ("n_findings" in figure) == (name == "mean")
+            if figure["ci95"] is None:
+                assert figure["ci_reason"]
+            else:
+                assert figure["ci95"][0] < figure["ci95"][1]
+    assert {"n_pos", "n_neg"} < set(written["classification"]["auroc"]["Mass"])
+    assert written["feedback"] == dict.fromkeys(results.FEEDBACK)
+    assert written["throughput"] == {"images_per_s": None, "rois_per_s": None, "waits": None}
+
+
+def test_auprc_stands_beside_the_prevalence(done) -> None:
+    auprc, ids = done.results()["classification"]["auprc"], done.split.test
+    for c, name in enumerate(done.records.findings):
+        expected = average_precision_score(
+            done.records.labels[ids, c], done.evaluation.test.logits[:, c]
+        )
+        assert auprc[name]["value"] == pytest.approx(expected, abs=1e-12)
+        assert auprc[name]["prevalence"] == done.records.labels[ids, c].mean()
+    assert auprc["mean"]["prevalence"] == pytest.approx(done.records.labels[ids].mean())
+
+
+def test_operating_points_say_what_they_are_worth(done) -> None:
+    written = done.results()["classification"]["operating_point"]
+    for c, name in enumerate(done.records.findings):
+        assert written[name]["value"] == done.evaluation.points[c].threshold
+        for decision in metrics.DECISIONS:
+            leaf, estimate = (
+                written[name][decision],
+                done.evaluation.decisions[decision].findings[c],
+            )
+            assert (leaf["value"], leaf["n"]) == (estimate.value, estimate.counts["n"])
+
+
+def test_reliability_curves_hold_every_test_image_and_give_the_ece(done) -> None:
+    written = done.results()["classification"]["calibration"]
+    for name in done.records.findings:
+        curve = written["reliability"][name]
+        n = sum(b["n"] for b in curve)
+        gap = sum(b["n"] * abs(b["observed"] - b["predicted"]) for b in curve) / n
+        assert n == len(done.split.test)
+        assert written["ece"][name]["value"] == pytest.approx(gap)
+
+
+def test_feedback_and_throughput_are_passed_on(done) -> None:
+    feedback = {"hit_rate": 0.5, "mean_age_steps": 9.0, "failures": {"time-out": 1}}
+    assert done.results(feedback=feedback)["feedback"] == feedback
+    assert done.results(throughput={"images_per_s": 7.0})["throughput"] == {"images_per_s": 7.0}
+
+
+def test_what_is_undefined_is_null_with_a_reason(tmp_path, one_class) -> None:
+    written = one_class.results()
+    write_json(tmp_path / "results.json", written)
+    localization = written["localization"]
+    for leaves in (written["classification"]["auroc"], written["classification"]["auprc"],
+                   localization["afp"], localization["pointing_game"],
+                   localization["iou"]["0.1"], localization["prior_map"]["iobb"]["0.5"]):  # fmt: skip
+        assert leaves["Infiltration"]["value"] is None
+        assert leaves["Infiltration"]["ci95"] is None
+        assert leaves["Infiltration"]["reason"]
+        assert leaves["mean"]["n_findings"] == 7
+        assert leaves["mean"]["left_out"] == ["Infiltration"]
+    assert written["classification"]["auprc"]["Infiltration"]["prevalence"] == 0
+    point = written["classification"]["operating_point"]["Infiltration"]
+    assert point["value"] is None
+    assert point["sensitivity"] == {"value": None, "ci95": None, "n": 0, "reason": point["reason"]}
+    nobody = written["subgroups"]["sex"]["M"]["auroc"]
+    assert nobody["Mass"]["reason"] == "no image"
+    assert nobody["mean"]["value"] is None
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> None:
+    boxes = done.evaluation.located, done.evaluation.prior_map_iou
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "gone" / "boxes.csv", tmp_path / "file" / "boxes.csv"):
+        with pytest.raises(UserError, match=str(path)):
+            results.write_boxes(path, done.records, *boxes)
+    (tmp_path / "file").unlink()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "boxes.csv"
+    results.write_boxes(path, done.records, *boxes)
+    before = path.read_bytes()
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(UserError, match=r"boxes\.csv cannot be written .*No space left"):
+        results.write_boxes(path, done.records, *boxes)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
+    written = done.results()
+    text = terminal.format_table(written)
+    write_json(tmp_path / "results.json", written)
+    assert terminal.format_table(read_json(tmp_path / "results.json")) == text
+    lines = text.splitlines()
+    assert done.split.name in lines[0]
+    assert done.split.hash in lines[0]
+    assert max(map(len, lines)) <= 112
+    for name in done.records.findings:
+        leaf = written["classification"]["auroc"][name]
+        line = next(line for line in lines if line.startswith(name))
+        assert f"{leaf['value']:.3f}".lstrip("0") in line
+        precision = written["classification"]["auprc"][name]["value"]
+        assert f"{precision:.3f}".lstrip("0") in line
+        assert line.split()[-2:] == [str(leaf["n_pos"]), str(leaf["n_neg"])]
+    above = written["localization"]["above_prior_map"]["iou"]["0.1"]["mean"]
+    low, high = (numerals.signed(end) for end in above["ci95"])
+    assert f"less prior_map, paired: .1 {numerals.signed(above['value'])} [{low}, {high}]" in text
+    game = written["localization"]["pointing_game"]["mean"]["value"]
+    assert f"(pointing game): {game:.3f}".replace("0.", ".") in text
+    for way in ("best_of", "random_map", "prior_box", "prior_map", "grid_ceiling"):
+        cells = next(line for line in lines if line.startswith(way + " ")).split()[1:]
+        means = [written["localization"][way][m][t]["mean"]["value"]
+                 for m in ("iou", "iobb") for t in written["localization"][way][m]]  # fmt: skip
+        assert [float(cell) for cell in cells] == pytest.approx(means, abs=0.00051)
+
+
+def test_the_terminal_table_explains_every_dash(one_class) -> None:
+    text = terminal.format_table(one_class.results())
+    assert "mean of 7" in text
+    assert "AUROC of Infiltration: no positive" in text
+    assert "localization of Infiltration: no truth box of this finding is scored" in text
+
+
+def test_the_terminal_table_counts_what_could_not_be_read(done) -> None:
+    test = done.evaluation.test
+    gone = np.flatnonzero(done.split.scored.any(1))[0]
+    kept = test.image_id != gone
+    fewer = Outputs(test.image_id[kept], test.logits[kept], test.class_maps()[kept])
+    evaluation = evaluate(
+        done.evaluation.val, fewer, done.records, done.split, size=64, relu=True, threshold=0.5,
+        resamples=5,
+    )  # fmt: skip
+    written = dataclasses.replace(done, evaluation=evaluation).results()
+    boxes = int(done.split.scored[gone].sum())
+    assert written["evaluation"]["skipped"] == {"val": 0, "test": 1, "boxes": boxes}
+    assert f"1 test images, {boxes} truth boxes" in terminal.format_table(written)

@@ -1,0 +1,414 @@
+"""Two processes of two devices each are one process of four, whoever of them is stopped, lost or mistaken.
+
+The network is that of tiny_run.py; the processes, their radiomics workers and their connections are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import compile_fast
+import numpy as np
+import pytest
+import tiny_run
+from test_train import assert_same_run, config, metric_lines
+
+from kacl_jax.data.shards import own_images, own_shards
+from kacl_jax.feedback import state as feedback_state
+from kacl_jax.feedback.pool import Result
+from kacl_jax.feedback.state import Pending
+from kacl_jax.models import kacl as models
+from kacl_jax.radiomics import FEATURE_NAMES
+from kacl_jax.runtime import hosts
+from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.train import checkpoint, experiment
+from kacl_jax.train import loop as train
+
+REPO = Path(__file__).resolve().parents[2]
+SCRIPT = REPO / "tests" / "tiny_run.py"
+SHARDS = 2
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.write_root(tmp_path_factory.mktemp("data") / "root")
+
+
+# ---- two processes --------------------------------------------------------------------------------------------
+
+Ends = list[tuple[int, str]]  # exit code and output of each process
+
+
+def pair(root: Path, workdir: Path, *ats: str, flags: tuple[str, ...] = ()) -> Ends:
+    """The command in two processes; ats: what befalls each (see tiny_run)."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    words = [sys.executable, str(SCRIPT), f"--config={SCRIPT}", f"--config.data.root={root}"]
+    words += [f"--config.data.shards={SHARDS}", f"--workdir={workdir}", *flags]
+    outputs = [workdir.with_name(f"{workdir.name}.{index}.txt") for index in (0, 1)]
+    processes = []
+    for index, output in enumerate(outputs):
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(REPO),
+            "XLA_FLAGS": compile_fast.xla_flags(2),
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(index),
+            "HEARTBEAT_S": "10",
+            "AT": ats[index] if ats else "",
+        }
+        with output.open("w") as file:
+            processes.append(subprocess.Popen(words, env=env, stdout=file, stderr=file))
+    try:
+        codes = [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(code, output.read_text()) for code, output in zip(codes, outputs, strict=True)]
+
+
+PMAP = ("--config.parallel.mode=pmap",)
+
+
+@pytest.fixture(scope="module")
+def started(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Path, Future[list[Ends]]]]]:
+    """Chains of pairs side by side: name → (workdir, future of the ends of each pair)."""
+    folder = tmp_path_factory.mktemp("pairs")
+    broken = folder / "broken_root"
+    shutil.copytree(root, broken)
+    c = config(broken, data__shards=SHARDS)
+    split = experiment.read_data(c, folder)[1]
+    for image in own_images(split.train, range(1, 2), SHARDS):  # of process 1 alone
+        (broken / "images" / split.names[image]).write_bytes(b"no picture")
+
+    def chain(data: Path, workdir: Path, flags: tuple[str, ...], *ats: tuple[str, str]) -> Any:
+        return [pair(data, workdir, *at, flags=flags) for at in ats]
+
+    chains: dict[str, Any] = {
+        "whole": (root, (), ("", "")),
+        "harmed": (root, (), ("", "turn:2:SIGTERM"), ("turn:8:SIGKILL", ""), ("", "")),
+        "pmap": (root, PMAP, ("", "turn:6:SIGKILL")),
+        "broken": (broken, (), ("", "")),
+    }
+    with ThreadPoolExecutor(2) as threads:
+        yield {
+            name: (folder / name, threads.submit(chain, data, folder / name, *rest))
+            for name, (data, *rest) in chains.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def whole(started: dict[str, tuple[Path, Future[list[Ends]]]]) -> Path:
+    """Two processes, undisturbed."""
+    workdir, future = started["whole"]
+    ((first, second),) = future.result()
+    assert (first[0], second[0]) == (run.DONE, run.DONE), first[1] + second[1]
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path) -> Iterator[Any]:
+    """Train in this process, which has four devices, with as many shards: (workdir, **changes) → nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "image_encoder", tiny_run.tiny_encoder)
+        yield lambda workdir, **changes: train.train_and_evaluate(
+            config(root, data__shards=SHARDS, **changes), workdir
+        )
+
+
+@pytest.fixture(scope="module")
+def single(alone: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, undisturbed."""
+    workdir = tmp_path_factory.mktemp("single") / "w"
+    alone(workdir)
+    return workdir
+
+
+def number(told: float | None) -> float:
+    """NaN for null, what a step did not have."""
+    return float("nan") if told is None else told
+
+
+def assert_close(workdir: Path, other: Path, steps: list[int]) -> None:
+    """Two runs are one but for the order of float sums; the loop's bookkeeping is exactly the same."""
+    lines = [metric_lines(w) for w in (workdir, other)]
+    assert len(lines[0]) == len(lines[1])
+    for line, wanted in zip(*lines, strict=True):
+        for name in ("step", "ready", "hit_rate", "age"):
+            assert line.get(name) == wanted.get(name)
+        for name in ("loss", "focal", "nt_xent", "auroc"):
+            close = pytest.approx(number(wanted.get(name)), rel=2e-3, abs=1e-4, nan_ok=True)
+            assert number(line.get(name)) == close, name
+    saved = [checkpoint.Checkpoints(w / "checkpoints") for w in (workdir, other)]
+    assert saved[0].steps() == saved[1].steps() == steps
+    for step in steps:
+        one, two = (s.restore(step) for s in saved)
+        assert one.arrays.keys() == two.arrays.keys()
+        assert one.meta["data"] == two.meta["data"]
+        for told in (one.meta["tally"], two.meta["tally"]):
+            del told["throughput"], told["best_auroc"]
+        assert one.meta["tally"] == two.meta["tally"]
+        for name in ("ready", "features_step", "pending_image", "pending_step"):
+            np.testing.assert_array_equal(
+                one.arrays[f"feedback/{name}"], two.arrays[f"feedback/{name}"]
+            )
+        # A rounding may move a region's edge by a pixel, but not those of many images.
+        features = [r.arrays["feedback/features"] for r in (one, two)]
+        same = np.isclose(*features, rtol=1e-3, atol=1e-5).all(1)
+        assert same.mean() > 0.9
+        for name, array in one.arrays.items():
+            if name.startswith("state/params"):
+                np.testing.assert_allclose(array, two.arrays[name], atol=1e-3, err_msg=name)
+    rows = [np.array(probabilities(w)) for w in (workdir, other)]
+    np.testing.assert_allclose(rows[0], rows[1], atol=2e-3)
+
+
+def probabilities(workdir: Path) -> list[list[float]]:
+    rows = [line.split(",") for line in (workdir / "predictions.csv").read_text().splitlines()]
+    columns = [i for i, name in enumerate(rows[0]) if name.startswith("prob_")]
+    return [[float(row[i]) for i in columns] for row in rows[1:]]
+
+
+def test_two_processes_are_one_with_as_many_devices(whole: Path, single: Path) -> None:
+    assert_close(whole, single, [9, 10, 12])
+
+
+def test_everything_is_written_once_and_each_process_has_its_memo(whole: Path) -> None:
+    lines = metric_lines(whole)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
+    assert len(list((whole / "tensorboard").iterdir())) == 1
+    assert sorted(p.name for p in whole.glob("features*.sqlite")) == [
+        "features.0of2.sqlite",
+        "features.1of2.sqlite",
+    ]
+    told = json.loads((whole / "run.json").read_text())
+    assert (told["processes"], len(told["devices"])) == (2, 4)
+    outputs = [whole.with_name(f"whole.{index}.txt").read_text() for index in (0, 1)]
+    assert "report.html to look at" in outputs[0]
+    assert "report.html to look at" not in outputs[1]
+
+
+def test_a_signal_to_one_process_saves_all_and_a_lost_one_ends_the_other(
+    started: dict[str, tuple[Path, Future[list[Ends]]]], whole: Path
+) -> None:
+    """And the same command goes on, to the same bits."""
+    workdir, future = started["harmed"]
+    asked, lost, done = future.result()
+    assert [code for code, _ in asked] == [run.INTERRUPTED] * 2, asked
+    for _, told in asked:
+        assert "Stopped after step 4 of 12" in told
+    assert [code for code, _ in lost] == [-signal.SIGKILL, run.INTERRUPTED], lost
+    assert "Going on from step 4" in lost[0][1]
+    assert "Another process of this run was lost" in lost[1][1]
+    assert [code for code, _ in done] == [run.DONE] * 2, done
+    assert_same_run(workdir, whole)
+
+
+def test_a_pmap_run_that_lost_a_process_goes_on_in_one(
+    started: dict[str, tuple[Path, Future[list[Ends]]]], alone: Any, single: Path
+) -> None:
+    workdir, future = started["pmap"]
+    ((first, second),) = future.result()
+    assert (first[0], second[0]) == (run.INTERRUPTED, -signal.SIGKILL), first[1]
+    assert "Another process of this run was lost" in first[1]
+    alone(workdir, parallel__mode="pmap")
+    assert_close(workdir, single, [9, 10, 12])
+
+
+def test_a_mistake_of_one_process_is_told_by_all(
+    started: dict[str, tuple[Path, Future[list[Ends]]]],
+) -> None:
+    _, future = started["broken"]
+    ((first, second),) = future.result()
+    assert (first[0], second[0]) == (run.USER_ERROR, run.USER_ERROR), first[1] + second[1]
+    words = "--config.data.on_error=skip"
+    assert "Process 1 ended: " in first[1]
+    assert words in first[1]
+    assert words in second[1]
+    assert "Traceback" not in first[1] + second[1]
+
+
+# ---- how they are found ---------------------------------------------------------------------------------------
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+EXPLICIT = {
+    "JAX_COORDINATOR_ADDRESS": "first:1234",
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_PROCESS_ID": "1",
+}
+ALONE = EXPLICIT | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
+
+
+def set_only(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
+    for name in (*SLURM, *EXPLICIT):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+
+def found(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Any:
+    set_only(monkeypatch, env)
+    return hosts._described()
+
+
+def test_several_processes_are_found_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    explicit = found(monkeypatch, EXPLICIT)
+    assert explicit["coordinator_address"] == "first:1234"
+    assert (explicit["num_processes"], explicit["process_id"]) == (2, 1)
+    assert found(monkeypatch, SLURM) == {"cluster_detection_method": "slurm"}
+    assert found(monkeypatch, SLURM | EXPLICIT) == explicit
+
+
+def test_a_single_machine_goes_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also inside a Slurm step of one task, and in a Kubernetes pod, of whose network nothing is asked."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    for env in ({}, SLURM | {"SLURM_NTASKS": "1"}, ALONE):
+        assert found(monkeypatch, env) is None
+
+
+@pytest.mark.parametrize(
+    "mode, env, told",
+    [
+        ("on", {}, "--distributed=on, but neither Slurm"),
+        ("on", SLURM | {"SLURM_NTASKS": "1"}, "--distributed=on, but neither Slurm"),
+        ("on", ALONE, "--distributed=on, but neither Slurm"),
+        ("auto", {"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES is set, JAX_COORDINATOR_ADDRESS"),
+        ("auto", EXPLICIT | {"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2"),
+        ("auto", EXPLICIT | {"JAX_PROCESS_ID": "one"}, "'one'; it must be a whole number"),
+        ("auto", SLURM | {"SLURM_NTASKS": "two"}, "could not be found out"),
+    ],
+)
+def test_half_a_description_is_refused(
+    mode: str, env: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_only(monkeypatch, env)
+    with pytest.raises(UserError, match=told), hosts.connected(mode):
+        pass
+
+
+def test_a_process_that_stays_alone_says_so() -> None:
+    code = (
+        "from kacl_jax.runtime import hosts; hosts.MEETING_S = 2\n"
+        "with hosts.connected('auto'): print('here')"
+    )
+    env = (
+        os.environ | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "localhost:9", "PYTHONPATH": str(REPO)}
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == run.USER_ERROR, done.stderr
+    assert "did not find each other" in done.stderr
+    assert "here" not in done.stdout
+
+
+# ---- what is shared out ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_every_image_belongs_to_one_process(processes: int) -> None:
+    train_ids = np.arange(100, 141)
+    parts = [
+        own_images(train_ids, own_shards(4, index=i, processes=processes), 4)
+        for i in range(processes)
+    ]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), train_ids)
+
+
+def test_one_process_draws_the_batches_of_two(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row for row, over the end of an epoch, and after going on from a saved state."""
+
+    def batches(index: int, processes: int) -> Any:
+        c = config(root, data__shards=SHARDS)
+        monkeypatch.setattr(hosts, "_here", (index, processes))
+        return experiment._batches(c, *experiment.read_data(c, tmp_path))
+
+    one, two = batches(0, 1), [batches(i, 2) for i in range(2)]
+    for step in range(5):
+        if step == 2:
+            states = [state for half in two for state in half.get_state()]
+            assert one.get_state() == states
+            one = batches(0, 1)
+            one.set_state(states)
+        expected = [next(half) for half in two]
+        batch = next(one)
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(rows, np.concatenate([b[name] for b in expected]))
+        assert set(expected[0]["image_id"]).isdisjoint(expected[1]["image_id"])
+
+
+def test_a_feedback_state_is_shared_out_and_joined_without_loss() -> None:
+    rng = np.random.default_rng(0)
+    n, width, images = 12, len(FEATURE_NAMES), [np.arange(0, 10, 2), np.arange(1, 10, 2)]
+    crops = [(rng.integers(0, 255, (3, k), np.uint8), rng.random((3, k)) < 0.5) for k in (4, 7, 5)]
+    pending = [
+        Pending(4, 2, crops[0]),
+        Pending(4, 1, Result(np.ones(width, np.float32), None, True)),
+        Pending(4, 3, crops[1]),
+        Pending(5, 0, Result(None, "flat", True)),
+        Pending(5, 5, crops[2]),
+    ]
+    arrays, results = feedback_state.pack(pending, width)
+    counts = {"submitted": 9, "computed": 8}
+    content = {"counts": counts, "failures": {"flat": 1}, "waits_s": 1.5, "reproducible": False}
+    state = {
+        "step": np.array([5], np.int32),
+        "features": rng.random((n, width), np.float32),
+        "ready": rng.random(n) < 0.5,
+        "features_step": rng.integers(0, 5, n, np.int32),
+        **arrays,
+        "told": feedback_state.told({**content, "results": results}),
+    }
+    for name, empty in (("features", 0), ("ready", False), ("features_step", -1)):
+        state[name][10:] = empty  # no training images
+    shares = [feedback_state.share(state, images[i], counts=i == 0) for i in (0, 1)]
+    own = [
+        [
+            (p.step, p.image)
+            for p in feedback_state.unpack(s, feedback_state.read_told(s)["results"])
+        ]
+        for s in shares
+    ]
+    assert own == [[(4, 2), (5, 0)], [(4, 1), (4, 3), (5, 5)]]
+    # What one process holds of the other's rows is old and must not count.
+    shares[0]["features"] = np.where(np.arange(n)[:, None] % 2, -1, shares[0]["features"])
+    parts = [feedback_state.rows(s, i) for s, i in zip(shares, images, strict=True)]
+    whole = feedback_state.joined(parts, n)
+    assert whole.keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(whole[name], array, err_msg=name)
+        assert whole[name].dtype == array.dtype
+
+
+def test_what_processes_tell_arrives_as_it_was() -> None:
+    told = hosts.Told(
+        {"words": ["ä", None, 1.5]},
+        {"state/a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 4), bool)},
+    )
+    back = hosts._unpacked(np.concatenate([hosts._packed(told)]))
+    assert back.meta == told.meta
+    assert back.arrays.keys() == told.arrays.keys()
+    for name, array in told.arrays.items():
+        np.testing.assert_array_equal(back.arrays[name], array)
+        assert back.arrays[name].dtype == array.dtype

@@ -1,0 +1,208 @@
+"""Radiomics inside the train step: the host's regions, the host's features, the host's training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny_step
+from tiny_step import SIZE, B, C, close, make_batch
+
+from kacl_jax import radiomics
+from kacl_jax.radiomics.host import Extractor, RadiomicsError
+from kacl_jax.runtime.devices import DataParallel
+from kacl_jax.step import gradcam
+from kacl_jax.step.in_step_radiomics import FAILURES, ORIGINS, FreshRadiomics
+from kacl_jax.step.programs import Augmentation, TrainState
+from kacl_jax.step.roi import RegionRule
+
+RULE = RegionRule(source="cam", truth_boxes=True, relu=True, threshold=0.5, size=SIZE, seed=0)
+
+
+def maps(n: int, u: int, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    smooth = [cv2.GaussianBlur(random.normal(size=(u, u)), (0, 0), 0.8) for _ in range(n)]
+    return np.stack(smooth).astype(np.float32)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(("u", "size", "threshold"), [(7, 224, 0.5), (2, 64, 0.5), (14, 96, 0.2)])
+def test_regions_on_the_device_are_those_of_the_host(relu, u, size, threshold) -> None:
+    cams = maps(60, u)
+    cams[0], cams[1], cams[2, 0, 0] = 0, -1 - np.abs(cams[1]), np.nan
+    how = {"size": size, "relu": relu, "threshold": threshold}
+    masks, fallback = jax.jit(lambda cam: gradcam.peak_masks(cam, **how))(cams)
+    host = [gradcam.regions(cam, **how) for cam in cams]
+    assert fallback.tolist() == [region.fallback for region in host]
+    assert 0 < np.count_nonzero(fallback) < 40
+    differing = [
+        np.count_nonzero(m != r.mask) for m, r in zip(np.asarray(masks), host, strict=True)
+    ]
+    # A pixel whose heat is the threshold to the last bit may fall on either side.
+    assert max(differing) <= 1
+    assert sum(differing) <= 2
+
+
+def test_a_winding_region_is_followed_to_its_end() -> None:
+    spiral = np.zeros((1, 9, 9), bool)
+    y, x, dy, dx = 0, 0, 0, 1
+    for length in (8, 8, 8, 6, 6, 4, 4, 2, 2):
+        for _ in range(length):
+            spiral[0, y, x] = True
+            y, x = y + dy, x + dx
+        dy, dx = dx, -dy
+    spiral[0, y, x] = True
+    seed = np.zeros((9, 9), bool)
+    seed[0, 0] = True
+    np.testing.assert_array_equal(gradcam._component(spiral, seed), spiral)
+
+
+def test_boxes_on_the_device_are_those_of_the_host() -> None:
+    random = np.random.default_rng(0)
+    low, extent = random.uniform(0, 1, (300, 2)), random.uniform(0, 0.4, (300, 2)) ** 2
+    boxes = np.concatenate([low, np.minimum(low + extent, 1)], 1).astype(np.float32)
+    masks = gradcam.box_masks(boxes, 96)
+    np.testing.assert_array_equal(masks, np.stack([gradcam.box_mask(box, 96) for box in boxes]))
+
+
+@pytest.mark.parametrize("source", ["cam", "whole"])
+@pytest.mark.parametrize("shape", ["mask", "box"])
+def test_from_equal_masks_the_device_marks_the_regions_of_the_host(
+    source: Any, shape: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both shapes, truth boxes among them; that the masks themselves are equal is tested above."""
+    random = np.random.default_rng(0)
+    cam, box_finding = maps(40, 7), np.full(40, -1)
+    cam[:2], box_finding[::5] = 0, 1
+    low = random.uniform(0, 0.5, (40, C, 2))
+    boxes = np.concatenate([low, low + 0.4], -1).astype(np.float32)
+
+    def on_the_host(cam: np.ndarray, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+        found = [gradcam.regions(one, **how) for one in cam]
+        return np.stack([f.mask for f in found]), np.array([f.fallback for f in found])
+
+    monkeypatch.setattr(gradcam, "peak_masks", on_the_host)
+    rule = dataclasses.replace(RULE, source=source, shape=shape)
+    device, origin = FreshRadiomics(rule, bin_width=25.0).mark(cam, box_finding, boxes)
+    host, counted = rule.mark(cam, box_finding, boxes, np.arange(40), 0)
+    np.testing.assert_array_equal(device, host)
+    assert Counter(ORIGINS[k] for k in np.asarray(origin)) == +Counter(counted)
+
+
+FRESH = FreshRadiomics(RULE, bin_width=25.0)
+
+
+def sgd(rate: float) -> optax.GradientTransformationExtraArgs:
+    """The rate is part of the state: one compiled step serves every rate."""
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+
+
+def batch(seed: int) -> dict[str, np.ndarray]:
+    """Of other images for each seed, none with features yet."""
+    made = make_batch(n_ready=0, seed=seed, blur=(1, 6))
+    return {
+        **made,
+        "image_id": np.arange(100 * seed, 100 * seed + B, dtype=np.int32),
+        "radiomics": np.zeros_like(made["radiomics"]),
+        "age": np.zeros_like(made["age"]),
+    }
+
+
+def on_the_host(
+    parallel: DataParallel, state: Any, given: dict[str, np.ndarray], region_step: Any
+) -> dict[str, np.ndarray]:
+    """What lag 0 does: the step's regions, measured by pyradiomics."""
+    (placed_rows,) = region_step(state, parallel.shard(given))
+    rows = parallel.fetch(placed_rows, "sharded")
+    masks, _ = RULE.mark(rows["cam"], rows["box_finding"], given["boxes"], given["image_id"], 0)
+    extractor = Extractor()
+    found = [extractor.extract(x[..., 0], m) for x, m in zip(given["image"], masks, strict=True)]
+    features = np.stack(found).astype(np.float32)
+    ready = np.isfinite(features).all(1)
+    return {**given, "radiomics": np.where(ready[:, None], features, 0), "ready": ready}
+
+
+@functools.cache
+def compiled() -> tuple[DataParallel, Any, Any, Any]:
+    """(two devices; the step with radiomics inside, the one that is fed by the host, and its regions)."""
+    parallel = DataParallel("shard_map", jax.devices()[:2])
+    views = Augmentation(rotate=8.0, shift=0.05)
+    plain = tiny_step.programs(augmentation=views, center_cam=False, optimizer=sgd(1.0))
+    outputs = ("replicated", "replicated", "sharded")
+    inside = parallel.run(dataclasses.replace(plain, fresh=FRESH).train_step, outputs)
+    outside = parallel.run(plain.train_step, outputs)
+    return parallel, inside, outside, parallel.run(plain.region_step, ("sharded",))
+
+
+def steps(n: int, rate: float) -> tuple[TrainState, TrainState, dict[str, np.ndarray]]:
+    """(state after n steps inside, on the host, last metrics inside)."""
+    parallel, inside, outside, region_step = compiled()
+    start = tiny_step.first_state()
+    a = b = parallel.replicate(start.replace(opt_state=sgd(rate).init(start.params)))
+    for seed in range(n):
+        given = batch(seed)
+        measured = on_the_host(parallel, b, given, region_step)
+        assert measured["ready"].sum() >= 8
+        a, metrics, _ = inside(a, parallel.shard(given))
+        b, _, _ = outside(b, parallel.shard(measured))
+    return (
+        parallel.fetch(a, "replicated"),
+        parallel.fetch(b, "replicated"),
+        parallel.fetch(metrics, "replicated"),
+    )
+
+
+def test_one_step_has_the_gradients_of_the_synchronous_host_loop() -> None:
+    inside, outside, metrics = steps(1, rate=1.0)
+    assert metrics["ready"] >= 8
+    assert metrics["nt_xent"] > 0
+    close(inside.feature_mean, outside.feature_mean, within=1e-4)
+    close(inside.params, outside.params, within=1e-3)
+    close(inside.batch_stats, outside.batch_stats, within=1e-3)
+
+
+def test_three_steps_train_the_same() -> None:
+    """At a rate at which training does not amplify rounding; see DECISIONS.md, "Radiomics in the step"."""
+    inside, outside, _ = steps(3, rate=1e-4)
+    start = tiny_step.first_state().params
+    close(inside.feature_var, outside.feature_var, within=1e-3)
+    moved = [
+        jax.tree.map(lambda a, b: np.asarray(a) - b, x.params, start) for x in (inside, outside)
+    ]
+    close(*moved, within=1e-2)
+
+
+def test_a_region_without_features_is_not_ready_and_told_why(monkeypatch) -> None:
+    """Too many grey levels; two far pixels, of which pyradiomics makes NaN; a line, which it refuses."""
+    given = batch(0)
+    grey = given["image"][..., 0]
+    images = np.concatenate([grey[:4] // 3, grey[4:8]])
+    masks = np.zeros((8, SIZE, SIZE), bool)
+    masks[:, 1:-1, 1:-1] = True
+    masks[:2] = False
+    masks[0, 5, 5] = masks[0, 40, 20] = masks[1, 7, 3:9] = True
+    wide = [bool(np.ptp(image[1:-1, 1:-1]) // 2 + 2 > 64) for image in images[2:]]
+    assert 0 < sum(wide) < 6
+    with pytest.raises(RadiomicsError, match="a line"):
+        Extractor(2.0).extract(images[1], masks[1])
+    nan = np.flatnonzero(~np.isfinite(Extractor(2.0).extract(images[0], masks[0])))[0]
+    expected = [f"non-finite: {radiomics.FEATURE_NAMES[nan]}", "a line"]
+    expected += ["too many grey levels" if w else "" for w in wide]
+
+    narrow = FreshRadiomics(RULE, bin_width=2.0)
+    origin = np.full(8, ORIGINS.index("truth"))
+    monkeypatch.setattr(FreshRadiomics, "mark", lambda *_: (masks, origin))
+    cam, finding = np.zeros((8, 2, 2), np.float32), np.full(8, -1, np.int32)
+    found = jax.device_get(jax.jit(narrow.measure)(images, cam, finding, given["boxes"][:8]))
+    assert [FAILURES[k] for k in found.failure] == expected
+    assert found.ready.tolist() == [not why for why in expected]
+    assert {ORIGINS[k] for k in found.origin} == {"truth"}
+    assert (found.radiomics[~found.ready] == 0).all()
+    assert (found.radiomics[found.ready] != 0).any(1).all()

@@ -1,0 +1,533 @@
+"""Arms against each other: figures, intervals and p-values, each against another way of getting them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from kacl_jax.evaluation import predictions as tested
+from kacl_jax.evaluation.contrastive_summary import Contrast
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.sweep import compare, measure, table
+from kacl_jax.sweep.hyper import Arm, Point
+from kacl_jax.sweep.measure import Figure, Measured
+from tests.finished_run import write_run
+
+FINDINGS = ("Mass", "Nodule")
+B = 200
+
+
+def people(seed: int, n: int = 60, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """scores [n c] with ties, labels [n c], patients [n] with one to four images each."""
+    rng = np.random.default_rng(seed)
+    patients = np.sort(rng.integers(0, n // 2, n)) + 1000
+    labels = (rng.random((n, 2)) < 0.4).astype(int)
+    scores = np.round(1 / (1 + np.exp(-(skill * labels + rng.normal(size=(n, 2))))), 2)
+    return scores, labels, patients
+
+
+def truth_boxes(labels: np.ndarray, seed: int) -> list[tuple[int, int, float]]:
+    overlap = np.random.default_rng(seed).random(labels.shape)
+    return [(int(i), int(c), float(overlap[i, c])) for i, c in np.argwhere(labels)[::2]]
+
+
+def measured(figures: dict[str, tuple[float, np.ndarray]], share: float = 0.0) -> Measured:
+    """A run of which only the figures matter."""
+    told = {
+        metric: Figure(*figures.get(metric, (0.5, np.full(B, 0.5))), 2, {})
+        for metric in measure.METRICS
+    }
+    return Measured(
+        settings={"data checksums": {}},
+        split="",
+        split_hash="",
+        box_share=share,
+        part=(),
+        counts={"images": 1, "patients": 1, "boxes": 1},
+        figures=told,
+        prior_map=told,
+        floors={floor: {"iou_0.1": 0.4} for floor in measure.FLOORS},
+    )
+
+
+def row_of(rows: list[compare.Row], arm: str, metric: str = "auroc") -> compare.Row:
+    """The one that has no difference, or one to another arm."""
+    (found,) = [
+        row
+        for row in rows
+        if (row.arm, row.metric) == (arm, metric)
+        and (row.difference is None or row.difference.baseline != compare.PRIOR_MAP)
+    ]
+    return found
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------
+
+
+def test_areas_are_scikit_learns_for_every_resample(tmp_path: Path) -> None:
+    """Ties and weights included; a resample is the images of each patient, as often as the patient is drawn."""
+    scores, labels, patients = people(0)
+    assert len(np.unique(scores[:, 0])) < 50  # there are ties
+    run = measure.measure(
+        write_run(tmp_path, scores=scores, labels=labels, patients=patients, fold=3), resamples=40
+    )
+    cluster = np.unique(patients, return_inverse=True)[1]
+    weights = measure.patient_weights(3, cluster.max() + 1, 40).astype(int)
+    for metric, area in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
+        figure = run.figures[metric]
+        wanted = []
+        for k in range(41):
+            images = np.repeat(np.arange(len(scores)), weights[cluster, k])
+            wanted.append(np.mean([area(labels[images, c], scores[images, c]) for c in (0, 1)]))
+        # The bias of resampled average precision is taken out.
+        bias = np.mean(wanted[1:]) - wanted[0] if metric == "auprc" else 0
+        assert figure.value == pytest.approx(wanted[0], abs=1e-12)
+        np.testing.assert_allclose(figure.draws, np.array(wanted[1:]) - bias, atol=1e-12)
+
+
+def test_a_resample_without_a_class_is_undefined(tmp_path: Path) -> None:
+    """Three patients, one of them the only positive: left out of (2/3)³ of the resamples."""
+    labels = np.array([[1, 1], [0, 0], [0, 0]])
+    place = write_run(tmp_path, scores=labels * 0.5, labels=labels, patients=np.arange(3))
+    run = measure.measure(place, resamples=1000)
+    weights = measure.patient_weights(0, 3, 1000)[:, 1:]
+    both = (weights[0] > 0) & (weights[0] < 3)
+    for metric in ("auroc", "auprc"):
+        np.testing.assert_array_equal(np.isfinite(run.figures[metric].draws), both)
+    arm = Arm("kacl")
+    row = row_of(compare.compare([arm], {Point(arm, 0, 0): run}), "kacl")
+    assert (row.figure.value, row.figure.ci95) == (1, None)
+    assert row.figure.note == f"undefined in {1000 - both.sum()} of 1000 resamples"
+
+
+def test_localization_is_counted_box_by_box(tmp_path: Path) -> None:
+    scores, labels, patients = people(1)
+    truth = truth_boxes(labels, 1)
+    run = measure.measure(
+        write_run(tmp_path, scores=scores, labels=labels, patients=patients, truth=truth),
+        resamples=30,
+    )
+    ids = np.unique(patients)
+    weights = measure.patient_weights(0, len(ids), 30)
+    for t in (0.1, 0.3, 0.5):
+        for k in range(31):
+            hits, boxes = np.zeros(2), np.zeros(2)
+            for image, finding, iou in truth:
+                often = weights[np.flatnonzero(ids == patients[image])[0], k]
+                boxes[finding] += often
+                hits[finding] += often * (iou > t)
+            figure = run.figures[f"iou_{t}"]
+            got = figure.value if k == 0 else figure.draws[k - 1]
+            assert got == pytest.approx(np.mean(hits / boxes), abs=1e-12)
+
+
+def test_patients_are_drawn_with_replacement_and_alike_for_every_run_of_a_fold() -> None:
+    weights = measure.patient_weights(0, 50, 4000)
+    assert (weights[:, 0] == 1).all()
+    assert (weights.sum(axis=0) == 50).all()
+    np.testing.assert_allclose(weights[:, 1:].mean(axis=1), 1, atol=0.08)
+    np.testing.assert_allclose(weights[:, 1:].var(), 1 - 1 / 50, atol=0.02)  # binomial(50, 1/50)
+    assert (weights != measure.patient_weights(1, 50, 4000)).any()
+    # In another process, without the cache, they are the same.
+    np.testing.assert_array_equal(weights, measure.patient_weights.__wrapped__(0, 50, 4000))
+    seeds = compare.seed_weights(0, 3, 4000)
+    np.testing.assert_array_equal(seeds, compare.seed_weights.__wrapped__(0, 3, 4000))
+
+
+def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
+    scores, labels, patients = people(2)
+    labels[:, 1] = 0
+    run = measure.measure(
+        write_run(tmp_path, scores=scores, labels=labels, patients=patients), resamples=B
+    )
+    figure = run.figures["auroc"]
+    assert figure.value == pytest.approx(roc_auc_score(labels[:, 0], scores[:, 0]))
+    assert (figure.n_findings, figure.undefined) == (1, {"Nodule": "no positive"})
+    assert np.isnan(run.figures["iou_0.1"].value)
+    assert run.figures["iou_0.1"].undefined.keys() == set(FINDINGS)
+    arm = Arm("kacl")
+    runs = {Point(arm, 0, 0): run}
+    rows = compare.compare([arm], runs)
+    assert row_of(rows, "kacl").n_findings == 1
+    text = table.as_markdown("t", list(runs), runs, rows)
+    assert "- AUROC of Nodule in fold 0: no positive" in text
+    assert "- T(IoU) of Mass in fold 0: no truth box of this finding is scored" in text
+
+
+def test_what_the_contrastive_loss_did_is_read_from_the_log(tmp_path: Path) -> None:
+    scores, labels, patients = people(0)
+    place = write_run(tmp_path / "a", scores=scores, labels=labels, patients=patients)
+    assert measure.measure(place, resamples=B).contrast is None
+    line = {"step": 5, "kind": "train", "nt_xent": 3.0, "ready": 32.0, "hit_rate": 1.0, "age": 40.0}
+    with (place / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({**line, "grad_norm_nt_xent": 0.4, "grad_norm_focal": 0.1}) + "\n")
+    found = measure.measure(place, resamples=B).contrast
+    assert found is not None
+    assert (found.loss, found.age) == (3.0, 40.0)
+    assert found.pull == pytest.approx(1.0)
+
+
+def test_files_of_different_evaluations_are_refused(tmp_path: Path) -> None:
+    scores, labels, patients = people(3)
+    write_run(tmp_path, scores=scores, labels=labels, patients=patients)
+    other = write_run(tmp_path / "x", scores=scores[:, ::-1], labels=labels, patients=patients)
+    (other / "predictions.csv").replace(tmp_path / "predictions.csv")
+    with pytest.raises(UserError, match=r"results\.json says auroc .* --mode=eval"):
+        measure.measure(tmp_path, resamples=B)
+    for torn in (b"image,patient,split\nx.png,1,test\n", b"image,patient\nx.png,1\n", b"\xff\xfe"):
+        (tmp_path / "predictions.csv").write_bytes(torn)
+        with pytest.raises(UserError, match="does not fit"):
+            measure.measure(tmp_path, resamples=B)
+
+
+# ---- many runs --------------------------------------------------------------------------------------------------
+
+
+def grid(tmp_path: Path, arm: Arm, skill: Callable[[int], float], noise: float = 0.3) -> dict:
+    """Two folds, two seeds; a fold's patients, labels and part of the scores are the same for every arm."""
+    runs = {}
+    for fold in range(2):
+        scores, labels, patients = people(10 + fold, skill=skill(fold))
+        for seed in range(2):
+            rng = np.random.default_rng((fold, seed, len(arm.name)))
+            own = np.clip(scores + 0.3 * fold + noise * rng.normal(size=scores.shape), -1, 2)
+            place = write_run(
+                tmp_path / f"{arm.name}-{fold}-{seed}",
+                scores=own,
+                labels=labels,
+                patients=patients,
+                fold=fold,
+                seed=seed,
+            )
+            runs[Point(arm, fold, seed)] = measure.measure(place, resamples=B)
+    return runs
+
+
+def test_a_mean_over_folds_is_never_pooled_and_its_draws_are_a_brute_force_bootstraps(
+    tmp_path: Path,
+) -> None:
+    """Scores of fold 1 are shifted: pooled, the area would be another."""
+    arm, other = Arm("kacl", against=("focal",)), Arm("focal")
+    runs = grid(tmp_path, other, lambda _: 0.5) | grid(tmp_path, arm, lambda _: 1.5)
+    rows = compare.compare([other, arm], runs)
+
+    parts = {
+        (point.arm.name, point.fold, point.seed): tested.read_tested(
+            tmp_path / f"{point.arm.name}-{point.fold}-{point.seed}", FINDINGS
+        )
+        for point in runs
+    }
+
+    def area(name: str, fold: int, seed: int, images: np.ndarray) -> float:
+        of, areas = parts[name, fold, seed], []
+        for c in (0, 1):
+            scores, positive = of.scores[images, c], of.labels[images, c] == 1
+            ahead = scores[positive][:, None] - scores[~positive]
+            areas.append(np.mean((ahead > 0) + 0.5 * (ahead == 0)))
+        return float(np.mean(areas))
+
+    everyone = np.arange(60)
+    by_hand = {
+        name: np.array([[area(name, f, s, everyone) for s in (0, 1)] for f in (0, 1)])
+        for name in ("focal", "kacl")
+    }
+    row = row_of(rows, "kacl")
+    assert row.figure.value == pytest.approx(by_hand["kacl"].mean(), abs=1e-12)
+    assert row.sd == pytest.approx(np.std(by_hand["kacl"].mean(axis=0), ddof=1), abs=1e-12)
+    assert row.difference is not None
+    assert row.difference.value.value == pytest.approx(
+        (by_hand["kacl"] - by_hand["focal"]).mean(), abs=1e-12
+    )
+
+    rng = np.random.default_rng(0)
+    loop = []
+    for _ in range(500):
+        folds = []
+        for fold in (0, 1):
+            patients = parts["kacl", fold, 0].patients
+            drawn = rng.choice(np.unique(patients), len(np.unique(patients)))
+            images = np.concatenate([np.flatnonzero(patients == p) for p in drawn])
+            seeds = rng.integers(0, 2, 2)
+            areas = [area("kacl", fold, s, images) - area("focal", fold, s, images) for s in seeds]
+            folds.append(np.mean(areas))
+        loop.append(np.mean(folds))
+    assert row.difference.value.ci95 is not None
+    low, high = row.difference.value.ci95
+    spread = np.std(loop)
+    np.testing.assert_allclose([low, high], np.percentile(loop, [2.5, 97.5]), atol=0.4 * spread)
+
+
+def test_a_seed_is_drawn_with_its_own_run() -> None:
+    """One fold, two seeds with constant figures 0 and 1: a resample's mean is 0, ½ or 1, ½ half of the time."""
+    arm = Arm("kacl")
+    runs = {
+        Point(arm, 0, s): measured({"auroc": (float(s), np.full(4000, float(s)))}) for s in (0, 1)
+    }
+    cells = {(p.fold, p.seed): run for p, run in runs.items()}
+    _, draws = compare._stacked(cells, (0,), (0, 1), "auroc")
+    values, counts = np.unique(compare._averaged(draws, (0,)), return_counts=True)
+    np.testing.assert_array_equal(values, [0, 0.5, 1])
+    np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.03)
+
+
+def test_equal_arms_differ_by_nothing_and_a_better_one_by_something(tmp_path: Path) -> None:
+    focal, same = Arm("focal"), Arm("twins", against=("focal",))
+    better = Arm("bettr", against=("focal",))  # as long a name: the same noise
+    runs = grid(tmp_path, focal, lambda _: 0.5)
+    runs |= {replace(point, arm=same): run for point, run in runs.items()}
+    runs |= grid(tmp_path, better, lambda _: 2.5)
+    rows = compare.compare([focal, same, better], runs)
+    none = row_of(rows, "twins").difference
+    assert none is not None
+    assert (none.value.value, none.value.ci95, none.p) == (0, None, 1)
+    more = row_of(rows, "bettr").difference
+    assert more is not None
+    assert more.value.ci95 is not None
+    assert more.p is not None
+    assert more.value.ci95[0] > 0
+    assert more.p == pytest.approx(2 / (B + 1))  # no resample on the other side
+    assert more.p_holm == pytest.approx(2 * more.p)  # two arms in the family
+
+
+def test_two_arms_that_are_alike_seldom_differ() -> None:
+    """At p < .05 in about one of twenty experiments: patients' scores differ by noise only."""
+    rng = np.random.default_rng(0)
+    weights = measure.patient_weights(0, 80, B)
+    none = np.zeros(0, int)
+    found = []
+    for _ in range(300):
+        labels = (rng.random((80, 1)) < 0.4).astype(int)
+        shared = labels + rng.normal(size=(80, 1))
+        draws = []
+        for _ in range(2):
+            scores = shared + 0.5 * rng.normal(size=(80, 1))
+            part = tested.Tested(
+                ("Mass",), (), np.arange(80), labels, scores, none, none, np.zeros(0), np.zeros(0)
+            )
+            draws.append(measure.classification(part, weights)["auroc"].draws)
+        p = compare.two_sided(draws[0] - draws[1])
+        assert p is not None
+        found.append(p)
+    assert 0.015 < np.mean(np.array(found) < 0.05) < 0.1
+    assert 0.35 < np.mean(np.array(found) < 0.5) < 0.65
+
+
+def test_holm_by_hand() -> None:
+    """Sorted .005 .01 .03 .04, times 4 3 2 1, never falling: .02 .03 .06 .06; two more to come: times 6 5 4 3."""
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert compare.holm(p, 4) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert compare.holm(p, 6) == pytest.approx([0.05, 0.12, 0.12, 0.03])
+    assert compare.holm([0.6, 0.9], 2) == [1, 1]
+    assert compare.holm([], 3) == []
+
+
+def test_no_corrected_p_value_grows_when_a_planned_one_comes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p = (rng.random(6) ** 3).tolist()
+        early, late = compare.holm(p[:4], 6), compare.holm(p, 6)
+        assert all(now <= before + 1e-12 for before, now in zip(early, late, strict=False))
+
+
+def test_holm_is_over_a_familys_planned_differences_in_one_metric() -> None:
+    focal = Arm("focal")
+    late = Arm("late", against=("focal", "a"))  # not run yet
+    apart = Arm("apart", against=("focal",), exploratory=True)
+    arms = [Arm(name, against=("focal",)) for name in ("a", "b", "c")]
+    boxed = Arm("boxed", {"data.box_share": 1.0}, against=("focal",))
+    rng = np.random.default_rng(0)
+
+    def run(shift: float, share: float = 0.0) -> Measured:
+        figure = 0.5 + shift, 0.5 + shift + 0.01 * rng.normal(size=B)
+        return measured({"auroc": figure, "iou_0.1": figure}, share)
+
+    runs = {Point(focal, 0, 0): run(0)}
+    runs |= {Point(arm, 0, 0): run(0.02 * i) for i, arm in enumerate(arms)}
+    runs |= {Point(boxed, 0, 0): run(0.02, share=1.0), Point(apart, 0, 0): run(0.02)}
+    rows = compare.compare([focal, *arms, boxed, late, apart], runs)
+    for metric in ("auroc", "iou_0.1"):  # of the latter every arm's difference to prior_map apart
+        pairs = [row_of(rows, arm.name, metric).difference for arm in arms]
+        p = [pair.p for pair in pairs if pair is not None and pair.p is not None]
+        assert [pair.p_holm for pair in pairs if pair is not None] == compare.holm(p, 5)
+        assert {pair.planned for pair in pairs if pair is not None} == {5}
+        for name in ("boxed", "apart"):
+            alone = row_of(rows, name, metric).difference
+            assert alone is not None
+            assert alone.p_holm == alone.p
+    rows = compare.compare([focal, *arms, boxed, late], runs, box_share=1.0)
+    pair = row_of(
+        rows, "a"
+    ).difference  # without a box; of an arm that is not run the base's share counts
+    assert pair is not None
+    assert pair.planned == 0
+
+
+def test_only_what_both_arms_have_complete_is_compared() -> None:
+    assert compare.rectangle([]) == ((), ())
+    cells = [(f, 0) for f in range(5)] + [(f, 1) for f in range(3)]
+    assert compare.rectangle(cells) == ((0, 1, 2, 3, 4), (0,))
+    assert compare.rectangle([*cells, (3, 1), (4, 1)]) == ((0, 1, 2, 3, 4), (0, 1))
+    assert compare.rectangle([(0, 2), (1, 2), (0, 1), (1, 1), (2, 1)]) == ((0, 1, 2), (1,))
+    many = [(f, s) for f in range(5) for s in range(60)]  # not every subset of seeds is tried
+    assert compare.rectangle(many) == (tuple(range(5)), tuple(range(60)))
+    focal, kacl = Arm("focal"), Arm("kacl", against=("focal",))
+    level = {f: {"auroc": (f / 10, np.full(B, f / 10))} for f in range(3)}
+    runs = {Point(focal, f, s): measured(level[f]) for f in range(2) for s in (0, 1)}
+    shifted = {f: {"auroc": (f / 10 + 0.05, np.full(B, f / 10 + 0.05))} for f in range(3)}
+    runs |= {Point(kacl, f, 0): measured(shifted[f]) for f in (1, 2)}
+    row = row_of(compare.compare([focal, kacl], runs), "kacl")
+    assert (row.folds, row.seeds, row.figure.value) == ((1, 2), (0,), pytest.approx(0.2))
+    assert row.difference is not None
+    assert (row.difference.folds, row.difference.seeds) == ((1,), (0,))
+    assert row.difference.value.value == pytest.approx(0.05)
+    del runs[Point(kacl, 1, 0)]
+    alone = row_of(compare.compare([focal, kacl], runs), "kacl").difference
+    assert alone is not None
+    assert (alone.p, alone.value.note) == (None, "no point in common yet")
+
+
+CHANGES = {
+    "split hashes: abc and xyz": {"split_hash": "xyz"},
+    "data checksums": {"checksums": {"Data_Entry_2017.csv": "1" * 64}},
+    "data.val_fraction: 0.1 and 0.2": {"data.val_fraction": 0.2},
+    "test images, labels or truth boxes": {"truth": [(0, 0, 0.5)]},
+}
+
+
+@pytest.mark.parametrize("told", CHANGES)
+def test_what_was_tested_on_something_else_is_refused(tmp_path: Path, told: str) -> None:
+    scores, labels, patients = people(4)
+    common = {"scores": scores, "labels": labels, "patients": patients}
+    focal, kacl = Arm("focal"), Arm("kacl")
+    one = measure.measure(write_run(tmp_path / "a", **common), resamples=B)
+    other = write_run(tmp_path / "b", **{**common, **CHANGES[told]})
+    runs = {Point(focal, 0, 0): one, Point(kacl, 0, 0): measure.measure(other, resamples=B)}
+    with pytest.raises(UserError, match="focal/fold0-seed0 and kacl/fold0-seed0 have different"):
+        compare.compare([focal, kacl], runs)
+    with pytest.raises(UserError, match=told):
+        compare.compare([focal, kacl], runs)
+
+
+def test_another_share_of_boxes_has_another_hash_and_is_still_compared(tmp_path: Path) -> None:
+    scores, labels, patients = people(4)
+    common = {"scores": scores, "labels": labels, "patients": patients}
+    focal, guided = Arm("focal"), Arm("guided", against=("focal",))
+    one = write_run(tmp_path / "a", **common)
+    other = write_run(tmp_path / "b", **common, split_hash="xyz", **{"data.box_share": 1.0})
+    runs = {
+        Point(arm, 0, 0): measure.measure(place, resamples=B)
+        for arm, place in ((focal, one), (guided, other))
+    }
+    rows = compare.compare([focal, guided], runs)
+    assert {row.arm: row.family for row in rows} == {
+        "focal": "weak",
+        "guided": "box",
+        "prior_map": "floor",
+        "prior_box": "floor",
+    }
+    assert compare.family(Arm("x", selection_boxes=5), 0.0) == "box"
+
+
+def test_every_arm_is_paired_with_the_box_that_looks_at_no_image(tmp_path: Path) -> None:
+    scores, labels, patients = people(5)
+    truth = truth_boxes(labels, 5)
+    common = {"scores": scores, "labels": labels, "patients": patients, "truth": truth}
+    arm = Arm("focal")
+    place = write_run(tmp_path / "a", **common, prior=lambda iou: iou**2)
+    run = measure.measure(place, resamples=B)
+    pairs = {
+        row.metric: row.difference
+        for row in compare.compare([arm], {Point(arm, 0, 0): run})
+        if row.difference is not None
+    }
+    assert pairs.keys() == {"iou_0.1", "iou_0.3", "iou_0.5"}
+    cluster = np.unique(patients, return_inverse=True)[1]
+    weights = measure.patient_weights(0, cluster.max() + 1, B)[cluster[[i for i, *_ in truth]]]
+    finding, iou = np.array([c for _, c, _ in truth]), np.array([iou for *_, iou in truth])
+    for t in (0.1, 0.3, 0.5):
+        gained = (iou > t) * 1.0 - (iou**2 > t)
+        shares = [
+            (gained[finding == c] @ weights[finding == c]) / weights[finding == c].sum(0)
+            for c in (0, 1)
+        ]
+        differences = np.mean(shares, axis=0)
+        pair = pairs[f"iou_{t}"]
+        assert pair is not None
+        assert pair.baseline == compare.PRIOR_MAP
+        assert pair.value.value == pytest.approx(differences[0], abs=1e-12)
+        assert pair.value.ci95 == pytest.approx(np.percentile(differences[1:], [2.5, 97.5]))
+        assert pair.p_holm == pair.p  # the only arm
+
+
+def test_without_other_patients_boxes_there_is_no_difference_to_them(tmp_path: Path) -> None:
+    scores, labels, patients = people(6)
+    truth = truth_boxes(labels, 6)
+    common = {"scores": scores, "labels": labels, "patients": patients, "truth": truth}
+    arm = Arm("focal")
+    one = truth[0][2]
+    place = write_run(tmp_path / "a", **common, prior=lambda iou: "" if iou == one else iou)
+    runs = {Point(arm, 0, 0): measure.measure(place, resamples=B)}
+    rows = compare.compare([arm], runs)
+    pairs = [row.difference for row in rows if row.difference is not None]
+    assert len(pairs) == 3
+    assert all(np.isnan(pair.value.value) and pair.p is None for pair in pairs)
+    assert "| focal − prior_map | 1 × 1 |  |  | – | – | – |" in table.as_markdown(
+        "t", list(runs), runs, rows
+    )
+
+
+# ---- the table --------------------------------------------------------------------------------------------------
+
+
+def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
+    focal = Arm("focal")
+    kacl = Arm("kacl", against=("focal",), selection_boxes=7)
+    runs = grid(tmp_path, focal, lambda _: 0.5) | grid(tmp_path, kacl, lambda _: 1.5)
+    late = Point(kacl, 2, 0)
+    learned = Contrast(loss=3.0, chance=4.0, pull=0.5, ready=1.0, age=40.0)
+    runs[Point(kacl, 0, 0)] = replace(runs[Point(kacl, 0, 0)], contrast=learned)
+    rows = compare.compare([focal, kacl], runs)
+    lines = list(csv.DictReader(io.StringIO(table.as_csv(rows))))
+    # focal: five metrics, three of them against prior_map; kacl: those, and against focal; two floors of three.
+    assert len(lines) == 5 + 5 + 3 + 2 * 3
+    (line,) = [line for line in lines if (line["arm"], line["metric"]) == ("kacl", "auroc")]
+    row = row_of(rows, "kacl")
+    assert row.difference is not None
+    assert row.figure.ci95 is not None
+    assert float(line["value"]) == row.figure.value
+    assert float(line["ci_high"]) == row.figure.ci95[1]
+    assert float(line["difference"]) == row.difference.value.value
+    assert float(line["p_holm"]) == row.difference.p_holm
+    assert line["n_planned"] == "1"
+    assert (line["n_folds"], line["n_seeds"], line["n_findings"]) == ("2", "2", "2")
+    (floor,) = [line for line in lines if (line["arm"], line["metric"]) == ("prior_map", "iou_0.1")]
+    assert (float(floor["value"]), floor["n_folds"], floor["p"]) == (0.45, "2", "")
+
+    text = table.as_markdown("Sweep x", [*runs, late], runs, rows)
+    assert "8 of 9 points are finished" in text
+    weak, boxed = text.split("## ")[1:3]
+    assert weak.startswith("No box anywhere")
+    assert boxed.startswith("Boxes in training, or in choosing")
+    assert "| kacl | 0 % | 7 | 2 × 2 |" in boxed
+    assert "| kacl |" not in weak
+    value = f"{row.figure.value:.3f}".lstrip("0")
+    assert f"| {value} ± " in boxed
+    assert "| prior_map, all folds |" in weak
+    assert "| prior_map, all folds |" in boxed
+    assert "Planned differences: 1." in boxed
+    assert (
+        "- unknown: focal fold0-seed0, fold0-seed1, fold1-seed0, fold1-seed1; kacl fold0-" in text
+    )
+    assert "| kacl − focal | 2 × 2 |" in boxed
+    assert "- kacl: fold2-seed0" in text
+    assert "| kacl | 1 | 3.00 | 4.00 | 0.50 | 100 % | 40 |" in text
+    assert "| focal | 4 |" not in text
+    assert "abc" in text
