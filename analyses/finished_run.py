@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kacl_jax import config as config_keys
-from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime import files
+from kacl_jax.runtime.workdir import read_config
 from kacl_jax.train import checkpoint
 from kacl_jax.train.experiment import Experiment, assemble
 
@@ -14,7 +15,7 @@ from kacl_jax.train.experiment import Experiment, assemble
 def experiment(workdir: Path) -> Experiment:
     """With the config that it was trained with."""
     config = config_keys.default()
-    stored = run.read_config(workdir)
+    stored = read_config(workdir)
     config.update_from_flattened_dict(
         {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     )
@@ -24,7 +25,7 @@ def experiment(workdir: Path) -> Experiment:
 def best_state(experiment: Experiment) -> Any:
     """The placed TrainState of the checkpoint that was scored."""
     workdir = experiment.workdir
-    best = run.read_json(workdir / "results.json")["best_step"]
+    best = files.read_json(workdir / "results.json")["best_step"]
     restored = checkpoint.Checkpoints(workdir / "checkpoints").restore(best)
     trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
     return experiment.parallel.replicate(trained)

@@ -32,7 +32,7 @@ from kacl_jax.data import batches as pipeline
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.inference import Inference
 from kacl_jax.evaluation.metrics import Table
-from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime import files
 from kacl_jax.step.gradcam import mask_box, regions
 from kacl_jax.train.experiment import Experiment
 
@@ -72,7 +72,7 @@ def main() -> None:
         runs, others = (
             [str(workdir) for workdir in some] for some in (arguments.runs, arguments.against)
         )
-        run.write_json(arguments.out, {"runs": runs, "against": others, "ways": told})
+        files.write_json(arguments.out, {"runs": runs, "against": others, "ways": told})
 
 
 # ---- the ways of reading ----------------------------------------------------------------------------------------

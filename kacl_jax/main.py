@@ -14,9 +14,15 @@ from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
 from kacl_jax.config import command_line
-from kacl_jax.runtime import hosts, huge_pages
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime import hosts, huge_pages, signals
+from kacl_jax.runtime.errors import (
+    DONE,
+    USER_ERROR,
+    InterruptedRunError,
+    NonFiniteError,
+    UserError,
+    exit_code,
+)
 
 flags.adopt_module_key_flags(command_line)
 _MODE = flags.DEFINE_enum(
@@ -40,15 +46,15 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    run.stop_at_once()  # before and after training, which listens itself
+    signals.stop_at_once()  # before and after training, which listens itself
     try:
         if len(argv) > 1:
             raise UserError(
                 f"Not understood: {' '.join(argv[1:])}; options look like --config.fold=1"
             )
         return _run(command_line.config(), command_line.workdir())
-    except (UserError, run.InterruptedRunError, run.NonFiniteError) as error:
-        return command_line.tell(error, run.exit_code(error) or run.USER_ERROR)
+    except (UserError, InterruptedRunError, NonFiniteError) as error:
+        return command_line.tell(error, exit_code(error) or USER_ERROR)
 
 
 def _run(config: ConfigDict, workdir: Path) -> int:
@@ -68,18 +74,18 @@ def _run(config: ConfigDict, workdir: Path) -> int:
             print(
                 f"\nIn {workdir}: report.html to look at, results.json, predictions.csv, boxes.csv, run.json"
             )
-    return run.DONE
+    return DONE
 
 
 def _verify(config: ConfigDict, workdir: Path) -> int:
     """Check the data root completely and print all problems at once, each with its fix."""
     from kacl_jax.data import verify
+    from kacl_jax.runtime.progress import counting
     from kacl_jax.train import experiment
-    from kacl_jax.train import log as progress
 
     config_keys.check(config, n_devices=1)
     root = experiment.data_root(config, workdir.absolute())
-    with progress.counting(f"Reading {root}") as count:
+    with counting(f"Reading {root}") as count:
         report = verify.check(
             root,
             findings=config.data.findings,
@@ -93,10 +99,10 @@ def _verify(config: ConfigDict, workdir: Path) -> int:
         print("Gone on with, as the config says:", verify.format_problems(report.tolerated))
     if report.problems:
         print(verify.format_problems(report.problems))
-        return run.USER_ERROR
+        return USER_ERROR
     print(experiment.read_data(config, workdir.absolute())[1].describe())
     print("No problems found.")
-    return run.DONE
+    return DONE
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from kacl_jax.data.prepared.reader import (
     Manifest,
     Shard,
 )
-from kacl_jax.runtime import bucket_files as whole
+from kacl_jax.runtime import bucket_files
 from kacl_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,12 +95,12 @@ def prepare(
     """
     if size < 1 or workers < 1:
         raise UserError(f"--size={size} --workers={workers}: both must be at least 1")
-    if whole.is_bucket(root):
+    if bucket_files.is_bucket(root):
         raise UserError(
             f"--root={root}: the PNG files are read from a disk; copy them there first "
             f"(gcloud storage cp -r {root} FOLDER)"
         )
-    target = whole.opened(str(out), "--out")
+    target = bucket_files.opened(str(out), "--out")
     records = nih.read_records(Path(root).expanduser().absolute(), allow_missing=allow_missing)
     if not isinstance(records.images, nih.PngFiles):
         raise UserError(f"{records.root} is itself prepared; give NIH's folder by --root")
@@ -153,10 +153,10 @@ def _claimed(out: epath.Path, job: Job) -> Iterator[None]:
     try:
         work.mkdir(parents=True, exist_ok=True)
         if not (work / "job.json").exists():
-            whole.write_text(work / "job.json", json.dumps(asdict(job)), work)
+            bucket_files.write_text(work / "job.json", json.dumps(asdict(job)), work)
     except OSError as error:
         raise UserError(f"--out={out} cannot be written ({error})") from error
-    if whole.is_bucket(out):
+    if bucket_files.is_bucket(out):
         yield
         return
     with (work / "job.json").open() as lock:
@@ -164,7 +164,7 @@ def _claimed(out: epath.Path, job: Job) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is preparing {out}; wait for it") from error
-        whole.remove_drafts(work)
+        bucket_files.remove_drafts(work)
         yield
 
 
@@ -209,7 +209,7 @@ def _parts(
 
 def _check_disk(out: epath.Path, needed: int) -> None:
     """Counts what an earlier attempt has finished; before anything is written."""
-    if whole.is_bucket(out):
+    if bucket_files.is_bucket(out):
         return
     needed -= sum(path.stat().st_size for path in Path(out / WORK).glob("*.array_record"))
     there = next(path for path in (Path(out), *Path(out).parents) if path.exists())
@@ -234,7 +234,7 @@ def _finish(out: epath.Path, job: Job, parts: Sequence[Part]) -> Manifest:
         for path in tables.text_files(Path(job.root)):
             epath.Path(path).copy(out / path.name, overwrite=True)
         listing = _lines([name for part in full for name in part.names])
-        whole.write_text(out / NAMES, listing, folder)
+        bucket_files.write_text(out / NAMES, listing, folder)
         shards = tuple(
             Shard(
                 f"{DATASET}/{_shard_name(k, len(full))}", len(part.names), part.bytes, part.sha256
@@ -250,7 +250,7 @@ def _finish(out: epath.Path, job: Job, parts: Sequence[Part]) -> Manifest:
             broken={file: why for part in parts for file, why in part.broken.items()},
             made_by={name: importlib.metadata.version(name) for name in _PACKAGES},
         )
-        whole.write_text(out / MANIFEST, manifest.to_json(), folder)
+        bucket_files.write_text(out / MANIFEST, manifest.to_json(), folder)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}); run the same command again") from error
     return manifest

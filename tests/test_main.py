@@ -15,8 +15,9 @@ import compile_fast
 import pytest
 
 from kacl_jax.data.phantom import demo as phantom
-from kacl_jax.runtime import huge_pages
-from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime import files, huge_pages
+from kacl_jax.runtime.errors import DONE, NON_FINITE, USER_ERROR, WORKDIR_IN_USE
+from kacl_jax.runtime.workdir import lock_workdir
 
 REPO = Path(__file__).resolve().parents[1]
 NIH = "--config=configs/nih.py"
@@ -122,7 +123,7 @@ def test_a_mistake_is_told_in_a_sentence(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as threads:
         all_told = list(threads.map(make, [flags for flags, _ in MISTAKES]))
     for (flags, expected), done in zip(MISTAKES, all_told, strict=True):
-        assert done.returncode == run.USER_ERROR, (flags, done.stderr)
+        assert done.returncode == USER_ERROR, (flags, done.stderr)
         assert expected in done.stderr, (flags, done.stderr)
         assert "Traceback" not in done.stderr, (flags, done.stderr)
         assert "\\" not in done.stderr, (flags, done.stderr)
@@ -131,14 +132,14 @@ def test_a_mistake_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_several_values_are_refused_at_once(tmp_path: Path) -> None:
     done = call(NIH, "--config.seed=-1", "--config.cam.threshold=2", f"--workdir={tmp_path / 'w'}")
-    assert done.returncode == run.USER_ERROR
+    assert done.returncode == USER_ERROR
     for key in ("config.seed is -1", "config.cam.threshold is 2", "config.data.root is empty"):
         assert key in done.stderr
 
 
 def test_verify_says_whether_a_root_is_sound(root: Path, tmp_path: Path) -> None:
     sound = call(NIH, "--mode=verify", f"--config.data.root={root}")
-    assert sound.returncode == run.DONE, sound.stderr
+    assert sound.returncode == DONE, sound.stderr
     assert "No problems found." in sound.stdout
     assert "A-weak (" in sound.stdout
     broken = shutil.copytree(root, tmp_path / "broken")
@@ -147,11 +148,11 @@ def test_verify_says_whether_a_root_is_sound(root: Path, tmp_path: Path) -> None
     missing.unlink()
     lax = ("--config.data.allow_missing=True", "--config.data.on_error=skip")
     going_on = call(NIH, "--mode=verify", f"--config.data.root={broken}", *lax)
-    assert going_on.returncode == run.DONE, going_on.stderr
+    assert going_on.returncode == DONE, going_on.stderr
     assert "Gone on with, as the config says: 2 problem(s)" in going_on.stdout
     (broken / "BBox_List_2017.csv").write_text("what is this\n")
     done = call(NIH, "--mode=verify", f"--config.data.root={broken}")
-    assert done.returncode == run.USER_ERROR
+    assert done.returncode == USER_ERROR
     for word in (torn.name, missing.name, "BBox_List_2017.csv", "Fix:"):
         assert word in done.stdout
     assert "Traceback" not in done.stderr
@@ -160,7 +161,7 @@ def test_verify_says_whether_a_root_is_sound(root: Path, tmp_path: Path) -> None
 def test_a_platform_without_a_device_is_told(root: Path, tmp_path: Path) -> None:
     flags = (*TINY, f"--config.data.root={root}", f"--workdir={tmp_path / 'w'}")
     done = call(*flags, env={"JAX_PLATFORMS": "cuda"})
-    assert done.returncode == run.USER_ERROR, done.stderr
+    assert done.returncode == USER_ERROR, done.stderr
     assert "jax finds no device with JAX_PLATFORMS=cuda" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -168,7 +169,7 @@ def test_a_platform_without_a_device_is_told(root: Path, tmp_path: Path) -> None
 def test_testing_needs_a_checkpoint(root: Path, tmp_path: Path) -> None:
     flags = (*TINY, f"--config.data.root={root}", f"--workdir={tmp_path / 'w'}", "--mode=eval")
     done = call(*flags)
-    assert done.returncode == run.USER_ERROR
+    assert done.returncode == USER_ERROR
     assert f"{tmp_path / 'w'} holds no checkpoint; train first" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -179,7 +180,7 @@ def test_a_relative_workdir_is_trained_in_tested_and_then_left_alone(
     (tmp_path / "configs").symlink_to(REPO / "configs")
     flags = (*TINY, f"--config.data.root={os.path.relpath(root, tmp_path)}")
     done = call(*flags, "--workdir=some/run", folder=tmp_path)
-    assert done.returncode == run.DONE, done.stderr
+    assert done.returncode == DONE, done.stderr
     assert "AUROC" in done.stdout
     assert "1/1  validation AUROC" in done.stderr
     assert f"In {Path('some/run')}: report.html" in done.stdout
@@ -188,7 +189,7 @@ def test_a_relative_workdir_is_trained_in_tested_and_then_left_alone(
     typed = shlex.split(json.loads((tmp_path / "some/run/run.json").read_text())["command"])
     assert typed[1:] == ["-m", "kacl_jax.main", *flags, "--workdir=some/run"]
     again = call(*flags, "--workdir=some/run", folder=tmp_path)
-    assert again.returncode == run.DONE, again.stderr
+    assert again.returncode == DONE, again.stderr
     assert "is finished; nothing to do" in again.stderr
     assert again.stdout == done.stdout
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "some/run").rglob("*") if p.is_file()}
@@ -203,13 +204,13 @@ def test_a_relative_workdir_is_trained_in_tested_and_then_left_alone(
 
 def test_a_workdir_in_use_and_a_changed_config_are_refused(root: Path, tmp_path: Path) -> None:
     flags = (*TINY, f"--config.data.root={root}", f"--workdir={tmp_path}")
-    with run.locked(tmp_path):
+    with lock_workdir(tmp_path):
         done = call(*flags)
-    assert done.returncode == run.WORKDIR_IN_USE
+    assert done.returncode == WORKDIR_IN_USE
     assert f"Another process runs in {tmp_path}" in done.stderr
-    run.write_json(tmp_path / "config.json", {"config": {"seed": 7}, "data": {}})
+    files.write_json(tmp_path / "config.json", {"config": {"seed": 7}, "data": {}})
     done = call(*flags)
-    assert done.returncode == run.USER_ERROR
+    assert done.returncode == USER_ERROR
     assert "seed: 7 → 0" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -226,7 +227,7 @@ def test_a_run_that_explodes_has_an_exit_code_of_its_own(root: Path, tmp_path: P
         *flags,
         program=(script,),
     )
-    assert done.returncode == run.NON_FINITE, done.stderr
+    assert done.returncode == NON_FINITE, done.stderr
     assert "not finite" in done.stderr
     assert ".png" in done.stderr
     assert "Traceback" not in done.stderr

@@ -15,8 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from kacl_jax import config as config_keys
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.errors import USER_ERROR, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config file, with a variant if it has some: configs/nih.py:semi"
@@ -71,7 +70,7 @@ def parse(argv: list[str]) -> list[str]:
     except UserError as error:
         message = str(error)
     print(message, file=sys.stderr)
-    raise SystemExit(run.USER_ERROR)
+    raise SystemExit(USER_ERROR)
 
 
 def _check_config_file(argv: list[str]) -> None:

@@ -23,7 +23,7 @@ from kacl_jax.evaluation.localization import AFP_IOU, FLOORS, MEASURES, Located,
 from kacl_jax.evaluation.metrics import BINS, DECISIONS, Calibration, Estimate, Table
 from kacl_jax.evaluation.outputs import Outputs, probabilities
 from kacl_jax.evaluation.subgroups import Subgroup
-from kacl_jax.runtime import files as atomic
+from kacl_jax.runtime import files
 
 FEEDBACK = ("hit_rate", "mean_age_steps", "failures", "regions", "late", "dropped")
 THROUGHPUT = ("images_per_s", "rois_per_s", "waits")
@@ -44,7 +44,7 @@ def write_predictions(
                 labels = records.labels[image].tolist()
                 yield [records.names[image], records.patients[image], part, *scored, *labels]
 
-    atomic.write_text(path, _csv(header, rows()))
+    files.write_text(path, _csv(header, rows()))
 
 
 def write_boxes(path: Path, records: Records, located: Located, prior_map_iou: np.ndarray) -> None:
@@ -72,7 +72,7 @@ def write_boxes(path: Path, records: Records, located: Located, prior_map_iou: n
             ]
 
     header = ["image", "finding", *"xywh", "score", "iou", "iobb", "prior_map_iou"]
-    atomic.write_text(path, _csv(header, rows()))
+    files.write_text(path, _csv(header, rows()))
 
 
 def results(

@@ -1,10 +1,8 @@
-"""FeatureCache: the feature table in memory, and on disk a memo of regions already computed.
+"""FeatureCache: the features of regions that were measured before, in an SQLite file.
 
-The table is what training reads: one row per image of the root (all of ChestX-ray14 is 46 MB).
-The memo only saves work: it answers "what are the features of these pixels under this mask with
-these settings", never "what does image i have now". Its key is a hash of exactly that question, so
-another configuration's rows cannot be mixed in, and a row that survived a killed run stays
-invisible until the rule in feedback.py asks for it.
+The cache only saves work: it answers "what are the features of these pixels under this mask with these settings",
+never "what does image i have now". Its key is a hash of exactly that question, so another configuration's rows cannot
+be mixed in, and a row that survived a killed run stays invisible until the rule in visibility.py asks for it.
 """
 
 from __future__ import annotations
@@ -18,30 +16,24 @@ from pathlib import Path
 
 import numpy as np
 
-from kacl_jax.feedback.pool import Result
+from kacl_jax.feedback.result import Result
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime.errors import UserError
 
 APPLICATION_ID = 0x4B41434C  # "KACL" in the file's header
 SCHEMA = 1
 _BYTES = 4 * len(FEATURE_NAMES)
-_NEVER = -1
 
 
 class FeatureCache:
-    """The table of `images` rows, and the memo in the SQLite file `path`.
+    """The cache in the SQLite file `path`. settings: of the extractor, `radiomics.host.settings_key`.
 
-    features: float32 [n f], zeros where not ready. ready: bool [n]. step: int32 [n], the step whose
-    region the row describes, −1 if none. settings: `radiomics.host.settings_key`.
     The file has one writer: the thread that made this object (SQLite refuses any other). WAL, one
     transaction per `remember`: what it has returned from survives kill -9. Not for network disks.
     Raises UserError that names the file when it cannot be read or written or is something else.
     """
 
-    def __init__(self, path: Path, *, images: int, settings: str) -> None:
-        self.features = np.zeros((images, len(FEATURE_NAMES)), np.float32)
-        self.ready = np.zeros(images, bool)
-        self.step = np.full(images, _NEVER, np.int32)
+    def __init__(self, path: Path, *, settings: str) -> None:
         self.path = path
         self.corrupt_rows = 0
         self._settings = settings.encode()
@@ -53,12 +45,6 @@ class FeatureCache:
         except UserError:
             self._file.close()
             raise
-
-    def set(self, image: int, result: Result, step: int) -> None:
-        """Write one row of the table; a failed result makes it not ready."""
-        self.features[image] = 0.0 if result.features is None else result.features
-        self.ready[image] = result.features is not None
-        self.step[image] = step
 
     def key(self, pixels: np.ndarray, mask: np.ndarray) -> bytes:
         """16 bytes for pixels uint8 [h w] under mask bool [h w], both cropped to the region."""

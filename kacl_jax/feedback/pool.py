@@ -2,7 +2,7 @@
 
 One thread of this process looks after one worker process over one duplex pipe, so that a worker's
 whole life reads top to bottom in `_serve`: start, ask, lose, replace. A worker is a fresh
-interpreter (`python -m kacl_jax.feedback.pool`), not a multiprocessing child: it does not import the
+interpreter (`python -m kacl_jax.feedback.worker`), not a multiprocessing child: it does not import the
 caller's `__main__`, so jax cannot get into it, scripts need no `if __name__ == "__main__"` guard,
 and OMP_NUM_THREADS is set before its numpy loads. What goes through the pipe is raw bytes.
 """
@@ -10,9 +10,7 @@ and OMP_NUM_THREADS is set before its numpy loads. What goes through the pipe is
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -21,37 +19,18 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
 
-from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.radiomics.host import Extractor, RadiomicsError, crop
+from kacl_jax.feedback.result import Result, result_of
+from kacl_jax.feedback.worker import RAISED, READY, REFUSED, SECONDS, SHAPE
+from kacl_jax.radiomics.host import crop
 
 START_LIMIT_S = 180.0  # importing pyradiomics takes about 1 s; a cold network disk may need more
 START_FAILURES_PER_WORKER = 3
-WATCHDOG_S = 1.0  # how often a worker looks whether its parent still lives
-
-_SHAPE = struct.Struct("<II")
-_SECONDS = struct.Struct("<d")
-# The first byte of what a worker says.
-_READY, _NO_START, _FEATURES, _REFUSED, _RAISED = b"R", b"E", b"F", b"N", b"X"
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """features float32 [102], all finite, or None and the reason.
-
-    deterministic: the same region will always end like this. False when a task was given up
-    because its workers died, hung or broke; such a result belongs to no reproducible run.
-    """
-
-    features: np.ndarray | None
-    reason: str | None
-    deterministic: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +89,7 @@ class RadiomicsPool:
         """
         pixels, mask = crop(pixels, mask)
         message = b"".join(
-            [_SHAPE.pack(*pixels.shape), pixels.tobytes(), np.packbits(mask).tobytes()]
+            [SHAPE.pack(*pixels.shape), pixels.tobytes(), np.packbits(mask).tobytes()]
         )
         task = _Task(message, Future())
         with self._changed:
@@ -144,7 +123,7 @@ class RadiomicsPool:
 
     def _command(self) -> list[str]:
         """The worker; it gets the pipe's file descriptor and this process's id as arguments too."""
-        return [sys.executable, "-P", "-m", "kacl_jax.feedback.pool", repr(self.bin_width)]
+        return [sys.executable, "-P", "-m", "kacl_jax.feedback.worker", repr(self.bin_width)]
 
     # --- the thread of one worker -----------------------------------------------------------
 
@@ -227,16 +206,16 @@ class RadiomicsPool:
             with self._changed:
                 self._raise_if_ended(_EndedError)  # killed by close(), not lost
             raise
-        kind, payload = reply[:1], reply[1 + _SECONDS.size :]
+        kind, payload = reply[:1], reply[1 + SECONDS.size :]
         with self._changed:
-            self.worker_busy_s += _SECONDS.unpack_from(reply, 1)[0]
-        if kind == _RAISED:
+            self.worker_busy_s += SECONDS.unpack_from(reply, 1)[0]
+        if kind == RAISED:
             raise _LostError(payload.decode())
         if worker.asked >= self.max_tasks:
             self._stop(index)
-        if kind == _REFUSED:
+        if kind == REFUSED:
             return Result(None, payload.decode())
-        return _checked(np.frombuffer(payload, "<f4").astype(np.float32))
+        return result_of(np.frombuffer(payload, "<f4").astype(np.float32))
 
     def _stop(self, index: int) -> None:
         worker = self._workers[index]
@@ -267,13 +246,6 @@ class RadiomicsPool:
             raise error(self._ended)
 
 
-def _checked(features: np.ndarray) -> Result:
-    bad = np.flatnonzero(~np.isfinite(features))
-    if len(bad):
-        return Result(None, f"non-finite: {FEATURE_NAMES[bad[0]]}")
-    return Result(features, None)
-
-
 class _Worker:
     """One worker process, seen from the parent. Used by one thread."""
 
@@ -297,7 +269,7 @@ class _Worker:
 
     def wait_until_ready(self) -> None:
         said = self._receive(START_LIMIT_S)
-        if said[:1] != _READY:
+        if said[:1] != READY:
             raise _LostError(said[1:].decode())
 
     def ask(self, message: bytes) -> bytes:
@@ -330,55 +302,3 @@ def _worker_environment() -> dict[str, str]:
     """One thread each, and the parent's import path whatever the working directory is."""
     paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-
-
-# --- the worker's side ----------------------------------------------------------------------
-
-
-def serve(build: Callable[[], Callable[[np.ndarray, np.ndarray], np.ndarray]]) -> None:
-    """A worker's life. build() makes the function (pixels, mask) -> features float64 [102].
-
-    The last two arguments of the command line are the pipe's file descriptor and the parent's id.
-    Ends when the parent closes the pipe or dies.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    fd, parent = (int(word) for word in sys.argv[-2:])
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    connection = Connection(fd)
-    try:
-        extract = build()
-    except Exception as error:
-        traceback.print_exc()
-        connection.send_bytes(_NO_START + f"{type(error).__name__}: {error}".encode())
-        return
-    with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe
-        connection.send_bytes(_READY)
-        while True:
-            connection.send_bytes(_reply(extract, connection.recv_bytes()))
-
-
-def _reply(extract: Callable[[np.ndarray, np.ndarray], np.ndarray], message: bytes) -> bytes:
-    height, width = _SHAPE.unpack_from(message)
-    data = np.frombuffer(message, np.uint8, offset=_SHAPE.size)
-    pixels, packed = data[: height * width], data[height * width :]
-    mask = np.unpackbits(packed, count=height * width).astype(bool).reshape(height, width)
-    started = time.perf_counter()
-    try:
-        features = extract(pixels.reshape(height, width), mask)
-        kind, payload = _FEATURES, features.astype("<f4").tobytes()
-    except RadiomicsError as error:
-        kind, payload = _REFUSED, error.reason.encode()
-    except Exception as error:  # not the region's fault: the parent replaces this worker
-        kind, payload = _RAISED, f"raised {type(error).__name__}: {error}".encode()
-    return kind + _SECONDS.pack(time.perf_counter() - started) + payload
-
-
-def _end_with(parent: int) -> None:
-    """The pipe's end is noticed between tasks only; this also ends a worker inside one."""
-    while os.getppid() == parent:
-        time.sleep(WATCHDOG_S)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    serve(lambda: Extractor(float(sys.argv[1])).extract)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kacl_jax.feedback.pool import Result
+from kacl_jax.feedback.result import Result
 
 State = dict[str, np.ndarray]
 

@@ -7,8 +7,8 @@ If such a result is not there yet, the lookup waits (late = 'wait', and counts t
 without it (late = 'drop', and counts that: such a run is not reproducible).
 
 A region is proposed by Grad-CAM inside the train step; its features are computed by the workers of
-pool.py, unless the memo of feature_cache.py knows them; the table they land in is what the train
-step of a later step reads. That is the loop.
+pool.py, unless feature_cache.py knows them; the table they land in is what the train step of a
+later step reads. That is the loop.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import numpy as np
 
 from kacl_jax.feedback import state as feedback_state
 from kacl_jax.feedback.feature_cache import FeatureCache
-from kacl_jax.feedback.pool import RadiomicsPool, Result
+from kacl_jax.feedback.feature_table import FeatureTable
+from kacl_jax.feedback.pool import RadiomicsPool
+from kacl_jax.feedback.result import Result
 from kacl_jax.feedback.state import Pending
 from kacl_jax.radiomics.host import crop
-
-__all__ = ["FeatureCache", "Feedback", "Lookup", "RadiomicsPool", "Result"]
 
 _LIVENESS_S = 1.0  # how often a wait looks whether the pool still lives
 
@@ -62,7 +62,7 @@ class _Region:
 
 
 class Feedback:
-    """Pool and cache joined by the visibility rule. Used by one thread.
+    """Pool, table and cache joined by the visibility rule. Used by one thread.
 
     lag: steps until a result is visible, ≥ 0; 0 is the paper's synchronous loop (submit(t), then
     lookup(t)). The order of calls that the rule needs: step t is submitted before any lookup that
@@ -76,6 +76,7 @@ class Feedback:
         self,
         *,
         pool: RadiomicsPool,
+        table: FeatureTable,
         cache: FeatureCache,
         lag: int,
         late: Literal["wait", "drop"] = "wait",
@@ -83,6 +84,7 @@ class Feedback:
         if lag < 0 or late not in ("wait", "drop"):
             raise ValueError(f"lag must be >= 0 and late 'wait' or 'drop', got {lag}, {late!r}")
         self._pool = pool
+        self._table = table
         self._cache = cache
         self._lag = lag
         self._late = late
@@ -139,9 +141,9 @@ class Feedback:
         else:
             self._count_late()
         self._publish()
-        ready = self._cache.ready[image_id]
-        age = np.where(ready, step - self._cache.step[image_id], 0).astype(np.int32)
-        return Lookup(self._cache.features[image_id], ready, age)
+        ready = self._table.ready[image_id]
+        age = np.where(ready, step - self._table.step[image_id], 0).astype(np.int32)
+        return Lookup(self._table.features[image_id], ready, age)
 
     def settle(self, step: int) -> None:
         """Wait until the table holds everything that is visible at `step`, for all images."""
@@ -150,8 +152,8 @@ class Feedback:
         self._publish()
 
     def _check_images(self, image_id: np.ndarray) -> None:
-        if len(image_id) and not 0 <= image_id.min() <= image_id.max() < len(self._cache.ready):
-            raise ValueError(f"image ids must be 0 … {len(self._cache.ready) - 1}, got {image_id}")
+        if len(image_id) and not 0 <= image_id.min() <= image_id.max() < len(self._table.ready):
+            raise ValueError(f"image ids must be 0 … {len(self._table.ready) - 1}, got {image_id}")
 
     # --- the way of a region ------------------------------------------------------------------
 
@@ -218,8 +220,8 @@ class Feedback:
             self.reproducible &= result.deterministic
             if result.reason is not None:
                 self.failures[result.reason] += 1
-            if region.step > self._cache.step[region.image]:
-                self._cache.set(region.image, result, region.step)
+            if region.step > self._table.step[region.image]:
+                self._table.set(region.image, result, region.step)
 
     # --- counters and checkpoints ---------------------------------------------------------------
 
@@ -255,7 +257,7 @@ class Feedback:
         pending = [
             Pending(r.step, r.image, r.result() if r.done() else r.region()) for r in self._pending
         ]
-        arrays, results = feedback_state.pack(pending, self._cache.features.shape[1])
+        arrays, results = feedback_state.pack(pending, self._table.features.shape[1])
         told = {
             "counts": dict(self._counts),
             "failures": dict(self.failures),
@@ -265,9 +267,9 @@ class Feedback:
         }
         return {
             "step": np.array([step], np.int32),
-            "features": self._cache.features.copy(),
-            "ready": self._cache.ready.copy(),
-            "features_step": self._cache.step.copy(),
+            "features": self._table.features.copy(),
+            "ready": self._table.ready.copy(),
+            "features_step": self._table.step.copy(),
             **arrays,
             "told": feedback_state.told(told),
         }
@@ -278,11 +280,11 @@ class Feedback:
         Pending regions without a result are computed again, or recalled. Raises ValueError for
         another number of images or features.
         """
-        cache = self._cache
-        if state["features"].shape != cache.features.shape:
+        table = self._table
+        if state["features"].shape != table.features.shape:
             raise ValueError(
                 f"the checkpoint's feature table is {state['features'].shape}, this run's is "
-                f"{cache.features.shape}"
+                f"{table.features.shape}"
             )
         for region in self._unfinished:
             if isinstance(region.answer, Future):
@@ -290,9 +292,9 @@ class Feedback:
         self._pending.clear()
         self._due.clear()
         self._unfinished.clear()
-        cache.features[:] = state["features"]
-        cache.ready[:] = state["ready"]
-        cache.step[:] = state["features_step"]
+        table.features[:] = state["features"]
+        table.ready[:] = state["ready"]
+        table.step[:] = state["features_step"]
         self._submitted_step = self._seen_step = int(state["step"][0])
         told = feedback_state.read_told(state)
         self._counts = Counter(told["counts"])

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from kacl_jax.evaluation.number_format import interval, p_value, short, signed
-from kacl_jax.runtime import files as atomic
+from kacl_jax.runtime import files
 
 
 def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
@@ -22,7 +22,7 @@ def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
       UserError: the file cannot be written.
     """
     text = _environment().get_template(template).render(content)
-    atomic.write_text(
+    files.write_text(
         path,
         text,
         fix="make room there, then --mode=eval (of a sweep: --table_only) writes it anew",

@@ -11,7 +11,8 @@ from kacl_jax.evaluation.number_format import short
 from kacl_jax.evaluation.predictions import read_tested
 from kacl_jax.report import figures, gallery, page
 from kacl_jax.report.gallery import Shown
-from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime import files
+from kacl_jax.runtime.workdir import read_config
 
 
 def write_run(workdir: Path, shown: Shown) -> None:
@@ -20,9 +21,9 @@ def write_run(workdir: Path, shown: Shown) -> None:
     Raises:
       UserError: one of those files does not fit, an image cannot be read, or the page cannot be written.
     """
-    results, origin = (run.read_json(workdir / name) for name in ("results.json", "run.json"))
-    config = run.read_config(workdir)
-    log = run.read_log(workdir / "metrics.jsonl")
+    results, origin = (files.read_json(workdir / name) for name in ("results.json", "run.json"))
+    config = read_config(workdir)
+    log = files.read_json_lines(workdir / "metrics.jsonl")
     content = {
         "results": results,
         "origin": origin,

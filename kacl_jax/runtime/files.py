@@ -1,10 +1,12 @@
-"""A file is there whole or not at all, also after a crash or on a full disk."""
+"""Text and JSON files: written completely or not at all, also after a crash or on a full disk."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from kacl_jax.runtime.errors import UserError
 
@@ -28,3 +30,39 @@ def write_text(
         with contextlib.suppress(OSError):  # it could not even be made
             part.unlink()
         raise UserError(f"{path} cannot be written ({error.strerror}); {fix}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Valid JSON in the dict's own order, whole or not at all. Raises ValueError, naming the file, on NaN."""
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be written as JSON: {error}") from error
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError naming the file if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it or delete it") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, less one that a kill has cut short; none where there is no such file.
+
+    Raises:
+      UserError: another line is not JSON.
+    """
+    if not path.exists():
+        return []
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            found += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error}); restore the file, or delete the line"
+            ) from error
+    return found

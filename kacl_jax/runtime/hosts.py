@@ -23,8 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.errors import INTERRUPTED, USER_ERROR, UserError, exit_code
 
 HEARTBEAT_S = 60  # without a sign of life from a process for so long, it is lost
 MEETING_S = 300  # in which all must have started
@@ -235,7 +234,7 @@ def _meet(found: dict[str, Any]) -> None:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM away from `run.Interrupt`.
+    # It would take SIGTERM away from `signals.Interrupt`.
     jax.config.update("jax_enable_preemption_service", False)
     _aborts_are_told()
     try:
@@ -245,7 +244,7 @@ def _meet(found: dict[str, Any]) -> None:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{_MISSED} ({error})") from error
     _open_channels()
-    _if_aborted = run.INTERRUPTED, _LOST
+    _if_aborted = INTERRUPTED, _LOST
 
 
 def _open_channels() -> None:
@@ -287,7 +286,7 @@ _LOST = (
     "command, started on all hosts, goes on from the last one."
 )
 _if_aborted = (
-    run.USER_ERROR,
+    USER_ERROR,
     _MISSED,
 )  # this process's exit code and last words, were jax to abort it now
 
@@ -327,14 +326,14 @@ class _Watch:
         """Tell the user and the other processes, and exit."""
         import jax
 
-        code = run.exit_code(error)
+        code = exit_code(error)
         words = str(error)
         if code is None:
             if isinstance(error, jax.errors.JaxRuntimeError):
                 # As a rule the echo of another process's end, which is told here or missed by jax in this time.
                 time.sleep(HEARTBEAT_S + _FAREWELL_S)
             traceback.print_exception(error)
-            code, words = run.USER_ERROR, f"{type(error).__name__}: {error}"
+            code, words = USER_ERROR, f"{type(error).__name__}: {error}"
         self._end(code, words, f"\n{words}")
 
     def _look(self) -> None:

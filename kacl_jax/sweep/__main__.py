@@ -26,9 +26,16 @@ from ml_collections import ConfigDict
 from kacl_jax import config as config_keys
 from kacl_jax.config import command_line
 from kacl_jax.data import nih
-from kacl_jax.runtime import files as atomic
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime import files
+from kacl_jax.runtime.errors import (
+    DONE,
+    INTERRUPTED,
+    USER_ERROR,
+    WORKDIR_IN_USE,
+    UserError,
+    WorkdirInUseError,
+)
+from kacl_jax.runtime.workdir import changed_keys, has_checkpoint, lock_workdir, read_config
 from kacl_jax.sweep import compare, jobs, measure, page, table
 from kacl_jax.sweep.hyper import Point, Sweep
 
@@ -84,11 +91,11 @@ class Plan:
         if not results.exists():
             return False
         # The first validation ends the first epoch.
-        log = run.read_log(self.place(point) / "metrics.jsonl")
+        log = files.read_json_lines(self.place(point) / "metrics.jsonl")
         steps = (line["step"] for line in log if line["kind"] == "val")
         epochs = point.overrides.get("train.epochs", self.config.train.epochs)
         total = epochs * next(steps, 0)
-        return bool(total and run.read_json(results).get("trained_steps") == total)
+        return bool(total and files.read_json(results).get("trained_steps") == total)
 
 
 def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
@@ -159,7 +166,7 @@ def check(plan: Plan, points: list[Point]) -> None:
             # How many devices there are is for the points to find.
             config_keys.check(config, n_devices=1)
             _check_workdir(plan.place(point), config_keys.flatten(config))
-            if not (run.begun(plan.place(point)) or plan.finished(point)):
+            if not (has_checkpoint(plan.place(point)) or plan.finished(point)):
                 pretrained.check(config.model.pretrained, encoder=config.model.encoder)
         except UserError as error:
             refused[str(error)].append(point.name)
@@ -190,8 +197,8 @@ def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
     if not (workdir / "config.json").exists():
         return
     defaults = config_keys.flatten(config_keys.default())
-    old = {**defaults, **run.read_config(workdir)}
-    changed = run.changed_keys(old, config, config_keys.FREE_KEYS)
+    old = {**defaults, **read_config(workdir)}
+    changed = changed_keys(old, config, config_keys.FREE_KEYS)
     if changed:
         raise UserError(
             f"{workdir} was started with another config: {'; '.join(changed)}. Delete it, or give another --workdir"
@@ -211,8 +218,8 @@ def write_table(plan: Plan) -> str:
     rows = compare.compare(plan.sweep.arms, plan.measured, box_share=plan.config.data.box_share)
     title = f"Sweep {plan.config_name}"
     text = table.as_markdown(title, plan.sweep.points, plan.measured, rows)
-    atomic.write_text(plan.workdir / "sweep.csv", table.as_csv(rows))
-    atomic.write_text(plan.workdir / "sweep.md", text)
+    files.write_text(plan.workdir / "sweep.csv", table.as_csv(rows))
+    files.write_text(plan.workdir / "sweep.md", text)
     if plan.measured:
         page.write_sweep(plan.workdir, [point.name for point in plan.measured])
     return text
@@ -230,7 +237,7 @@ def run_sweep(
     """
     from kacl_jax.runtime import compilation  # with it comes jax, which takes no device by that
 
-    with run.locked(plan.workdir):
+    with lock_workdir(plan.workdir):
         check(plan, points)
         write_table(plan)
         finished = [point for point in points if plan.finished(point)]
@@ -256,8 +263,8 @@ def run_sweep(
         jobs.say(f"failed: {name}: {reason}")
     if outcome.interrupted:
         jobs.say("Stopped; the same command goes on from here.")
-        return run.INTERRUPTED
-    return run.DONE if told and not outcome.failed else run.USER_ERROR
+        return INTERRUPTED
+    return DONE if told and not outcome.failed else USER_ERROR
 
 
 def _share_of_cores(plan: Plan, point: Point, parallel: int) -> list[str]:
@@ -290,17 +297,17 @@ def main(argv: list[str]) -> int:
         if _DRY_RUN.value:
             for point in points:
                 print(f"{point.name}  {shlex.join(plan.overrides(point))}")
-            return run.DONE
+            return DONE
         if _TABLE_ONLY.value:
             print(write_table(plan))
-            return run.DONE
+            return DONE
         return run_sweep(plan, points, parallel=_PARALLEL.value)
-    except run.WorkdirInUseError as error:
-        return command_line.tell(error, run.WORKDIR_IN_USE)
+    except WorkdirInUseError as error:
+        return command_line.tell(error, WORKDIR_IN_USE)
     except UserError as error:
-        return command_line.tell(error, run.USER_ERROR)
+        return command_line.tell(error, USER_ERROR)
     except KeyboardInterrupt:
-        return command_line.tell("Stopped; the same command goes on from here.", run.INTERRUPTED)
+        return command_line.tell("Stopped; the same command goes on from here.", INTERRUPTED)
 
 
 def _chosen(sweep: Sweep) -> list[Point]:

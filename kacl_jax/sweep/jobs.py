@@ -20,8 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.errors import INTERRUPTED, NON_FINITE, WORKDIR_IN_USE, UserError
 
 LOG = "log.txt"
 _LAST_LINES = 5
@@ -154,7 +153,7 @@ class _Jobs:
         took = time.monotonic() - running.started
         head = f"[{running.number}/{self._total}] {running.job.name}"
         code = running.process.returncode
-        if code == run.INTERRUPTED or (code == -signal.SIGTERM and self._signals):
+        if code == INTERRUPTED or (code == -signal.SIGTERM and self._signals):
             self._outcome.interrupted = True
             say(f"{head} stopped after {_clock(took)}; resumable")
             return
@@ -228,7 +227,10 @@ def _devices(parallel: int) -> list[dict[str, str]]:
 def _meaning(code: int) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    words = {run.NON_FINITE: "the loss was not finite", run.WORKDIR_IN_USE: "its workdir is in use"}
+    words = {
+        NON_FINITE: "the loss was not finite",
+        WORKDIR_IN_USE: "its workdir is in use",
+    }
     return words.get(code, f"exit code {code}")
 
 

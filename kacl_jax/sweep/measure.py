@@ -20,8 +20,9 @@ from kacl_jax.evaluation.contrastive_summary import Contrast, last_epoch
 from kacl_jax.evaluation.metrics.bootstrap import clusters, divide, without_bias
 from kacl_jax.evaluation.metrics.ranking import Ranked
 from kacl_jax.evaluation.predictions import Tested, read_tested
-from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.workdir import read_config
 
 IOU_SHOWN = (0.1, 0.3, 0.5)
 METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in IOU_SHOWN))
@@ -64,8 +65,8 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
     Raises:
       UserError: a file is missing, torn, or not of the same evaluation as the others.
     """
-    results, origin = (run.read_json(workdir / name) for name in ("results.json", "run.json"))
-    config = run.read_config(workdir)
+    results, origin = (files.read_json(workdir / name) for name in ("results.json", "run.json"))
+    config = read_config(workdir)
     tested = read_tested(workdir, results["findings"])
     weights = patient_weights(config["fold"], clusters(tested.patients)[1], resamples)
     figures = {**classification(tested, weights), **localization(tested, tested.iou, weights)}
@@ -98,7 +99,7 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
             for name, table in floors.items()
         },
         commit=origin["git"] or "",
-        contrast=last_epoch(run.read_log(workdir / "metrics.jsonl"), config),
+        contrast=last_epoch(files.read_json_lines(workdir / "metrics.jsonl"), config),
     )
 
 

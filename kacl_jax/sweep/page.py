@@ -16,8 +16,9 @@ from kacl_jax.evaluation.number_format import interval, short, signed
 from kacl_jax.report import charts, page
 from kacl_jax.report.charts import Axis, Line, Point
 from kacl_jax.report.figures import WANG_2017, WANG_LABEL
-from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.workdir import read_config
 
 FAMILIES = {
     "weak": "No box anywhere: none in training, none in choosing how the map is read",
@@ -88,15 +89,15 @@ def _read_point(folder: Path, name: str) -> dict[str, Any]:
     arm, place = name.split("/")
     fold, seed = place.removeprefix("fold").split("-seed")
     own = folder / name
-    config = run.read_config(own)
-    log = run.read_log(own / "metrics.jsonl")
+    config = read_config(own)
+    log = files.read_json_lines(own / "metrics.jsonl")
     page_there = (own / "report.html").exists()
     return {
         "arm": arm,
         "fold": int(fold),
         "seed": int(seed),
-        "results": run.read_json(own / "results.json"),
-        "origin": run.read_json(own / "run.json"),
+        "results": files.read_json(own / "results.json"),
+        "origin": files.read_json(own / "run.json"),
         "contrast": contrast.last_epoch(log, config),
         "link": quote(f"{name}/report.html") if page_there else "",
     }

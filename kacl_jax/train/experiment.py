@@ -24,19 +24,22 @@ from kacl_jax.data.shards import ShardedBatches, own_images, own_shards
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation import pixel_probe as probe
 from kacl_jax.evaluation.inference import Inference
-from kacl_jax.feedback.visibility import FeatureCache, Feedback, RadiomicsPool
+from kacl_jax.feedback.feature_cache import FeatureCache
+from kacl_jax.feedback.feature_table import FeatureTable
+from kacl_jax.feedback.pool import RadiomicsPool
+from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.models import pretrained
 from kacl_jax.models.kacl import KACL
 from kacl_jax.radiomics import host
 from kacl_jax.runtime import hosts
-from kacl_jax.runtime import workdir as run
 from kacl_jax.runtime.devices import AXIS, DataParallel
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.progress import counting
+from kacl_jax.runtime.workdir import has_checkpoint
 from kacl_jax.step import optimizer
 from kacl_jax.step.in_step_radiomics import FreshRadiomics
 from kacl_jax.step.programs import Augmentation, Loss, Programs, TrainState
 from kacl_jax.step.roi import RegionRule
-from kacl_jax.train import log as progress
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,11 +101,11 @@ class Experiment:
         )
         cache = FeatureCache(
             self.workdir / _cache_name(hosts.index(), hosts.count()),
-            images=len(self.records.names),
             settings=host.settings_key(c.radiomics.bin_width, nih.RESIZE_NAME),
         )
         stack.callback(cache.close)
-        return Feedback(pool=pool, cache=cache, lag=self.lag, late=c.feedback.late)
+        table = FeatureTable(len(self.records.names))
+        return Feedback(pool=pool, table=table, cache=cache, lag=self.lag, late=c.feedback.late)
 
     @property
     def own_images(self) -> np.ndarray:
@@ -167,7 +170,7 @@ def assemble(config: ConfigDict, workdir: Path) -> Experiment:
     parallel = DataParallel(config.parallel.mode)
     config_keys.check(config, n_devices=parallel.n_devices, n_processes=hosts.count())
     _same_number_of_devices(parallel)
-    if not run.begun(workdir):
+    if not has_checkpoint(workdir):
         pretrained.check(config.model.pretrained, encoder=config.model.encoder)
     with hosts.one_first():  # who writes the demo set
         records, split = read_data(config, workdir)
@@ -247,7 +250,7 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
         return Path(config.data.root).expanduser().absolute()
     root = workdir.parent / "phantom"
     try:
-        with progress.counting(f"Drawing the demo set in {root}") as count:
+        with counting(f"Drawing the demo set in {root}") as count:
             phantom.write_demo(root, count)
     except OSError as error:
         raise UserError(f"The demo set cannot be written to {root} ({error})") from error

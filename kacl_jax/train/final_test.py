@@ -12,8 +12,7 @@ from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.report import run_page
 from kacl_jax.report.features import Moments
 from kacl_jax.report.gallery import Shown
-from kacl_jax.runtime import hosts
-from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime import files, hosts, provenance
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.step.programs import TrainState
 from kacl_jax.train import checkpoint
@@ -99,7 +98,7 @@ def _written(
         workdir / "boxes.csv", experiment.records, found.located, found.prior_map_iou
     )
     record(experiment, unreadable, reproducible=tally.reproducible)
-    run.write_json(workdir / "results.json", content)
+    files.write_json(workdir / "results.json", content)
     run_page.write_run(workdir, _shown(experiment, trained, tested, found))
     return content
 
@@ -142,10 +141,10 @@ def _best_or_newest(saved: checkpoint.Checkpoints, step: int | None) -> checkpoi
 
 def record(experiment: Experiment, unreadable: dict[str, str], **more: Any) -> None:
     """run.json: where this run comes from, and which image files could not be read, path → reason."""
-    run.write_json(
+    files.write_json(
         experiment.workdir / "run.json",
         {
-            **run.provenance(experiment.parallel.devices),
+            **provenance.collect(experiment.parallel.devices),
             "processes": hosts.count(),
             "split": experiment.split.name,
             "split_hash": experiment.split.hash,

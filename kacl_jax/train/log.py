@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from kacl_jax.runtime import files as atomic
+from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 
 
@@ -29,7 +29,7 @@ class MetricLog:
     def __init__(self, workdir: Path, step: int) -> None:
         self._path = path = workdir / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        atomic.write_text(path, "".join(line + "\n" for line in kept))
+        files.write_text(path, "".join(line + "\n" for line in kept))
         with self._told():
             self._lines = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
@@ -98,18 +98,6 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-@contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over images on a terminal, after a second; gives the function to call with (done, in all)."""
-    with tqdm(desc=what, unit="image", delay=1, disable=None, dynamic_ncols=True) as bar:
-
-        def count(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield count
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -26,9 +26,10 @@ from kacl_jax import radiomics
 from kacl_jax.data.batches import Batch
 from kacl_jax.evaluation import evaluate
 from kacl_jax.feedback.visibility import Feedback
-from kacl_jax.runtime import compilation, hosts
-from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime import compilation, files, hosts, signals
 from kacl_jax.runtime.devices import told_by_all
+from kacl_jax.runtime.errors import InterruptedRunError, NonFiniteError, UserError
+from kacl_jax.runtime.workdir import lock_workdir, write_or_check_config
 from kacl_jax.step import in_step_radiomics as fresh
 from kacl_jax.train import checkpoint
 from kacl_jax.train import final_test as score
@@ -56,7 +57,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       NonFiniteError: loss or gradients were not finite; the last good checkpoint is intact.
     """
     workdir = workdir.absolute()
-    with run.locked(workdir, hold=hosts.leads()):
+    with lock_workdir(workdir, hold=hosts.leads()):
         experiment = _prepared(config, workdir)
         finished = _finished(experiment)
         if finished is not None:
@@ -79,12 +80,12 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: as `train_and_evaluate`, or there is no checkpoint.
     """
     workdir = workdir.absolute()
-    with run.locked(workdir, hold=hosts.leads()):
+    with lock_workdir(workdir, hold=hosts.leads()):
         experiment = _prepared(config, workdir)
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         latest = checkpoint.shared(saved.restore_latest)
         if latest is None:
-            raise run.UserError(
+            raise UserError(
                 f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
             )
         return score.best(experiment, saved, Tally(**latest.meta["tally"]), steps=latest.step)
@@ -98,7 +99,7 @@ def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
     data = {**experiment.records.checksums, "split": experiment.split.hash}
     hosts.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
     if hosts.leads():
-        run.settle_config(
+        write_or_check_config(
             workdir,
             keys,
             data,
@@ -114,7 +115,7 @@ def _finished(experiment: Experiment) -> dict[str, Any] | None:
     path = experiment.workdir / "results.json"
 
     def read() -> hosts.Told:
-        return hosts.Told(run.read_json(path) if path.exists() else {}, {})
+        return hosts.Told(files.read_json(path) if path.exists() else {}, {})
 
     found: dict[str, Any] = hosts.share(read).meta
     return found if found.get("trained_steps") == experiment.total_steps else None
@@ -132,7 +133,7 @@ class InFlight:
 
 def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> Tally:
     """Train to the last step from the newest checkpoint, or from the start."""
-    interrupt = run.Interrupt()
+    interrupt = signals.Interrupt()
     with contextlib.ExitStack() as stack:
         loop = _Loop(experiment, saved, interrupt, stack)
         stack.enter_context(interrupt.watched())
@@ -150,7 +151,7 @@ def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> Tally:
             if taken == experiment.total_steps:
                 loop.ask_all()
             if loop.stops:
-                raise run.InterruptedRunError(
+                raise InterruptedRunError(
                     f"Stopped after step {taken} of {experiment.total_steps}; the same command goes on from there."
                 )
         return loop.whole_tally
@@ -163,7 +164,7 @@ class _Loop:
         self,
         experiment: Experiment,
         saved: checkpoint.Checkpoints,
-        interrupt: run.Interrupt,
+        interrupt: signals.Interrupt,
         stack: contextlib.ExitStack,
     ) -> None:
         self.experiment, self.saved, self._interrupt = experiment, saved, interrupt
@@ -303,7 +304,7 @@ class _Loop:
     def _stop_non_finite(self, step: int, batch: Batch) -> None:
         told = hosts.gather(self.experiment.records.names[batch["image_id"]].tolist())
         names = [name for process in told for name in process.meta]
-        raise run.NonFiniteError(
+        raise NonFiniteError(
             f"Loss or gradients of step {step} are not finite; the update was not taken and the last good "
             f"checkpoint is intact. Its images: {', '.join(names)}. Try a lower config.train.learning_rate."
         )
@@ -319,7 +320,7 @@ class _Loop:
         bad = ~np.isfinite(outputs.logits).all(1)
         if bad.any():
             names = experiment.records.names[outputs.image_id[bad]]
-            raise run.NonFiniteError(
+            raise NonFiniteError(
                 f"After step {taken} the logits of {len(names)} validation images are not finite; the last "
                 f"good checkpoint is intact. The first: {names[0]}. Try a lower config.train.learning_rate."
             )

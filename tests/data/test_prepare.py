@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from kacl_jax.runtime.errors import INTERRUPTED
+from kacl_jax.runtime.workdir import write_or_check_config
+
 import importlib.util
 import json
 import logging
@@ -16,8 +19,9 @@ import pytest
 from PIL import Image
 from small_root import small_root
 
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime import bucket_files as whole
+from kacl_jax.runtime import errors
+from kacl_jax.runtime import workdir
+from kacl_jax.runtime import bucket_files
 from kacl_jax.data.nih import Records, read_image, read_records, resize
 from kacl_jax.data.batches import (Batch, BrokenFiles, TrainBatches, eval_batches)
 from kacl_jax.data.splits import make_split
@@ -136,7 +140,7 @@ def test_another_image_size_is_another_data_set(
 
     def settle(records: Records) -> None:
         (tmp_path / "run").mkdir(exist_ok=True)
-        run.settle_config(tmp_path / "run", {}, records.checksums, free=(), defaults={})
+        write_or_check_config(tmp_path / "run", {}, records.checksums, free=(), defaults={})
 
     settle(read_records(root, image_size=SIZE))
     settle(records)  # a run may go on with the other form
@@ -199,7 +203,7 @@ _CHILD = """
 import os, signal, sys
 from kacl_jax import prepare
 from kacl_jax.data.prepared import builder
-from kacl_jax.runtime import bucket_files as whole
+from kacl_jax.runtime import bucket_files
 
 root, out, shard_bytes, where = sys.argv[1:]
 prepare.prepare.__kwdefaults__["shard_bytes"] = int(shard_bytes)
@@ -256,7 +260,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
     first = (out / "prepare" / "00000.array_record").stat().st_ino
     assert list((out / "prepare").glob("draft-*"))
     stopped = child(root, out, "gently")
-    assert stopped.returncode == run.INTERRUPTED, stopped.stderr
+    assert stopped.returncode == INTERRUPTED, stopped.stderr
     assert "the same command goes on" in stopped.stderr
     assert not list((out / "prepare").glob("draft-*"))  # what the killed one left is gone
     for where in ("while packing", "before the manifest"):
@@ -440,7 +444,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_bucket_gets_the_same_bytes(root: Path, made: Path, bucket: str, tmp_path: Path) -> None:
     prepare(root=root, out=bucket, size=SIZE, workers=2, shard_bytes=SHARD)
-    out = whole.opened(bucket, "--out")
+    out = bucket_files.opened(bucket, "--out")
     found = {
         str(path).removeprefix(f"{bucket}/"): path.read_bytes()
         for path in [*out.glob("*"), *out.glob("*/*/*")]

@@ -19,7 +19,7 @@ from kacl_jax.evaluation import number_format as numerals
 from kacl_jax.evaluation import terminal_table as terminal
 from kacl_jax.evaluation.evaluate import Evaluation, evaluate
 from kacl_jax.evaluation.outputs import Outputs
-from kacl_jax.runtime import files as atomic
+from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.workdir import write_json
 
@@ -283,7 +283,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> 
     path = tmp_path / "boxes.csv"
     results.write_boxes(path, done.records, *boxes)
     before = path.read_bytes()
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"boxes\.csv cannot be written .*No space left"):
         results.write_boxes(path, done.records, *boxes)
     assert path.read_bytes() == before

@@ -14,7 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kacl_jax.feedback.feature_cache import FeatureCache
-from kacl_jax.feedback.visibility import Feedback, RadiomicsPool, Result
+from kacl_jax.feedback.feature_table import FeatureTable
+from kacl_jax.feedback.pool import RadiomicsPool
+from kacl_jax.feedback.result import Result
+from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.radiomics.host import settings_key
 
 IMAGES = 6
@@ -70,8 +73,8 @@ class LazyPool:
 
 
 def _feedback(pool, lag: int, late: str = "wait", path: str = ":memory:") -> Feedback:
-    cache = FeatureCache(Path(path), images=IMAGES, settings="test")
-    return Feedback(pool=pool, cache=cache, lag=lag, late=late)
+    cache = FeatureCache(Path(path), settings="test")
+    return Feedback(pool=pool, table=FeatureTable(IMAGES), cache=cache, lag=lag, late=late)
 
 
 def _regions(values: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -261,7 +264,8 @@ def test_calls_in_an_order_that_breaks_the_rule_are_refused() -> None:
         feedback.state(2)
     other = Feedback(
         pool=LazyPool(),
-        cache=FeatureCache(Path(":memory:"), images=IMAGES + 1, settings="test"),
+        table=FeatureTable(IMAGES + 1),
+        cache=FeatureCache(Path(":memory:"), settings="test"),
         lag=1,
         late="wait",
     )
@@ -326,7 +330,7 @@ class SlowPool(RadiomicsPool):
 
     def _command(self) -> list[str]:
         code = (
-            "import random, time; from kacl_jax.feedback.pool import serve; "
+            "import random, time; from kacl_jax.feedback.worker import serve; "
             "from kacl_jax.radiomics.host import Extractor; e = Extractor(25.0); "
             "serve(lambda: lambda p, m: (time.sleep(random.random() ** 3 / 10), e.extract(p, m))[1])"
         )
@@ -340,8 +344,8 @@ def _run(pool: RadiomicsPool, path: Path, lag: int, restart_at: int = -1) -> byt
     batches = [rng.permutation(20)[:6] for _ in range(12)]
 
     def new() -> Feedback:
-        cache = FeatureCache(path, images=20, settings=settings_key(25.0, "none"))
-        return Feedback(pool=pool, cache=cache, lag=lag, late="wait")
+        cache = FeatureCache(path, settings=settings_key(25.0, "none"))
+        return Feedback(pool=pool, table=FeatureTable(20), cache=cache, lag=lag, late="wait")
 
     feedback, weight, seen = new(), 0.0, []
     for step, batch in enumerate(batches):
@@ -386,8 +390,8 @@ def test_workers_compute_while_the_loop_does_something_else(tmp_path) -> None:
     masks[:, 8:80, 8:80] = True
     with RadiomicsPool(1, bin_width=25.0) as pool:
         pool.submit(pixels[0], masks[0]).result(60)  # started
-        cache = FeatureCache(tmp_path / "f.sqlite", images=8, settings="x")
-        feedback = Feedback(pool=pool, cache=cache, lag=2, late="wait")
+        cache = FeatureCache(tmp_path / "f.sqlite", settings="x")
+        feedback = Feedback(pool=pool, table=FeatureTable(8), cache=cache, lag=2, late="wait")
         for step in range(6):
             batch = np.arange(4) + 4 * (step % 2)
             feedback.lookup(step, batch)

@@ -26,7 +26,7 @@ OBEDIENT = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from kacl_jax.feedback.pool import serve
+from kacl_jax.feedback.worker import serve
 from kacl_jax.radiomics.host import RadiomicsError
 
 flag = Path(sys.argv[1])
@@ -241,9 +241,7 @@ class NeverStarts(RadiomicsPool):
 
 class CannotImport(RadiomicsPool):
     def _command(self) -> list[str]:
-        code = (
-            "from kacl_jax.feedback.pool import serve; serve(lambda: __import__('no_such_package'))"
-        )
+        code = "from kacl_jax.feedback.worker import serve; serve(lambda: __import__('no_such_package'))"
         return [sys.executable, "-c", code]
 
 
@@ -299,7 +297,7 @@ PARENT = """
 
 
 def _parent(folder: Path, then: str) -> subprocess.Popen[str]:
-    code = PARENT.format(tests=str(REPO / "tests"), folder=str(folder), then=then)
+    code = PARENT.format(tests=str(Path(__file__).parent), folder=str(folder), then=then)
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=REPO, stdout=subprocess.PIPE, text=True
     )

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from tests.launch_scene import GCLOUD, LAUNCH, ROOT, Scene, program, wait_for
+from launch_scene import GCLOUD, LAUNCH, ROOT, Scene, program, wait_for
 
 SCRIPTS = ("tpu_vm.sh", "gce_tpu.sh", "slurm.sbatch", "multi_gpu.sh")
 

@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from tests.launch_scene import LAUNCH, RECORD, Scene, program, wait_for
+from launch_scene import LAUNCH, RECORD, Scene, program, wait_for
 
 
 @pytest.fixture

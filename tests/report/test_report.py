@@ -27,13 +27,14 @@ from kacl_jax.evaluation import evaluate, results
 from kacl_jax.evaluation.metrics import T_IOU
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.radiomics import FEATURE_NAMES, extract
-from kacl_jax.report import features, gallery, page, pictures, run_page, write_sweep
+from kacl_jax.report import features, gallery, page, pictures, run_page
 from kacl_jax.report.features import Moments
-from kacl_jax.runtime import workdir as run
+from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.step import gradcam
 from kacl_jax.step.roi import RegionRule
 from kacl_jax.sweep import page as sweep_page
+from kacl_jax.sweep.page import write_sweep
 from kacl_jax.train import final_test as score
 
 EVIL = "\"><script>alert('x')</script><b>&amp;"
@@ -132,7 +133,7 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
     )
     content = results.results(found, records, split, seed=0, feedback=None, throughput=None)
     content |= {"best_step": 6, "trained_steps": 9}
-    run.write_json(workdir / "results.json", content)
+    files.write_json(workdir / "results.json", content)
     results.write_predictions(workdir / "predictions.csv", records, split, val=val, test=test)
     results.write_boxes(workdir / "boxes.csv", records, found.located, found.prior_map_iou)
     origin = {
@@ -144,9 +145,9 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
         "checksums": {EVIL: "0" * 64},
         "images_unreadable": {EVIL: EVIL},
     }
-    run.write_json(workdir / "run.json", origin)
+    files.write_json(workdir / "run.json", origin)
     config = {**config_keys.flatten(config_keys.default()), "data.root": EVIL}
-    run.write_json(workdir / "config.json", {"config": config, "data": {}})
+    files.write_json(workdir / "config.json", {"config": config, "data": {}})
     lines = [{"step": s, "kind": "train", "loss": 1 / s, "focal": None} for s in (1, 2, 3)]
     log = [*lines, {"step": 6, "kind": "val", "auroc": 0.6}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))

@@ -21,17 +21,16 @@ import compile_fast
 import numpy as np
 import pytest
 import tiny_run
-from test_train import assert_same_run, config, metric_lines
+from same_run import assert_same_run, config, metric_lines
 
 from kacl_jax.data.shards import own_images, own_shards
 from kacl_jax.feedback import state as feedback_state
-from kacl_jax.feedback.pool import Result
+from kacl_jax.feedback.result import Result
 from kacl_jax.feedback.state import Pending
 from kacl_jax.models import kacl as models
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import hosts
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR, UserError
 from kacl_jax.train import checkpoint, experiment
 from kacl_jax.train import loop as train
 
@@ -117,7 +116,7 @@ def whole(started: dict[str, tuple[Path, Future[list[Ends]]]]) -> Path:
     """Two processes, undisturbed."""
     workdir, future = started["whole"]
     ((first, second),) = future.result()
-    assert (first[0], second[0]) == (run.DONE, run.DONE), first[1] + second[1]
+    assert (first[0], second[0]) == (DONE, DONE), first[1] + second[1]
     return workdir
 
 
@@ -209,13 +208,13 @@ def test_a_signal_to_one_process_saves_all_and_a_lost_one_ends_the_other(
     """And the same command goes on, to the same bits."""
     workdir, future = started["harmed"]
     asked, lost, done = future.result()
-    assert [code for code, _ in asked] == [run.INTERRUPTED] * 2, asked
+    assert [code for code, _ in asked] == [INTERRUPTED] * 2, asked
     for _, told in asked:
         assert "Stopped after step 4 of 12" in told
-    assert [code for code, _ in lost] == [-signal.SIGKILL, run.INTERRUPTED], lost
+    assert [code for code, _ in lost] == [-signal.SIGKILL, INTERRUPTED], lost
     assert "Going on from step 4" in lost[0][1]
     assert "Another process of this run was lost" in lost[1][1]
-    assert [code for code, _ in done] == [run.DONE] * 2, done
+    assert [code for code, _ in done] == [DONE] * 2, done
     assert_same_run(workdir, whole)
 
 
@@ -224,7 +223,7 @@ def test_a_pmap_run_that_lost_a_process_goes_on_in_one(
 ) -> None:
     workdir, future = started["pmap"]
     ((first, second),) = future.result()
-    assert (first[0], second[0]) == (run.INTERRUPTED, -signal.SIGKILL), first[1]
+    assert (first[0], second[0]) == (INTERRUPTED, -signal.SIGKILL), first[1]
     assert "Another process of this run was lost" in first[1]
     alone(workdir, parallel__mode="pmap")
     assert_close(workdir, single, [9, 10, 12])
@@ -235,7 +234,7 @@ def test_a_mistake_of_one_process_is_told_by_all(
 ) -> None:
     _, future = started["broken"]
     ((first, second),) = future.result()
-    assert (first[0], second[0]) == (run.USER_ERROR, run.USER_ERROR), first[1] + second[1]
+    assert (first[0], second[0]) == (USER_ERROR, USER_ERROR), first[1] + second[1]
     words = "--config.data.on_error=skip"
     assert "Process 1 ended: " in first[1]
     assert words in first[1]
@@ -316,7 +315,7 @@ def test_a_process_that_stays_alone_says_so() -> None:
         os.environ | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "localhost:9", "PYTHONPATH": str(REPO)}
     )
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode == run.USER_ERROR, done.stderr
+    assert done.returncode == USER_ERROR, done.stderr
     assert "did not find each other" in done.stderr
     assert "here" not in done.stdout
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime import files, provenance, signals, workdir
+from kacl_jax.runtime.errors import INTERRUPTED, UserError, WorkdirInUseError
+from kacl_jax.runtime.workdir import lock_workdir, read_config, write_or_check_config
 from kacl_jax.train.log import MetricLog
 
 CONFIG = {"seed": 0, "data.root": "/a", "feedback.workers": 1}
@@ -25,24 +26,24 @@ RULES: dict[str, Any] = {"free": ("data.root", "feedback.workers"), "defaults": 
 
 def test_a_workdir_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from kacl_jax.runtime import workdir as run\n"
-        "with run.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from kacl_jax.runtime.workdir import lock_workdir\n"
+        "with lock_workdir(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(run.WorkdirInUseError, match=str(tmp_path)), run.locked(tmp_path):
+        with pytest.raises(WorkdirInUseError, match=str(tmp_path)), lock_workdir(tmp_path):
             pass
         holder.kill()
-    with run.locked(tmp_path):
+    with lock_workdir(tmp_path):
         pass
 
 
 def test_a_workdir_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--workdir"), run.locked(tmp_path / "file" / "run"):
+    with pytest.raises(UserError, match="--workdir"), lock_workdir(tmp_path / "file" / "run"):
         pass
 
 
@@ -52,77 +53,79 @@ def test_a_file_system_that_cannot_lock_is_told(
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(run.fcntl, "flock", flock)
-    with pytest.raises(UserError, match=r"locks no files .*--workdir"), run.locked(tmp_path):
+    monkeypatch.setattr(workdir.fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"locks no files .*--workdir"), lock_workdir(tmp_path):
         pass
 
 
 def test_damaged_files_of_a_workdir_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json is not of this version's form"):
-        run.read_config(tmp_path)
+        read_config(tmp_path)
     for torn in (b"\xff", b"{"):
         (tmp_path / "results.json").write_bytes(torn)
         with pytest.raises(UserError, match=r"results\.json cannot be read"):
-            run.read_json(tmp_path / "results.json")
+            files.read_json(tmp_path / "results.json")
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(b'{"step": 1}\n\n{"step"')  # the last line was cut short by a kill
-    assert run.read_log(log) == [{"step": 1}]
+    assert files.read_json_lines(log) == [{"step": 1}]
     for torn in (b"\0\0", b"\xff", b"{"):
         log.write_bytes(b'{"step": 1}\n' + torn + b'\n{"step": 3}\n')
         with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not JSON"):
-            run.read_log(log)
+            files.read_json_lines(log)
 
 
 def test_a_changed_config_is_refused_with_its_changes(tmp_path: Path) -> None:
-    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
-    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
+    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
+    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
     with pytest.raises(UserError, match="seed: 0 → 1") as told:
-        run.settle_config(tmp_path, {**CONFIG, "seed": 1, "data.root": "/b"}, SUMS, **RULES)
+        write_or_check_config(tmp_path, {**CONFIG, "seed": 1, "data.root": "/b"}, SUMS, **RULES)
     assert "data.root" not in str(told.value)
 
 
 def test_what_cannot_change_a_result_may_change(tmp_path: Path) -> None:
-    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
-    run.settle_config(tmp_path, {**CONFIG, "feedback.workers": 4, "data.root": "/b"}, SUMS, **RULES)
+    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
+    write_or_check_config(
+        tmp_path, {**CONFIG, "feedback.workers": 4, "data.root": "/b"}, SUMS, **RULES
+    )
 
 
 def test_a_key_younger_than_the_workdir_had_its_default_there(tmp_path: Path) -> None:
-    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
+    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
     younger = {**CONFIG, "cam.stage": 4}
     rules = {**RULES, "defaults": {"seed": 7, "cam.stage": 4}}
-    run.settle_config(tmp_path, younger, SUMS, **rules)
+    write_or_check_config(tmp_path, younger, SUMS, **rules)
     (tmp_path / "config.json").write_text(json.dumps({"config": CONFIG, "data": SUMS}))
     with pytest.raises(UserError, match=r"\n  cam\.stage: 4 → 3\n"):
-        run.settle_config(tmp_path, {**younger, "cam.stage": 3}, SUMS, **rules)
+        write_or_check_config(tmp_path, {**younger, "cam.stage": 3}, SUMS, **rules)
     with pytest.raises(UserError, match="seed: 0 → 7"):
-        run.settle_config(tmp_path, {**younger, "seed": 7}, SUMS, **rules)
+        write_or_check_config(tmp_path, {**younger, "seed": 7}, SUMS, **rules)
 
 
 def test_a_config_of_another_form_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(UserError, match=r"config\.json is not of this version's form.*--workdir"):
-        run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
+        write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
 
 
 def test_a_root_with_other_tables_is_another_data_set(tmp_path: Path) -> None:
-    run.settle_config(tmp_path, CONFIG, SUMS, **RULES)
+    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
     with pytest.raises(UserError, match=r"data\.root: '/a' → '/b'"):
-        run.settle_config(
+        write_or_check_config(
             tmp_path, {**CONFIG, "data.root": "/b"}, {"BBox_List_2017.csv": "ffff"}, **RULES
         )
 
 
 def test_json_is_valid_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    run.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match=str(path)):
-        run.write_json(path, {"a": float("nan")})
-    assert run.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": float("nan")})
+    assert files.read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
     path.write_text('{"a": ')
     with pytest.raises(UserError, match=r"x\.json"):
-        run.read_json(path)
+        files.read_json(path)
 
 
 def lines(workdir: Path) -> list[dict[str, object]]:
@@ -150,8 +153,8 @@ def test_metric_lines_past_the_restored_step_are_cut(tmp_path: Path) -> None:
 
 def test_one_signal_asks_and_a_second_one_ends_at_once() -> None:
     code = (
-        "import time; from kacl_jax.runtime import workdir as run\n"
-        "with run.Interrupt().watched() as interrupt:\n"
+        "import time; from kacl_jax.runtime import signals\n"
+        "with signals.Interrupt().watched() as interrupt:\n"
         "    print('ready', flush=True)\n"
         "    while True:\n"
         "        time.sleep(0.02)\n"
@@ -165,26 +168,26 @@ def test_one_signal_asks_and_a_second_one_ends_at_once() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "asked\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(45) == run.INTERRUPTED  # without waiting for the sleep's end
+        assert process.wait(45) == INTERRUPTED  # without waiting for the sleep's end
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_stops_wherever_it_comes(number: signal.Signals) -> None:
     """In a garbage collector's callback, too, where Python ignores exceptions."""
     code = (
-        "import gc, os; from kacl_jax.runtime import workdir as run\n"
-        "run.stop_at_once()\n"
+        "import gc, os; from kacl_jax.runtime import signals\n"
+        "signals.stop_at_once()\n"
         f"gc.callbacks.append(lambda *_: os.kill(os.getpid(), {number}))\n"
         "gc.collect()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (run.INTERRUPTED, "")
+    assert (done.returncode, done.stdout) == (INTERRUPTED, "")
     assert done.stderr == "\nStopped; the same command goes on from the last checkpoint.\n"
 
 
 def test_signals_go_back_to_who_had_them() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    interrupt = run.Interrupt()
+    interrupt = signals.Interrupt()
     with interrupt.watched():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)
@@ -193,7 +196,7 @@ def test_signals_go_back_to_who_had_them() -> None:
 
 
 def test_provenance_names_versions_and_devices() -> None:
-    found = run.provenance([])
+    found = provenance.collect([])
     assert found["packages"]["jax"]
     assert found["packages"]["pyradiomics-bhklab"]
     json.dumps(found)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finished_run import write_run
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from kacl_jax.evaluation import predictions as tested
@@ -19,7 +20,6 @@ from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep import compare, measure, table
 from kacl_jax.sweep.hyper import Arm, Point
 from kacl_jax.sweep.measure import Figure, Measured
-from tests.finished_run import write_run
 
 FINDINGS = ("Mass", "Nodule")
 B = 200

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 from absl import flags
+from finished_run import write_run
 from ml_collections import config_flags
 
 from kacl_jax import config as config_keys
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR, UserError, WorkdirInUseError
+from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.sweep import __main__ as sweep
 from kacl_jax.sweep import hyper, jobs
 from kacl_jax.sweep.hyper import Arm, Point, Sweep
-from tests.finished_run import write_run
 
 REPO = Path(__file__).resolve().parents[2]
 ABLATIONS = "configs/ablations.py"
@@ -216,7 +216,7 @@ def dry_run(*words: str) -> list[str]:
         text=True,
         timeout=60,
     )
-    assert done.returncode == run.DONE, done.stderr
+    assert done.returncode == DONE, done.stderr
     *lines, jax = done.stdout.splitlines()
     assert jax == "False"
     return lines
@@ -304,7 +304,7 @@ def test_a_point_runs_in_its_own_workdir_and_a_finished_one_is_skipped(
     plan = plan_of(tmp_path, log_every=5)
     configured(plan)
     points = list(plan.sweep.points)
-    assert sweep.run_sweep(plan, points, command=fake) == run.DONE
+    assert sweep.run_sweep(plan, points, command=fake) == DONE
     told = capfd.readouterr()
     assert "[4/4] other/fold1-seed0 done in 0:0" in told.err
     assert "elapsed, about 0:00:00 left" in told.err
@@ -331,7 +331,7 @@ def test_a_point_runs_in_its_own_workdir_and_a_finished_one_is_skipped(
     for point in points:
         (plan.place(point) / "called.json").unlink(missing_ok=True)
     configured(again := plan_of(tmp_path, log_every=5))
-    assert sweep.run_sweep(again, points, command=fake) == run.DONE
+    assert sweep.run_sweep(again, points, command=fake) == DONE
     assert [called(plan, point) is not None for point in points] == [False, True, True, False]
     assert "good/fold0-seed0 is finished; skipped" in capfd.readouterr().err
     assert (tmp_path / "out" / "sweep.md").read_bytes() == table
@@ -351,7 +351,7 @@ def test_the_sweep_outlives_failed_points_and_names_them(
         plan = plan_of(tmp_path, variant)
         configured(plan)
         points = [p for p in plan.sweep.points if p.arm.name in (variant, "good")][::-1]
-        assert sweep.run_sweep(plan, points, command=fake) == run.USER_ERROR
+        assert sweep.run_sweep(plan, points, command=fake) == USER_ERROR
         shown = capfd.readouterr()
         told = rf"failed: {variant}/fold1-seed0: {what} after 0:0\d:\d\d: {word}\n"
         assert re.search(told, shown.err)
@@ -370,7 +370,7 @@ def test_several_points_run_at_once_each_with_its_devices(
     plan = plan_of(tmp_path, "together")  # each waits for the other
     configured(plan)
     points = [p for p in plan.sweep.points if p.arm.name == "together"]
-    assert sweep.run_sweep(plan, points, parallel=2, command=fake) == run.DONE
+    assert sweep.run_sweep(plan, points, parallel=2, command=fake) == DONE
     devices = [(called(plan, point) or [])[-1] for point in points]
     assert devices == ["0,2,4", "1,3"]
     shared = jobs._devices(6)
@@ -394,8 +394,8 @@ def test_points_share_the_cores_and_what_is_compiled(
     broken.parent.mkdir()
     broken.write_bytes(b"")  # what a kill leaves
     first, *others = plan.sweep.points[:3]
-    assert sweep.run_sweep(plan, [first], command=fake) == run.DONE
-    assert sweep.run_sweep(plan, others, parallel=2, command=fake) == run.DONE
+    assert sweep.run_sweep(plan, [first], command=fake) == DONE
+    assert sweep.run_sweep(plan, others, parallel=2, command=fake) == DONE
     assert not broken.exists()
     words = [[w for w in called(plan, p) or [] if "workers" in (w or "")] for p in (first, *others)]
     assert words == [[], *[["--config.feedback.workers=2"]] * 2]
@@ -406,7 +406,7 @@ def test_points_share_the_cores_and_what_is_compiled(
     (tmp_path / "counted").mkdir()
     counted = plan_of(tmp_path / "counted", **{"feedback.workers": 3})
     configured(counted)
-    assert sweep.run_sweep(counted, counted.sweep.points[:1], parallel=2, command=fake) == run.DONE
+    assert sweep.run_sweep(counted, counted.sweep.points[:1], parallel=2, command=fake) == DONE
     place = counted.place(counted.sweep.points[0])
     environment = json.loads((place / "environment.json").read_text())
     assert environment["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
@@ -430,17 +430,18 @@ def test_how_points_ended_is_told_without_a_table(
         raise UserError("no table")
 
     monkeypatch.setattr(sweep, "write_table", write_table)
-    assert sweep.run_sweep(plan, points, command=fake) == run.USER_ERROR
+    assert sweep.run_sweep(plan, points, command=fake) == USER_ERROR
     told = capfd.readouterr().err
     assert "no table" in told
     assert "failed: dies/fold1-seed0" in told
 
 
-INTERRUPTED = """
+STOPPED_SWEEP = """
 import sys, pathlib
+sys.path[:0] = ["tests", "tests/sweep"]
 sys.argv = sys.argv[:1]
 from kacl_jax.sweep import __main__ as sweep
-from tests.test_sweep import configured, plan_of
+from test_sweep import configured, plan_of
 plan = plan_of(pathlib.Path({tmp!r}), "slow")
 configured(plan)
 points = [p for p in plan.sweep.points if p.arm.name == "slow"]
@@ -452,7 +453,7 @@ def test_a_signal_stops_the_running_point_once_and_the_same_command_goes_on(
     tmp_path: Path, fake: tuple[str, ...]
 ) -> None:
     """Ctrl-C in a terminal reaches the whole process group: the point must not be told twice."""
-    code = INTERRUPTED.format(tmp=str(tmp_path), fake=fake)
+    code = STOPPED_SWEEP.format(tmp=str(tmp_path), fake=fake)
     folds = [tmp_path / "out" / "slow" / f"fold{fold}-seed0" for fold in (0, 1)]
     for number, place in zip((signal.SIGINT, signal.SIGTERM), folds, strict=True):
         sweeping = subprocess.Popen(
@@ -468,14 +469,14 @@ def test_a_signal_stops_the_running_point_once_and_the_same_command_goes_on(
             time.sleep(0.02)
         os.killpg(sweeping.pid, number)
         _, told = sweeping.communicate(timeout=60)
-        assert sweeping.returncode == run.INTERRUPTED, told
+        assert sweeping.returncode == INTERRUPTED, told
         assert f"slow/{place.name} stopped after 0:0" in told
         assert (place / "saved").read_text() == "1"
         assert (folds[1] / "called.json").exists() is (place == folds[1])
     plan = plan_of(tmp_path, "slow")
     points = [p for p in plan.sweep.points if p.arm.name == "slow"]
     assert plan.finished(points[0])
-    assert sweep.run_sweep(plan, points, command=fake) == run.DONE
+    assert sweep.run_sweep(plan, points, command=fake) == DONE
     assert plan.finished(points[1])
 
 
@@ -501,7 +502,7 @@ def test_all_points_are_checked_before_the_first_one_starts(
     with pytest.raises(UserError, match=r"other/fold1-seed0: .* cam\.relu: True → False"):
         sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
     assert not any(called(plan, point) for point in plan.sweep.points)
-    with run.locked(plan.workdir), pytest.raises(run.WorkdirInUseError):
+    with lock_workdir(plan.workdir), pytest.raises(WorkdirInUseError):
         sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
 
 
@@ -548,6 +549,6 @@ def test_a_mistake_is_told_in_a_sentence(tmp_path: Path, words: tuple[str, ...],
         text=True,
         timeout=60,
     )
-    assert done.returncode == run.USER_ERROR, done.stderr
+    assert done.returncode == USER_ERROR, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr

@@ -178,8 +178,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from kacl_jax.checkpoint import Checkpoints
-from kacl_jax.errors import UserError
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.train.checkpoint import Checkpoints
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 checkpoints = Checkpoints(Path(sys.argv[1]))

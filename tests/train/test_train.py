@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from same_run import assert_same_run, comparable, config, metric_lines
 
 from kacl_jax.data.batches import TrainBatches
 from kacl_jax.evaluation import results as results_file
@@ -29,60 +30,24 @@ from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.models import kacl as models
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import devices as parallel
-from kacl_jax.runtime import workdir as run
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.errors import (
+    DONE,
+    INTERRUPTED,
+    InterruptedRunError,
+    NonFiniteError,
+    UserError,
+)
 from kacl_jax.train import checkpoint, experiment
-from kacl_jax.train import counters as tally
 from kacl_jax.train import loop as train
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / "tests" / "tiny_run.py"
 STEPS = 12
-TIMES = ("images_per_s", "rois_per_s", *(f"wait_{name}" for name in (*tally.PARTS, "radiomics_s")))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run.write_root(tmp_path_factory.mktemp("data") / "root")
-
-
-# ---- what of a run must be equal ------------------------------------------------------------------------------
-
-
-def comparable(workdir: Path) -> dict[str, Any]:
-    """Everything a finished run left that time has no part in, as bytes or plain values."""
-    saved = checkpoint.Checkpoints(workdir / "checkpoints")
-    found: dict[str, Any] = {"steps": saved.steps()}
-    for step in saved.steps():
-        restored = saved.restore(step)
-        for name, array in restored.arrays.items():
-            group, _, rest = name.partition("/")
-            if group == "state" or rest in ("features", "ready", "features_step", "pending_image"):
-                found[f"{step} {name}"] = (str(array.dtype), array.shape, array.tobytes())
-        restored.meta["tally"].pop("throughput")
-        found[f"{step} meta"] = restored.meta
-    for name in ("predictions.csv", "boxes.csv"):
-        found[name] = (workdir / name).read_bytes()
-    results = json.loads((workdir / "results.json").read_text())
-    assert set(results.pop("throughput")) == {"images_per_s", "rois_per_s", "waits"}
-    found["results.json"] = json.dumps(results)
-    found["metrics.jsonl"] = metric_lines(workdir)
-    return found
-
-
-def metric_lines(workdir: Path, kind: str = "") -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in TIMES}
-        for line in lines
-        if kind in ("", line["kind"])
-    ]
-
-
-def assert_same_run(workdir: Path, other: Path) -> None:
-    one, two = comparable(workdir), comparable(other)
-    assert one.keys() == two.keys()
-    assert not [name for name in one if one[name] != two[name]]
 
 
 # ---- runs in processes of their own ---------------------------------------------------------------------------
@@ -154,7 +119,7 @@ def started(
 def undisturbed(started: dict[str, tuple[Path, Future[Any]]]) -> Path:
     workdir, future = started["undisturbed"]
     ((_, code, told),) = future.result()
-    assert code == run.DONE, told
+    assert code == DONE, told
     return workdir
 
 
@@ -187,7 +152,7 @@ def test_killed_at_any_step_the_same_command_gives_the_same_run(
 ) -> None:
     workdir, future = started["killed"]
     told = future.result()
-    assert [code for _, code, _ in told] == [-signal.SIGKILL] * 5 + [run.DONE], told
+    assert [code for _, code, _ in told] == [-signal.SIGKILL] * 5 + [DONE], told
     assert_same_run(workdir, undisturbed)
     errors = [error for _, _, error in told]
     assert "Going on" not in errors[1]
@@ -202,7 +167,7 @@ def test_an_interrupted_run_says_so_and_goes_on(
 ) -> None:
     workdir, future = started["interrupted"]
     told = future.result()
-    assert [code for _, code, _ in told] == [run.INTERRUPTED] * 2 + [run.DONE], told
+    assert [code for _, code, _ in told] == [INTERRUPTED] * 2 + [DONE], told
     assert f"Stopped after step 5 of {STEPS}" in told[0][2]
     assert "Going on from step 5" in told[1][2]
     assert "Going on from step 9" in told[2][2]
@@ -226,14 +191,6 @@ def tiny() -> Iterator[None]:
 
 
 Runner = Callable[..., Path]
-
-
-def config(root: Path, **changes: Any) -> Any:
-    """`tiny_run.get_config` with changed keys; __ stands for the dot."""
-    c = tiny_run.get_config()
-    c.data.root = str(root)
-    c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return c
 
 
 @pytest.fixture
@@ -393,7 +350,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(
     workdir = tmp_path / "w"
     with monkeypatch.context() as patch:
         patch.setattr(experiment.pipeline, "TrainBatches", Poisoned)
-        with pytest.raises(run.NonFiniteError, match="step 8 are not finite") as told:
+        with pytest.raises(NonFiniteError, match="step 8 are not finite") as told:
             run_here(workdir)
     assert len(Poisoned.names) == 12
     for name in Poisoned.names:
@@ -499,7 +456,7 @@ def test_a_signal_in_the_last_step_still_stops_the_run(
     short = config(root, train__epochs=2)
     with monkeypatch.context() as patch:
         patch.setattr(train._Loop, "turn", stop)
-        with pytest.raises(run.InterruptedRunError, match="step 6 of 6"):
+        with pytest.raises(InterruptedRunError, match="step 6 of 6"):
             train.train_and_evaluate(short, tmp_path / "w")
     assert not (tmp_path / "w" / "results.json").exists()
     assert train.train_and_evaluate(short, tmp_path / "w")["trained_steps"] == 6
@@ -545,7 +502,7 @@ def test_testing_an_unfinished_run_does_not_finish_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(train._Loop, "turn", stop)
-        with pytest.raises(run.InterruptedRunError, match="step 8"):
+        with pytest.raises(InterruptedRunError, match="step 8"):
             train.train_and_evaluate(config(root), workdir)
     early = train.evaluate_only(config(root), workdir)
     assert early["best_step"] <= 6

@@ -25,7 +25,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 
 from kacl_jax.data.prepared.reader import DATASET, SPLIT, sha256_of
 from kacl_jax.images.reader import BrokenImage, read_image, resize
-from kacl_jax.runtime import bucket_files as whole
+from kacl_jax.runtime import bucket_files
 
 # Pixels of X-rays shrink to 79 % at zstd:1, and reading them back then costs four times as much.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -88,7 +88,7 @@ def make_part(
     resized = 0
     kind = features(size)
     serializer = example_serializer.ExampleSerializer(kind.get_serialized_info())
-    with whole.draft(folder) as draft:
+    with bucket_files.draft(folder) as draft:
         writer = array_record_module.ArrayRecordWriter(str(draft), _WRITER_OPTIONS)
         for path in paths:
             if stop.is_set():
@@ -109,10 +109,10 @@ def make_part(
         part = Part(
             number, tuple(names), broken, resized, draft.stat().st_size, sha256_of(draft)
         )  # fmt: skip
-        whole.publish(draft, part.records(folder))
+        bucket_files.publish(draft, part.records(folder))
     # Last: with it the part is finished.
     told = folder / f"{number:05d}.json"
-    whole.write_text(told, json.dumps(asdict(part)), folder)
+    bucket_files.write_text(told, json.dumps(asdict(part)), folder)
     return part
 
 
@@ -156,7 +156,7 @@ class _PartsInPlace(tfds_writer.ExampleWriter):
         self._records = records
 
     def write(self, path: Any, examples: Any) -> None:
-        whole.same_content(next(self._records), epath.Path(path))
+        bucket_files.same_content(next(self._records), epath.Path(path))
 
 
 def pack(out: epath.Path, folder: epath.Path, parts: Sequence[Part], size: int) -> None:

@@ -1,0 +1,79 @@
+"""A worker process: it measures the regions that come through a pipe, one after the other, and never imports jax.
+
+    python -m kacl_jax.feedback.worker BIN_WIDTH FILE_DESCRIPTOR PARENT_PID
+
+What goes through the pipe is raw bytes. A task is SHAPE, the pixels, then the packed mask. A reply begins with one byte
+that says its kind, and, after READY and NO_START, which stand alone, SECONDS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from kacl_jax.radiomics.host import Extractor, RadiomicsError
+
+WATCHDOG_S = 1.0  # how often a worker looks whether its parent still lives
+SHAPE = struct.Struct("<II")
+SECONDS = struct.Struct("<d")
+# The first byte of what a worker says.
+READY, NO_START, FEATURES, REFUSED, RAISED = b"R", b"E", b"F", b"N", b"X"
+
+
+def serve(build: Callable[[], Callable[[np.ndarray, np.ndarray], np.ndarray]]) -> None:
+    """A worker's life. build() makes the function (pixels, mask) -> features float64 [102].
+
+    The last two arguments of the command line are the pipe's file descriptor and the parent's id.
+    Ends when the parent closes the pipe or dies.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fd, parent = (int(word) for word in sys.argv[-2:])
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    connection = Connection(fd)
+    try:
+        extract = build()
+    except Exception as error:
+        traceback.print_exc()
+        connection.send_bytes(NO_START + f"{type(error).__name__}: {error}".encode())
+        return
+    with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe
+        connection.send_bytes(READY)
+        while True:
+            connection.send_bytes(_reply(extract, connection.recv_bytes()))
+
+
+def _reply(extract: Callable[[np.ndarray, np.ndarray], np.ndarray], message: bytes) -> bytes:
+    height, width = SHAPE.unpack_from(message)
+    data = np.frombuffer(message, np.uint8, offset=SHAPE.size)
+    pixels, packed = data[: height * width], data[height * width :]
+    mask = np.unpackbits(packed, count=height * width).astype(bool).reshape(height, width)
+    started = time.perf_counter()
+    try:
+        features = extract(pixels.reshape(height, width), mask)
+        kind, payload = FEATURES, features.astype("<f4").tobytes()
+    except RadiomicsError as error:
+        kind, payload = REFUSED, error.reason.encode()
+    except Exception as error:  # not the region's fault: the parent replaces this worker
+        kind, payload = RAISED, f"raised {type(error).__name__}: {error}".encode()
+    return kind + SECONDS.pack(time.perf_counter() - started) + payload
+
+
+def _end_with(parent: int) -> None:
+    """The pipe's end is noticed between tasks only; this also ends a worker inside one."""
+    while os.getppid() == parent:
+        time.sleep(WATCHDOG_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    serve(lambda: Extractor(float(sys.argv[1])).extract)
