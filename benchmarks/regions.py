@@ -20,15 +20,15 @@ import jax
 import numpy as np
 
 from kacl_jax.radiomics import extract
-from kacl_jax.step.in_step_radiomics import FreshRadiomics
-from kacl_jax.step.roi import RegionRule
+from kacl_jax.step.in_step_radiomics import InStepRadiomics
+from kacl_jax.step.regions import RegionRule
 
 ROUNDS, ON_HOST = 7, 16
 
 
 def main(size: int = 224, *batches: int) -> None:
     rule = RegionRule("cam", truth_boxes=False, relu=True, threshold=0.5, size=size, seed=0)
-    fresh = FreshRadiomics(rule, bin_width=25.0)
+    fresh = InStepRadiomics(rule, bin_width=25.0)
     measure = jax.jit(fresh.measure)
     device = jax.devices()[0]
     print(f"{size} px, {device.platform}:{device.device_kind}, jax {jax.__version__}")

@@ -32,7 +32,7 @@ import numpy as np
 from benchmarks import bare
 from kacl_jax.radiomics.host import Extractor
 from kacl_jax.runtime.devices import DataParallel
-from kacl_jax.step import gradcam
+from kacl_jax.step import regions
 from kacl_jax.step.programs import Programs
 
 ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
@@ -135,7 +135,7 @@ def host(folder: str) -> None:
         print(f"region of {side:3} px, tuned pyradiomics {ms:8.1f} ms")
     maps = np.random.default_rng(0).normal(size=(32, 16, 16)).astype(np.float32)
     for side in (224, 512):
-        mark = partial(gradcam.regions, size=side, relu=True, threshold=0.5)
+        mark = partial(regions.threshold_map, size=side, relu=True, threshold=0.5)
         ms = _median_ms([partial(mark, cv2.GaussianBlur(cam, (0, 0), 2)) for cam in maps])
         print(f"region marked from a map, {side:4} px {ms:11.2f} ms, on the loop's own thread")
     for side in (1024, 512):

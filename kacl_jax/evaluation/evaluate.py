@@ -57,7 +57,7 @@ def evaluate(
 ) -> Evaluation:
     """All tables. Thresholds come from the validation part, every figure from the test part.
 
-    size, relu, threshold as in `gradcam.regions`. `val` needs no maps.
+    size, relu, threshold as in `regions.threshold_map`. `val` needs no maps.
     """
     points = operating_points(val, records, split)
     whole = part(test, records, split.test)

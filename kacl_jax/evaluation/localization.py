@@ -19,7 +19,7 @@ from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import T_IOBB, T_IOU, Table
 from kacl_jax.evaluation.operating_points import OperatingPoint, decided
 from kacl_jax.evaluation.outputs import Outputs, probabilities
-from kacl_jax.step.gradcam import regions
+from kacl_jax.step.regions import threshold_map
 
 AFP_IOU = 0.1  # a predicted box is false unless it hits a truth box at IoU > this
 FLOORS = ("random_map", "prior_box", "prior_map", "grid_ceiling")
@@ -69,7 +69,7 @@ def locate(
 ) -> Located:
     """Map → box for every scored truth box and every predicted-positive pair of the test part.
 
-    size, relu, threshold as in `gradcam.regions`. Boxes are taken in float64.
+    size, relu, threshold as in `regions.threshold_map`. Boxes are taken in float64.
     """
     maps, rows = outputs.class_maps(), outputs.rows(split.test)
     probability = probabilities(outputs, rows, records)
@@ -137,7 +137,7 @@ def _located(
     box, fallback, peak = np.zeros((k, 4)), np.zeros(k, bool), np.full((k, 2), np.nan)
     overlap = {name: np.full(k, np.nan) for name in ("iou", "iobb", "best_iou", "best_iobb")}
     for i, cam in enumerate(maps):
-        found = regions(cam, size=size, relu=relu, threshold=threshold)
+        found = threshold_map(cam, size=size, relu=relu, threshold=threshold)
         candidates = _component_boxes(found.labels)
         box[i], fallback[i] = candidates[found.peak - 1], found.fallback
         if scored[i]:

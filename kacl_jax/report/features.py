@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics.bootstrap import divide
 from kacl_jax.radiomics import FEATURE_NAMES, LOG_COLUMNS
-from kacl_jax.step import programs as step
+from kacl_jax.step import scaling
 
 SHUFFLES = 200
 _FEWEST = 5  # images of a class that must have a feature for it to be judged
@@ -73,7 +73,7 @@ def moments(features: np.ndarray) -> Moments:
 def standing_out(features: np.ndarray, against: Moments, most: int = 8) -> list[StandsOut]:
     """The features of one region, float [f], with the largest |z|; undefined ones are left out."""
     row = (compressed(features), *against)
-    z = np.asarray(step.z_score(*map(jnp.asarray, row)), np.float64)
+    z = np.asarray(scaling.z_score(*map(jnp.asarray, row)), np.float64)
     # A column without spread is 0 to z_score, whatever its value.
     there = np.isfinite(features) & np.isfinite(against.mean)
     order = sorted(np.flatnonzero(there), key=lambda i: -abs(z[i]))

@@ -16,8 +16,8 @@ from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.radiomics.extraction import extract
 from kacl_jax.report import cases, charts, features, pictures
 from kacl_jax.report.features import Moments
-from kacl_jax.step.programs import Z_CLIP
-from kacl_jax.step.roi import RegionRule
+from kacl_jax.step.regions import RegionRule
+from kacl_jax.step.scaling import Z_CLIP
 
 _IMAGES_AT_ONCE = 32  # their regions' masks are in memory together
 _AGAINST = {

@@ -29,7 +29,7 @@ def panels(
 
     Args:
       xray: uint8 [h w], `SIDE` px. cam: float [u v], raw. mask: bool [h w] of any size.
-      relu: as in `gradcam.regions`.
+      relu: as in `regions.threshold_map`.
       predicted, truth: boxes (x0, y0, x1, y1), fractions.
       key: unique on the page, of letters, digits and '-'.
     """
@@ -55,7 +55,7 @@ def _panel(content: Markup, alt: str) -> Markup:
 
 
 def heat(cam: np.ndarray, *, relu: bool) -> np.ndarray:
-    """The map as colour and opacity, scaled as `gradcam.regions` scales it: float [u v] → uint8 BGRA [h w 4]."""
+    """The map as colour and opacity, scaled as `regions.threshold_map` scales it: float [u v] → uint8 BGRA [h w 4]."""
     side = (_HEAT_SIDE, _HEAT_SIDE)
     if not np.isfinite(cam).all():
         return np.zeros((*side, 4), np.uint8)

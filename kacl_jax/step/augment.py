@@ -8,9 +8,44 @@ Coordinates are products of full precision: an accelerator's default keeps 8 to 
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random change of a training image; all 0 is none."""
+
+    rotate: float = 0.0
+    shift: float = 0.0
+    scale: float = 0.0
+    contrast: float = 0.0
+
+    def view(
+        self,
+        images: jax.Array,
+        image_id: jax.Array,
+        *,
+        seed: int,
+        step: jax.Array,
+        number: int,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """One random view of each image; the draw belongs to (seed, step, image, number).
+
+        images: uint8 [b h w 1]. image_id: int32 [b]. number: 0 for the first view, 1 for the second.
+
+        Returns:
+          As `random_view`.
+        """
+        grey = images[..., 0].astype(jnp.float32)
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        keys = jax.vmap(
+            lambda image_id: jax.random.split(jax.random.fold_in(key, image_id), 2 * number + 2)
+        )(image_id)
+        return random_view(keys[:, 2 * number :], grey, **dataclasses.asdict(self))
 
 
 def random_view(

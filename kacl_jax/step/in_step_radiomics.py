@@ -1,6 +1,6 @@
 """Radiomics inside the train step: from this step's maps to this step's features, without the host.
 
-The counterpart of `roi` and `feedback` for radiomics.backend = 'jax'. Axes: b batch · h w pixels · u v map cells ·
+The counterpart of `feedback/` for radiomics.backend = 'jax'. Axes: b batch · h w pixels · u v map cells ·
 c findings · f radiomic features.
 """
 
@@ -14,11 +14,9 @@ import jax.numpy as jnp
 
 from kacl_jax.radiomics import FEATURE_NAMES, tiles
 from kacl_jax.radiomics.counts import bins
-from kacl_jax.step import gradcam
-from kacl_jax.step.roi import RegionRule
+from kacl_jax.step.regions import RegionRule
 
 _MOST_LEVELS = 64
-ORIGINS = ("truth", "cam", "fallback", "whole")
 # As the host path puts it.
 FAILURES = (*tiles.PROBLEMS, *(f"non-finite: {name}" for name in FEATURE_NAMES))
 
@@ -26,7 +24,8 @@ FAILURES = (*tiles.PROBLEMS, *(f"non-finite: {name}" for name in FEATURE_NAMES))
 class Measured(NamedTuple):
     """radiomics: float32 [b f], zeros where a region has none. ready: bool [b].
 
-    origin, failure: int32 [b], where a region came from and why it has no features: places in ORIGINS and FAILURES.
+    origin, failure: int32 [b], where a region came from and why it has no features: places in `regions.ORIGINS`
+    and FAILURES.
     """
 
     radiomics: jax.Array
@@ -36,7 +35,7 @@ class Measured(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FreshRadiomics:
+class InStepRadiomics:
     """How the step marks and measures a region.
 
     rule: as on the host, but for the source 'random', which only the host can draw.
@@ -55,7 +54,7 @@ class FreshRadiomics:
         without a truth box. boxes: float32 [b c 4]. A region with more than 64 grey levels has no features, nor has
         one of whose features some is NaN, as on the host path.
         """
-        masks, origin = self.mark(cam, box_finding, boxes)
+        masks, origin = self.rule.mark_on_device(cam, box_finding, boxes)
         table = bins.table(self.bin_width)
         features, problem = tiles.of_regions(
             images,
@@ -71,27 +70,3 @@ class FreshRadiomics:
         ready = failure == 0
         radiomics = jax.lax.stop_gradient(jnp.where(ready[:, None], features, 0))
         return Measured(radiomics, ready, origin, failure)
-
-    def mark(
-        self, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The regions, bool [b h w], those of `roi.RegionRule.mark`, and their origins, int32 [b]."""
-        rule = self.rule
-        if rule.source == "cam":
-            masks, fallback = gradcam.peak_masks(
-                cam, size=rule.size, relu=rule.relu, threshold=rule.threshold
-            )
-            if rule.shape == "box":
-                masks = gradcam.around(masks)
-            origin = jnp.where(fallback, ORIGINS.index("fallback"), ORIGINS.index("cam"))
-        else:
-            whole = jnp.pad(jnp.ones((rule.size - 2, rule.size - 2), bool), 1)
-            masks = jnp.broadcast_to(whole, (len(cam), *whole.shape))
-            origin = jnp.full(len(cam), ORIGINS.index("whole"))
-        if not rule.truth_boxes:
-            return masks, origin
-        box = jnp.take_along_axis(boxes, jnp.maximum(box_finding, 0)[:, None, None], axis=1)[:, 0]
-        truth = gradcam.box_masks(box, rule.size)
-        annotated = box_finding >= 0
-        origin = jnp.where(annotated, ORIGINS.index("truth"), origin)
-        return jnp.where(annotated[:, None, None], truth, masks), origin

@@ -16,9 +16,7 @@ import numpy as np
 from kacl_jax.models.kacl import KACL, MIN_READY_ROWS
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step import augment, gradcam, losses
-
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+from kacl_jax.step.state import Batch, Metrics
 
 
 @dataclasses.dataclass(frozen=True)

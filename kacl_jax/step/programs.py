@@ -14,53 +14,20 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
 
-from kacl_jax.models.kacl import KACL, MIN_READY_ROWS
+from kacl_jax.models.kacl import KACL
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime.devices import AXIS, averaged
-from kacl_jax.step import augment, gradcam
-from kacl_jax.step.in_step_radiomics import FreshRadiomics
-from kacl_jax.step.objective import Batch, Loss, Metrics, Objective
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-EMA_DECAY = 0.99
-Z_CLIP = 10.0
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """Everything on the device that a step changes.
-
-    feature_mean, feature_var: float32 [f], running moments of the ready training rows after signed log1p.
-    cam_mean: float32 [c u v], running mean of the raw maps that mark regions over the training images.
-    *_count: int32, how many steps moved that statistic.
-    bad_step: int32, the first step with a non-finite loss or gradient; −1 while there is none.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    feature_mean: jax.Array
-    feature_var: jax.Array
-    feature_count: jax.Array
-    cam_mean: jax.Array
-    cam_count: jax.Array
-    bad_step: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Ranges of the random change of a training image; all 0 is none (see `augment`)."""
-
-    rotate: float = 0.0
-    shift: float = 0.0
-    scale: float = 0.0
-    contrast: float = 0.0
+from kacl_jax.step import gradcam
+from kacl_jax.step.augment import Augmentation
+from kacl_jax.step.cams import Cams
+from kacl_jax.step.in_step_radiomics import InStepRadiomics
+from kacl_jax.step.objective import Loss, Objective
+from kacl_jax.step.scaling import normalise, z_score_radiomics
+from kacl_jax.step.state import Batch, Metrics, TrainState, keep_if_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +48,7 @@ class Programs:
     warmup_steps: int
     center_cam: bool
     seed: int
-    fresh: FreshRadiomics | None = None
+    fresh: InStepRadiomics | None = None
     columns: tuple[bool, ...] = (True,) * len(FEATURE_NAMES)
     cam_stage: Literal[3, 4] = 4
 
@@ -135,7 +102,7 @@ class Programs:
         def total_loss(params: Any) -> tuple[jax.Array, Any]:
             feature_map, early_map, batch_stats = self._maps(params, state.batch_stats, images)
             measured = self._measured(state, batch, affine, jax.lax.stop_gradient(feature_map))
-            radiomics, moments, n_ready = self._z_scored(state, measured)
+            radiomics, moments, n_ready = z_score_radiomics(state, measured, self.log_columns)
             total, terms, aux = objective.total(
                 state.step, params, batch_stats, feature_map, measured, affine, radiomics
             )
@@ -146,19 +113,17 @@ class Programs:
         terms, feature_map, aux, batch, radiomics, moments, n_ready = on_the_way
         grads = averaged(grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        cam_rate = _ema_rate(state.cam_count + 1)
-        batch_mean = self._mean_maps(state, aux)
+        moved_mean = self._cams.moved_mean(state, aux)
         proposed = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=aux["batch_stats"],
             opt_state=opt_state,
             **moments,
-            cam_mean=state.cam_mean + cam_rate * (batch_mean - state.cam_mean),
-            cam_count=state.cam_count + 1,
+            **moved_mean,
         )
         grad_norm = optax.tree.norm(grads)
-        new_state = _keep_if_finite(state, proposed, total, grad_norm)
+        new_state = keep_if_finite(state, proposed, total, grad_norm)
         metrics = {
             "loss": total,
             **terms,
@@ -171,7 +136,7 @@ class Programs:
             "age": jax.lax.psum(jnp.where(batch["ready"], batch["age"], 0).sum(), AXIS) / n_ready,
             "bad_step": new_state.bad_step,
         }
-        rows = self._rows(state, batch, affine, aux)
+        rows = self._cams.rows(state, batch, affine, aux)
         if self.fresh is not None:
             rows |= {name: batch[name] for name in ("origin", "failure")}
         return new_state, metrics, rows
@@ -182,7 +147,7 @@ class Programs:
         feature_map, early_map, _ = self._maps(state.params, state.batch_stats, images)
         logits, maps = self._logits_and_maps(state.params, feature_map)
         aux = {"logits": logits, "maps": maps, "early_map": early_map}
-        return (self._rows(state, batch, affine, aux),)
+        return (self._cams.rows(state, batch, affine, aux),)
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
         """Logits float32 [b c] and raw class maps float32 [b c u v] (not centred) with running statistics."""
@@ -190,12 +155,16 @@ class Programs:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         if self.cam_stage == 3:
             early_map: Any = self.model.apply(variables, images, train=False, method="early_map")
-            classify = functools.partial(self._classify_early, state)
+            classify = functools.partial(self._cams.classify_early, state)
             maps = gradcam.class_maps(classify, early_map, self.model.n_findings)
             return ({"logits": classify(early_map), "maps": maps},)
         feature_map: Any = self.model.apply(variables, images, train=False, method="feature_map")
         logits, maps = self._logits_and_maps(state.params, feature_map)
         return ({"logits": logits, "maps": maps},)
+
+    @property
+    def _cams(self) -> Cams:
+        return Cams(self.model, self.center_cam, self.marks_early)
 
     @property
     def _objective(self) -> Objective:
@@ -208,23 +177,15 @@ class Programs:
 
         With loss.positive='augmented' the second views follow, [2b h w 3], and the map is that of the first.
         """
-        images, affine = self._view(step, batch, 0)
+        view = functools.partial(
+            self.augmentation.view, batch["image"], batch["image_id"], seed=self.seed, step=step
+        )
+        grey, affine = view(number=0)
+        images = normalise(grey)
         if self.loss.uses_second_view:
-            images = jnp.concatenate([images, self._view(step, batch, 1)[0]])
+            second, _ = view(number=1)
+            images = jnp.concatenate([images, normalise(second)])
         return images, affine
-
-    def _view(
-        self, step: jax.Array, batch: Batch, number: int
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """One random view of each image; the draw belongs to (seed, step, image, number)."""
-        grey = batch["image"][..., 0].astype(jnp.float32)
-        key = jax.random.fold_in(jax.random.key(self.seed), step)
-        keys = jax.vmap(
-            lambda image_id: jax.random.split(jax.random.fold_in(key, image_id), 2 * number + 2)
-        )(batch["image_id"])
-        ranges = dataclasses.asdict(self.augmentation)
-        grey, affine = augment.random_view(keys[:, 2 * number :], grey, **ranges)
-        return normalise(grey), affine
 
     def _feature_map(
         self, params: Any, batch_stats: Any, images: jax.Array, method: str = "feature_map"
@@ -249,11 +210,6 @@ class Programs:
         feature_map, batch_stats = self._feature_map(params, batch_stats, early, "last_stage")
         return feature_map, early, batch_stats
 
-    def _classify_early(self, state: TrainState, early_map: jax.Array) -> jax.Array:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits: Any = self.model.apply(variables, early_map, method="classify_early")
-        return logits
-
     def _logits_and_maps(self, params: Any, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self._objective.logits_and_maps(params, feature_map)
 
@@ -264,100 +220,8 @@ class Programs:
         if self.fresh is None:
             return batch
         logits, maps = self._logits_and_maps(state.params, feature_map)
-        rows = self._rows(state, batch, affine, {"logits": logits, "maps": maps})
+        rows = self._cams.rows(state, batch, affine, {"logits": logits, "maps": maps})
         measured = self.fresh.measure(
             batch["image"][..., 0], rows["cam"], rows["box_finding"], batch["boxes"]
         )
         return {**batch, **measured._asdict(), "age": jnp.zeros_like(batch["age"])}
-
-    def _z_scored(
-        self, state: TrainState, batch: Batch
-    ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-        """Radiomics [b f] → (z-scores, the moved running moments, number of ready rows on all devices).
-
-        Signed log1p on the fixed columns, then the running mean and variance including this batch's ready rows
-        (bias-corrected EMA); zero spread gives 0; clipped.
-        """
-        ready = batch["ready"][:, None]
-        n_ready = jax.lax.psum(batch["ready"].sum(), AXIS)
-        x = jnp.where(ready, batch["radiomics"], 0.0)
-        x = jnp.where(jnp.array(self.log_columns), jnp.sign(x) * jnp.log1p(jnp.abs(x)), x)
-        count = jnp.maximum(n_ready, 1)
-        mean = jax.lax.psum(jnp.where(ready, x, 0.0).sum(0), AXIS) / count
-        var = jax.lax.psum(jnp.where(ready, (x - mean) ** 2, 0.0).sum(0), AXIS) / count
-        moves = n_ready >= MIN_READY_ROWS
-        rate = jnp.where(moves, _ema_rate(state.feature_count + 1), 0.0)
-        step = mean - state.feature_mean
-        moments = {
-            "feature_mean": state.feature_mean + rate * step,
-            "feature_var": (1 - rate) * (state.feature_var + rate * step**2) + rate * var,
-            "feature_count": state.feature_count + moves,
-        }
-        return z_score(x, moments["feature_mean"], moments["feature_var"]), moments, n_ready
-
-    def _mean_maps(self, state: TrainState, aux: dict[str, Any]) -> jax.Array:
-        """The mean raw map of each finding over the global batch, [c u v].
-
-        Before the last stage a map of every finding of every image would cost c passes back: there each image gives
-        one, the findings taking turns over the rows and the steps.
-        """
-        if not self.marks_early:
-            return jax.lax.pmean(aux["maps"].mean(0), AXIS)
-        b, c = aux["logits"].shape
-        row = jnp.arange(b) + jax.lax.axis_index(AXIS) * b
-        finding = (row + state.step) % c
-        classify = functools.partial(self._classify_early, state)
-        maps = gradcam.map_of(classify, aux["early_map"], finding)
-        taken = jax.nn.one_hot(finding, c)
-        sums = jax.lax.psum(jnp.einsum("bc,buv->cuv", taken, maps), AXIS)
-        return sums / jax.lax.psum(taken.sum(0), AXIS)[:, None, None]
-
-    def _rows(
-        self, state: TrainState, batch: Batch, affine: jax.Array | None, aux: dict[str, Any]
-    ) -> dict[str, jax.Array]:
-        """What the host needs of each row to mark its region of interest."""
-        logits, maps = aux["logits"], aux["maps"]
-        finding = gradcam.marked_finding(logits, batch["labels"])
-        if self.marks_early:
-            classify = functools.partial(self._classify_early, state)
-            cam = gradcam.map_of(classify, aux["early_map"], finding)
-        else:
-            cam = jnp.take_along_axis(maps, finding[:, None, None, None], axis=1)[:, 0]
-        if self.center_cam:
-            cam = cam - state.cam_mean[finding]
-        if affine is not None:
-            cam = augment.warp(cam, augment.invert(affine))
-        annotated = batch["has_box"]
-        box_finding = jnp.argmax(jnp.where(annotated, logits, -jnp.inf), axis=1)
-        return {
-            "cam": cam,
-            "box_finding": jnp.where(annotated.any(1), box_finding, -1).astype(jnp.int32),
-        }
-
-
-def z_score(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-    """(x − mean) / spread, clipped to ±10; a column without spread gives 0. [b f], [f], [f] → [b f]."""
-    # Rounding leaves a constant column a relative spread of 1e-7, not 0.
-    spread = var > 1e-10 * (1 + mean**2)
-    z = (x - mean) / jnp.sqrt(jnp.where(spread, var, 1.0))
-    return jnp.clip(jnp.where(spread, z, 0.0), -Z_CLIP, Z_CLIP)
-
-
-def normalise(grey: jax.Array) -> jax.Array:
-    """Grey levels 0–255 [b h w] → three ImageNet-normalised channels [b h w 3]."""
-    return (grey[..., None] / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
-
-
-def _ema_rate(count: jax.Array) -> jax.Array:
-    """The weight of the newest of `count` values in a bias-corrected exponential mean."""
-    return (1 - EMA_DECAY) / (1 - EMA_DECAY ** count.astype(jnp.float32))
-
-
-def _keep_if_finite(
-    old: TrainState, new: TrainState, total: jax.Array, grad_norm: jax.Array
-) -> TrainState:
-    finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
-    accept = finite & (old.bad_step < 0)
-    kept = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
-    first_bad = jnp.where(finite | (old.bad_step >= 0), old.bad_step, old.step)
-    return kept.replace(bad_step=first_bad)

@@ -37,9 +37,9 @@ from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.progress import counting
 from kacl_jax.runtime.workdir import has_checkpoint
 from kacl_jax.step import optimizer
-from kacl_jax.step.in_step_radiomics import FreshRadiomics
+from kacl_jax.step.in_step_radiomics import InStepRadiomics
 from kacl_jax.step.programs import Augmentation, Loss, Programs, TrainState
-from kacl_jax.step.roi import RegionRule
+from kacl_jax.step.regions import RegionRule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -341,7 +341,7 @@ def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Pro
         warmup_steps=warmup_steps,
         center_cam=config.cam.center == "mean",
         seed=config.seed,
-        fresh=FreshRadiomics(rule, config.radiomics.bin_width) if in_step else None,
+        fresh=InStepRadiomics(rule, config.radiomics.bin_width) if in_step else None,
         columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
         cam_stage=config.cam.stage,
     )

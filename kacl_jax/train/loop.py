@@ -30,7 +30,7 @@ from kacl_jax.runtime import compilation, files, hosts, signals
 from kacl_jax.runtime.devices import told_by_all
 from kacl_jax.runtime.errors import InterruptedRunError, NonFiniteError, UserError
 from kacl_jax.runtime.workdir import lock_workdir, write_or_check_config
-from kacl_jax.step import in_step_radiomics as fresh
+from kacl_jax.step import in_step_radiomics, regions
 from kacl_jax.train import checkpoint
 from kacl_jax.train import final_test as score
 from kacl_jax.train import resume as saving
@@ -294,8 +294,8 @@ class _Loop:
         """Regions that the step marked and measured itself."""
         told = {name: rows[name] for name in ("origin", "failure")}
         host = self.experiment.parallel.fetch(told, "sharded")
-        origins = Counter(fresh.ORIGINS[k] for k in host["origin"])
-        failures = Counter(fresh.FAILURES[k] for k in host["failure"] if k)
+        origins = Counter(regions.ORIGINS[k] for k in host["origin"])
+        failures = Counter(in_step_radiomics.FAILURES[k] for k in host["failure"] if k)
         self.tally.rows += len(host["origin"])
         self.tally.ready += len(host["origin"]) - failures.total()
         self.tally.regions = dict(Counter(self.tally.regions) + origins)

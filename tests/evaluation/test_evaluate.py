@@ -17,7 +17,7 @@ from kacl_jax.evaluation import localization as locate
 from kacl_jax.evaluation import operating_points as operating
 from kacl_jax.evaluation.evaluate import Evaluation
 from kacl_jax.evaluation.outputs import Outputs
-from kacl_jax.step.gradcam import regions
+from kacl_jax.step.regions import threshold_map
 
 CAM = {"size": 64, "relu": True, "threshold": 0.5}
 
@@ -84,7 +84,7 @@ def test_localization_equals_counting_by_hand(records, split, evaluation) -> Non
     row_of = {image: row for row, image in enumerate(test.image_id.tolist())}
     hits: dict[int, list[bool]] = {c: [] for c in range(8)}
     for image, c in np.argwhere(split.scored):
-        mask = regions(test.class_maps()[row_of[image], c], **CAM).mask
+        mask = threshold_map(test.class_maps()[row_of[image], c], **CAM).mask
         ys, xs = np.nonzero(mask)
         box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
         hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.3)
@@ -265,7 +265,7 @@ def test_random_maps_look_at_no_image_and_follow_the_rule(records, split, evalua
     assert other.pointing["random_map"] == evaluation.pointing["random_map"]
     hits: dict[int, list[bool]] = {c: [] for c in range(8)}
     for image, c in np.argwhere(split.scored):
-        found = regions(metrics.random_map(7, 7, (0, int(image), int(c))), **CAM).mask
+        found = threshold_map(metrics.random_map(7, 7, (0, int(image), int(c))), **CAM).mask
         ys, xs = np.nonzero(found)
         box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
         hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.1)

@@ -31,8 +31,8 @@ from kacl_jax.report import features, gallery, page, pictures, run_page
 from kacl_jax.report.features import Moments
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.step import gradcam
-from kacl_jax.step.roi import RegionRule
+from kacl_jax.step import regions
+from kacl_jax.step.regions import RegionRule
 from kacl_jax.sweep import page as sweep_page
 from kacl_jax.sweep.page import write_sweep
 from kacl_jax.train import final_test as score
@@ -298,7 +298,9 @@ def test_each_picture_is_of_its_own_finding(case: Case) -> None:
         drawn = {style: rectangle(style, text) for style in ("truth", "predicted")}
         assert drawn["truth"] == pytest.approx(tested.records.boxes[image, finding], abs=1e-3)
         assert drawn["predicted"] == pytest.approx(located.box[row], abs=1e-3)
-        assert gradcam.mask_box(tested.region(image, finding)) == pytest.approx(located.box[row])
+        assert regions.bounding_box(tested.region(image, finding)) == pytest.approx(
+            located.box[row]
+        )
         (png,) = re.findall(r"data:image/png;base64,([^\"]+)", text)
         heat = cv2.imdecode(np.frombuffer(base64.b64decode(png), np.uint8), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(heat, pictures.heat(maps[image][finding], relu=True))

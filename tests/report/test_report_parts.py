@@ -14,7 +14,7 @@ from sklearn.metrics import auc, precision_recall_curve, roc_auc_score, roc_curv
 from kacl_jax.radiomics import FEATURE_NAMES, LOG_COLUMNS
 from kacl_jax.report import cases, charts, curves, features, pictures
 from kacl_jax.report.features import Moments
-from kacl_jax.step import gradcam
+from kacl_jax.step import regions
 
 SIZE = 64
 
@@ -187,9 +187,9 @@ def test_a_sample_is_bounded_and_always_the_same() -> None:
 def test_the_outline_is_around_the_region_and_the_heat_peaks_where_the_map_does() -> None:
     cam = np.zeros((8, 8), np.float32)
     cam[2, 5] = 1
-    mask = gradcam.regions(cam, size=SIZE, relu=True, threshold=0.5).mask
+    mask = regions.threshold_map(cam, size=SIZE, relu=True, threshold=0.5).mask
     numbers = np.array(re.findall(r"[\d.]+", pictures.outline(mask)), float).reshape(-1, 2)
-    around = gradcam.mask_box(mask) * pictures.SIDE
+    around = regions.bounding_box(mask) * pictures.SIDE
     pixel = pictures.SIDE / SIZE
     assert np.abs(numbers.min(0) - around[:2]).max() <= pixel / 2 + 0.1
     assert np.abs(numbers.max(0) - around[2:]).max() <= pixel / 2 + 0.1

@@ -4,99 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 import optax
 import pytest
 import tiny_step
-from tiny_step import SIZE, B, C, close, make_batch
+from tiny_step import SIZE, B, close, make_batch
 
 from kacl_jax import radiomics
 from kacl_jax.radiomics.host import Extractor, RadiomicsError
 from kacl_jax.runtime.devices import DataParallel
-from kacl_jax.step import gradcam
-from kacl_jax.step.in_step_radiomics import FAILURES, ORIGINS, FreshRadiomics
+from kacl_jax.step.in_step_radiomics import FAILURES, ORIGINS, InStepRadiomics
 from kacl_jax.step.programs import Augmentation, TrainState
-from kacl_jax.step.roi import RegionRule
+from kacl_jax.step.regions import RegionRule
 
 RULE = RegionRule(source="cam", truth_boxes=True, relu=True, threshold=0.5, size=SIZE, seed=0)
 
 
-def maps(n: int, u: int, seed: int = 0) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    smooth = [cv2.GaussianBlur(random.normal(size=(u, u)), (0, 0), 0.8) for _ in range(n)]
-    return np.stack(smooth).astype(np.float32)
-
-
-@pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize(("u", "size", "threshold"), [(7, 224, 0.5), (2, 64, 0.5), (14, 96, 0.2)])
-def test_regions_on_the_device_are_those_of_the_host(relu, u, size, threshold) -> None:
-    cams = maps(60, u)
-    cams[0], cams[1], cams[2, 0, 0] = 0, -1 - np.abs(cams[1]), np.nan
-    how = {"size": size, "relu": relu, "threshold": threshold}
-    masks, fallback = jax.jit(lambda cam: gradcam.peak_masks(cam, **how))(cams)
-    host = [gradcam.regions(cam, **how) for cam in cams]
-    assert fallback.tolist() == [region.fallback for region in host]
-    assert 0 < np.count_nonzero(fallback) < 40
-    differing = [
-        np.count_nonzero(m != r.mask) for m, r in zip(np.asarray(masks), host, strict=True)
-    ]
-    # A pixel whose heat is the threshold to the last bit may fall on either side.
-    assert max(differing) <= 1
-    assert sum(differing) <= 2
-
-
-def test_a_winding_region_is_followed_to_its_end() -> None:
-    spiral = np.zeros((1, 9, 9), bool)
-    y, x, dy, dx = 0, 0, 0, 1
-    for length in (8, 8, 8, 6, 6, 4, 4, 2, 2):
-        for _ in range(length):
-            spiral[0, y, x] = True
-            y, x = y + dy, x + dx
-        dy, dx = dx, -dy
-    spiral[0, y, x] = True
-    seed = np.zeros((9, 9), bool)
-    seed[0, 0] = True
-    np.testing.assert_array_equal(gradcam._component(spiral, seed), spiral)
-
-
-def test_boxes_on_the_device_are_those_of_the_host() -> None:
-    random = np.random.default_rng(0)
-    low, extent = random.uniform(0, 1, (300, 2)), random.uniform(0, 0.4, (300, 2)) ** 2
-    boxes = np.concatenate([low, np.minimum(low + extent, 1)], 1).astype(np.float32)
-    masks = gradcam.box_masks(boxes, 96)
-    np.testing.assert_array_equal(masks, np.stack([gradcam.box_mask(box, 96) for box in boxes]))
-
-
-@pytest.mark.parametrize("source", ["cam", "whole"])
-@pytest.mark.parametrize("shape", ["mask", "box"])
-def test_from_equal_masks_the_device_marks_the_regions_of_the_host(
-    source: Any, shape: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both shapes, truth boxes among them; that the masks themselves are equal is tested above."""
-    random = np.random.default_rng(0)
-    cam, box_finding = maps(40, 7), np.full(40, -1)
-    cam[:2], box_finding[::5] = 0, 1
-    low = random.uniform(0, 0.5, (40, C, 2))
-    boxes = np.concatenate([low, low + 0.4], -1).astype(np.float32)
-
-    def on_the_host(cam: np.ndarray, **how: Any) -> tuple[np.ndarray, np.ndarray]:
-        found = [gradcam.regions(one, **how) for one in cam]
-        return np.stack([f.mask for f in found]), np.array([f.fallback for f in found])
-
-    monkeypatch.setattr(gradcam, "peak_masks", on_the_host)
-    rule = dataclasses.replace(RULE, source=source, shape=shape)
-    device, origin = FreshRadiomics(rule, bin_width=25.0).mark(cam, box_finding, boxes)
-    host, counted = rule.mark(cam, box_finding, boxes, np.arange(40), 0)
-    np.testing.assert_array_equal(device, host)
-    assert Counter(ORIGINS[k] for k in np.asarray(origin)) == +Counter(counted)
-
-
-FRESH = FreshRadiomics(RULE, bin_width=25.0)
+FRESH = InStepRadiomics(RULE, bin_width=25.0)
 
 
 def sgd(rate: float) -> optax.GradientTransformationExtraArgs:
@@ -196,9 +123,9 @@ def test_a_region_without_features_is_not_ready_and_told_why(monkeypatch) -> Non
     expected = [f"non-finite: {radiomics.FEATURE_NAMES[nan]}", "a line"]
     expected += ["too many grey levels" if w else "" for w in wide]
 
-    narrow = FreshRadiomics(RULE, bin_width=2.0)
+    narrow = InStepRadiomics(RULE, bin_width=2.0)
     origin = np.full(8, ORIGINS.index("truth"))
-    monkeypatch.setattr(FreshRadiomics, "mark", lambda *_: (masks, origin))
+    monkeypatch.setattr(InStepRadiomics, "mark", lambda *_: (masks, origin))
     cam, finding = np.zeros((8, 2, 2), np.float32), np.full(8, -1, np.int32)
     found = jax.device_get(jax.jit(narrow.measure)(images, cam, finding, given["boxes"][:8]))
     assert [FAILURES[k] for k in found.failure] == expected

@@ -1,0 +1,84 @@
+"""Cams: the Grad-CAM that marks each image's region in training, and the running mean that is subtracted from it.
+
+Axes: b batch on this device · u v map cells · c findings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kacl_jax.models.kacl import KACL
+from kacl_jax.runtime.devices import AXIS
+from kacl_jax.step import augment, gradcam
+from kacl_jax.step.scaling import ema_rate
+from kacl_jax.step.state import Batch, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Cams:
+    """How a forward pass becomes maps.
+
+    center: subtract the finding's running mean map. early: take Grad-CAM before the last stage, at `early_map`.
+    """
+
+    model: KACL
+    center: bool
+    early: bool
+
+    def classify_early(self, state: TrainState, early_map: jax.Array) -> jax.Array:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits: Any = self.model.apply(variables, early_map, method="classify_early")
+        return logits
+
+    def mean_maps(self, state: TrainState, aux: dict[str, Any]) -> jax.Array:
+        """The mean raw map of each finding over the global batch, [c u v].
+
+        Before the last stage a map of every finding of every image would cost c passes back: there each image gives
+        one, the findings taking turns over the rows and the steps.
+        """
+        if not self.early:
+            return jax.lax.pmean(aux["maps"].mean(0), AXIS)
+        b, c = aux["logits"].shape
+        row = jnp.arange(b) + jax.lax.axis_index(AXIS) * b
+        finding = (row + state.step) % c
+        classify = functools.partial(self.classify_early, state)
+        maps = gradcam.map_of(classify, aux["early_map"], finding)
+        taken = jax.nn.one_hot(finding, c)
+        sums = jax.lax.psum(jnp.einsum("bc,buv->cuv", taken, maps), AXIS)
+        return sums / jax.lax.psum(taken.sum(0), AXIS)[:, None, None]
+
+    def moved_mean(self, state: TrainState, aux: dict[str, Any]) -> dict[str, jax.Array]:
+        """The running mean map after this step, and its count: fields of the new state."""
+        rate = ema_rate(state.cam_count + 1)
+        batch_mean = self.mean_maps(state, aux)
+        return {
+            "cam_mean": state.cam_mean + rate * (batch_mean - state.cam_mean),
+            "cam_count": state.cam_count + 1,
+        }
+
+    def rows(
+        self, state: TrainState, batch: Batch, affine: jax.Array | None, aux: dict[str, Any]
+    ) -> dict[str, jax.Array]:
+        """What the host needs of each row to mark its region of interest."""
+        logits, maps = aux["logits"], aux["maps"]
+        finding = gradcam.marked_finding(logits, batch["labels"])
+        if self.early:
+            classify = functools.partial(self.classify_early, state)
+            cam = gradcam.map_of(classify, aux["early_map"], finding)
+        else:
+            cam = jnp.take_along_axis(maps, finding[:, None, None, None], axis=1)[:, 0]
+        if self.center:
+            cam = cam - state.cam_mean[finding]
+        if affine is not None:
+            cam = augment.warp(cam, augment.invert(affine))
+        annotated = batch["has_box"]
+        box_finding = jnp.argmax(jnp.where(annotated, logits, -jnp.inf), axis=1)
+        return {
+            "cam": cam,
+            "box_finding": jnp.where(annotated.any(1), box_finding, -1).astype(jnp.int32),
+        }

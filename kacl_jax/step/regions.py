@@ -1,0 +1,308 @@
+"""The region rule: from a map, or a truth box, to the pixels that radiomics measures and the box that is scored.
+
+Each part stands twice, side by side: for one image in numpy, as the host runs it, and for a batch in jax, as a compiled
+step runs it (…_on_device). One table of tests holds them equal.
+
+    threshold_map   map → the components above the threshold, and which of them holds the peak
+    box_mask        box → its pixels
+    bounding_box    region → the box around it
+    RegionRule      which of these is an image's region: Grad-CAM's, the truth box, or a control
+
+Axes: b batch · h w pixels · u v map cells · c findings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# A smaller region has no texture: pyradiomics refuses a point and a line.
+MIN_SIDE = 3
+ORIGINS = ("truth", "cam", "fallback", "random", "whole")
+
+Source = Literal["cam", "random", "whole"]
+Shape = Literal["mask", "box"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionRule:
+    """How a training image's region of interest is marked.
+
+    source: 'cam', or a control: 'random' (a rectangle with the area and aspect of some CAM region of the rows at
+      hand, anywhere) and 'whole' (the image less a one-pixel rim).
+    truth_boxes: an annotated image's region is its truth box instead; never under 'random'.
+    relu, threshold: see `threshold_map`.
+    size: side of the image in px.
+    seed: of the random rectangles.
+    shape: a CAM region is its 'mask', or the 'box' around it.
+    """
+
+    source: Source
+    truth_boxes: bool
+    relu: bool
+    threshold: float
+    size: int
+    seed: int
+    shape: Shape = "mask"
+
+    def mark(
+        self,
+        cam: np.ndarray,
+        box_finding: np.ndarray,
+        boxes: np.ndarray,
+        image_id: np.ndarray,
+        step: int,
+    ) -> tuple[np.ndarray, dict[str, int]]:
+        """The masks of one batch.
+
+        Args:
+          cam: float32 [b u v]. box_finding: int32 [b], −1 without a truth box. boxes: float32 [b c 4].
+          image_id: int32 [b]. step: the step that made the maps.
+
+        Returns:
+          (bool [b h w], how many regions came from where, by ORIGINS).
+        """
+        masks = np.zeros((len(cam), self.size, self.size), bool)
+        origin = dict.fromkeys(ORIGINS, 0)
+        for row in range(len(cam)):
+            if self.truth_boxes and self.source != "random" and box_finding[row] >= 0:
+                masks[row] = box_mask(boxes[row, box_finding[row]], self.size)
+                origin["truth"] += 1
+            elif self.source == "whole":
+                masks[row, 1:-1, 1:-1] = True
+                origin["whole"] += 1
+            elif self.source == "random":
+                masks[row] = self._rectangle(cam, int(image_id[row]), step)
+                origin["random"] += 1
+            else:
+                masks[row], fallback = self.region(cam[row])
+                origin["fallback" if fallback else "cam"] += 1
+        return masks, origin
+
+    def mark_on_device(
+        self, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`mark` inside a compiled step, for every source but 'random', which only the host can draw.
+
+        Returns:
+          (bool [b h w], int32 [b]: where each region came from, places in ORIGINS).
+        """
+        if self.source == "cam":
+            masks, fallback = threshold_maps_on_device(
+                cam, size=self.size, relu=self.relu, threshold=self.threshold
+            )
+            if self.shape == "box":
+                masks = bounding_box_masks_on_device(masks)
+            origin = jnp.where(fallback, ORIGINS.index("fallback"), ORIGINS.index("cam"))
+        else:
+            whole = jnp.pad(jnp.ones((self.size - 2, self.size - 2), bool), 1)
+            masks = jnp.broadcast_to(whole, (len(cam), *whole.shape))
+            origin = jnp.full(len(cam), ORIGINS.index("whole"))
+        if not self.truth_boxes:
+            return masks, origin
+        box = jnp.take_along_axis(boxes, jnp.maximum(box_finding, 0)[:, None, None], axis=1)[:, 0]
+        truth = box_masks_on_device(box, self.size)
+        annotated = box_finding >= 0
+        origin = jnp.where(annotated, ORIGINS.index("truth"), origin)
+        return jnp.where(annotated[:, None, None], truth, masks), origin
+
+    def region(self, cam: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The CAM region of one map, float [u v] → bool [h w], and whether the whole image stands in for it."""
+        found = threshold_map(cam, size=self.size, relu=self.relu, threshold=self.threshold)
+        mask = found.mask
+        if self.shape == "box":
+            mask = box_mask(bounding_box(mask), self.size)
+        return mask, found.fallback
+
+    def _rectangle(self, cam: np.ndarray, image_id: int, step: int) -> np.ndarray:
+        """A rectangle as large and as long as a CAM region drawn from the batch, placed uniformly."""
+        random = np.random.default_rng((self.seed, image_id, step))
+        mask, _ = self.region(cam[random.integers(len(cam))])
+        x0, y0, x1, y1 = bounding_box(mask)
+        aspect = (x1 - x0) / (y1 - y0)
+        fraction = mask.mean()
+        width = min(np.sqrt(fraction * aspect), 1.0)
+        height = min(np.sqrt(fraction / aspect), 1.0)
+        left, top = random.uniform(size=2) * (1 - width, 1 - height)
+        return box_mask(np.array([left, top, left + width, top + height]), self.size)
+
+
+class Components(NamedTuple):
+    """The components of a thresholded map.
+
+    labels: int32 [size size], 4-connected components counted from 1; 0 is outside.
+    peak: label of the component that holds the map's maximum.
+    fallback: True where the map could not mark a region and the whole image stands in.
+    """
+
+    labels: np.ndarray
+    peak: int
+    fallback: bool
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool [size size]: the component that holds the peak; never empty."""
+        return self.labels == self.peak
+
+
+def threshold_map(cam: np.ndarray, *, size: int, relu: bool, threshold: float) -> Components:
+    """Map → components: upsample bilinearly, ReLU, min-max to [0, 1], `> threshold`, components.
+
+    A map that is flat, not finite, or whose peak component is under 3×3 px gives the whole image less a
+    one-pixel rim, with `fallback` True: the region is never empty and never NaN.
+
+    Args:
+      cam: float [u v], raw (already centred if that is wanted).
+      size: side of the square image in px, > 2.
+      relu: drop negative evidence first.
+      threshold: in [0, 1).
+    """
+    if not np.isfinite(cam).all():
+        return _whole_image(size)
+    heat = cv2.resize(cam.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+    if relu:
+        heat = np.maximum(heat, 0.0)
+    low, high = float(heat.min()), float(heat.max())
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        return _whole_image(size)
+    hot = (heat - low) / (high - low) > threshold
+    _, labels = cv2.connectedComponents(hot.view(np.uint8), connectivity=4)
+    found = Components(labels, int(labels.flat[int(heat.argmax())]), False)
+    mask = found.mask
+    if min(mask.any(axis).sum() for axis in (0, 1)) < MIN_SIDE:  # it is connected: no gaps to count
+        return _whole_image(size)
+    return found
+
+
+def threshold_maps_on_device(
+    cam: jax.Array, *, size: int, relu: bool, threshold: float
+) -> tuple[jax.Array, jax.Array]:
+    """`threshold_map(…).mask` and `.fallback` of each map, on the device.
+
+    float32 [b u v] → (bool [b size size], bool [b]). Arguments as in `threshold_map`.
+    """
+    finite = jnp.isfinite(cam).all((1, 2))
+    cam = jnp.where(finite[:, None, None], cam, 0)
+    rows, columns = _upsampling(cam.shape[1], size), _upsampling(cam.shape[2], size)
+    heat = jnp.einsum("yu,buv,xv->byx", rows, cam, columns, precision="highest")
+    if relu:
+        heat = jnp.maximum(heat, 0.0)
+    low, high = heat.min((1, 2)), heat.max((1, 2))
+    marked = finite & (high - low > 1e-6 * jnp.maximum(jnp.abs(low), jnp.abs(high)))
+    scale = jnp.where(marked, high - low, 1)[:, None, None]
+    hot = (heat - low[:, None, None]) / scale > threshold
+    peak = jnp.argmax(heat.reshape(len(cam), -1), axis=1)[:, None, None]
+    part = _component_on_device(hot, jnp.arange(size * size).reshape(size, size) == peak)
+    height, width = _extent_on_device(part.any(2)), _extent_on_device(part.any(1))
+    marked &= jnp.minimum(height, width) >= MIN_SIDE
+    whole = jnp.pad(jnp.ones((size - 2, size - 2), bool), 1)
+    return jnp.where(marked[:, None, None], part, whole), ~marked
+
+
+def bounding_box(mask: np.ndarray) -> np.ndarray:
+    """The box of a non-empty mask: bool [h w] → float32 (x0, y0, x1, y1), fractions, half-open."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    h, w = mask.shape
+    return np.array([xs[0] / w, ys[0] / h, (xs[-1] + 1) / w, (ys[-1] + 1) / h], np.float32)
+
+
+def bounding_box_masks_on_device(masks: jax.Array) -> jax.Array:
+    """The box around each non-empty mask, on the device: bool [b h w] → bool [b h w]."""
+
+    def between(flags: jax.Array) -> jax.Array:
+        ends = [jax.lax.cummax(flags.astype(jnp.int8), 1, reverse=back) for back in (False, True)]
+        return (ends[0] & ends[1]).astype(bool)
+
+    return between(masks.any(2))[:, :, None] & between(masks.any(1))[:, None, :]
+
+
+def box_mask(box: np.ndarray, size: int) -> np.ndarray:
+    """The pixels of a box: rows and columns from int(round(·)), at least 3×3, inside the image.
+
+    float (x0, y0, x1, y1) fractions → bool [size size].
+    """
+    mask = np.zeros((size, size), bool)
+    x0, x1 = _interval(box[0] * size, box[2] * size, size)
+    y0, y1 = _interval(box[1] * size, box[3] * size, size)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def box_masks_on_device(boxes: jax.Array, size: int) -> jax.Array:
+    """`box_mask` of each box, on the device: float32 [b 4] → bool [b size size]."""
+    x0, x1 = _interval_on_device(boxes[:, 0] * size, boxes[:, 2] * size, size)
+    y0, y1 = _interval_on_device(boxes[:, 1] * size, boxes[:, 3] * size, size)
+    place = jnp.arange(size)
+    columns = (place >= x0[:, None]) & (place < x1[:, None])
+    rows = (place >= y0[:, None]) & (place < y1[:, None])
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _whole_image(size: int) -> Components:
+    labels = np.zeros((size, size), np.int32)
+    labels[1:-1, 1:-1] = 1
+    return Components(labels, 1, True)
+
+
+def _interval(low: float, high: float, size: int) -> tuple[int, int]:
+    start, stop = round(float(low)), round(float(high))
+    if stop - start < MIN_SIDE:
+        start = round((low + high - MIN_SIDE) / 2)
+        stop = start + MIN_SIDE
+    start = min(max(start, 0), size - MIN_SIDE)
+    return start, max(min(stop, size), start + MIN_SIDE)
+
+
+def _interval_on_device(low: jax.Array, high: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    start, stop = jnp.round(low), jnp.round(high)
+    small = stop - start < MIN_SIDE
+    start = jnp.where(small, jnp.round((low + high - MIN_SIDE) / 2), start)
+    stop = jnp.where(small, start + MIN_SIDE, stop)
+    start = jnp.clip(start, 0, size - MIN_SIDE)
+    return start, jnp.maximum(jnp.minimum(stop, size), start + MIN_SIDE)
+
+
+def _upsampling(n: int, size: int) -> np.ndarray:
+    """Bilinear with half-pixel centres, as OpenCV's INTER_LINEAR: float32 [size n]."""
+    place = np.clip((np.arange(size) + 0.5) * (n / size) - 0.5, 0, n - 1)
+    first = np.minimum(place.astype(int), max(n - 2, 0))
+    weight = (place - first).astype(np.float32)
+    matrix = np.zeros((size, n), np.float32)
+    matrix[np.arange(size), first] = 1 - weight
+    matrix[np.arange(size), np.minimum(first + 1, n - 1)] += weight
+    return matrix
+
+
+def _component_on_device(hot: jax.Array, seed: jax.Array) -> jax.Array:
+    """The 4-connected component of `hot` [b y x] that holds the seed, by filling rows and columns in turn."""
+
+    def fill(reached: jax.Array, axis: int, reverse: bool) -> jax.Array:
+        def then(
+            first: tuple[jax.Array, ...], second: tuple[jax.Array, ...]
+        ) -> tuple[jax.Array, ...]:
+            return first[0] & second[0], second[1] | (second[0] & first[1])
+
+        return jax.lax.associative_scan(then, (hot, reached), reverse=reverse, axis=axis)[1]
+
+    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        before, _ = state
+        reached = before
+        for axis in (1, 2):
+            for reverse in (False, True):
+                reached = fill(reached, axis, reverse)
+        return reached, (reached != before).any()
+
+    start = hot & seed
+    # The flag is made of the data, so that it lives on the same devices.
+    return jax.lax.while_loop(lambda state: state[1], turn, (start, start.any()))[0]
+
+
+def _extent_on_device(flags: jax.Array) -> jax.Array:
+    """From the first to the last set flag: bool [b n] → int32 [b]."""
+    place = jnp.arange(flags.shape[1], dtype=jnp.int32)
+    return jnp.where(flags, place, -1).max(1) - jnp.where(flags, place, flags.shape[1]).min(1) + 1
