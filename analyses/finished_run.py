@@ -9,7 +9,7 @@ from kacl_jax import config as config_keys
 from kacl_jax.runtime import files
 from kacl_jax.runtime.workdir import read_config
 from kacl_jax.train import checkpoint
-from kacl_jax.train.experiment import Experiment, assemble
+from kacl_jax.train.experiment import Experiment, build_experiment
 
 
 def experiment(workdir: Path) -> Experiment:
@@ -19,7 +19,7 @@ def experiment(workdir: Path) -> Experiment:
     config.update_from_flattened_dict(
         {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     )
-    return assemble(config, workdir)
+    return build_experiment(config, workdir)
 
 
 def best_state(experiment: Experiment) -> Any:

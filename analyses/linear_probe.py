@@ -21,16 +21,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from kacl_jax.data import batches as pipeline
+from kacl_jax.data.batches import eval_batches
 from kacl_jax.evaluation import metrics
-from kacl_jax.step.programs import normalise
-from kacl_jax.train.experiment import Experiment, assemble
+from kacl_jax.step.scaling import normalise
+from kacl_jax.train.experiment import Experiment, build_experiment
 
 CONFIG = config_flags.DEFINE_config_file("config", None)
 
 
 def main(_: Any) -> None:
-    experiment = assemble(CONFIG.value, Path(tempfile.mkdtemp()))
+    experiment = build_experiment(CONFIG.value, Path(tempfile.mkdtemp()))
     features = mean_features(experiment)
     records, split = experiment.records, experiment.split
     fit = np.concatenate([split.train, split.val])
@@ -60,7 +60,7 @@ def probabilities(
 
 
 def mean_features(experiment: Experiment) -> np.ndarray:
-    """float32 [n k]: the pretrained encoder's feature map, averaged over its cells."""
+    """float32 [n k]: the pretrained encoder's feature map, average_gradients over its cells."""
     state, model = experiment.initial_state(), experiment.programs.model
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 
@@ -70,7 +70,7 @@ def mean_features(experiment: Experiment) -> np.ndarray:
         return model.apply(variables, pixels, train=False, method="feature_map").mean((1, 2))
 
     ids = np.arange(len(experiment.records.names))
-    batches = pipeline.eval_batches(
+    batches = eval_batches(
         experiment.records, ids, image_size=experiment.config.data.image_size, batch_size=64
     )
     return np.concatenate([np.asarray(embed(batch["image"]))[batch["valid"]] for batch in batches])

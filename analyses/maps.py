@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from analyses import finished_run as finished
-from kacl_jax.data import batches as pipeline
+from analyses import finished_run
+from kacl_jax.data.batches import BrokenFiles
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.inference import Inference
 from kacl_jax.evaluation.metrics import Table
@@ -173,7 +173,7 @@ class Fold:
 
 
 def _fold(workdir: Path, fast: bool) -> Fold:
-    experiment = finished.experiment(workdir)
+    experiment = finished_run.experiment(workdir)
     records, split = experiment.records, experiment.split
     ids = np.concatenate([split.train, split.val, split.test])
     maps = {"train": np.arange(len(ids)) < len(split.train), "labels": records.labels[ids]}
@@ -206,7 +206,7 @@ def _views(workdir: Path, experiment: Experiment, ids: np.ndarray, fast: bool) -
     if kept.exists():
         with np.load(kept) as arrays:
             return dict(arrays)
-    state = finished.best_state(experiment)
+    state = finished_run.best_state(experiment)
     programs, size = experiment.programs, experiment.config.data.image_size
 
     def mirrored(state: Any, batch: Any) -> Any:
@@ -242,7 +242,7 @@ def _inference(experiment: Experiment, step: Any, side: int) -> Inference:
         batch_size=32,
         on_error="raise",
         threads=data.threads,
-        broken=pipeline.BrokenFiles(),
+        broken=BrokenFiles(),
     )
 
 

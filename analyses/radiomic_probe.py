@@ -23,9 +23,9 @@ from typing import get_args
 
 import numpy as np
 
-from analyses import finished_run as finished
+from analyses import finished_run
 from analyses.linear_probe import mean_features, probabilities
-from kacl_jax.data import batches as pipeline
+from kacl_jax.data.batches import eval_batches
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import RESAMPLES
 from kacl_jax.evaluation.metrics.bootstrap import clusters
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     areas: dict[str, list[np.ndarray]] = defaultdict(list)
     for workdir in parser.parse_args().runs:
-        for row, found in _fold(finished.experiment(workdir)).items():
+        for row, found in _fold(finished_run.experiment(workdir)).items():
             areas[row].append(found)
     print("\n| features | mean AUROC [95 %] | less the row it is paired with |\n|---|---|---|")
     mean = {row: np.mean(folds, axis=0) for row, folds in areas.items()}
@@ -80,7 +80,7 @@ def _radiomics(experiment: Experiment) -> dict[str, np.ndarray]:
     """By source of the region: float64 [n f], log1p where training takes it; NaN as pyradiomics gives it."""
     config, records = experiment.config, experiment.records
     ids = np.arange(len(records.names))
-    state = finished.best_state(experiment)
+    state = finished_run.best_state(experiment)
     center = None
     if config.cam.center == "mean":
         center = experiment.inference.mean_map(state, experiment.split.train)
@@ -88,7 +88,7 @@ def _radiomics(experiment: Experiment) -> dict[str, np.ndarray]:
     order = outputs.rows(ids)
     finding = outputs.logits[order].argmax(1)
     cams = outputs.class_maps()[order][ids, finding]
-    batches = pipeline.eval_batches(records, ids, image_size=config.data.image_size, batch_size=64)
+    batches = eval_batches(records, ids, image_size=config.data.image_size, batch_size=64)
     images = np.concatenate([batch["image"][batch["valid"], ..., 0] for batch in batches])
     found = {}
     for source in get_args(roi.Source):

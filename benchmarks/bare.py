@@ -12,7 +12,9 @@ import optax
 from kacl_jax import radiomics
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
-from kacl_jax.step.programs import Augmentation, Loss, Programs
+from kacl_jax.step.augment import Augmentation
+from kacl_jax.step.objective import Loss
+from kacl_jax.step.programs import Programs
 
 FINDINGS, FEATURES = 8, len(radiomics.FEATURE_NAMES)
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax.data import batches as pipeline
+from kacl_jax.data.batches import eval_batches
 from kacl_jax.data.nih import Records, read_records
 from kacl_jax.prepare import prepare
 
@@ -105,7 +105,7 @@ def feeding(roots: dict[str, Path], images: int, rounds: int) -> dict[str, Any]:
 
 def ours(records: Records, ids: np.ndarray) -> Iterator[int]:
     """Images in each batch, by the loader that training uses."""
-    for batch in pipeline.eval_batches(records, ids, image_size=SIZE, batch_size=BATCH):
+    for batch in eval_batches(records, ids, image_size=SIZE, batch_size=BATCH):
         yield int(batch["valid"].sum())
 
 

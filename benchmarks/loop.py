@@ -30,9 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from benchmarks import devices
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import compilation
-from kacl_jax.train import checkpoint, experiment
-from kacl_jax.train import counters as tally
-from kacl_jax.train import loop as train
+from kacl_jax.train import checkpoint, clock, experiment, loop
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FROM_CACHE = "/jax/compilation_cache/cache_hits"
@@ -67,12 +65,12 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for file in workdir.glob("features.sqlite*"):
         file.unlink()
     compilation.keep_in(workdir / "compilation_cache")
-    parts = experiment.assemble(config, workdir)
+    parts = experiment.build_experiment(config, workdir)
     synthetic = config.data.root == "phantom"
     if synthetic:
         parts = dataclasses.replace(parts, batches=Repeated(parts.batches))
     start = time.perf_counter()
-    counted = train.train(parts, checkpoint.Checkpoints(workdir / "checkpoints"))
+    counted = loop.train(parts, checkpoint.Checkpoints(workdir / "checkpoints"))
     run_s = time.perf_counter() - start
     told, device = counted.throughput, parts.parallel.devices[0]
     compiled = {"s": sum(compile_s), "programs": events[_ANEW], "from_cache": events[_FROM_CACHE]}
@@ -113,7 +111,7 @@ def _split(waits: dict[str, float], run_s: float) -> dict[str, float]:
 
     The last checkpoint is part of the rest too: the figures are taken while it is written.
     """
-    parts = {name: waits[name] for name in tally.PARTS}
+    parts = {name: waits[name] for name in clock.PARTS}
     return {
         **parts,
         "rest_s": run_s - sum(parts.values()),
@@ -131,7 +129,7 @@ def _flops(parts: experiment.Experiment) -> float:
         "ready": np.zeros(b, bool),
         "age": np.zeros(b, np.int32),
     }
-    step = parts.parallel.run(
+    step = parts.parallel.compile(
         parts.programs.train_step, ("replicated", "replicated", "sharded"), donate_state=True
     )
     state = parts.parallel.replicate(parts.initial_state())

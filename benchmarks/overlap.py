@@ -15,22 +15,22 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import demo
-from kacl_jax.data.phantom import demo as phantom
-from kacl_jax.train import loop as train
+from configs import demo as demo_config
+from kacl_jax.data.phantom import demo
+from kacl_jax.train import job
 
 
 def main(patients: int = 150) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "phantom"
-        phantom.write(root, patients=patients, size=256, seed=0)
+        demo.write(root, patients=patients, size=256, seed=0)
         print(f"{'loop':34}{'images/s':>10}{'ROI/s':>8}{'waited s':>10}{'hit rate':>10}")
         for name, overrides in {
             "focal only, no radiomics": {"loss.focal_weight": 1.0, "loss.box_weight": 0.0},
             "asynchronous, lag 8": {"feedback.lag": 8, "loss.box_weight": 0.0},
             "synchronous, lag 0": {"feedback.lag": 0, "loss.box_weight": 0.0},
         }.items():
-            found = train.train_and_evaluate(
+            found = job.train_and_evaluate(
                 _config(root, overrides), Path(folder) / name.replace(" ", "-")
             )
             rates, feedback = found["throughput"], found["feedback"]
@@ -43,7 +43,7 @@ def main(patients: int = 150) -> None:
 
 
 def _config(root: Path, overrides: dict[str, object]) -> ConfigDict:
-    config = demo.get_config()
+    config = demo_config.get_config()
     config.data.root = str(root)
     config.train.epochs = 3
     config.eval.bootstrap = 10

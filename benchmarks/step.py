@@ -21,9 +21,10 @@ import jax
 import optax
 
 from benchmarks import bare
-from kacl_jax.runtime.devices import AXIS, DataParallel, averaged
+from kacl_jax.runtime.devices import AXIS, DataParallel, average_gradients
 from kacl_jax.step import losses
-from kacl_jax.step.programs import Batch, Programs, TrainState
+from kacl_jax.step.programs import Programs
+from kacl_jax.step.state import Batch, TrainState
 
 ROUNDS = 7
 
@@ -52,9 +53,9 @@ def main(encoder: str = "resnet18", size: int = 224, batch_size: int = 16) -> No
     state = parallel.replicate(program.init(variables, size))
     batch = parallel.shard(bare.batch(size, batch_size))
     steps = {
-        "supervised": parallel.run(focal_only, ("replicated",)),
-        "KACL": parallel.run(program.train_step, ("replicated", "replicated", "sharded")),
-        "second pass": parallel.run(second_pass, ("replicated", "sharded")),
+        "supervised": parallel.compile(focal_only, ("replicated",)),
+        "KACL": parallel.compile(program.train_step, ("replicated", "replicated", "sharded")),
+        "second pass": parallel.compile(second_pass, ("replicated", "sharded")),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(ROUNDS + 1):
@@ -93,7 +94,7 @@ def focal_gradients(program: Programs) -> Callable[[TrainState, Batch], tuple[An
             return jax.lax.pmean(focal, AXIS), stats
 
         (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return averaged(grads), value, stats
+        return average_gradients(grads), value, stats
 
     return gradients
 

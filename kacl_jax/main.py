@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signals.stop_at_once()  # before and after training, which listens itself
+    signals.exit_on_signals()  # before and after training, which listens itself
     try:
         if len(argv) > 1:
             raise UserError(
@@ -61,16 +61,16 @@ def _run(config: ConfigDict, workdir: Path) -> int:
     if _MODE.value == "verify":
         return _verify(config, workdir)
     # Heavy imports wait until the command is known to be sound, and never happen in a worker.
-    from kacl_jax.evaluation import terminal_table as terminal
-    from kacl_jax.train import loop as train
+    from kacl_jax.evaluation import terminal_table
+    from kacl_jax.train.job import evaluate_only, train_and_evaluate
 
-    job = train.train_and_evaluate if _MODE.value == "train" else train.evaluate_only
-    with hosts.connected(_DISTRIBUTED.value):
-        if not hosts.leads():
+    job = train_and_evaluate if _MODE.value == "train" else evaluate_only
+    with hosts.connect_processes(_DISTRIBUTED.value):
+        if not hosts.is_leader():
             logging.getLogger().setLevel(logging.WARNING)
-        found = job(config, workdir)
-        if hosts.leads():
-            print(terminal.format_table(found))
+        results = job(config, workdir)
+        if hosts.is_leader():
+            print(terminal_table.format_table(results))
             print(
                 f"\nIn {workdir}: report.html to look at, results.json, predictions.csv, boxes.csv, run.json"
             )
@@ -80,12 +80,12 @@ def _run(config: ConfigDict, workdir: Path) -> int:
 def _verify(config: ConfigDict, workdir: Path) -> int:
     """Check the data root completely and print all problems at once, each with its fix."""
     from kacl_jax.data import verify
-    from kacl_jax.runtime.progress import counting
+    from kacl_jax.runtime.progress import image_progress_bar
     from kacl_jax.train import experiment
 
     config_keys.check(config, n_devices=1)
     root = experiment.data_root(config, workdir.absolute())
-    with counting(f"Reading {root}") as count:
+    with image_progress_bar(f"Reading {root}") as count:
         report = verify.check(
             root,
             findings=config.data.findings,
@@ -106,5 +106,5 @@ def _verify(config: ConfigDict, workdir: Path) -> int:
 
 
 if __name__ == "__main__":
-    huge_pages.restart_with_them()
+    huge_pages.restart_with_huge_pages()
     app.run(main, flags_parser=command_line.parse)

@@ -8,10 +8,9 @@ from typing import Any
 
 import tiny_run
 
-from kacl_jax.train import checkpoint
-from kacl_jax.train import counters as tally
+from kacl_jax.train import checkpoint, clock
 
-TIMES = ("images_per_s", "rois_per_s", *(f"wait_{name}" for name in (*tally.PARTS, "radiomics_s")))
+TIMES = ("images_per_s", "rois_per_s", *(f"wait_{name}" for name in (*clock.PARTS, "radiomics_s")))
 
 
 def config(root: Path, **changes: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 import compile_fast
 import pytest
 
-from kacl_jax.data.phantom import demo as phantom
+from kacl_jax.data.phantom import demo
 from kacl_jax.runtime import files, huge_pages
 from kacl_jax.runtime.errors import DONE, NON_FINITE, USER_ERROR, WORKDIR_IN_USE
 from kacl_jax.runtime.workdir import lock_workdir
@@ -40,7 +40,7 @@ TINY = (
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "root"
-    phantom.write(path, patients=24, size=64, seed=0)
+    demo.write(path, patients=24, size=64, seed=0)
     return path
 
 

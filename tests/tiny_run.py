@@ -25,9 +25,9 @@ PATIENTS, SIZE = 48, 64
 
 def write_root(root: Path) -> Path:
     """118 phantom images at 64 px."""
-    from kacl_jax.data.phantom import demo as phantom
+    from kacl_jax.data.phantom import demo
 
-    phantom.write(root, patients=PATIENTS, size=SIZE, seed=0)
+    demo.write(root, patients=PATIENTS, size=SIZE, seed=0)
     return root
 
 
@@ -85,9 +85,7 @@ def tiny_encoder(*_: Any, dtype: Any, axis_name: str | None, **__: Any) -> Any:
 
 def _struck(at: str) -> None:
     """Make the loop send itself a signal where `at` says."""
-    from kacl_jax.train import checkpoint
-    from kacl_jax.train import final_test as score
-    from kacl_jax.train import loop as train
+    from kacl_jax.train import checkpoint, final_test, loop
 
     point, step, name = at.split(":")
     number = signal.Signals[name]
@@ -114,13 +112,13 @@ def _struck(at: str) -> None:
         setattr(owner, method, wrapped)
 
     if point == "turn":
-        around(train._Loop, "turn")
+        around(loop._Loop, "turn")
     elif point == "saving":
         around(checkpoint.Checkpoints, "save", delay=0.02)
     elif point == "saved":
         around(checkpoint.Checkpoints, "save")
     else:
-        around(score.results, "write_boxes", before=True)
+        around(final_test.results, "write_boxes", before=True)
 
 
 if __name__ == "__main__":
@@ -128,11 +126,11 @@ if __name__ == "__main__":
 
     from kacl_jax import main
     from kacl_jax.config import command_line
-    from kacl_jax.models import kacl as models
+    from kacl_jax.models import kacl
     from kacl_jax.runtime import hosts
 
     hosts.HEARTBEAT_S = int(os.environ.get("HEARTBEAT_S", hosts.HEARTBEAT_S))
-    models.image_encoder = tiny_encoder
+    kacl.image_encoder = tiny_encoder
     if os.environ.get("AT"):
         _struck(os.environ["AT"])
     app.run(main.main, argv=sys.argv, flags_parser=command_line.parse)

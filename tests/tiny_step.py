@@ -15,10 +15,13 @@ import optax
 import tiny_run
 
 from kacl_jax import radiomics
-from kacl_jax.models import kacl as models
+from kacl_jax.models import kacl
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
-from kacl_jax.step.programs import Augmentation, Loss, Programs, TrainState
+from kacl_jax.step.augment import Augmentation
+from kacl_jax.step.objective import Loss
+from kacl_jax.step.programs import Programs
+from kacl_jax.step.state import TrainState
 
 C, SIZE, B, F = 8, 64, 16, len(radiomics.FEATURE_NAMES)
 LOSS = Loss(
@@ -38,7 +41,7 @@ class TinyKACL(KACL):
     n_findings: int = C
 
     def setup(self) -> None:
-        with mock.patch.object(models, "image_encoder", tiny_run.tiny_encoder):
+        with mock.patch.object(kacl, "image_encoder", tiny_run.tiny_encoder):
             super().setup()
 
 

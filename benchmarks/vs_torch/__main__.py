@@ -39,7 +39,7 @@ import optax
 from benchmarks import bare
 from benchmarks.step import focal_gradients
 from kacl_jax.runtime.devices import DataParallel
-from kacl_jax.step.programs import TrainState
+from kacl_jax.step.state import TrainState
 
 try:
     import torch
@@ -100,15 +100,15 @@ class Ours:
 
         everywhere = ("replicated",)
         runs = {
-            "model": parallel.run(gradients, everywhere * 3),
-            "supervised": parallel.run(supervised, everywhere * 2),
-            "KACL": parallel.run(program.train_step, (*everywhere * 2, "sharded")),
+            "model": parallel.compile(gradients, everywhere * 3),
+            "supervised": parallel.compile(supervised, everywhere * 2),
+            "KACL": parallel.compile(program.train_step, (*everywhere * 2, "sharded")),
         }
         self.steps: dict[str, Callable[[], Any]] = {
             name: lambda run=run: jax.block_until_ready(run(state, placed))
             for name, run in runs.items()
         }
-        (scaled,) = parallel.run(features, ("sharded",))(state, placed)
+        (scaled,) = parallel.compile(features, ("sharded",))(state, placed)
         self.scaled = np.array(scaled)
 
 
@@ -213,11 +213,11 @@ def _row(name: str, seconds: dict[str, list[float]]) -> None:
 
 def loops(size: int, batch_size: int, rounds: int) -> None:
     """Each loop in a process of its own, in turns, from the same files."""
-    from kacl_jax.data.phantom import demo as phantom
+    from kacl_jax.data.phantom import demo
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "phantom"
-        phantom.write(root, patients=8 * batch_size, size=FILE_SIZE, seed=0)
+        demo.write(root, patients=8 * batch_size, size=FILE_SIZE, seed=0)
         rates: dict[str, list[float]] = {}
         for _ in range(rounds):
             for side in ("torch_loop", "jax_loop"):

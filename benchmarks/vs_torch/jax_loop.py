@@ -13,8 +13,7 @@ from pathlib import Path
 
 from configs import bench
 from kacl_jax.runtime import compilation
-from kacl_jax.train import checkpoint, experiment
-from kacl_jax.train import loop as train
+from kacl_jax.train import checkpoint, experiment, loop
 
 
 def main(root: str, size: int, batch_size: int) -> None:
@@ -26,11 +25,11 @@ def main(root: str, size: int, batch_size: int) -> None:
     # As here, so there: beside the files, compiled once for all rounds.
     compilation.keep_in(Path(root) / "compilation_cache")
     with tempfile.TemporaryDirectory() as folder:
-        parts = experiment.assemble(config, Path(folder))
-        tally = train.train(parts, checkpoint.Checkpoints(Path(folder) / "checkpoints"))
+        parts = experiment.build_experiment(config, Path(folder))
+        counters = loop.train(parts, checkpoint.Checkpoints(Path(folder) / "checkpoints"))
     # The last steps' regions are measured after the clock stops: their images do not count.
     whole = 1 - config.feedback.lag / parts.total_steps
-    print(json.dumps({"kacl_jax, asynchronous": tally.throughput["images_per_s"] * whole}))
+    print(json.dumps({"kacl_jax, asynchronous": counters.throughput["images_per_s"] * whole}))
 
 
 if __name__ == "__main__":

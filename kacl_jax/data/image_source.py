@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from kacl_jax.data.tables import Problems
-from kacl_jax.images.reader import read_image, resize
+from kacl_jax.images.reader import read_image
+from kacl_jax.images.resize import resize
 
 
 class Images(Protocol):

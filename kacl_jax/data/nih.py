@@ -27,7 +27,8 @@ from kacl_jax.data.tables import (
     Tables,
     read_tables,
 )
-from kacl_jax.images.reader import RESIZE_NAME, BrokenImage, read_image, resize
+from kacl_jax.images.reader import BrokenImage, read_image
+from kacl_jax.images.resize import RESIZE_NAME, resize
 from kacl_jax.runtime.errors import UserError
 
 __all__ = [

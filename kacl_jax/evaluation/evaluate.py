@@ -13,8 +13,7 @@ import numpy as np
 
 from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
-from kacl_jax.evaluation import localization as locate
-from kacl_jax.evaluation import metrics
+from kacl_jax.evaluation import localization, metrics
 from kacl_jax.evaluation.localization import Located, Tables
 from kacl_jax.evaluation.metrics import Calibration, Table
 from kacl_jax.evaluation.operating_points import OperatingPoint, decisions, operating_points
@@ -64,13 +63,15 @@ def evaluate(
     judged = whole.probability, whole.labels, whole.patients
     auroc, auprc = metrics.ranking_tables(*judged, resamples=resamples)
     grid = test.class_maps().shape[2:]
-    located = locate.locate(test, records, split, points, size=size, relu=relu, threshold=threshold)
-    blind = locate.locate_at_random(
+    located = localization.locate(
+        test, records, split, points, size=size, relu=relu, threshold=threshold
+    )
+    blind = localization.locate_at_random(
         located, records, grid, size=size, relu=relu, threshold=threshold
     )
-    prior = locate.prior_overlaps(located, records, split)
-    accuracy = locate.localization(located, records, resamples=resamples)
-    by_chance = locate.localization(blind, records, resamples=resamples)
+    prior = localization.prior_overlaps(located, records, split)
+    accuracy = localization.localization(located, records, resamples=resamples)
+    by_chance = localization.localization(blind, records, resamples=resamples)
     return Evaluation(
         val=val,
         test=test,
@@ -84,16 +85,18 @@ def evaluate(
         accuracy=accuracy,
         floors={
             "random_map": by_chance["single"],
-            **locate.floors(located, records, prior, grid, resamples=resamples),
+            **localization.floors(located, records, prior, grid, resamples=resamples),
         },
-        above_prior_map=locate.above_prior_map(located, records, prior, resamples=resamples),
+        above_prior_map=localization.above_prior_map(located, records, prior, resamples=resamples),
         prior_map_iou=prior["prior_map"]["iou"],
         pointing={
-            "single": locate.pointing_game(located, records, resamples=resamples),
-            "prior_map": locate.prior_pointing_game(located, records, split, resamples=resamples),
-            "random_map": locate.pointing_game(blind, records, resamples=resamples),
+            "single": localization.pointing_game(located, records, resamples=resamples),
+            "prior_map": localization.prior_pointing_game(
+                located, records, split, resamples=resamples
+            ),
+            "random_map": localization.pointing_game(blind, records, resamples=resamples),
         },
-        afp=locate.false_boxes(located, test, records, split, points, resamples=resamples),
+        afp=localization.false_boxes(located, test, records, split, points, resamples=resamples),
         resamples=resamples,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax.data import batches as pipeline
+from kacl_jax.data.batches import BrokenFiles, eval_batches
 from kacl_jax.data.nih import Records
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.runtime import hosts
@@ -34,10 +34,10 @@ class Inference:
         batch_size: int,
         on_error: str,
         threads: int,
-        broken: pipeline.BrokenFiles,
+        broken: BrokenFiles,
     ) -> None:
         self._parallel = parallel
-        self._step = parallel.run(eval_step, ("sharded",))
+        self._step = parallel.compile(eval_step, ("sharded",))
         self._records = records
         self._options: dict[str, Any] = {
             "image_size": image_size,
@@ -89,9 +89,9 @@ class Inference:
         self, state: Any, ids: np.ndarray, names: tuple[str, ...]
     ) -> Iterator[dict[str, np.ndarray]]:
         """The rows of this process's part of the images, batch by batch."""
-        own = np.array_split(ids, hosts.count())[hosts.index()]
+        own = np.array_split(ids, hosts.process_count())[hosts.process_index()]
         state = self._parallel.on_own_devices(state, "replicated")
-        for batch in pipeline.eval_batches(self._records, own, **self._options):
+        for batch in eval_batches(self._records, own, **self._options):
             (rows,) = self._step(state, self._parallel.shard({"image": batch["image"]}))
             host = self._parallel.fetch({name: rows[name] for name in names}, "sharded")
             valid = batch["valid"]

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from kacl_jax.data import batches as pipeline
+from kacl_jax.data.batches import OnError, eval_batches
 from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics
@@ -20,7 +20,7 @@ SIZE = 16
 
 
 def pixel_probe(
-    records: Records, split: Split, *, on_error: pipeline.OnError, threads: int, resamples: int
+    records: Records, split: Split, *, on_error: OnError, threads: int, resamples: int
 ) -> metrics.Table:
     """AUROC on the test part of a logistic regression per finding, fitted to the training part's pixels.
 
@@ -40,11 +40,11 @@ def pixel_probe(
 
 
 def _pixels(
-    records: Records, ids: np.ndarray, on_error: pipeline.OnError, threads: int
+    records: Records, ids: np.ndarray, on_error: OnError, threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(image ids [m], grey levels float64 [m 256]) of the images that can be read."""
     seen, pixels = [], []
-    for batch in pipeline.eval_batches(
+    for batch in eval_batches(
         records, ids, image_size=SIZE, batch_size=256, on_error=on_error, threads=threads
     ):
         seen.append(batch["image_id"][batch["valid"]])

@@ -15,9 +15,10 @@ import numpy as np
 
 from kacl_jax.feedback.result import Result
 
-State = dict[str, np.ndarray]
+FeedbackState = dict[str, np.ndarray]
 
 _TABLE = ("features", "ready", "features_step")
+COUNTERS = "told"  # what the array of counts is called in every checkpoint
 
 
 class Pending(NamedTuple):
@@ -28,7 +29,9 @@ class Pending(NamedTuple):
     content: Result | tuple[np.ndarray, np.ndarray]
 
 
-def pack(pending: list[Pending], width: int) -> tuple[State, list[tuple[str | None, bool]]]:
+def pack_pending(
+    pending: list[Pending], width: int
+) -> tuple[FeedbackState, list[tuple[str | None, bool]]]:
     """Arrays and, for each finished region, (reason, deterministic). width: features of a row."""
     results = [region.content for region in pending if isinstance(region.content, Result)]
     waiting = [region.content for region in pending if not isinstance(region.content, Result)]
@@ -50,8 +53,10 @@ def pack(pending: list[Pending], width: int) -> tuple[State, list[tuple[str | No
     return arrays, [(result.reason, result.deterministic) for result in results]
 
 
-def unpack(state: State, results: list[tuple[str | None, bool]]) -> Iterator[Pending]:
-    """The inverse of `pack`."""
+def unpack_pending(
+    state: FeedbackState, results: list[tuple[str | None, bool]]
+) -> Iterator[Pending]:
+    """The inverse of `pack_pending`."""
     answers = iter(zip(state["pending_features"][1:], results, strict=True))
     crops = _crops(state["waiting_shape"], state["waiting_pixels"], state["waiting_masks"])
     next(crops)
@@ -64,48 +69,48 @@ def unpack(state: State, results: list[tuple[str | None, bool]]) -> Iterator[Pen
     for step, image, known in rows:
         if known:
             features, (reason, deterministic) = next(answers)
-            found = None if reason is not None else np.array(features, np.float32)
-            yield Pending(int(step), int(image), Result(found, reason, deterministic))
+            values = None if reason is not None else np.array(features, np.float32)
+            yield Pending(int(step), int(image), Result(values, reason, deterministic))
         else:
             yield Pending(int(step), int(image), next(crops))
 
 
-def told(content: dict[str, Any]) -> np.ndarray:
-    """A state's counts and the like, as its array `told`: JSON in uint8."""
+def encode_counters(content: dict[str, Any]) -> np.ndarray:
+    """A state's counts and the like, as its array COUNTERS: JSON in uint8."""
     return np.frombuffer(json.dumps(content, sort_keys=True).encode(), np.uint8).copy()
 
 
-def read_told(state: State) -> dict[str, Any]:
-    """The inverse of `told`."""
-    found: dict[str, Any] = json.loads(state["told"].tobytes())
-    return found
+def decode_counters(state: FeedbackState) -> dict[str, Any]:
+    """The inverse of `encode_counters`."""
+    content: dict[str, Any] = json.loads(state[COUNTERS].tobytes())
+    return content
 
 
 # ---- the shares of several processes --------------------------------------------------------------------------
 
 
-def share(state: State, images: np.ndarray, *, counts: bool) -> State:
+def state_of_process(state: FeedbackState, images: np.ndarray, *, counts: bool) -> FeedbackState:
     """What of a whole state one process needs to go on: pending regions of its images, the table as it is.
 
     images: int [m]. counts: whether this process goes on from the totals; the others start at 0.
     """
-    content = read_told(state)
+    content = decode_counters(state)
     own = set(images.tolist())
-    pending = [p for p in unpack(state, content["results"]) if p.image in own]
-    arrays, results = pack(pending, state["features"].shape[1])
+    pending = [p for p in unpack_pending(state, content["results"]) if p.image in own]
+    arrays, results = pack_pending(pending, state["features"].shape[1])
     content["results"] = results
     if not counts:
         content |= {"counts": {}, "failures": {}, "waits_s": 0.0, "reproducible": True}
-    return {**state, **arrays, "told": told(content)}
+    return {**state, **arrays, COUNTERS: encode_counters(content)}
 
 
-def rows(state: State, images: np.ndarray) -> State:
+def table_rows(state: FeedbackState, images: np.ndarray) -> FeedbackState:
     """A state with the rows of these images int [m] only, which travel with it as `images`."""
     return {**state, **{name: state[name][images] for name in _TABLE}, "images": images}
 
 
-def joined(parts: list[State], n_images: int) -> State:
-    """The whole state from the `rows` of all processes, whose images are distinct.
+def join_states(parts: list[FeedbackState], n_images: int) -> FeedbackState:
+    """The whole state from the `table_rows` of all processes, whose images are distinct.
 
     Regions are ordered as one process that serves all shards would have them.
     """
@@ -119,14 +124,14 @@ def joined(parts: list[State], n_images: int) -> State:
     for part in parts:
         for name in _TABLE:
             whole[name][part["images"]] = part[name]
-    contents = [read_told(part) for part in parts]
+    contents = [decode_counters(part) for part in parts]
     pending = [
         region
         for part, content in zip(parts, contents, strict=True)
-        for region in unpack(part, content["results"])
+        for region in unpack_pending(part, content["results"])
     ]
     pending.sort(key=lambda region: region.step)  # stable: within a step the processes' order
-    arrays, results = pack(pending, first["features"].shape[1])
+    arrays, results = pack_pending(pending, first["features"].shape[1])
     content = {
         "counts": dict(sum((Counter(c["counts"]) for c in contents), Counter())),
         "failures": dict(sum((Counter(c["failures"]) for c in contents), Counter())),
@@ -134,7 +139,7 @@ def joined(parts: list[State], n_images: int) -> State:
         "reproducible": all(c["reproducible"] for c in contents),
         "results": results,
     }
-    return {**whole, **arrays, "told": told(content)}
+    return {**whole, **arrays, COUNTERS: encode_counters(content)}
 
 
 def _crops(

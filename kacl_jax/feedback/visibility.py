@@ -22,12 +22,18 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from kacl_jax.feedback import state as feedback_state
 from kacl_jax.feedback.feature_cache import FeatureCache
 from kacl_jax.feedback.feature_table import FeatureTable
 from kacl_jax.feedback.pool import RadiomicsPool
 from kacl_jax.feedback.result import Result
-from kacl_jax.feedback.state import Pending
+from kacl_jax.feedback.state import (
+    COUNTERS,
+    Pending,
+    decode_counters,
+    encode_counters,
+    pack_pending,
+    unpack_pending,
+)
 from kacl_jax.radiomics.host import crop
 
 _LIVENESS_S = 1.0  # how often a wait looks whether the pool still lives
@@ -257,8 +263,8 @@ class Feedback:
         pending = [
             Pending(r.step, r.image, r.result() if r.done() else r.region()) for r in self._pending
         ]
-        arrays, results = feedback_state.pack(pending, self._table.features.shape[1])
-        told = {
+        arrays, results = pack_pending(pending, self._table.features.shape[1])
+        counters = {
             "counts": dict(self._counts),
             "failures": dict(self.failures),
             "waits_s": self._waits_s,
@@ -271,7 +277,7 @@ class Feedback:
             "ready": self._table.ready.copy(),
             "features_step": self._table.step.copy(),
             **arrays,
-            "told": feedback_state.told(told),
+            COUNTERS: encode_counters(counters),
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
@@ -296,12 +302,12 @@ class Feedback:
         table.ready[:] = state["ready"]
         table.step[:] = state["features_step"]
         self._submitted_step = self._seen_step = int(state["step"][0])
-        told = feedback_state.read_told(state)
-        self._counts = Counter(told["counts"])
-        self.failures = Counter(told["failures"])
-        self._waits_s = told["waits_s"]
-        self.reproducible = told["reproducible"]
-        for step, image, content in feedback_state.unpack(state, told["results"]):
+        counters = decode_counters(state)
+        self._counts = Counter(counters["counts"])
+        self.failures = Counter(counters["failures"])
+        self._waits_s = counters["waits_s"]
+        self.reproducible = counters["reproducible"]
+        for step, image, content in unpack_pending(state, counters["results"]):
             if isinstance(content, Result):
                 self._pending.append(_Region(step, image, content))
             else:

@@ -8,9 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# Part of the radiomics extractor's key: change it whenever `resize` can give other pixels.
-RESIZE_NAME = "cv2-area-shrink-linear-grow-1"
-
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _MAX_PIXELS = 1 << 27  # larger than any radiograph; a crafted header could ask for terabytes
@@ -106,15 +103,3 @@ def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [h w] → uint8 [size size], the aspect ratio not kept (boxes are fractions of a side).
-
-    The only resize in the package: area average when neither side grows, else bilinear.
-    """
-    if image.shape == (size, size):
-        return image
-    shrinks = size <= min(image.shape)
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=how)

@@ -198,12 +198,12 @@ def _on_device(regions: list[_Region], bucket: _Bucket, dtype: str) -> np.ndarra
 def _program(levels: int, by: Counting) -> Callable[..., jax.Array]:
     if by != "numba":
         return jax.jit(functools.partial(tiles.features, levels=levels, formulation=by))
-    from kacl_jax.radiomics.counts import by_numba as compiled
+    from kacl_jax.radiomics.counts import by_numba
 
     formulas = jax.jit(tiles.formulas)
 
     def run(pixels: np.ndarray, level: np.ndarray, *, used: np.int32) -> jax.Array:
-        return formulas(compiled.count(pixels, level, levels=levels), pixels, level)
+        return formulas(by_numba.count(pixels, level, levels=levels), pixels, level)
 
     return run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kacl_jax import config as config_keys
-from kacl_jax.evaluation import contrastive_summary as contrast
+from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.number_format import short
 from kacl_jax.evaluation.predictions import read_tested
 from kacl_jax.report import figures, gallery, page
@@ -36,7 +36,7 @@ def write_run(workdir: Path, shown: Shown) -> None:
         "curves": figures.ranking_curves(read_tested(workdir, results["findings"]), results),
         "localization": figures.localization(results),
         "training": figures.training(log, results),
-        "contrast": contrast.last_epoch(log, config),
+        "contrast": contrastive_summary.last_epoch(log, config),
         "feedback": figures.feedback(log, results),
         "gallery": gallery.gallery(shown),
         "interpretation": gallery.interpretation(shown),

@@ -69,22 +69,22 @@ class DataParallel:
     def replicate(self, tree: Any) -> Any:
         """A whole copy of every leaf, which must be equal in all processes, on each device."""
         if self.mode == "shard_map":
-            return self._placed(tree, PartitionSpec())
+            return self._place(tree, PartitionSpec())
 
         def stack(leaf: Any) -> np.ndarray:
             leaf = np.asarray(leaf)
             return np.broadcast_to(leaf, (len(self._own), *leaf.shape))
 
-        return self._placed(jax.tree.map(stack, tree), PartitionSpec(AXIS))
+        return self._place(jax.tree.map(stack, tree), PartitionSpec(AXIS))
 
     def shard(self, batch: Any) -> Any:
         """Split every leaf [b …] by rows over this process's devices; b must divide by their number."""
         n = len(self._own)
         if self.mode == "pmap":
             batch = jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
-        return self._placed(batch, PartitionSpec(AXIS))
+        return self._place(batch, PartitionSpec(AXIS))
 
-    def run(
+    def compile(
         self,
         function: Callable[[Any, Any], Any],
         outputs: tuple[Layout, ...],
@@ -127,20 +127,20 @@ class DataParallel:
         def of_this_process(x: jax.Array) -> jax.Array:
             if x.is_fully_addressable:
                 return x
-            return _reassembled(x, self._own_mesh, spec, len(self._own), len(x.sharding.device_set))
+            return _reassemble(x, self._own_mesh, spec, len(self._own), len(x.sharding.device_set))
 
         return jax.tree.map(of_this_process, tree)
 
-    def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
+    def _place(self, tree: Any, spec: PartitionSpec) -> Any:
         placed = jax.device_put(tree, NamedSharding(self._own_mesh, spec))
         if self.mode == "pmap" or not self._spans:
             return placed
         return jax.tree.map(
-            lambda x: _reassembled(x, self.mesh, spec, self.n_devices, len(self._own)), placed
+            lambda x: _reassemble(x, self.mesh, spec, self.n_devices, len(self._own)), placed
         )
 
 
-def _reassembled(
+def _reassemble(
     x: jax.Array, mesh: Mesh, spec: PartitionSpec, devices: int, before: int
 ) -> jax.Array:
     """The pieces of x on this process's devices as an array over `mesh`, from so many devices `before`."""
@@ -149,30 +149,30 @@ def _reassembled(
     return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, spec), pieces)
 
 
-def told_by_all(step: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
+def with_shared_flag(step: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
     """The per-device train step that also tells every process what one of them has to say.
 
     Its batch has one column more, `name` bool [b], and its metrics one figure: on how many devices a row was true.
     """
 
-    def telling(state: Any, batch: Any) -> Any:
+    def step_with_flag(state: Any, batch: Any) -> Any:
         rows = {key: column for key, column in batch.items() if key != name}
         state, metrics, rows = step(state, rows)
         return state, {**metrics, name: jax.lax.psum(batch[name].any() * 1, AXIS)}, rows
 
-    return telling
+    return step_with_flag
 
 
-def averaged(grads: Any) -> Any:
-    """The gradients of a global loss in replicated parameters, equal on all devices; called inside `run`'s functions.
+def average_gradients(grads: Any) -> Any:
+    """The gradients of a global loss in replicated parameters, equal on all devices. For per-device functions.
 
     shard_map follows which values differ between devices and has summed these gradients already: another pmean would
     change nothing and send them twice. pmap does not, and leaves every device with its own part of the mean.
     """
-    return grads if _follows() else jax.lax.pmean(grads, AXIS)
+    return grads if _tracks_varying_values() else jax.lax.pmean(grads, AXIS)
 
 
-def _follows() -> bool:
+def _tracks_varying_values() -> bool:
     """Whether this trace knows which values differ between devices; JAX versions tell it in two places."""
     kind: Any = jax.typeof(jax.lax.axis_index(AXIS))
     told = getattr(kind, "manual_axis_type", None)

@@ -35,64 +35,64 @@ _ENV = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Those of jax's own detections that ask nothing of a network unless they are on a TPU.
 _CLUSTERS = ("ompi", "slurm", "gcetpu", "gketpu")
 
-_here = (0, 1)  # index and number of processes
+_process = (0, 1)  # index and number of processes
 
 
-class Told(NamedTuple):
+class Message(NamedTuple):
     """What a process tells: anything that is JSON, and named arrays."""
 
     meta: Any
     arrays: dict[str, np.ndarray]
 
 
-def index() -> int:
+def process_index() -> int:
     """Which of the processes this is, 0 … count − 1."""
-    return _here[0]
+    return _process[0]
 
 
-def count() -> int:
-    return _here[1]
+def process_count() -> int:
+    return _process[1]
 
 
-def leads() -> bool:
-    return index() == 0
+def is_leader() -> bool:
+    return process_index() == 0
 
 
 # ---- what they tell each other --------------------------------------------------------------------------------
 
 
-def gather(meta: Any = None, arrays: dict[str, np.ndarray] | None = None) -> list[Told]:
+def gather(meta: Any = None, arrays: dict[str, np.ndarray] | None = None) -> list[Message]:
     """What each process tells, in their order; all call it and all get it."""
-    told = Told(meta, arrays or {})
-    if count() == 1:
+    told = Message(meta, arrays or {})
+    if process_count() == 1:
         return [told]
     from jax.experimental import multihost_utils
 
-    mine = _packed(told)
+    mine = _pack(told)
     with _transfers():
         sizes = multihost_utils.process_allgather(np.array([len(mine)]))[:, 0]
-        padded = np.zeros(_rounded(sizes.max()), np.uint8)
+        padded = np.zeros(_next_power_of_two(sizes.max()), np.uint8)
         padded[: len(mine)] = mine
         found = multihost_utils.process_allgather(padded)
-    return [_unpacked(row[:size]) for row, size in zip(found, sizes, strict=True)]
+    return [_unpack(row[:size]) for row, size in zip(found, sizes, strict=True)]
 
 
-def share(read: Callable[[], Told]) -> Told:
+def broadcast(read: Callable[[], Message]) -> Message:
     """What `read` gives on process 0, where alone it is called; all call this and all get it."""
-    if count() == 1:
+    if process_count() == 1:
         return read()
     from jax.experimental import multihost_utils
 
-    content = _packed(read()) if leads() else np.zeros(0, np.uint8)
+    content = _pack(read()) if is_leader() else np.zeros(0, np.uint8)
     with _transfers():
         size = int(multihost_utils.broadcast_one_to_all(np.array([len(content)]))[0])
-        padded = np.zeros(_rounded(size), np.uint8)
+        padded = np.zeros(_next_power_of_two(size), np.uint8)
         padded[: len(content)] = content
         found = multihost_utils.broadcast_one_to_all(padded)
-    return _unpacked(found[:size])
+    return _unpack(found[:size])
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when all have come here."""
     gather()
 
@@ -109,16 +109,16 @@ def refuse_differences(values: dict[str, Any], *, free: tuple[str, ...]) -> None
 
 
 @contextmanager
-def one_first() -> Iterator[None]:
+def leader_first() -> Iterator[None]:
     """Process 0 goes through the block before the others do; all call it."""
-    if not leads():
-        wait_for_all()
+    if not is_leader():
+        barrier()
     yield
-    if leads():
-        wait_for_all()
+    if is_leader():
+        barrier()
 
 
-def _packed(told: Told) -> np.ndarray:
+def _pack(told: Message) -> np.ndarray:
     file = io.BytesIO()
     meta = np.frombuffer(json.dumps(told.meta).encode(), np.uint8)
     arrays: dict[str, Any] = {"": meta, **told.arrays}
@@ -126,13 +126,13 @@ def _packed(told: Told) -> np.ndarray:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def _unpacked(content: np.ndarray) -> Told:
+def _unpack(content: np.ndarray) -> Message:
     with np.load(io.BytesIO(content.tobytes())) as read:
         arrays = {name: read[name] for name in read.files}
-    return Told(json.loads(arrays.pop("").tobytes()), arrays)
+    return Message(json.loads(arrays.pop("").tobytes()), arrays)
 
 
-def _rounded(size: int) -> int:
+def _next_power_of_two(size: int) -> int:
     """The next power of two: few different sizes, few programs to compile."""
     return 1 << (int(size) - 1).bit_length()
 
@@ -147,7 +147,7 @@ def _transfers() -> Any:
 
 
 @contextmanager
-def connected(mode: str) -> Iterator[None]:
+def connect_processes(mode: str) -> Iterator[None]:
     """Be one of several processes inside the block, if asked to or if there are several; else change nothing.
 
     mode: 'auto' if detected, 'on' refuses to go on alone, 'off'. Detected are JAX_COORDINATOR_ADDRESS with
@@ -157,8 +157,8 @@ def connected(mode: str) -> Iterator[None]:
     Raises:
       UserError: half a description, none of several processes under 'on', or the others did not come.
     """
-    global _here
-    found = None if mode == "off" else _described()
+    global _process
+    found = None if mode == "off" else _find_description()
     if found is None:
         if mode == "on":
             raise UserError(
@@ -169,23 +169,23 @@ def connected(mode: str) -> Iterator[None]:
         return
     import jax
 
-    _meet(found)
-    watch = _Watch()
+    _initialise(found)
+    watch = _ProcessMonitor()
     try:
         yield
-        wait_for_all()
+        barrier()
     except BaseException as error:
         watch.end(error)
     watch.close()
     jax.distributed.shutdown()
-    _here = (0, 1)
+    _process = (0, 1)
 
 
-def _described() -> dict[str, Any] | None:
+def _find_description() -> dict[str, Any] | None:
     """Arguments of jax.distributed.initialize; None where this is one process."""
     given = {name: os.environ[name] for name in _ENV if os.environ.get(name)}
     if len(given) == len(_ENV):
-        numbers = [_whole(name, given[name]) for name in _ENV[1:]]
+        numbers = [_whole_number(name, given[name]) for name in _ENV[1:]]
         if not 0 <= numbers[1] < numbers[0]:
             raise UserError(
                 f"JAX_PROCESS_ID is {numbers[1]}; it must be 0 … {numbers[0] - 1}, below JAX_NUM_PROCESSES"
@@ -229,14 +229,14 @@ def _cluster() -> tuple[str, int] | None:
     return None
 
 
-def _meet(found: dict[str, Any]) -> None:
-    global _if_aborted
+def _initialise(found: dict[str, Any]) -> None:
+    global _abort_exit
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from `signals.Interrupt`.
     jax.config.update("jax_enable_preemption_service", False)
-    _aborts_are_told()
+    _handle_aborts()
     try:
         jax.distributed.initialize(
             **found, initialization_timeout=MEETING_S, heartbeat_timeout_seconds=HEARTBEAT_S
@@ -244,7 +244,7 @@ def _meet(found: dict[str, Any]) -> None:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{_MISSED} ({error})") from error
     _open_channels()
-    _if_aborted = INTERRUPTED, _LOST
+    _abort_exit = INTERRUPTED, _LOST
 
 
 def _open_channels() -> None:
@@ -253,12 +253,12 @@ def _open_channels() -> None:
     gloo gives the others 30 s to come when processes first use a group of devices together (and any time later on):
     too few where one compiles the train step and another finds it in its cache.
     """
-    global _here
+    global _process
     import jax
     from jax._src import distributed
     from jax.experimental import multihost_utils
 
-    _here = jax.process_index(), jax.process_count()
+    _process = jax.process_index(), jax.process_count()
     store: Any = distributed.global_state.client
     store.wait_at_barrier("kacl_jax/met", MEETING_S * 1000)
     multihost_utils.sync_global_devices("kacl_jax")
@@ -268,7 +268,7 @@ def _open_channels() -> None:
     jax.block_until_ready(jax.jit(lambda x: x.sum())(ones))
 
 
-def _whole(name: str, text: str) -> int:
+def _whole_number(name: str, text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
@@ -285,28 +285,28 @@ _LOST = (
     "Another process of this run was lost (or jax gave up for the reason above). The checkpoints are intact; the same "
     "command, started on all hosts, goes on from the last one."
 )
-_if_aborted = (
+_abort_exit = (
     USER_ERROR,
     _MISSED,
 )  # this process's exit code and last words, were jax to abort it now
 
 
-def _aborts_are_told() -> None:
+def _handle_aborts() -> None:
     """jax ends a process that misses another one by abort(), from C++: make it an exit code and a sentence."""
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal.restype = ctypes.c_void_p
-    libc.signal(signal.SIGABRT, ctypes.cast(_aborted, ctypes.c_void_p))
+    libc.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _aborted(_: int) -> None:
-    code, words = _if_aborted
+def _on_abort(_: int) -> None:
+    code, words = _abort_exit
     os.write(2, f"\n{words}\n".encode())
     os._exit(code)
 
 
-class _Watch:
+class _ProcessMonitor:
     """A thread that ends this process when another one told that it ends, and tells the others when this one does."""
 
     def __init__(self) -> None:
@@ -315,7 +315,7 @@ class _Watch:
         self._store: Any = distributed.global_state.client
         self._ending = threading.Lock()  # taken once, by the thread that ends the process
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="other processes", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="other processes", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -336,34 +336,34 @@ class _Watch:
             code, words = USER_ERROR, f"{type(error).__name__}: {error}"
         self._end(code, words, f"\n{words}")
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._closed.wait(_LOOK_S):
-            for name, words in self._ended():
+            for name, words in self._ended_processes():
                 told = json.loads(words)
                 self._end(told["code"], told["words"], f"\nProcess {name} ended: {told['words']}")
 
     def _end(self, code: int, words: str, line: str) -> NoReturn:
-        global _if_aborted
+        global _abort_exit
         self._ending.acquire()
-        _if_aborted = code, ""
+        _abort_exit = code, ""
         print(line, file=sys.stderr, flush=True)
         sys.stdout.flush()
         import jax
 
         try:
             self._store.key_value_set(
-                f"{_ENDED}{index()}", json.dumps({"code": code, "words": words})
+                f"{_ENDED}{process_index()}", json.dumps({"code": code, "words": words})
             )
         except jax.errors.JaxRuntimeError:
             os._exit(code)  # nobody is left to be told
-        if leads():  # the store is here: stay until all have looked
+        if is_leader():  # the store is here: stay until all have looked
             until = time.monotonic() + _FAREWELL_S
-            while len(self._ended()) < count() and time.monotonic() < until:
+            while len(self._ended_processes()) < process_count() and time.monotonic() < until:
                 time.sleep(_LOOK_S / 5)
             time.sleep(2 * _LOOK_S)
         os._exit(code)
 
-    def _ended(self) -> list[tuple[str, str]]:
+    def _ended_processes(self) -> list[tuple[str, str]]:
         """(index, what it told) of the processes that end."""
         import jax
 

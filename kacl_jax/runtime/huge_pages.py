@@ -13,7 +13,7 @@ import sys
 TUNABLE = "glibc.malloc.hugetlb"
 
 
-def restart_with_them() -> None:
+def restart_with_huge_pages() -> None:
     """Start this very command again, in this process, with TUNABLE=1 in GLIBC_TUNABLES.
 
     Returns where that is done already, where TUNABLE was given another value, and where there is no glibc.

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+def image_progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar over images on a terminal, after a second; gives the function to call with (done, in all)."""
     with tqdm(desc=what, unit="image", delay=1, disable=None, dynamic_ncols=True) as bar:
 

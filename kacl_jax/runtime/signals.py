@@ -13,7 +13,7 @@ from kacl_jax.runtime.errors import INTERRUPTED
 _STOPPED = "Stopped; the same command goes on from the last checkpoint."
 
 
-def stop_at_once() -> None:
+def exit_on_signals() -> None:
     """From now on Ctrl-C and SIGTERM end this process, which loses no more by it than by `kill -9`.
 
     No exception: where a signal meets a garbage collector's callback, and jax has one, Python swallows what is raised.

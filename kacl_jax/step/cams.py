@@ -47,12 +47,12 @@ class Cams:
         row = jnp.arange(b) + jax.lax.axis_index(AXIS) * b
         finding = (row + state.step) % c
         classify = functools.partial(self.classify_early, state)
-        maps = gradcam.map_of(classify, aux["early_map"], finding)
+        maps = gradcam.finding_map(classify, aux["early_map"], finding)
         taken = jax.nn.one_hot(finding, c)
         sums = jax.lax.psum(jnp.einsum("bc,buv->cuv", taken, maps), AXIS)
         return sums / jax.lax.psum(taken.sum(0), AXIS)[:, None, None]
 
-    def moved_mean(self, state: TrainState, aux: dict[str, Any]) -> dict[str, jax.Array]:
+    def updated_mean_map(self, state: TrainState, aux: dict[str, Any]) -> dict[str, jax.Array]:
         """The running mean map after this step, and its count: fields of the new state."""
         rate = ema_rate(state.cam_count + 1)
         batch_mean = self.mean_maps(state, aux)
@@ -66,10 +66,10 @@ class Cams:
     ) -> dict[str, jax.Array]:
         """What the host needs of each row to mark its region of interest."""
         logits, maps = aux["logits"], aux["maps"]
-        finding = gradcam.marked_finding(logits, batch["labels"])
+        finding = gradcam.region_finding(logits, batch["labels"])
         if self.early:
             classify = functools.partial(self.classify_early, state)
-            cam = gradcam.map_of(classify, aux["early_map"], finding)
+            cam = gradcam.finding_map(classify, aux["early_map"], finding)
         else:
             cam = jnp.take_along_axis(maps, finding[:, None, None, None], axis=1)[:, 0]
         if self.center:

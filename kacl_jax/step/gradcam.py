@@ -36,7 +36,7 @@ def class_maps(
     return jnp.einsum("buvk,cbk->bcuv", feature_map, weights, precision="highest")
 
 
-def map_of(
+def finding_map(
     classify: Callable[[jax.Array], jax.Array], feature_map: jax.Array, finding: jax.Array
 ) -> jax.Array:
     """`class_maps` of one finding per image, for a head too dear to be differentiated for every finding.
@@ -51,7 +51,7 @@ def map_of(
     return jnp.einsum("buvk,bk->buv", feature_map, weights, precision="highest")
 
 
-def marked_finding(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def region_finding(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The finding whose map marks the region in training: the positive one with the highest logit.
 
     Without a positive label it is the arg-max of all logits. float [b c], [b c] → int32 [b].

@@ -68,7 +68,7 @@ class Objective:
         """(the loss over the global batch, its unweighted terms, aux); arguments and aux as in `terms`.
 
         A term that no row of the batch has is NaN among the terms and nothing in the loss. The gradients of what it
-        returns must be `averaged` over the devices: right under shard_map and pmap.
+        returns must go through `average_gradients`: right under shard_map and pmap.
         """
         sums, counts, aux = self.terms(params, batch_stats, feature_map, batch, affine, radiomics)
         counts = jax.lax.psum(counts, AXIS)

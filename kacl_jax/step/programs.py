@@ -20,7 +20,7 @@ import optax
 
 from kacl_jax.models.kacl import KACL
 from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.runtime.devices import AXIS, averaged
+from kacl_jax.runtime.devices import AXIS, average_gradients
 from kacl_jax.step import gradcam
 from kacl_jax.step.augment import Augmentation
 from kacl_jax.step.cams import Cams
@@ -111,16 +111,16 @@ class Programs:
 
         (total, on_the_way), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
         terms, feature_map, aux, batch, radiomics, moments, n_ready = on_the_way
-        grads = averaged(grads)
+        grads = average_gradients(grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        moved_mean = self._cams.moved_mean(state, aux)
+        updated_mean_map = self._cams.updated_mean_map(state, aux)
         proposed = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=aux["batch_stats"],
             opt_state=opt_state,
             **moments,
-            **moved_mean,
+            **updated_mean_map,
         )
         grad_norm = optax.tree.norm(grads)
         new_state = keep_if_finite(state, proposed, total, grad_norm)

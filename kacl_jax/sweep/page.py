@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
-from kacl_jax.evaluation import contrastive_summary as contrast
+from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.metrics import T_IOU
 from kacl_jax.evaluation.number_format import interval, short, signed
 from kacl_jax.report import charts, page
@@ -49,9 +49,9 @@ def write_sweep(folder: Path, finished: Sequence[str]) -> None:
         "notes": _notes(rows),
         "localization": _against_t(_by(points, "arm")),
         "wang": WANG_LABEL,
-        "contrast": contrast.rows((point["arm"], point["contrast"]) for point in points),
-        "contrast_columns": contrast.COLUMNS,
-        "contrast_reading": contrast.READING,
+        "contrast": contrastive_summary.rows((point["arm"], point["contrast"]) for point in points),
+        "contrast_columns": contrastive_summary.COLUMNS,
+        "contrast_reading": contrastive_summary.READING,
         "points": _by(points, "arm"),
         "cells": sorted({(point["fold"], point["seed"]) for point in points}),
         "splits": sorted(
@@ -98,7 +98,7 @@ def _read_point(folder: Path, name: str) -> dict[str, Any]:
         "seed": int(seed),
         "results": files.read_json(own / "results.json"),
         "origin": files.read_json(own / "run.json"),
-        "contrast": contrast.last_epoch(log, config),
+        "contrast": contrastive_summary.last_epoch(log, config),
         "link": quote(f"{name}/report.html") if page_there else "",
     }
 

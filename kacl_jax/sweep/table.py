@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from kacl_jax.evaluation import contrastive_summary as contrast
+from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.number_format import interval, p_value, short, signed, threshold
 from kacl_jax.sweep.compare import PRIOR_MAP, Difference, Row, Runs
 from kacl_jax.sweep.hyper import Point
@@ -91,10 +91,12 @@ def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[
             floors = [row for row in rows if row.family == "floor"]
             lines += ["", f"## {heading}", "", *_figures(ours + floors)]
             lines += ["", *_differences(ours)] if any(r.difference for r in ours) else []
-    learned = contrast.rows((point.arm.name, run.contrast) for point, run in runs.items())
+    learned = contrastive_summary.rows(
+        (point.arm.name, run.contrast) for point, run in runs.items()
+    )
     if learned:
-        lines += ["", "## What the contrastive loss did", "", contrast.READING, ""]
-        lines += _table(contrast.COLUMNS, learned)
+        lines += ["", "## What the contrastive loss did", "", contrastive_summary.READING, ""]
+        lines += _table(contrastive_summary.COLUMNS, learned)
     if runs:
         lines += ["", "## Tested on", "", *_splits(runs)]
         lines += ["", "## Code", "", *_commits(runs)]

@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on, verified byte by byte when it does. The only file that knows orbax.
 
 A checkpoint is a flat dict of named arrays plus a JSON-able dict. A digest over both is stored with them, because orbax
-restores flipped bytes silently. Of several processes only the first reads and writes; `shared` tells the others.
+restores flipped bytes silently. Of several processes only the first reads and writes;
+`restore_on_all` hands what it read to the others.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Checkpoints:
         self.directory = directory
         self.damaged: list[str] = []
         directory.mkdir(parents=True, exist_ok=True)
-        for path in directory.iterdir() if hosts.leads() else ():
+        for path in directory.iterdir() if hosts.is_leader() else ():
             if _HALF_WRITTEN in path.name:
                 shutil.rmtree(path)
         # Else orbax would wait for the other processes, which do not call it.
@@ -161,16 +162,16 @@ class Checkpoints:
         return self.directory / f"{step:08d}"
 
 
-def shared(read: Callable[[], Restored | None]) -> Restored | None:
+def restore_on_all(read: Callable[[], Restored | None]) -> Restored | None:
     """What `read` restores on the first process, where alone it is called, for all of them."""
 
-    def told() -> hosts.Told:
+    def told() -> hosts.Message:
         found = read()
         if found is None:
-            return hosts.Told(None, {})
-        return hosts.Told({"step": found.step, "meta": found.meta}, found.arrays)
+            return hosts.Message(None, {})
+        return hosts.Message({"step": found.step, "meta": found.meta}, found.arrays)
 
-    content = hosts.share(told)
+    content = hosts.broadcast(told)
     if content.meta is None:
         return None
     return Restored(content.meta["step"], content.arrays, content.meta["meta"])

@@ -17,12 +17,10 @@ from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
 from kacl_jax import radiomics
-from kacl_jax.data import batches as pipeline
 from kacl_jax.data import nih, splits
-from kacl_jax.data.phantom import demo as phantom
-from kacl_jax.data.shards import ShardedBatches, own_images, own_shards
-from kacl_jax.evaluation import metrics
-from kacl_jax.evaluation import pixel_probe as probe
+from kacl_jax.data.batches import ShardedBatches, TrainBatches, own_images, own_shards
+from kacl_jax.data.phantom import demo
+from kacl_jax.evaluation import metrics, pixel_probe
 from kacl_jax.evaluation.inference import Inference
 from kacl_jax.feedback.feature_cache import FeatureCache
 from kacl_jax.feedback.feature_table import FeatureTable
@@ -34,12 +32,15 @@ from kacl_jax.radiomics import host
 from kacl_jax.runtime import hosts
 from kacl_jax.runtime.devices import AXIS, DataParallel
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.runtime.progress import counting
+from kacl_jax.runtime.progress import image_progress_bar
 from kacl_jax.runtime.workdir import has_checkpoint
 from kacl_jax.step import optimizer
+from kacl_jax.step.augment import Augmentation
 from kacl_jax.step.in_step_radiomics import InStepRadiomics
-from kacl_jax.step.programs import Augmentation, Loss, Programs, TrainState
+from kacl_jax.step.objective import Loss
+from kacl_jax.step.programs import Programs
 from kacl_jax.step.regions import RegionRule
+from kacl_jax.step.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ class Experiment:
             )
         )
         cache = FeatureCache(
-            self.workdir / _cache_name(hosts.index(), hosts.count()),
+            self.workdir / _cache_name(hosts.process_index(), hosts.process_count()),
             settings=host.settings_key(c.radiomics.bin_width, nih.RESIZE_NAME),
         )
         stack.callback(cache.close)
@@ -113,7 +114,7 @@ class Experiment:
         shards = self.config.data.shards
         return own_images(self.split.train, _own_shards(shards), shards)
 
-    def own_part(self, of_shards: list[Any]) -> list[Any]:
+    def own_shard_entries(self, of_shards: list[Any]) -> list[Any]:
         """What concerns this process's shards, of a list with one entry for each shard."""
         # A checkpoint from before there were shards holds the one state itself.
         entries = [of_shards] if isinstance(of_shards, dict) else of_shards
@@ -133,7 +134,7 @@ class Experiment:
             f"{self.split.describe()}{absent}\n"
             f"{self.config.model.encoder}, {self.config.data.image_size} px, {self.total_steps:,} steps of "
             f"{self.config.train.batch_size} images on {self.parallel.n_devices} × {device.device_kind}"
-            + (f" of {hosts.count()} processes" if hosts.count() > 1 else "")
+            + (f" of {hosts.process_count()} processes" if hosts.process_count() > 1 else "")
         )
 
     def pixel_probe(self) -> metrics.Table | None:
@@ -141,7 +142,7 @@ class Experiment:
         c = self.config
         if not c.eval.pixel_probe:
             return None
-        return probe.pixel_probe(
+        return pixel_probe.pixel_probe(
             self.records,
             self.split,
             on_error=c.data.on_error,
@@ -160,7 +161,7 @@ class Experiment:
         )
 
 
-def assemble(config: ConfigDict, workdir: Path) -> Experiment:
+def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     """Check the config, read the data's tables, and put the parts together. Nothing is trained or written yet
     but the embedded demo set, if the config asks for it.
 
@@ -168,11 +169,11 @@ def assemble(config: ConfigDict, workdir: Path) -> Experiment:
       UserError: everything that would stop the run later, as far as it can be known now.
     """
     parallel = DataParallel(config.parallel.mode)
-    config_keys.check(config, n_devices=parallel.n_devices, n_processes=hosts.count())
+    config_keys.check(config, n_devices=parallel.n_devices, n_processes=hosts.process_count())
     _same_number_of_devices(parallel)
     if not has_checkpoint(workdir):
         pretrained.check(config.model.pretrained, encoder=config.model.encoder)
-    with hosts.one_first():  # who writes the demo set
+    with hosts.leader_first():  # who writes the demo set
         records, split = read_data(config, workdir)
     batches = _batches(config, records, split)
     rule = RegionRule(
@@ -190,7 +191,7 @@ def assemble(config: ConfigDict, workdir: Path) -> Experiment:
         programs.eval_step,
         records,
         image_size=config.data.image_size,
-        batch_size=config.eval.batch_size // hosts.count(),
+        batch_size=config.eval.batch_size // hosts.process_count(),
         on_error=config.data.on_error,
         threads=config.data.threads,
         broken=batches.broken,
@@ -250,8 +251,8 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
         return Path(config.data.root).expanduser().absolute()
     root = workdir.parent / "phantom"
     try:
-        with counting(f"Drawing the demo set in {root}") as count:
-            phantom.write_demo(root, count)
+        with image_progress_bar(f"Drawing the demo set in {root}") as count:
+            demo.write_demo(root, count)
     except OSError as error:
         raise UserError(f"The demo set cannot be written to {root} ({error})") from error
     return root
@@ -262,7 +263,7 @@ def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> S
     own = _own_shards(shards)
     return ShardedBatches(
         [
-            pipeline.TrainBatches(
+            TrainBatches(
                 records,
                 split,
                 image_size=config.data.image_size,
@@ -279,7 +280,7 @@ def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> S
 
 
 def _own_shards(shards: int) -> range:
-    return own_shards(shards, index=hosts.index(), processes=hosts.count())
+    return own_shards(shards, index=hosts.process_index(), processes=hosts.process_count())
 
 
 def _cache_name(index: int, processes: int) -> str:

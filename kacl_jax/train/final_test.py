@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax.evaluation import evaluate, results
+from kacl_jax.evaluation import evaluate, result_files
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.report import run_page
 from kacl_jax.report.features import Moments
 from kacl_jax.report.gallery import Shown
 from kacl_jax.runtime import files, hosts, provenance
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.step.programs import TrainState
+from kacl_jax.step.state import TrainState
 from kacl_jax.train import checkpoint
-from kacl_jax.train.counters import Tally
+from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment
 
 _NO_BEST = "no validation AUROC was defined, for want of positives or negatives of every finding"
 
 
-def best(
-    experiment: Experiment, saved: checkpoint.Checkpoints, tally: Tally, *, steps: int
+def score_best_checkpoint(
+    experiment: Experiment, saved: checkpoint.Checkpoints, counters: RunCounters, *, steps: int
 ) -> dict[str, Any]:
     """Score the best checkpoint on the test part; write predictions.csv, boxes.csv, results.json and report.html.
 
@@ -34,7 +34,7 @@ def best(
     Returns:
       What results.json holds.
     """
-    restored = checkpoint.shared(lambda: _best_or_newest(saved, tally.best_step))
+    restored = checkpoint.restore_on_all(lambda: _best_or_newest(saved, counters.best_step))
     assert restored is not None
     trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
     state = experiment.parallel.replicate(trained)
@@ -45,18 +45,21 @@ def best(
     val = inference.logits(state, split.val)
     tested = inference.outputs(state, split.test, center=center)
     unreadable = experiment.unreadable()
-    written = hosts.share(
-        lambda: hosts.Told(
-            _written(experiment, tally, restored, trained, val, tested, unreadable, steps), {}
+    written = hosts.broadcast(
+        lambda: hosts.Message(
+            _score_and_write(
+                experiment, counters, restored, trained, val, tested, unreadable, steps
+            ),
+            {},
         )
     )
     content: dict[str, Any] = written.meta
     return content
 
 
-def _written(
+def _score_and_write(
     experiment: Experiment,
-    tally: Tally,
+    counters: RunCounters,
     restored: checkpoint.Restored,
     trained: TrainState,
     val: Outputs,
@@ -77,27 +80,27 @@ def _written(
         threshold=rule.threshold,
         resamples=config.eval.bootstrap,
     )
-    content = results.results(
+    content = result_files.results(
         found,
         experiment.records,
         split,
         seed=config.seed,
-        feedback=tally.feedback(),
-        throughput=tally.throughput,
+        feedback=counters.feedback(),
+        throughput=counters.throughput,
         pixel_probe=experiment.pixel_probe(),
     )
     content["best_step"], content["trained_steps"] = restored.step, steps
-    if tally.best_step is None:
+    if counters.best_step is None:
         content["best_step_reason"] = _NO_BEST
-    elif tally.best_step != restored.step:
-        content["best_step_lost"] = tally.best_step
-    results.write_predictions(
+    elif counters.best_step != restored.step:
+        content["best_step_lost"] = counters.best_step
+    result_files.write_predictions(
         workdir / "predictions.csv", experiment.records, split, val=val, test=tested
     )
-    results.write_boxes(
+    result_files.write_boxes(
         workdir / "boxes.csv", experiment.records, found.located, found.prior_map_iou
     )
-    record(experiment, unreadable, reproducible=tally.reproducible)
+    write_run_json(experiment, unreadable, reproducible=counters.reproducible)
     files.write_json(workdir / "results.json", content)
     run_page.write_run(workdir, _shown(experiment, trained, tested, found))
     return content
@@ -139,13 +142,13 @@ def _best_or_newest(saved: checkpoint.Checkpoints, step: int | None) -> checkpoi
     return newest
 
 
-def record(experiment: Experiment, unreadable: dict[str, str], **more: Any) -> None:
+def write_run_json(experiment: Experiment, unreadable: dict[str, str], **more: Any) -> None:
     """run.json: where this run comes from, and which image files could not be read, path → reason."""
     files.write_json(
         experiment.workdir / "run.json",
         {
             **provenance.collect(experiment.parallel.devices),
-            "processes": hosts.count(),
+            "processes": hosts.process_count(),
             "split": experiment.split.name,
             "split_hash": experiment.split.hash,
             "checksums": experiment.records.checksums,

@@ -14,111 +14,24 @@ import contextlib
 import dataclasses
 import logging
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from kacl_jax import config as config_keys
 from kacl_jax import radiomics
 from kacl_jax.data.batches import Batch
 from kacl_jax.evaluation import evaluate
 from kacl_jax.feedback.visibility import Feedback
-from kacl_jax.runtime import compilation, files, hosts, signals
-from kacl_jax.runtime.devices import told_by_all
-from kacl_jax.runtime.errors import InterruptedRunError, NonFiniteError, UserError
-from kacl_jax.runtime.workdir import lock_workdir, write_or_check_config
+from kacl_jax.runtime import hosts, signals
+from kacl_jax.runtime.devices import with_shared_flag
+from kacl_jax.runtime.errors import InterruptedRunError, NonFiniteError
 from kacl_jax.step import in_step_radiomics, regions
-from kacl_jax.train import checkpoint
-from kacl_jax.train import final_test as score
-from kacl_jax.train import resume as saving
-from kacl_jax.train.counters import Clock, Tally, timed
-from kacl_jax.train.experiment import Experiment, assemble
+from kacl_jax.train import checkpoint, resume
+from kacl_jax.train.clock import Clock, timed
+from kacl_jax.train.counters import RunCounters
+from kacl_jax.train.experiment import Experiment
 from kacl_jax.train.log import MetricLog, Progress, summary
-
-
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The main job: train, or go on training, then test with the best checkpoint.
-
-    On a finished workdir nothing is done and its results are returned.
-
-    Args:
-      config: see `config.default`.
-      workdir: where everything a run leaves behind goes; the same config on it resumes.
-
-    Returns:
-      What results.json holds.
-
-    Raises:
-      UserError: before step 0 for anything in the config or the data; WorkdirInUseError.
-      InterruptedRunError: asked to stop; saved, resumable.
-      NonFiniteError: loss or gradients were not finite; the last good checkpoint is intact.
-    """
-    workdir = workdir.absolute()
-    with lock_workdir(workdir, hold=hosts.leads()):
-        experiment = _prepared(config, workdir)
-        finished = _finished(experiment)
-        if finished is not None:
-            logging.info("%s is finished; nothing to do. Its results:", workdir)
-            if not (workdir / "report.html").exists():
-                logging.info("report.html is not there; --mode=eval writes it.")
-            return finished
-        if hosts.leads():
-            score.record(experiment, experiment.batches.unreadable())
-        logging.info(experiment.describe())
-        saved = checkpoint.Checkpoints(workdir / "checkpoints")
-        trained = train(experiment, saved)
-        return score.best(experiment, saved, trained, steps=experiment.total_steps)
-
-
-def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Test the best checkpoint of a workdir again and write the tables anew.
-
-    Raises:
-      UserError: as `train_and_evaluate`, or there is no checkpoint.
-    """
-    workdir = workdir.absolute()
-    with lock_workdir(workdir, hold=hosts.leads()):
-        experiment = _prepared(config, workdir)
-        saved = checkpoint.Checkpoints(workdir / "checkpoints")
-        latest = checkpoint.shared(saved.restore_latest)
-        if latest is None:
-            raise UserError(
-                f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
-            )
-        return score.best(experiment, saved, Tally(**latest.meta["tally"]), steps=latest.step)
-
-
-def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
-    """The parts of the run, and its config.json; a changed config is refused."""
-    compilation.keep_in(workdir / "compilation_cache")
-    experiment = assemble(config, workdir)
-    keys = config_keys.flatten(config)
-    data = {**experiment.records.checksums, "split": experiment.split.hash}
-    hosts.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
-    if hosts.leads():
-        write_or_check_config(
-            workdir,
-            keys,
-            data,
-            free=config_keys.FREE_KEYS,
-            defaults=config_keys.flatten(config_keys.default()),
-        )
-    hosts.wait_for_all()
-    return experiment
-
-
-def _finished(experiment: Experiment) -> dict[str, Any] | None:
-    """The results of a run that was trained to its last step; those of an earlier --mode=eval do not count."""
-    path = experiment.workdir / "results.json"
-
-    def read() -> hosts.Told:
-        return hosts.Told(files.read_json(path) if path.exists() else {}, {})
-
-    found: dict[str, Any] = hosts.share(read).meta
-    return found if found.get("trained_steps") == experiment.total_steps else None
 
 
 @dataclasses.dataclass
@@ -131,7 +44,7 @@ class InFlight:
     rows: Any
 
 
-def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> Tally:
+def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> RunCounters:
     """Train to the last step from the newest checkpoint, or from the start."""
     interrupt = signals.Interrupt()
     with contextlib.ExitStack() as stack:
@@ -149,12 +62,12 @@ def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> Tally:
             if loop.stops or taken % per_epoch == 0 or (every and taken % every == 0):
                 loop.save(taken)
             if taken == experiment.total_steps:
-                loop.ask_all()
+                loop.share_stop_requests()
             if loop.stops:
                 raise InterruptedRunError(
                     f"Stopped after step {taken} of {experiment.total_steps}; the same command goes on from there."
                 )
-        return loop.whole_tally
+        return loop.total_counters
 
 
 class _Loop:
@@ -170,24 +83,26 @@ class _Loop:
         self.experiment, self.saved, self._interrupt = experiment, saved, interrupt
         parallel, programs = experiment.parallel, experiment.programs
         step = (
-            programs.train_step if hosts.count() == 1 else told_by_all(programs.train_step, "asked")
+            programs.train_step
+            if hosts.process_count() == 1
+            else with_shared_flag(programs.train_step, "asked")
         )
-        self._train_step = parallel.run(
+        self._train_step = parallel.compile(
             step, ("replicated", "replicated", "sharded"), donate_state=True
         )
-        self._region_step = parallel.run(programs.region_step, ("sharded",))
+        self._region_step = parallel.compile(programs.region_step, ("sharded",))
         self.feedback: Feedback | None = None
         if experiment.needs_pool:
             self.feedback = experiment.open_feedback(stack)
         # What this process counted (the first one: all of it, up to the last checkpoint), and what all did by then.
-        self.tally = self.whole_tally = Tally()
+        self.counters = self.total_counters = RunCounters()
         self.first_step = 0
-        self._someone_asked = False
+        self._stop_requested_somewhere = False
         self._in_flight: InFlight | None = None
-        self._state = self._restored_or_new()
+        self._state = self._restore_or_initialise()
         self._log: MetricLog | None = None
         self._progress: Progress | None = None
-        if hosts.leads():
+        if hosts.is_leader():
             self._log = stack.enter_context(
                 contextlib.closing(MetricLog(experiment.workdir, self.first_step))
             )
@@ -203,12 +118,16 @@ class _Loop:
     @property
     def stops(self) -> bool:
         """Whether the run was asked to stop; the same on all processes, so each hears of it one step later."""
-        return self._someone_asked if hosts.count() > 1 else self._interrupt.requested
+        return (
+            self._stop_requested_somewhere
+            if hosts.process_count() > 1
+            else self._interrupt.requested
+        )
 
-    def ask_all(self) -> None:
+    def share_stop_requests(self) -> None:
         """Whether any process was asked to stop by now: after the last step no other tells."""
         asked = [told.meta for told in hosts.gather(self._interrupt.requested)]
-        self._someone_asked |= any(asked)
+        self._stop_requested_somewhere |= any(asked)
 
     # ---- one turn of the feedback loop ------------------------------------------------------------------------
 
@@ -238,9 +157,9 @@ class _Loop:
         if self.feedback is None:
             return _no_features(batch)
         found = self.feedback.lookup(step, batch["image_id"])
-        self.tally.rows += len(found.ready)
-        self.tally.ready += int(found.ready.sum())
-        self.tally.age_sum += int(found.age[found.ready].sum())
+        self.counters.rows += len(found.ready)
+        self.counters.ready += int(found.ready.sum())
+        self.counters.age_sum += int(found.age[found.ready].sum())
         return found.radiomics, found.ready, found.age
 
     @timed("to_device_s")
@@ -248,7 +167,7 @@ class _Loop:
         self, batch: Batch, radiomics: np.ndarray, ready: np.ndarray, age: np.ndarray
     ) -> Any:
         rows = {**batch, "radiomics": radiomics, "ready": ready, "age": age}
-        if hosts.count() > 1:
+        if hosts.process_count() > 1:
             rows["asked"] = np.full(len(ready), self._interrupt.requested)
         return self.experiment.parallel.shard(rows)
 
@@ -260,11 +179,11 @@ class _Loop:
         with self._clock.part("device_s"):
             jax.block_until_ready(done.metrics)
         metrics = self.experiment.parallel.fetch(done.metrics, "replicated")
-        self._someone_asked |= bool(metrics.pop("asked", 0) > 0)
+        self._stop_requested_somewhere |= bool(metrics.pop("asked", 0) > 0)
         if metrics["bad_step"] >= 0:
             self._stop_non_finite(int(metrics["bad_step"]), done.batch)
         if self.experiment.programs.fresh is not None:
-            self._count_fresh(done.rows)
+            self._count_in_step_regions(done.rows)
         if self.feedback is not None and self.experiment.lag > 0:
             self._mark_regions(done.step, done.batch, done.rows)
         self._report(done.step, {k: float(v) for k, v in metrics.items() if k != "bad_step"})
@@ -287,19 +206,19 @@ class _Loop:
                 step,
             )
             masks.append(marked)
-            self.tally.regions = dict(Counter(self.tally.regions) + Counter(origin))
+            self.counters.regions = dict(Counter(self.counters.regions) + Counter(origin))
         self.feedback.submit(step, batch["image_id"], batch["image"][..., 0], np.concatenate(masks))
 
-    def _count_fresh(self, rows: Any) -> None:
+    def _count_in_step_regions(self, rows: Any) -> None:
         """Regions that the step marked and measured itself."""
         told = {name: rows[name] for name in ("origin", "failure")}
         host = self.experiment.parallel.fetch(told, "sharded")
         origins = Counter(regions.ORIGINS[k] for k in host["origin"])
         failures = Counter(in_step_radiomics.FAILURES[k] for k in host["failure"] if k)
-        self.tally.rows += len(host["origin"])
-        self.tally.ready += len(host["origin"]) - failures.total()
-        self.tally.regions = dict(Counter(self.tally.regions) + origins)
-        self.tally.failures = dict(Counter(self.tally.failures) + failures)
+        self.counters.rows += len(host["origin"])
+        self.counters.ready += len(host["origin"]) - failures.total()
+        self.counters.regions = dict(Counter(self.counters.regions) + origins)
+        self.counters.failures = dict(Counter(self.counters.failures) + failures)
 
     def _stop_non_finite(self, step: int, batch: Batch) -> None:
         told = hosts.gather(self.experiment.records.names[batch["image_id"]].tolist())
@@ -328,15 +247,17 @@ class _Loop:
             outputs, experiment.records, experiment.split.val, resamples=0
         )
         auroc = float(table.mean.value)
-        if np.isfinite(auroc) and (self.tally.best_auroc is None or auroc > self.tally.best_auroc):
-            self.tally.best_auroc, self.tally.best_step = auroc, taken
+        if np.isfinite(auroc) and (
+            self.counters.best_auroc is None or auroc > self.counters.best_auroc
+        ):
+            self.counters.best_auroc, self.counters.best_step = auroc, taken
         if self._log is None or self._progress is None:
             return
         self._log.write(taken, "val", {"auroc": auroc})
         epoch = taken // experiment.batches.steps_per_epoch
         self._progress.say(
             f"epoch {epoch}/{experiment.config.train.epochs}  validation AUROC {auroc:.3f} "
-            f"(best {self.tally.best_auroc or float('nan'):.3f})"
+            f"(best {self.counters.best_auroc or float('nan'):.3f})"
         )
 
     @timed("checkpoint_s")
@@ -344,25 +265,32 @@ class _Loop:
         """A checkpoint of everything that decides how the run goes on: of all processes, written by the first."""
         self._settle()
         if self.feedback is not None:
-            self.tally.failures = dict(self.feedback.failures)
+            self.counters.failures = dict(self.feedback.failures)
             counted = self.feedback.counters
-            self.tally.late, self.tally.dropped = int(counted["late"]), int(counted["dropped"])
-            self.tally.reproducible = self.feedback.reproducible
-        self.tally.throughput = self._throughput()
-        self.whole_tally = saving.save(
+            self.counters.late, self.counters.dropped = (
+                int(counted["late"]),
+                int(counted["dropped"]),
+            )
+            self.counters.reproducible = self.feedback.reproducible
+        self.counters.throughput = self._throughput()
+        self.total_counters = resume.save_run(
             self.experiment,
             self.saved,
             self.feedback,
             state=self._state,
-            tally=self.tally,
+            counters=self.counters,
             taken=taken,
         )
 
-    def _restored_or_new(self) -> Any:
-        found = saving.restore(self.experiment, self.saved, self.feedback)
+    def _restore_or_initialise(self) -> Any:
+        found = resume.restore_run(self.experiment, self.saved, self.feedback)
         if found is None:
             return self.experiment.parallel.replicate(self.experiment.initial_state())
-        self.first_step, self.tally, self.whole_tally = found.step, found.tally, found.whole_tally
+        self.first_step, self.counters, self.total_counters = (
+            found.step,
+            found.counters,
+            found.total_counters,
+        )
         logging.info("Going on from step %d in %s", found.step, self.experiment.workdir)
         return found.state
 

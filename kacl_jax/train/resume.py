@@ -8,62 +8,63 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from kacl_jax.feedback import state as feedback_state
+from kacl_jax.feedback.state import FeedbackState, join_states, state_of_process, table_rows
 from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.runtime import hosts
 from kacl_jax.train import checkpoint
-from kacl_jax.train.counters import Tally
+from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment
 
 _FEEDBACK = "feedback/"
+COUNTERS = "tally"  # what the counters are called in every checkpoint
 
 
-class Saved(NamedTuple):
+class RestoredRun(NamedTuple):
     """A run as it was after `step` steps: its placed state, what this process goes on counting from, and all counts."""
 
     step: int
     state: Any
-    tally: Tally
-    whole_tally: Tally
+    counters: RunCounters
+    total_counters: RunCounters
 
 
-def save(
+def save_run(
     experiment: Experiment,
     saved: checkpoint.Checkpoints,
     feedback: Feedback | None,
     *,
     state: Any,
-    tally: Tally,
+    counters: RunCounters,
     taken: int,
-) -> Tally:
+) -> RunCounters:
     """Write the checkpoint of step `taken`; all processes call it, and it is there when it returns.
 
-    state: the placed state. tally: what this process counted.
+    state: the placed state. counters: what this process counted.
 
     Returns:
       What all processes counted.
     """
     visible = _visible(experiment, feedback, taken - 1)
-    told = hosts.gather([dataclasses.asdict(tally), experiment.batches.get_state()])
-    whole = Tally.joined([Tally(**process.meta[0]) for process in told])
-    if hosts.leads():
+    told = hosts.gather([dataclasses.asdict(counters), experiment.batches.get_state()])
+    whole = RunCounters.sum_of([RunCounters(**process.meta[0]) for process in told])
+    if hosts.is_leader():
         arrays = checkpoint.to_arrays(experiment.parallel.fetch(state, "replicated"), "state")
         arrays |= {_FEEDBACK + name: value for name, value in visible.items()}
         meta = {
-            "tally": dataclasses.asdict(whole),
+            COUNTERS: dataclasses.asdict(whole),
             "data": [shard for process in told for shard in process.meta[1]],
         }
         saved.save(taken, arrays, meta, best=whole.best_step)
     # A process that ends here ends the others: not before it is written.
-    hosts.wait_for_all()
+    hosts.barrier()
     return whole
 
 
-def restore(
+def restore_run(
     experiment: Experiment, saved: checkpoint.Checkpoints, feedback: Feedback | None
-) -> Saved | None:
+) -> RestoredRun | None:
     """Put batches and feedback back to where the newest checkpoint left them; None if there is none. All call it."""
-    latest = checkpoint.shared(saved.restore_latest)
+    latest = checkpoint.restore_on_all(saved.restore_latest)
     if latest is None:
         return None
     state = checkpoint.from_arrays(experiment.state_template(), latest.arrays, "state")
@@ -73,23 +74,27 @@ def restore(
             for name, value in latest.arrays.items()
             if name.startswith(_FEEDBACK)
         }
-        if hosts.count() > 1:
-            visible = feedback_state.share(visible, experiment.own_images, counts=hosts.leads())
+        if hosts.process_count() > 1:
+            visible = state_of_process(visible, experiment.own_images, counts=hosts.is_leader())
         feedback.restore(visible)
-    experiment.batches.set_state(experiment.own_part(latest.meta["data"]))
-    whole = Tally(**latest.meta["tally"])
+    experiment.batches.set_state(experiment.own_shard_entries(latest.meta["data"]))
+    whole = RunCounters(**latest.meta[COUNTERS])
     # The first process goes on from all counts, the others from 0.
-    own = dataclasses.replace(whole) if hosts.leads() else Tally(whole.best_step, whole.best_auroc)
-    return Saved(latest.step, experiment.parallel.replicate(state), own, whole)
+    own = (
+        dataclasses.replace(whole)
+        if hosts.is_leader()
+        else RunCounters(whole.best_step, whole.best_auroc)
+    )
+    return RestoredRun(latest.step, experiment.parallel.replicate(state), own, whole)
 
 
-def _visible(experiment: Experiment, feedback: Feedback | None, step: int) -> feedback_state.State:
+def _visible(experiment: Experiment, feedback: Feedback | None, step: int) -> FeedbackState:
     """The feedback state of all processes as visible at this step; empty without a pool."""
     if feedback is None:
         return {}
     state = feedback.state(step)
-    if hosts.count() == 1:
+    if hosts.process_count() == 1:
         return state
-    own = feedback_state.rows(state, experiment.own_images)
+    own = table_rows(state, experiment.own_images)
     parts = [told.arrays for told in hosts.gather(arrays=own)]
-    return feedback_state.joined(parts, len(state["ready"]))
+    return join_states(parts, len(state["ready"]))

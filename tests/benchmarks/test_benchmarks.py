@@ -15,11 +15,11 @@ import pytest
 import tiny_run
 
 from benchmarks import loop
-from kacl_jax.models import kacl as models
+from kacl_jax.models import kacl
 from kacl_jax.runtime import compilation
 from kacl_jax.train import checkpoint, experiment
-from kacl_jax.train import counters as tally
-from kacl_jax.train import loop as train
+from kacl_jax.train.clock import PARTS, Clock
+from kacl_jax.train.loop import train
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(models, "image_encoder", tiny_run.tiny_encoder)
+    monkeypatch.setattr(kacl, "image_encoder", tiny_run.tiny_encoder)
     found = tiny_run.get_config()
     found.data.root = str(root)
     found.train.epochs, found.train.warmup_epochs = 1, 0
@@ -40,8 +40,9 @@ def config(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def trained(config: Any, workdir: Path) -> None:
-    train.train(
-        experiment.assemble(config, workdir), checkpoint.Checkpoints(workdir / "checkpoints")
+    train(
+        experiment.build_experiment(config, workdir),
+        checkpoint.Checkpoints(workdir / "checkpoints"),
     )
 
 
@@ -105,7 +106,7 @@ def test_a_cache_that_the_environment_names_is_left_alone(tmp_path: Path) -> Non
 def test_a_part_within_a_part_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    clock = tally.Clock()
+    clock = Clock()
     with clock.part("checkpoint_s"):
         now += 1
         with clock.part("device_s"):
@@ -125,7 +126,7 @@ def test_a_step_that_is_waited_for_between_turns_counts_as_one(
     """Before a checkpoint or a validation the loop waits for the step in flight."""
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    clock = tally.Clock()
+    clock = Clock()
     for _ in range(4):
         clock.start()
         with clock.part("device_s"):
@@ -142,7 +143,7 @@ def test_a_step_that_is_waited_for_between_turns_counts_as_one(
 def test_the_first_turns_compile_and_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    clock = tally.Clock()
+    clock = Clock()
     for took in (60, 30, 1, 2):
         clock.start()
         now += took
@@ -192,7 +193,7 @@ def test_the_loops_benchmark_tells_every_figure(config: Any, tmp_path: Path) -> 
     assert found["memory"]["device"] is None  # a CPU does not tell
     assert 0 < found["model_flop_utilisation"] < 1
     split = found["split"]
-    assert sum(split[name] for name in (*tally.PARTS, "rest_s")) == pytest.approx(found["run_s"])
+    assert sum(split[name] for name in (*PARTS, "rest_s")) == pytest.approx(found["run_s"])
     assert all(split[name] > 0 for name in ("device_s", "regions_s", "checkpoint_s", "rest_s"))
 
 

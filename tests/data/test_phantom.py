@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from kacl_jax.data.phantom import demo as phantom
+from kacl_jax.data.phantom import demo
 from kacl_jax.data.nih import FINDINGS_8, Records, read_image, read_records
 from kacl_jax.runtime.errors import UserError
 
@@ -31,7 +31,7 @@ SMALL = {"patients": 8, "size": 64, "seed": 3}
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Records:
     """A set half as large as the demo's and at a lower resolution."""
     root = tmp_path_factory.mktemp("phantom") / "set"
-    phantom.write(root, patients=260, size=96, seed=0)
+    demo.write(root, patients=260, size=96, seed=0)
     return read_records(root)
 
 
@@ -42,8 +42,8 @@ def digest(root: Path) -> str:
     return total.hexdigest()
 
 
-def studies(patients: int, seed: int = 0) -> list[phantom.Study]:
-    return [s for p in range(1, patients + 1) for s in phantom.plan_patient(p, seed)]
+def studies(patients: int, seed: int = 0) -> list[demo.Study]:
+    return [s for p in range(1, patients + 1) for s in demo.plan_patient(p, seed)]
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -68,7 +68,7 @@ def test_reader_gives_back_what_was_drawn(demo: Records) -> None:
             study.view, study.anatomy.sex, study.anatomy.age,
         )  # fmt: skip
         if study.boxed and checked < 40:
-            image, boxes = phantom.render(study, 96)
+            image, boxes = demo.render(study, 96)
             np.testing.assert_array_equal(read_image(demo.images.paths[i]), image)
             for finding in study.boxed:
                 kept = demo.boxes[i, demo.findings.index(finding)]
@@ -109,8 +109,8 @@ def test_lists_and_shares(demo: Records) -> None:
 
 
 def test_same_arguments_same_bytes_in_any_process(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "one", **SMALL)
-    phantom.write(tmp_path / "two", **SMALL)
+    demo.write(tmp_path / "one", **SMALL)
+    demo.write(tmp_path / "two", **SMALL)
     code = (
         "import cv2, sys; cv2.setNumThreads(1)\n"
         "from pathlib import Path\n"
@@ -121,13 +121,13 @@ def test_same_arguments_same_bytes_in_any_process(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "three")], check=True, env=env)
     digests = {digest(tmp_path / name) for name in ("one", "two", "three")}
     assert len(digests) == 1
-    phantom.write(tmp_path / "four", **{**SMALL, "seed": 4})
+    demo.write(tmp_path / "four", **{**SMALL, "seed": 4})
     assert digest(tmp_path / "four") not in digests
 
 
 def test_a_patient_does_not_depend_on_the_others(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "few", patients=3, size=64, seed=3)
-    phantom.write(tmp_path / "more", **SMALL)
+    demo.write(tmp_path / "few", patients=3, size=64, seed=3)
+    demo.write(tmp_path / "more", **SMALL)
     for path in (tmp_path / "few" / "images").iterdir():
         assert path.read_bytes() == (tmp_path / "more" / "images" / path.name).read_bytes()
 
@@ -138,8 +138,8 @@ def test_box_encloses_what_was_drawn(finding: str) -> None:
     assert len(chosen) == 12
     tight = []
     for study in chosen:
-        image, boxes = phantom.render(study, 192)
-        healthy, _ = phantom.render(study, 192, without=(finding,))
+        image, boxes = demo.render(study, 192)
+        healthy, _ = demo.render(study, 192, without=(finding,))
         energy = (image.astype(np.float64) - healthy) ** 2
         x0, y0, x1, y1 = np.asarray(boxes[finding]) * 192
         inside = energy[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))]
@@ -156,13 +156,13 @@ def test_box_encloses_what_was_drawn(finding: str) -> None:
 
 def test_without_a_finding_nothing_else_changes() -> None:
     study = next(s for s in studies(60) if len(s.findings) == 0)
-    both = [phantom.render(study, 96, without=w)[0] for w in ((), ("Mass",))]
+    both = [demo.render(study, 96, without=w)[0] for w in ((), ("Mass",))]
     np.testing.assert_array_equal(*both)
 
 
 def test_resolution_does_not_change_the_picture() -> None:
     for study in [s for s in studies(60) if s.findings][:8]:
-        (small, few), (large, many) = phantom.render(study, 128), phantom.render(study, 256)
+        (small, few), (large, many) = demo.render(study, 128), demo.render(study, 256)
         shrunk = cv2.resize(large, (128, 128), interpolation=cv2.INTER_AREA)
         assert np.corrcoef(small.ravel(), shrunk.ravel())[0, 1] > 0.98
         for name in few:
@@ -170,7 +170,7 @@ def test_resolution_does_not_change_the_picture() -> None:
 
 
 def test_anatomy_lies_where_it_lies_in_people() -> None:
-    image = np.mean([phantom.render(s, 128)[0] for s in studies(60) if not s.findings], axis=0)
+    image = np.mean([demo.render(s, 128)[0] for s in studies(60) if not s.findings], axis=0)
     right_lung, left_lung = image[40:60, 30:46].mean(), image[40:60, 86:98].mean()
     middle, belly = image[40:75, 60:68].mean(), image[105:120, 50:78].mean()
     assert max(right_lung, left_lung) < 0.75 * min(middle, belly)
@@ -238,32 +238,32 @@ def probe_auroc(records: Records) -> list[float]:
 
 def test_a_finished_set_is_left_alone(tmp_path: Path) -> None:
     root = tmp_path / "set"
-    phantom.write(root, **SMALL)
+    demo.write(root, **SMALL)
     times = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
-    phantom.write(root, **SMALL)
+    demo.write(root, **SMALL)
     assert times == {p: p.stat().st_mtime_ns for p in root.rglob("*")}
 
 
 def test_another_set_or_other_files_are_not_overwritten(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "set", **SMALL)
+    demo.write(tmp_path / "set", **SMALL)
     before = digest(tmp_path / "set")
     with pytest.raises(UserError, match="another phantom"):
-        phantom.write(tmp_path / "set", **{**SMALL, "seed": 4})
+        demo.write(tmp_path / "set", **{**SMALL, "seed": 4})
     assert digest(tmp_path / "set") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     with pytest.raises(UserError, match="holds other files"):
-        phantom.write(tmp_path / "mine", **SMALL)
+        demo.write(tmp_path / "mine", **SMALL)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
     (tmp_path / "empty").mkdir()
-    phantom.write(tmp_path / "empty", **SMALL)
+    demo.write(tmp_path / "empty", **SMALL)
     assert digest(tmp_path / "empty") == before
 
 
 @pytest.mark.parametrize("bad", [{"patients": 1}, {"size": 8}, {"seed": -1}])
 def test_impossible_numbers_are_named(tmp_path: Path, bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
-        phantom.write(tmp_path / "set", **{**SMALL, **bad})
+        demo.write(tmp_path / "set", **{**SMALL, **bad})
     assert not list(tmp_path.iterdir())
 
 
@@ -273,9 +273,9 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        phantom.write(tmp_path / "set", **SMALL, progress=fail)
+        demo.write(tmp_path / "set", **SMALL, progress=fail)
     assert not list(tmp_path.iterdir())
-    phantom.write(tmp_path / "set", **SMALL)
+    demo.write(tmp_path / "set", **SMALL)
     assert len(read_records(tmp_path / "set").names) == len(studies(8, 3))
 
 
@@ -298,12 +298,12 @@ def test_a_killed_write_leaves_no_half_root(tmp_path: Path) -> None:
         assert [child.stdout.readline() for _ in range(3)] == ["1\n", "2\n", "3\n"]
         child.send_signal(signal.SIGKILL)
     assert not root.exists()
-    phantom.write(root, **SMALL)
+    demo.write(root, **SMALL)
     assert read_records(root).root == root
 
 
 def test_progress_counts_every_image(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    phantom.write(tmp_path / "set", **SMALL, progress=lambda *counts: seen.append(counts))
+    demo.write(tmp_path / "set", **SMALL, progress=lambda *counts: seen.append(counts))
     total = len(studies(8, 3))
     assert seen == [(i, total) for i in range(1, total + 1)]

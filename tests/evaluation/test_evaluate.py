@@ -12,9 +12,7 @@ from toy_root import toy_outputs, toy_records, toy_split
 
 from kacl_jax.data.nih import Records, from_nih_pixels, read_records, to_nih_pixels
 from kacl_jax.data.splits import Split
-from kacl_jax.evaluation import evaluate, metrics
-from kacl_jax.evaluation import localization as locate
-from kacl_jax.evaluation import operating_points as operating
+from kacl_jax.evaluation import evaluate, localization, metrics, operating_points
 from kacl_jax.evaluation.evaluate import Evaluation
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.step.regions import threshold_map
@@ -115,8 +113,8 @@ def test_single_is_the_brightest_component_and_best_of_the_nearest(records) -> N
     two = np.zeros((8, 8), np.float32)
     two[:3, :3], two[4:, 4:] = 1.0, 0.9  # the truth is the fainter one
     test.class_maps()[np.flatnonzero(test.image_id == image)[0], c] = two
-    points = operating.operating_points(toy_outputs(records, split.val), records, split)
-    located = locate.locate(test, records, split, points, **CAM)
+    points = operating_points.operating_points(toy_outputs(records, split.val), records, split)
+    located = localization.locate(test, records, split, points, **CAM)
     k = np.flatnonzero((located.image_id == image) & (located.finding == c))[0]
     assert located.iou[k] == 0
     assert located.best_iou[k] > 0.7
@@ -137,7 +135,7 @@ def test_a_flat_map_gives_the_whole_image_and_says_so(records, split) -> None:
 def test_operating_points_are_youdens(records, split) -> None:
     val = toy_outputs(records, split.val)
     labels = records.labels[split.val]
-    for c, point in enumerate(operating.operating_points(val, records, split)):
+    for c, point in enumerate(operating_points.operating_points(val, records, split)):
         false, true, _ = roc_curve(labels[:, c], val.logits[:, c], drop_intermediate=False)
         assert point.youden_j == pytest.approx((true - false).max())
         predicted = 1 / (1 + np.exp(-val.logits[:, c].astype(float))) >= point.threshold - 1e-15
@@ -147,7 +145,7 @@ def test_operating_points_are_youdens(records, split) -> None:
 
 def test_youden_takes_the_highest_of_equal_thresholds() -> None:
     scores, labels = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, True, False, True])
-    assert operating._youden(scores, labels) == operating.OperatingPoint(0.4, 0.5)
+    assert operating_points._youden(scores, labels) == operating_points.OperatingPoint(0.4, 0.5)
 
 
 def exact_youden(scores: np.ndarray, positive: np.ndarray, level: float) -> Fraction:
@@ -164,7 +162,7 @@ def test_youdens_ties_are_those_of_whole_numbers() -> None:
         scores, positive = random.integers(0, 6, n) / 6, random.random(n) < 0.5
         if positive.any() and not positive.all():
             found = [(exact_youden(scores, positive, level), level) for level in np.unique(scores)]
-            assert operating._youden(scores, positive).threshold == max(found)[1]
+            assert operating_points._youden(scores, positive).threshold == max(found)[1]
 
 
 def test_classification_equals_sklearn(records, split, evaluation) -> None:
@@ -235,16 +233,16 @@ def test_the_pointing_game_equals_looking_for_the_highest_cell(records, split, e
 @pytest.mark.parametrize("value, relu", [(0.0, True), (-1.0, True), (2.0, False), (np.nan, True)])
 def test_a_map_without_a_peak_points_nowhere(value: float, relu: bool) -> None:
     cam = np.full((3, 4), value)
-    assert np.isnan(locate._peak(cam, relu)).all()
+    assert np.isnan(localization._peak(cam, relu)).all()
     cam[1, 2] = 3.0
-    peak = locate._peak(cam, relu)
+    peak = localization._peak(cam, relu)
     assert np.isnan(peak).all() if np.isnan(value) else peak == (2.5 / 4, 0.5)
 
 
 def test_a_map_of_negative_evidence_points_only_where_no_relu_is_taken() -> None:
     cam = np.array([[-3.0, -1.0], [-2.0, -4.0]])
-    assert np.isnan(locate._peak(cam, relu=True)).all()
-    assert locate._peak(cam, relu=False) == (0.75, 0.25)
+    assert np.isnan(localization._peak(cam, relu=True)).all()
+    assert localization._peak(cam, relu=False) == (0.75, 0.25)
 
 
 def test_the_prior_peak_has_seen_other_patients_boxes_only(records, split, evaluation) -> None:

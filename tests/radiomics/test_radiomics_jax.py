@@ -19,8 +19,7 @@ from radiomics import cMatrices
 
 from kacl_jax.radiomics import FEATURE_NAMES, Extraction, extract, tiles
 from kacl_jax.radiomics import extraction as module
-from kacl_jax.radiomics.counts import bins, matrices, zones
-from kacl_jax.radiomics.counts import by_numba as compiled
+from kacl_jax.radiomics.counts import bins, by_numba, matrices, zones
 from kacl_jax.runtime.errors import UserError
 
 Regions = list[tuple[np.ndarray, np.ndarray]]
@@ -228,7 +227,7 @@ def counter(by: str) -> Callable[[np.ndarray, np.ndarray], matrices.Matrices]:
         return jax.jit(functools.partial(matrices.count, levels=11, formulation=by))
 
     def count(pixels: np.ndarray, level: np.ndarray) -> matrices.Matrices:
-        return jax.tree.map(lambda x: x[0], compiled.count(pixels[None], level[None], levels=11))
+        return jax.tree.map(lambda x: x[0], by_numba.count(pixels[None], level[None], levels=11))
 
     return count
 

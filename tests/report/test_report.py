@@ -23,7 +23,7 @@ from toy_root import toy_outputs, toy_records, toy_split
 
 from kacl_jax import config as config_keys
 from kacl_jax.data.image_source import PngFiles
-from kacl_jax.evaluation import evaluate, results
+from kacl_jax.evaluation import evaluate, result_files
 from kacl_jax.evaluation.metrics import T_IOU
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.radiomics import FEATURE_NAMES, extract
@@ -34,8 +34,7 @@ from kacl_jax.runtime.errors import UserError
 from kacl_jax.step import regions
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.sweep import page as sweep_page
-from kacl_jax.sweep.page import write_sweep
-from kacl_jax.train import final_test as score
+from kacl_jax.train import final_test
 
 EVIL = "\"><script>alert('x')</script><b>&amp;"
 SIZE = 64
@@ -131,11 +130,11 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
     found = evaluate.evaluate(
         val, test, records, split, size=SIZE, relu=True, threshold=0.5, resamples=20
     )
-    content = results.results(found, records, split, seed=0, feedback=None, throughput=None)
+    content = result_files.results(found, records, split, seed=0, feedback=None, throughput=None)
     content |= {"best_step": 6, "trained_steps": 9}
     files.write_json(workdir / "results.json", content)
-    results.write_predictions(workdir / "predictions.csv", records, split, val=val, test=test)
-    results.write_boxes(workdir / "boxes.csv", records, found.located, found.prior_map_iou)
+    result_files.write_predictions(workdir / "predictions.csv", records, split, val=val, test=test)
+    result_files.write_boxes(workdir / "boxes.csv", records, found.located, found.prior_map_iou)
     origin = {
         "command": f"python main.py --workdir={EVIL}",
         "git": None,
@@ -451,17 +450,21 @@ def test_one_test_image(case: Case) -> None:
 def test_results_are_written_before_the_page_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "checkpoint", MagicMock(shared=lambda read: read()))
-    monkeypatch.setattr(score, "evaluate", MagicMock())
-    monkeypatch.setattr(score, "record", MagicMock())
+    monkeypatch.setattr(final_test, "checkpoint", MagicMock(restore_on_all=lambda read: read()))
+    monkeypatch.setattr(final_test, "evaluate", MagicMock())
+    monkeypatch.setattr(final_test, "write_run_json", MagicMock())
     for name in ("write_predictions", "write_boxes"):
-        monkeypatch.setattr(results, name, MagicMock())
-    monkeypatch.setattr(results, "results", lambda *_, **__: {})
-    monkeypatch.setattr(score.run_page, "write_run", MagicMock(side_effect=UserError("no room")))
-    monkeypatch.setattr(score, "_best_or_newest", lambda *_: SimpleNamespace(step=6, arrays={}))
+        monkeypatch.setattr(result_files, name, MagicMock())
+    monkeypatch.setattr(result_files, "results", lambda *_, **__: {})
+    monkeypatch.setattr(
+        final_test.run_page, "write_run", MagicMock(side_effect=UserError("no room"))
+    )
+    monkeypatch.setattr(
+        final_test, "_best_or_newest", lambda *_: SimpleNamespace(step=6, arrays={})
+    )
     experiment = MagicMock(workdir=tmp_path)
     with pytest.raises(UserError, match="no room"):
-        score.best(experiment, MagicMock(), MagicMock(best_step=6), steps=9)
+        final_test.score_best_checkpoint(experiment, MagicMock(), MagicMock(best_step=6), steps=9)
     assert json.loads((tmp_path / "results.json").read_text()) == {
         "best_step": 6,
         "trained_steps": 9,
@@ -475,7 +478,7 @@ def test_the_training_regions_are_known_only_where_there_were_some(steps: int) -
     )
     experiment = SimpleNamespace(config=config_keys.default(), records=None, region_rule=None)
     outputs = Outputs(np.arange(2), np.zeros((2, 8)))
-    shown = score._shown(experiment, trained, outputs, SimpleNamespace(located=None))  # type: ignore[arg-type]
+    shown = final_test._shown(experiment, trained, outputs, SimpleNamespace(located=None))  # type: ignore[arg-type]
     assert (shown.moments is not None) == (steps > 0)
     assert shown.most == 400
 
@@ -524,7 +527,7 @@ def sweep(case: Case, tmp_path: Path) -> Path:
 
 
 def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path) -> None:
-    write_sweep(sweep, POINTS)
+    sweep_page.write_sweep(sweep, POINTS)
     text = (sweep / "report.html").read_text()
     found = Page(text)
     assert found.row("section-1", "focal")[1:3] == [".600 ± .010 [.500, .700]", ".250"]
@@ -539,20 +542,20 @@ def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path
     assert "<b>why" not in text
     hrefs = {v for k, v in found.attributes if k == "href" and v[0] != "#"}
     assert hrefs == {"kacl/fold0-seed0/report.html"}
-    write_sweep(sweep, POINTS)
+    sweep_page.write_sweep(sweep, POINTS)
     assert (sweep / "report.html").read_text() == text
 
 
 def test_a_sweep_with_nothing_finished_and_one_without_a_table(sweep: Path) -> None:
     (sweep / "sweep.csv").write_text(HEADER + "\n")
-    write_sweep(sweep, [])
+    sweep_page.write_sweep(sweep, [])
     assert "No point is finished yet" in (sweep / "report.html").read_text()
     (sweep / "sweep.csv").write_text(HEADER + "\nweak,focal,0,0,auroc,much\n")
     with pytest.raises(UserError, match=r"sweep\.csv cannot be used"):
-        write_sweep(sweep, [])
+        sweep_page.write_sweep(sweep, [])
     (sweep / "sweep.csv").unlink()
     with pytest.raises(UserError, match=r"sweep\.csv cannot be used"):
-        write_sweep(sweep, [])
+        sweep_page.write_sweep(sweep, [])
 
 
 def test_the_floor_beside_an_arm_is_that_of_its_own_folds_and_folds_weigh_alike() -> None:

@@ -23,16 +23,23 @@ import pytest
 import tiny_run
 from same_run import assert_same_run, config, metric_lines
 
-from kacl_jax.data.shards import own_images, own_shards
-from kacl_jax.feedback import state as feedback_state
+from kacl_jax.data.batches import own_images, own_shards
 from kacl_jax.feedback.result import Result
-from kacl_jax.feedback.state import Pending
-from kacl_jax.models import kacl as models
+from kacl_jax.feedback.state import (
+    Pending,
+    decode_counters,
+    encode_counters,
+    join_states,
+    pack_pending,
+    state_of_process,
+    table_rows,
+    unpack_pending,
+)
+from kacl_jax.models import kacl
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import hosts
 from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR, UserError
-from kacl_jax.train import checkpoint, experiment
-from kacl_jax.train import loop as train
+from kacl_jax.train import checkpoint, experiment, job
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / "tests" / "tiny_run.py"
@@ -124,8 +131,8 @@ def whole(started: dict[str, tuple[Path, Future[list[Ends]]]]) -> Path:
 def alone(root: Path) -> Iterator[Any]:
     """Train in this process, which has four devices, with as many shards: (workdir, **changes) → nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "image_encoder", tiny_run.tiny_encoder)
-        yield lambda workdir, **changes: train.train_and_evaluate(
+        patch.setattr(kacl, "image_encoder", tiny_run.tiny_encoder)
+        yield lambda workdir, **changes: job.train_and_evaluate(
             config(root, data__shards=SHARDS, **changes), workdir
         )
 
@@ -268,7 +275,7 @@ def set_only(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
 
 def found(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Any:
     set_only(monkeypatch, env)
-    return hosts._described()
+    return hosts._find_description()
 
 
 def test_several_processes_are_found_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,14 +309,14 @@ def test_half_a_description_is_refused(
     mode: str, env: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_only(monkeypatch, env)
-    with pytest.raises(UserError, match=told), hosts.connected(mode):
+    with pytest.raises(UserError, match=told), hosts.connect_processes(mode):
         pass
 
 
 def test_a_process_that_stays_alone_says_so() -> None:
     code = (
         "from kacl_jax.runtime import hosts; hosts.MEETING_S = 2\n"
-        "with hosts.connected('auto'): print('here')"
+        "with hosts.connect_processes('auto'): print('here')"
     )
     env = (
         os.environ | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "localhost:9", "PYTHONPATH": str(REPO)}
@@ -340,7 +347,7 @@ def test_one_process_draws_the_batches_of_two(
 
     def batches(index: int, processes: int) -> Any:
         c = config(root, data__shards=SHARDS)
-        monkeypatch.setattr(hosts, "_here", (index, processes))
+        monkeypatch.setattr(hosts, "_process", (index, processes))
         return experiment._batches(c, *experiment.read_data(c, tmp_path))
 
     one, two = batches(0, 1), [batches(i, 2) for i in range(2)]
@@ -368,7 +375,7 @@ def test_a_feedback_state_is_shared_out_and_joined_without_loss() -> None:
         Pending(5, 0, Result(None, "flat", True)),
         Pending(5, 5, crops[2]),
     ]
-    arrays, results = feedback_state.pack(pending, width)
+    arrays, results = pack_pending(pending, width)
     counts = {"submitted": 9, "computed": 8}
     content = {"counts": counts, "failures": {"flat": 1}, "waits_s": 1.5, "reproducible": False}
     state = {
@@ -377,23 +384,20 @@ def test_a_feedback_state_is_shared_out_and_joined_without_loss() -> None:
         "ready": rng.random(n) < 0.5,
         "features_step": rng.integers(0, 5, n, np.int32),
         **arrays,
-        "told": feedback_state.told({**content, "results": results}),
+        "told": encode_counters({**content, "results": results}),
     }
     for name, empty in (("features", 0), ("ready", False), ("features_step", -1)):
         state[name][10:] = empty  # no training images
-    shares = [feedback_state.share(state, images[i], counts=i == 0) for i in (0, 1)]
+    shares = [state_of_process(state, images[i], counts=i == 0) for i in (0, 1)]
     own = [
-        [
-            (p.step, p.image)
-            for p in feedback_state.unpack(s, feedback_state.read_told(s)["results"])
-        ]
+        [(p.step, p.image) for p in unpack_pending(s, decode_counters(s)["results"])]
         for s in shares
     ]
     assert own == [[(4, 2), (5, 0)], [(4, 1), (4, 3), (5, 5)]]
     # What one process holds of the other's rows is old and must not count.
     shares[0]["features"] = np.where(np.arange(n)[:, None] % 2, -1, shares[0]["features"])
-    parts = [feedback_state.rows(s, i) for s, i in zip(shares, images, strict=True)]
-    whole = feedback_state.joined(parts, n)
+    parts = [table_rows(s, i) for s, i in zip(shares, images, strict=True)]
+    whole = join_states(parts, n)
     assert whole.keys() == state.keys()
     for name, array in state.items():
         np.testing.assert_array_equal(whole[name], array, err_msg=name)
@@ -401,11 +405,11 @@ def test_a_feedback_state_is_shared_out_and_joined_without_loss() -> None:
 
 
 def test_what_processes_tell_arrives_as_it_was() -> None:
-    told = hosts.Told(
+    told = hosts.Message(
         {"words": ["ä", None, 1.5]},
         {"state/a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 4), bool)},
     )
-    back = hosts._unpacked(np.concatenate([hosts._packed(told)]))
+    back = hosts._unpack(np.concatenate([hosts._pack(told)]))
     assert back.meta == told.meta
     assert back.arrays.keys() == told.arrays.keys()
     for name, array in told.arrays.items():

@@ -17,7 +17,7 @@ import os, sys
 from pathlib import Path
 print("started", os.getpid(), flush=True)
 from kacl_jax.runtime import huge_pages
-huge_pages.restart_with_them()
+huge_pages.restart_with_huge_pages()
 import numpy as np
 array = np.ones(1 << 24)  # 128 MiB
 lines = Path("/proc/self/smaps").read_text().splitlines()

@@ -50,4 +50,4 @@ def test_changing_one_image_leaves_the_maps_of_the_others(feature_map: np.ndarra
 def test_the_marked_finding_is_the_positive_one_with_the_highest_logit() -> None:
     logits = np.float32([[5, 1, 2], [5, 1, 2], [-1, -3, -2]])
     labels = np.float32([[0, 1, 1], [0, 0, 0], [0, 1, 0]])
-    np.testing.assert_array_equal(gradcam.marked_finding(logits, labels), [2, 0, 1])
+    np.testing.assert_array_equal(gradcam.region_finding(logits, labels), [2, 0, 1])

@@ -16,9 +16,10 @@ from tiny_step import SIZE, B, close, make_batch
 from kacl_jax import radiomics
 from kacl_jax.radiomics.host import Extractor, RadiomicsError
 from kacl_jax.runtime.devices import DataParallel
-from kacl_jax.step.in_step_radiomics import FAILURES, ORIGINS, InStepRadiomics
-from kacl_jax.step.programs import Augmentation, TrainState
-from kacl_jax.step.regions import RegionRule
+from kacl_jax.step.augment import Augmentation
+from kacl_jax.step.in_step_radiomics import FAILURES, InStepRadiomics
+from kacl_jax.step.regions import ORIGINS, RegionRule
+from kacl_jax.step.state import TrainState
 
 RULE = RegionRule(source="cam", truth_boxes=True, relu=True, threshold=0.5, size=SIZE, seed=0)
 
@@ -63,9 +64,9 @@ def compiled() -> tuple[DataParallel, Any, Any, Any]:
     views = Augmentation(rotate=8.0, shift=0.05)
     plain = tiny_step.programs(augmentation=views, center_cam=False, optimizer=sgd(1.0))
     outputs = ("replicated", "replicated", "sharded")
-    inside = parallel.run(dataclasses.replace(plain, fresh=FRESH).train_step, outputs)
-    outside = parallel.run(plain.train_step, outputs)
-    return parallel, inside, outside, parallel.run(plain.region_step, ("sharded",))
+    inside = parallel.compile(dataclasses.replace(plain, fresh=FRESH).train_step, outputs)
+    outside = parallel.compile(plain.train_step, outputs)
+    return parallel, inside, outside, parallel.compile(plain.region_step, ("sharded",))
 
 
 def steps(n: int, rate: float) -> tuple[TrainState, TrainState, dict[str, np.ndarray]]:
@@ -125,7 +126,7 @@ def test_a_region_without_features_is_not_ready_and_told_why(monkeypatch) -> Non
 
     narrow = InStepRadiomics(RULE, bin_width=2.0)
     origin = np.full(8, ORIGINS.index("truth"))
-    monkeypatch.setattr(InStepRadiomics, "mark", lambda *_: (masks, origin))
+    monkeypatch.setattr(RegionRule, "mark_on_device", lambda *_: (masks, origin))
     cam, finding = np.zeros((8, 2, 2), np.float32), np.full(8, -1, np.int32)
     found = jax.device_get(jax.jit(narrow.measure)(images, cam, finding, given["boxes"][:8]))
     assert [FAILURES[k] for k in found.failure] == expected

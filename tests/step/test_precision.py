@@ -58,10 +58,10 @@ def zeros() -> Any:
         (augment.warp_boxes, (BOXES, AFFINE), 2),
         (nt_xent, (Z,), 1),
         (functools.partial(gradcam.class_maps, classify, n_findings=3), (MAP,), 1),
-        (functools.partial(gradcam.map_of, classify), (MAP, jnp.zeros(2, jnp.int32)), 1),
+        (functools.partial(gradcam.finding_map, classify), (MAP, jnp.zeros(2, jnp.int32)), 1),
         (heads, (jnp.zeros((2, 2, 2, 512)),), 7),
     ],
-    ids=["warp", "invert", "warp_boxes", "nt_xent", "class_maps", "map_of", "heads"],
+    ids=["warp", "invert", "warp_boxes", "nt_xent", "class_maps", "finding_map", "heads"],
 )
 def test_every_product_is_of_full_precision(
     function: Callable[..., Any], arguments: tuple[Any, ...], products: int

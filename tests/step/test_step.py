@@ -19,7 +19,8 @@ from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS, DataParallel
 from kacl_jax.step import gradcam, losses
 from kacl_jax.step.objective import Objective
-from kacl_jax.step.programs import TrainState, z_score
+from kacl_jax.step.scaling import z_score
+from kacl_jax.step.state import TrainState
 
 MODES = ["shard_map", "pmap"]
 RESNET = KACL("resnet18", C, axis_name=AXIS)
@@ -34,7 +35,7 @@ def stepper(
 ) -> Callable[..., Stepped]:
     """A state and batches, one step for each → (state, metrics, rows) of the last one."""
     parallel = DataParallel(mode, jax.devices()[:n_devices])  # type: ignore[arg-type]
-    step = parallel.run(
+    step = parallel.compile(
         programs(model=model).train_step,
         ("replicated", "replicated", "sharded"),
         donate_state=True,
@@ -133,7 +134,7 @@ def test_cams_in_the_step_are_grad_cams_of_the_marked_finding() -> None:
         variables, images, train=True, method="feature_map", mutable=["batch_stats"]
     )
     logits = model.apply(variables, feature_map, method="classify")
-    finding = gradcam.marked_finding(logits, batch["labels"])
+    finding = gradcam.region_finding(logits, batch["labels"])
     cam = jnp.einsum("buvk,kb->buv", feature_map, state.params["classifier"]["kernel"][:, finding])
     close(rows["cam"], np.asarray(cam))
     every = jnp.einsum("buvk,kc->cuv", feature_map, state.params["classifier"]["kernel"])
@@ -244,7 +245,7 @@ def test_a_step_that_is_not_finite_on_one_device_changes_nothing_and_stays_flagg
 
 def test_the_step_compiles_once_and_moves_nothing_implicitly() -> None:
     parallel = DataParallel("shard_map")
-    step = parallel.run(
+    step = parallel.compile(
         programs().train_step, ("replicated", "replicated", "sharded"), donate_state=True
     )
     state = parallel.replicate(first_state())
@@ -266,7 +267,7 @@ def test_grad_cam_adds_almost_no_work_to_the_step() -> None:
     state, batch = parallel.replicate(first_state(RESNET)), parallel.shard(make_batch())
 
     def flops(function: Any, outputs: tuple[Any, ...]) -> float:
-        compiled = parallel.run(function, outputs).lower(state, batch).compile()  # type: ignore[attr-defined]
+        compiled = parallel.compile(function, outputs).lower(state, batch).compile()  # type: ignore[attr-defined]
         return compiled.cost_analysis()["flops"]
 
     def without_cam(s: TrainState, b: Any) -> tuple[Any, Any]:

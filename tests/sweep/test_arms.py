@@ -18,7 +18,10 @@ from tiny_step import LOSS, SIZE, B, C, TinyKACL, close, make_batch, programs
 from kacl_jax import radiomics
 from kacl_jax.runtime.devices import DataParallel
 from kacl_jax.step import augment, gradcam
-from kacl_jax.step.programs import Augmentation, Programs, TrainState, normalise
+from kacl_jax.step.augment import Augmentation
+from kacl_jax.step.programs import Programs
+from kacl_jax.step.scaling import normalise
+from kacl_jax.step.state import TrainState
 
 AUGMENTATION = Augmentation(rotate=8.0, shift=0.05, scale=0.1, contrast=0.3)
 SIMCLR = dataclasses.replace(
@@ -54,7 +57,7 @@ class Stepper:
     def __init__(self, program: Programs, devices: int) -> None:
         self._parallel = DataParallel("shard_map", jax.devices()[:devices])
         outputs = ("replicated", "replicated", "sharded")
-        self._step = self._parallel.run(program.train_step, outputs)
+        self._step = self._parallel.compile(program.train_step, outputs)
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Any, Any]:
         parallel = self._parallel
@@ -89,9 +92,14 @@ def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
     batch["ready"][:], batch["radiomics"][:] = False, np.nan
 
     def total(params: Any) -> tuple[jax.Array, Any]:
-        (first, affine), (second, _) = (program._view(jnp.int32(1), batch, i) for i in (0, 1))
+        (first, affine), (second, _) = (
+            AUGMENTATION.view(
+                batch["image"], batch["image_id"], seed=0, step=jnp.int32(1), number=i
+            )
+            for i in (0, 1)
+        )
         variables = {"params": params, "batch_stats": state.batch_stats}
-        images = jnp.concatenate([first, second])
+        images = normalise(jnp.concatenate([first, second]))
         feature_map, stats = model.apply(
             variables, images, train=True, method="feature_map", mutable=["batch_stats"]
         )
@@ -99,7 +107,7 @@ def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
         focal = optax.losses.sigmoid_focal_loss(logits, batch["labels"], alpha=0.25, gamma=2.0)
         z = model.apply(variables, feature_map, method="project_image")
         contrast = optax.losses.ntxent(z, jnp.tile(jnp.arange(B), 2), temperature=0.2)
-        finding = gradcam.marked_finding(logits, batch["labels"])
+        finding = gradcam.region_finding(logits, batch["labels"])
         kernel = params["classifier"]["kernel"][:, finding]
         cam = jnp.einsum("buvk,kb->buv", feature_map[:B], kernel)
         loss = 0.8 * focal.sum(1).mean() + 0.2 * contrast
@@ -200,7 +208,7 @@ def test_evaluated_maps_of_an_earlier_stage_are_its_grad_cams_and_each_images_ow
     program = programs(cam_stage=3)
     state, batch = first_state(program), make_batch()
     parallel = DataParallel("shard_map", jax.devices()[:1])
-    step = parallel.run(program.eval_step, ("sharded",))
+    step = parallel.compile(program.eval_step, ("sharded",))
 
     def evaluated(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (found,) = step(parallel.replicate(state), parallel.shard({"image": image}))
@@ -234,7 +242,7 @@ def test_the_step_marks_regions_by_an_earlier_stage_and_keeps_its_mean() -> None
         variables, grey(batch), True, method="feature_map", mutable=["batch_stats"]
     )
     logits = TinyKACL().apply(variables, feature_map, method="classify")
-    finding = np.asarray(gradcam.marked_finding(logits, batch["labels"]))
+    finding = np.asarray(gradcam.region_finding(logits, batch["labels"]))
     close(rows["cam"], maps[np.arange(B), finding] - mean[finding])
     # Row r of step 3 speaks for finding (r + 3) mod 8; the first step's mean is that of its rows alone.
     turns = [maps[(np.arange(B) + 3) % C == c, c].mean(0) for c in range(C)]
@@ -243,7 +251,7 @@ def test_the_step_marks_regions_by_an_earlier_stage_and_keeps_its_mean() -> None
     np.testing.assert_allclose(metrics["focal"], focal.sum(1).mean(), rtol=1e-5)
 
     parallel = DataParallel("shard_map", jax.devices()[:1])
-    region_step = parallel.run(program.region_step, ("sharded",))
+    region_step = parallel.compile(program.region_step, ("sharded",))
     (again,) = region_step(parallel.replicate(state), parallel.shard(batch))
     # Two programs round differently: on some CPUs one activation falls on the other side of ReLU's kink.
     close(parallel.fetch(again, "sharded")["cam"], rows["cam"], within=1e-4)

@@ -14,7 +14,7 @@ import pytest
 from finished_run import write_run
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from kacl_jax.evaluation import predictions as tested
+from kacl_jax.evaluation import predictions
 from kacl_jax.evaluation.contrastive_summary import Contrast
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep import compare, measure, table
@@ -220,7 +220,7 @@ def test_a_mean_over_folds_is_never_pooled_and_its_draws_are_a_brute_force_boots
     rows = compare.compare([other, arm], runs)
 
     parts = {
-        (point.arm.name, point.fold, point.seed): tested.read_tested(
+        (point.arm.name, point.fold, point.seed): predictions.read_tested(
             tmp_path / f"{point.arm.name}-{point.fold}-{point.seed}", FINDINGS
         )
         for point in runs
@@ -309,7 +309,7 @@ def test_two_arms_that_are_alike_seldom_differ() -> None:
         draws = []
         for _ in range(2):
             scores = shared + 0.5 * rng.normal(size=(80, 1))
-            part = tested.Tested(
+            part = predictions.Tested(
                 ("Mass",), (), np.arange(80), labels, scores, none, none, np.zeros(0), np.zeros(0)
             )
             draws.append(measure.classification(part, weights)["auroc"].draws)

@@ -25,11 +25,11 @@ import tiny_run
 from same_run import assert_same_run, comparable, config, metric_lines
 
 from kacl_jax.data.batches import TrainBatches
-from kacl_jax.evaluation import results as results_file
+from kacl_jax.evaluation import result_files
 from kacl_jax.feedback.visibility import Feedback
-from kacl_jax.models import kacl as models
+from kacl_jax.models import kacl
 from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.runtime import devices as parallel
+from kacl_jax.runtime import devices
 from kacl_jax.runtime.errors import (
     DONE,
     INTERRUPTED,
@@ -37,8 +37,7 @@ from kacl_jax.runtime.errors import (
     NonFiniteError,
     UserError,
 )
-from kacl_jax.train import checkpoint, experiment
-from kacl_jax.train import loop as train
+from kacl_jax.train import checkpoint, experiment, job, loop
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / "tests" / "tiny_run.py"
@@ -182,10 +181,10 @@ def test_an_interrupted_run_says_so_and_goes_on(
 def tiny() -> Iterator[None]:
     """This process has four host devices; the runs below use one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "image_encoder", tiny_run.tiny_encoder)
+        patch.setattr(kacl, "image_encoder", tiny_run.tiny_encoder)
         one = jax.devices()[:1]
         patch.setattr(
-            experiment, "DataParallel", lambda mode: parallel.DataParallel(mode, devices=one)
+            experiment, "DataParallel", lambda mode: devices.DataParallel(mode, devices=one)
         )
         yield
 
@@ -199,7 +198,7 @@ def run_here(tiny: None, root: Path, tmp_path: Path) -> Runner:
 
     def start(workdir: Path | None = None, **changes: Any) -> Path:
         workdir = workdir or tmp_path / f"w{len(list(tmp_path.iterdir()))}"
-        train.train_and_evaluate(config(root, **changes), workdir)
+        job.train_and_evaluate(config(root, **changes), workdir)
         return workdir
 
     return start
@@ -209,7 +208,7 @@ def run_here(tiny: None, root: Path, tmp_path: Path) -> Runner:
 def plain(tiny: None, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of `tiny_run.get_config` in this process."""
     workdir = tmp_path_factory.mktemp("plain") / "w"
-    train.train_and_evaluate(config(root), workdir)
+    job.train_and_evaluate(config(root), workdir)
     return workdir
 
 
@@ -219,7 +218,7 @@ class Events:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.order: list[tuple[str, int]] = []
         self.loops: list[Any] = []
-        begin, lookup, submit = train._Loop.__init__, Feedback.lookup, Feedback.submit
+        begin, lookup, submit = loop._Loop.__init__, Feedback.lookup, Feedback.submit
 
         def init(loop: Any, *args: Any) -> None:
             begin(loop, *args)
@@ -241,7 +240,7 @@ class Events:
             self.order.append(("regions", step))
             submit(feedback, step, *args)
 
-        patch.setattr(train._Loop, "__init__", init)
+        patch.setattr(loop._Loop, "__init__", init)
         patch.setattr(Feedback, "lookup", looked_up)
         patch.setattr(Feedback, "submit", submitted)
 
@@ -349,7 +348,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(
 ) -> None:
     workdir = tmp_path / "w"
     with monkeypatch.context() as patch:
-        patch.setattr(experiment.pipeline, "TrainBatches", Poisoned)
+        patch.setattr(experiment, "TrainBatches", Poisoned)
         with pytest.raises(NonFiniteError, match="step 8 are not finite") as told:
             run_here(workdir)
     assert len(Poisoned.names) == 12
@@ -372,35 +371,35 @@ def test_two_augmented_views_need_no_radiomics(
     workdir = run_here(**arm, train__epochs=2, train__checkpoint_every=0)
     assert not (workdir / "features.sqlite").exists()
     results = json.loads((workdir / "results.json").read_text())
-    assert results["feedback"] == dict.fromkeys(results_file.FEEDBACK)
+    assert results["feedback"] == dict.fromkeys(result_files.FEEDBACK)
     assert results["evaluation"]["grid"] == [16, 16]
     assert all(line["nt_xent"] > 0 for line in metric_lines(workdir, "train"))
 
 
 def test_the_arms_keys_reach_the_parts_of_a_run(tiny: None, root: Path, tmp_path: Path) -> None:
     arm = {"cam__stage": 3, "roi__shape": "box", "radiomics__families": "ngtdm,shape2D"}
-    parts = experiment.assemble(config(root, **arm), tmp_path)
+    parts = experiment.build_experiment(config(root, **arm), tmp_path)
     chosen = ("original_shape2D_", "original_ngtdm_")
     assert parts.programs.columns == tuple(name.startswith(chosen) for name in FEATURE_NAMES)
     assert parts.state_template().params["radiomics_encoder"]["Dense_0"]["kernel"].shape[0] == 14
     assert parts.state_template().cam_mean.shape[1:] == (16, 16)
     assert parts.region_rule.shape == "box"
     inside = {"radiomics__backend": "jax", "roi__shape": "box"}
-    fresh = experiment.assemble(config(root, **inside), tmp_path).programs.fresh
+    fresh = experiment.build_experiment(config(root, **inside), tmp_path).programs.fresh
     assert fresh is not None
     assert fresh.rule.shape == "box"
     augmented = {"loss__positive": "augmented", "augment__shift": 0.1, "radiomics__backend": "jax"}
-    assert experiment.assemble(config(root, **augmented), tmp_path).programs.fresh is None
+    assert experiment.build_experiment(config(root, **augmented), tmp_path).programs.fresh is None
 
 
 def test_a_finished_run_is_left_alone_and_a_changed_config_refused(
     plain: Path, tiny: None, root: Path
 ) -> None:
     before = comparable(plain)
-    again = train.train_and_evaluate(config(root), plain)
+    again = job.train_and_evaluate(config(root), plain)
     assert again == json.loads((plain / "results.json").read_text())
     with pytest.raises(UserError, match=r"loss\.temperature: 0\.5 → 0\.1"):
-        train.train_and_evaluate(config(root, loss__temperature=0.1), plain)
+        job.train_and_evaluate(config(root, loss__temperature=0.1), plain)
     assert comparable(plain) == before
 
 
@@ -422,10 +421,10 @@ def test_images_that_come_or_go_make_another_split_and_are_refused(
     gone.unlink()
     begun = config(root, data__root=str(part), data__allow_missing=True)
     with pytest.raises(UserError, match="holds no checkpoint"):
-        train.evaluate_only(begun, tmp_path / "w")
+        job.evaluate_only(begun, tmp_path / "w")
     gone.write_bytes(content)
     with pytest.raises(UserError, match=r"split of data\.root"):
-        train.train_and_evaluate(begun, tmp_path / "w")
+        job.train_and_evaluate(begun, tmp_path / "w")
 
 
 def test_a_damaged_best_checkpoint_is_told_and_the_newest_stands_in(
@@ -437,7 +436,7 @@ def test_a_damaged_best_checkpoint_is_told_and_the_newest_stands_in(
     steps = checkpoint.Checkpoints(workdir / "checkpoints").steps()
     assert best != steps[-1]
     shutil.rmtree(workdir / "checkpoints" / f"{best:08d}" / "arrays")
-    found = train.evaluate_only(config(root), workdir)
+    found = job.evaluate_only(config(root), workdir)
     assert found["best_step_lost"] == best
     assert found["best_step"] == steps[-1]
     assert f"{best:08d} is damaged" in caplog.text
@@ -446,7 +445,7 @@ def test_a_damaged_best_checkpoint_is_told_and_the_newest_stands_in(
 def test_a_signal_in_the_last_step_still_stops_the_run(
     tiny: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn = train._Loop.turn
+    turn = loop._Loop.turn
 
     def stop(loop: Any, step: int) -> None:
         if step == 5:
@@ -455,18 +454,18 @@ def test_a_signal_in_the_last_step_still_stops_the_run(
 
     short = config(root, train__epochs=2)
     with monkeypatch.context() as patch:
-        patch.setattr(train._Loop, "turn", stop)
+        patch.setattr(loop._Loop, "turn", stop)
         with pytest.raises(InterruptedRunError, match="step 6 of 6"):
-            train.train_and_evaluate(short, tmp_path / "w")
+            job.train_and_evaluate(short, tmp_path / "w")
     assert not (tmp_path / "w" / "results.json").exists()
-    assert train.train_and_evaluate(short, tmp_path / "w")["trained_steps"] == 6
+    assert job.train_and_evaluate(short, tmp_path / "w")["trained_steps"] == 6
 
 
 def test_evaluation_alone_writes_the_same_tables(plain: Path, tiny: None, root: Path) -> None:
     before = comparable(plain)
     for name in ("predictions.csv", "boxes.csv", "results.json"):
         (plain / name).unlink()
-    train.evaluate_only(config(root), plain)
+    job.evaluate_only(config(root), plain)
     assert comparable(plain) == before
 
 
@@ -493,7 +492,7 @@ def test_testing_an_unfinished_run_does_not_finish_it(
     plain: Path, tiny: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workdir = tmp_path / "w"
-    turn = train._Loop.turn
+    turn = loop._Loop.turn
 
     def stop(loop: Any, step: int) -> None:
         if step == 7:
@@ -501,12 +500,12 @@ def test_testing_an_unfinished_run_does_not_finish_it(
         turn(loop, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Loop, "turn", stop)
+        patch.setattr(loop._Loop, "turn", stop)
         with pytest.raises(InterruptedRunError, match="step 8"):
-            train.train_and_evaluate(config(root), workdir)
-    early = train.evaluate_only(config(root), workdir)
+            job.train_and_evaluate(config(root), workdir)
+    early = job.evaluate_only(config(root), workdir)
     assert early["best_step"] <= 6
-    train.train_and_evaluate(config(root), workdir)
+    job.train_and_evaluate(config(root), workdir)
     final = json.loads((workdir / "results.json").read_text())
     assert final["trained_steps"] == STEPS
     assert metric_lines(workdir) == metric_lines(plain)
@@ -517,7 +516,7 @@ def test_four_devices_are_the_run_of_one(
     plain: Path, run_here: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To float tolerance, over few steps: with the roundings differ regions, at their edges."""
-    monkeypatch.setattr(experiment, "DataParallel", parallel.DataParallel)
+    monkeypatch.setattr(experiment, "DataParallel", devices.DataParallel)
     expected = metric_lines(plain, "train")[:5]
     lines = metric_lines(run_here(train__epochs=2), "train")[:5]
     for line, wanted in zip(lines, expected, strict=True):
@@ -532,7 +531,7 @@ def test_four_devices_are_the_run_of_one(
 
 def mass_inside(workdir: Path, trained: Any) -> float:
     """Share of the softmax mass of the class maps inside the truth boxes of training images; trained: its config."""
-    parts = experiment.assemble(trained, workdir)
+    parts = experiment.build_experiment(trained, workdir)
     saved = checkpoint.Checkpoints(workdir / "checkpoints")
     arrays = saved.restore(saved.steps()[-1]).arrays
     state = parts.parallel.replicate(
@@ -562,7 +561,7 @@ def test_box_guidance_moves_the_map_into_the_box_and_needs_no_worker(
     assert mass_inside(guided, trained) > 1.5 * mass_inside(without, trained)
     assert not (without / "features.sqlite").exists()
     results = json.loads((without / "results.json").read_text())
-    assert results["feedback"] == dict.fromkeys(results_file.FEEDBACK)
+    assert results["feedback"] == dict.fromkeys(result_files.FEEDBACK)
 
 
 def test_a_profile_is_written_however_the_run_is_cut(run_here: Runner, tmp_path: Path) -> None:

@@ -19,9 +19,7 @@ import cv2
 import numpy as np
 
 from kacl_jax.data.nih import FINDINGS_8, to_nih_pixels
-from kacl_jax.data.phantom import anatomy as phantom_anatomy
-from kacl_jax.data.phantom import film as phantom_film
-from kacl_jax.data.phantom import findings as phantom_findings
+from kacl_jax.data.phantom import anatomy, film, findings
 from kacl_jax.data.phantom.anatomy import Anatomy, Frame, Pose
 from kacl_jax.data.phantom.findings import Finding
 from kacl_jax.runtime.errors import UserError
@@ -52,7 +50,7 @@ class Study:
     anatomy: Anatomy
     view: str  # 'PA' | 'AP'
     pose: Pose
-    exposure: phantom_film.Exposure
+    exposure: film.Exposure
     findings: tuple[Finding, ...]
     boxed: tuple[str, ...]  # findings whose box is published
     seed: tuple[int, ...]
@@ -75,7 +73,7 @@ def plan_patient(number: int, seed: int) -> tuple[Study, ...]:
     rng = np.random.default_rng([seed, number])
     patient = _Patient(
         number=number,
-        anatomy=phantom_anatomy.draw_anatomy(rng),
+        anatomy=anatomy.draw_anatomy(rng),
         shift=(rng.normal(0, 0.02), rng.normal(0.01, 0.025)),
         scale=rng.uniform(0.92, 1.24),
         portable=bool(rng.random() < 0.35),
@@ -96,8 +94,8 @@ def _chronic_findings(rng: np.random.Generator, first: str | None) -> tuple[Find
     count = int(rng.choice([0, 1, 2], p=[0.5, 0.35, 0.15]))
     others = rng.permutation([name for name in FINDINGS_8 if name != first])[:count]
     # mostly in opposite lungs, so that one seldom hides another
-    side = int(rng.choice(phantom_anatomy.SIDES))
-    sides = (side, -side if rng.random() < 0.8 else side, int(rng.choice(phantom_anatomy.SIDES)))
+    side = int(rng.choice(anatomy.SIDES))
+    sides = (side, -side if rng.random() < 0.8 else side, int(rng.choice(anatomy.SIDES)))
     return tuple(
         Finding(str(name), float(rng.uniform(0.15, 1)), at, int(rng.integers(2**31)))
         for name, at in zip((first, *others), sides, strict=False)
@@ -119,14 +117,14 @@ def _plan_study(patient: _Patient, follow_up: int, seed: int) -> Study:
         name=f"{patient.number:08d}_{follow_up:03d}.png",
         patient=patient.number,
         follow_up=follow_up,
-        anatomy=phantom_anatomy.breathe(patient.anatomy, rise),
+        anatomy=anatomy.breathe(patient.anatomy, rise),
         view="AP" if portable else "PA",
         pose=Pose(
             rotation=rng.normal(0, 2.5 if portable else 1.2),
             shift=(float(moved[0]), float(moved[1])),
             scale=patient.scale * rng.uniform(0.98, 1.02) * (1.04 if portable else 1.0),
         ),
-        exposure=phantom_film.draw_exposure(rng, portable),
+        exposure=film.draw_exposure(rng, portable),
         findings=findings,
         boxed=tuple(f.name for f in findings if boxable and rng.random() < BOXED),
         seed=(seed, patient.number, follow_up),
@@ -147,25 +145,25 @@ def render(
     boxes = {}
     for finding in drawn:
         if finding.name == "Cardiomegaly":
-            ratio = phantom_findings.widened_heart(finding) + (0.03 if portable else 0.0)
-            boxes[finding.name] = phantom_findings.heart_box(a, frame, ratio)
-    chest = phantom_film.draw_chest(a, frame, heart_ratio=ratio, raised_arms=not portable)
+            ratio = findings.widened_heart(finding) + (0.03 if portable else 0.0)
+            boxes[finding.name] = findings.heart_box(a, frame, ratio)
+    chest = film.draw_chest(a, frame, heart_ratio=ratio, raised_arms=not portable)
     air_left = np.ones((size, size), np.float32)
     clear, extra = np.zeros_like(air_left), np.zeros_like(air_left)
     for finding in drawn:
         if finding.name != "Cardiomegaly":
-            sign = phantom_findings.draw_finding(finding, a, frame, chest)
+            sign = findings.draw_finding(finding, a, frame, chest)
             boxes[finding.name] = sign.box
             air_left *= 1 - sign.fill
             clear = np.maximum(clear, sign.clear)
             extra += sign.extra
     air = chest.air * air_left * (1 + 0.4 * clear)
     markings = chest.markings * (1 - clear) * (0.4 + 0.6 * air_left)
-    opacity = chest.rest - phantom_film.AIR * air + markings + extra
+    opacity = chest.rest - film.AIR * air + markings + extra
     rng = np.random.default_rng([*study.seed, 1])
-    opacity = opacity + phantom_film.draw_devices(rng, frame, a, portable)
-    marker = phantom_film.draw_marker(rng, size, portable)
-    return phantom_film.develop(opacity, marker, study.exposure, [*study.seed, 2]), boxes
+    opacity = opacity + film.draw_devices(rng, frame, a, portable)
+    marker = film.draw_marker(rng, size, portable)
+    return film.develop(opacity, marker, study.exposure, [*study.seed, 2]), boxes
 
 
 def write_demo(root: Path, progress: Callable[[int, int], None] | None = None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from kacl_jax.data.phantom import anatomy as body
+from kacl_jax.data.phantom import anatomy
 from kacl_jax.data.phantom.anatomy import SIDES, Anatomy, Frame
 
 AIR = 0.62  # opacity that a full lung takes away
@@ -49,9 +49,9 @@ def _torso(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
     else:
         arm = [(0.40, 0.11), (0.52, 0.16), (0.575, 0.30), (0.59, 0.7), (0.61, 1.4),
                (0.48 + fat, 1.4), (0.47 + fat, 0.75), (w + 0.12, 0.36)]  # fmt: skip
-    outline = np.concatenate([np.array(half), body.mirror(np.array(half), -1)[::-1]])
-    trunk = frame.depth(frame.fill(body.smooth([tuple(p) for p in outline])), 0.045 + 0.2 * fat)
-    arms = frame.fill(*[body.mirror(body.smooth(arm), s) for s in SIDES])
+    outline = np.concatenate([np.array(half), anatomy.mirror(np.array(half), -1)[::-1]])
+    trunk = frame.depth(frame.fill(anatomy.smooth([tuple(p) for p in outline])), 0.045 + 0.2 * fat)
+    arms = frame.fill(*[anatomy.mirror(anatomy.smooth(arm), s) for s in SIDES])
     return np.maximum(trunk, 0.62 * frame.depth(arms, 0.035))
 
 
@@ -59,7 +59,7 @@ def _bones(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
     """Ribs, clavicles, shoulder blades, arms and spine."""
     total = np.zeros((frame.size, frame.size), np.float32)
     behind, front = (
-        np.concatenate(arcs) for arcs in zip(*(body.ribs(a, s) for s in SIDES), strict=True)
+        np.concatenate(arcs) for arcs in zip(*(anatomy.ribs(a, s) for s in SIDES), strict=True)
     )
     rib = 0.020
     half = np.array([0.0, rib / 2])
@@ -73,21 +73,23 @@ def _bones(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
                        [0.18, top - 0.026], [0.24, top - 0.047], [0.30, top - 0.068],
                        [0.36, top - 0.078], [0.41, top - 0.072]])  # fmt: skip
     out = 0.035 if raised_arms else -0.015
-    blade = body.smooth(
+    blade = anatomy.smooth(
         [(0.31 + out, 0.15), (0.43, 0.14), (0.455, 0.20), (0.41 + out, 0.30),
          (0.375 + out, 0.43), (0.345 + out, 0.42), (0.32 + out, 0.28)]
     )  # fmt: skip
     shaft = [[0.49, 0.185], [0.72, 0.36]] if raised_arms else [[0.495, 0.20], [0.55, 1.3]]
-    head = body.smooth([(0.435, 0.14), (0.52, 0.135), (0.535, 0.20), (0.48, 0.235), (0.435, 0.20)])
+    head = anatomy.smooth(
+        [(0.435, 0.14), (0.52, 0.135), (0.535, 0.20), (0.48, 0.235), (0.435, 0.20)]
+    )
     for side in SIDES:
-        clavicle = body.mirror(collar, side)
+        clavicle = anatomy.mirror(collar, side)
         total += 0.11 * frame.stroke([clavicle], 0.022, 0.003)
         edges = [clavicle + d * np.array([0.0, 0.010]) for d in (-1, 1)]
         total += 0.05 * frame.stroke(edges, 0.003)
-        total += 0.055 * frame.fill(body.mirror(blade, side), soft=0.004)
-        total += 0.035 * frame.stroke([body.mirror(blade, side)], 0.004)
-        total += 0.15 * frame.fill(body.mirror(head, side), soft=0.004)
-        total += 0.15 * frame.stroke([body.mirror(np.array(shaft), side)], 0.042, 0.004)
+        total += 0.055 * frame.fill(anatomy.mirror(blade, side), soft=0.004)
+        total += 0.035 * frame.stroke([anatomy.mirror(blade, side)], 0.004)
+        total += 0.15 * frame.fill(anatomy.mirror(head, side), soft=0.004)
+        total += 0.15 * frame.stroke([anatomy.mirror(np.array(shaft), side)], 0.042, 0.004)
     return a.bone * (total + _spine(a, frame))
 
 
@@ -134,7 +136,7 @@ def _breasts(a: Anatomy, frame: Frame) -> np.ndarray:
         theta = np.linspace(0, 2 * np.pi, 40)
         u = 0.215 + 0.2 * a.fat + (0.135 + 0.5 * a.fat) * np.cos(theta)
         v = low - 0.09 + (0.115 + 0.5 * a.fat) * np.sin(theta)
-        shapes.append(body.mirror(np.stack([u, v], 1), side))
+        shapes.append(anatomy.mirror(np.stack([u, v], 1), side))
     mask = frame.fill(*shapes, soft=0.003)
     # thickest at the lower fold, fading upwards
     fade = np.clip((frame.v - (low - 0.2)) / 0.2, 0, 1)
@@ -143,10 +145,10 @@ def _breasts(a: Anatomy, frame: Frame) -> np.ndarray:
 
 def draw_chest(a: Anatomy, frame: Frame, *, heart_ratio: float, raised_arms: bool) -> Chest:
     """The healthy chest (apart from its heart's width) as opacities."""
-    lungs = {s: frame.fill(body.lung_outline(a, s), soft=0.0025) for s in SIDES}
+    lungs = {s: frame.fill(anatomy.lung_outline(a, s), soft=0.0025) for s in SIDES}
     both = lungs[-1] + lungs[1]
-    heart = frame.fill(body.heart_outline(a, heart_ratio), soft=0.006)
-    middle = frame.fill(body.mediastinum_outline(a), soft=0.005)
+    heart = frame.fill(anatomy.heart_outline(a, heart_ratio), soft=0.006)
+    middle = frame.fill(anatomy.mediastinum_outline(a), soft=0.005)
     solid = 1 - (1 - 0.80 * heart) * (1 - 0.85 * middle)
     thick = 0.5 + 0.5 * frame.depth(both, 0.05)
     # the bases lie behind more soft tissue
@@ -214,7 +216,7 @@ def draw_devices(rng: np.random.Generator, frame: Frame, a: Anatomy, portable: b
         start = np.array([side * 0.30, a.apex + rng.uniform(-0.02, 0.08)])
         total += 0.14 * frame.stroke([_bezier(start, np.array([side * 0.02, 0.13]), tip)], 0.005)
     if a.pacemaker:
-        box = body.smooth(
+        box = anatomy.smooth(
             [(0.22, 0.2), (0.26, 0.195), (0.305, 0.21), (0.31, 0.26), (0.29, 0.29), (0.23, 0.28)]
         )
         lead = _bezier(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kacl_jax.data.phantom import anatomy as body
+from kacl_jax.data.phantom import anatomy
 from kacl_jax.data.phantom.anatomy import Anatomy, Frame
 from kacl_jax.data.phantom.film import Chest
 
@@ -70,7 +70,7 @@ def extent_box(strength: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def heart_box(a: Anatomy, frame: Frame, ratio: float) -> tuple[float, float, float, float]:
-    return extent_box(frame.fill(body.heart_outline(a, ratio)))
+    return extent_box(frame.fill(anatomy.heart_outline(a, ratio)))
 
 
 def _soft(x: np.ndarray, width: float) -> np.ndarray:
@@ -83,7 +83,7 @@ def _spot(
 ) -> tuple[float, float]:
     """A point (u, v) inside a lung; rows are shares of the lung's height."""
     v = a.apex + rng.uniform(*rows) * (a.base - a.apex)
-    outer = float(body.lateral(a, np.array(v))) - inset
+    outer = float(anatomy.lateral(a, np.array(v))) - inset
     inner = 0.095 + 0.5 * inset
     if side > 0 and v > a.apex + 0.5 * (a.base - a.apex):
         inner = max(inner, 2 * a.width * a.heart_ratio * a.heart_lean * 0.85 + 0.3 * inset)
@@ -109,7 +109,7 @@ def _atelectasis(
     if rng.random() < 0.55:  # plates: near-horizontal bands above a raised dome
         x0 = a.width * rng.uniform(0.38, 0.48)
         x1 = x0 + a.width * rng.uniform(0.38, 0.48)
-        v = float(body.dome(a, side, np.array((x0 + x1) / 2))) - rng.uniform(0.035, 0.10)
+        v = float(anatomy.dome(a, side, np.array((x0 + x1) / 2))) - rng.uniform(0.035, 0.10)
         bands = []
         for k in range(int(rng.integers(1, 4))):
             slope = rng.uniform(-0.12, 0.22)
@@ -119,11 +119,11 @@ def _atelectasis(
             # a lens: plates taper
             thick = np.sin(np.linspace(0, np.pi, 8))[:, None] * np.array([0, 0.5])
             thick = thick * (0.011 + 0.012 * severity) * rng.uniform(0.7, 1.3)
-            bands.append(body.mirror(np.concatenate([line - thick, (line + thick)[::-1]]), side))
+            bands.append(anatomy.mirror(np.concatenate([line - thick, (line + thick)[::-1]]), side))
         plate = frame.fill(*bands, soft=0.003)
         middle = side * (x0 + x1) / 2
         raised = np.exp(-(((frame.u - middle) / (0.5 * (x1 - x0))) ** 4)).astype(np.float32)
-        floor = body.dome(a, side, np.abs(frame.u))
+        floor = anatomy.dome(a, side, np.abs(frame.u))
         raised = raised * _soft(frame.v - (floor - 0.012 - 0.02 * severity), 0.004)
         sign.fill = np.maximum((0.65 + 0.3 * severity) * plate, 0.9 * raised) * lung
         return
@@ -134,9 +134,9 @@ def _atelectasis(
     pull = half * (0.45 + 0.55 * (reach / reach.max()) ** 2)
     upper = hilum + reach * np.concatenate([np.cos(angle - pull), np.sin(angle - pull)], 1)
     lower = hilum + reach * np.concatenate([np.cos(angle + pull), np.sin(angle + pull)], 1)
-    wedge = frame.fill(body.mirror(np.concatenate([upper, lower[::-1]]), side), soft=0.009)
+    wedge = frame.fill(anatomy.mirror(np.concatenate([upper, lower[::-1]]), side), soft=0.009)
     wedge = wedge * np.clip(0.85 + 0.22 * _texture(rng, frame, 20), 0, 1)
-    fan = [body.mirror(upper * (1 - w) + lower * w, side) for w in (0.25, 0.5, 0.75)]
+    fan = [anatomy.mirror(upper * (1 - w) + lower * w, side) for w in (0.25, 0.5, 0.75)]
     sign.fill = (0.55 + 0.4 * severity) * wedge * lung
     sign.extra = 0.05 * frame.stroke(fan, 0.005) * wedge * lung * np.minimum(2 * chest.air, 1)
 
@@ -147,7 +147,7 @@ def _effusion(
     side, severity = finding.side, finding.severity
     x = np.clip(side * frame.u, 0, a.width)
     f = np.clip((x - 0.06) / (a.width - 0.06), 0, 1)
-    corner = float(body.dome(a, side, np.array(a.width)))
+    corner = float(anatomy.dome(a, side, np.array(a.width)))
     height = 0.055 + 0.42 * severity**2 * rng.uniform(0.6, 1.2)
     # the meniscus climbs the lateral wall and dips towards the middle
     level = corner - height + (0.045 + 0.18 * height) * (1 - f**3.5)
@@ -235,7 +235,7 @@ def _pneumothorax(
     sign: Sign, rng: np.random.Generator, finding: Finding, a: Anatomy, frame: Frame, chest: Chest
 ) -> None:
     side, severity = finding.side, finding.severity
-    outline = body.lung_outline(a, side)
+    outline = anatomy.lung_outline(a, side)
     x, v = np.abs(outline[:, 0]), outline[:, 1]
     h = a.base - a.apex
     if rng.random() < 0.7:  # air rises: the apex, and down the side as there is more

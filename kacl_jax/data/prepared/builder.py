@@ -24,7 +24,8 @@ from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core import writer as tfds_writer
 
 from kacl_jax.data.prepared.reader import DATASET, SPLIT, sha256_of
-from kacl_jax.images.reader import BrokenImage, read_image, resize
+from kacl_jax.images.reader import BrokenImage, read_image
+from kacl_jax.images.resize import resize
 from kacl_jax.runtime import bucket_files
 
 # Pixels of X-rays shrink to 79 % at zstd:1, and reading them back then costs four times as much.

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from kacl_jax.data.tables import Problems
-from kacl_jax.images.reader import BrokenImage, resize
+from kacl_jax.images.reader import BrokenImage
+from kacl_jax.images.resize import resize
 from kacl_jax.runtime.errors import UserError
 
 MANIFEST = "manifest.json"

@@ -14,9 +14,7 @@ from toy_root import toy_outputs, toy_records, toy_split
 
 from kacl_jax.data.nih import Records, from_nih_pixels
 from kacl_jax.data.splits import Split
-from kacl_jax.evaluation import metrics, results
-from kacl_jax.evaluation import number_format as numerals
-from kacl_jax.evaluation import terminal_table as terminal
+from kacl_jax.evaluation import metrics, number_format, result_files, terminal_table
 from kacl_jax.evaluation.evaluate import Evaluation, evaluate
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.runtime import files
@@ -32,7 +30,7 @@ class Run:
 
     def results(self, **more) -> dict:
         arguments = {"seed": 3, "feedback": None, "throughput": None, **more}
-        return results.results(self.evaluation, self.records, self.split, **arguments)
+        return result_files.results(self.evaluation, self.records, self.split, **arguments)
 
 
 def run(records: Records, split: Split, order: int | None = None) -> Run:
@@ -63,10 +61,12 @@ def one_class() -> Run:
 def write_all(folder: Path, done: Run) -> None:
     records, split, evaluation = done.records, done.split, done.evaluation
     folder.mkdir(exist_ok=True)
-    results.write_predictions(
+    result_files.write_predictions(
         folder / "predictions.csv", records, split, val=evaluation.val, test=evaluation.test
     )
-    results.write_boxes(folder / "boxes.csv", records, evaluation.located, evaluation.prior_map_iou)
+    result_files.write_boxes(
+        folder / "boxes.csv", records, evaluation.located, evaluation.prior_map_iou
+    )
     write_json(folder / "results.json", done.results())
 
 
@@ -170,7 +170,7 @@ def test_a_truth_box_as_prediction_is_written_as_nih_wrote_it(tmp_path, done) ->
     perfect = dataclasses.replace(
         perfect, box=truth, iou=metrics.iou(truth, truth), iobb=metrics.iobb(truth, truth)
     )
-    results.write_boxes(tmp_path / "boxes.csv", records, perfect, perfect.iou)
+    result_files.write_boxes(tmp_path / "boxes.csv", records, perfect, perfect.iou)
     for row, box in zip(read_csv(tmp_path / "boxes.csv"), truth.astype(float), strict=True):
         x, y, w, h = (float(row[key]) for key in "xywh")
         assert (x, y, x + w, y + h) == pytest.approx(box * 1024, abs=1e-9)
@@ -205,7 +205,7 @@ def test_results_json_has_the_documented_shape(tmp_path, done) -> None:
             else:
                 assert figure["ci95"][0] < figure["ci95"][1]
     assert {"n_pos", "n_neg"} < set(written["classification"]["auroc"]["Mass"])
-    assert written["feedback"] == dict.fromkeys(results.FEEDBACK)
+    assert written["feedback"] == dict.fromkeys(result_files.FEEDBACK)
     assert written["throughput"] == {"images_per_s": None, "rois_per_s": None, "waits": None}
 
 
@@ -274,27 +274,27 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> 
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "gone" / "boxes.csv", tmp_path / "file" / "boxes.csv"):
         with pytest.raises(UserError, match=str(path)):
-            results.write_boxes(path, done.records, *boxes)
+            result_files.write_boxes(path, done.records, *boxes)
     (tmp_path / "file").unlink()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     path = tmp_path / "boxes.csv"
-    results.write_boxes(path, done.records, *boxes)
+    result_files.write_boxes(path, done.records, *boxes)
     before = path.read_bytes()
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"boxes\.csv cannot be written .*No space left"):
-        results.write_boxes(path, done.records, *boxes)
+        result_files.write_boxes(path, done.records, *boxes)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
     written = done.results()
-    text = terminal.format_table(written)
+    text = terminal_table.format_table(written)
     write_json(tmp_path / "results.json", written)
-    assert terminal.format_table(read_json(tmp_path / "results.json")) == text
+    assert terminal_table.format_table(read_json(tmp_path / "results.json")) == text
     lines = text.splitlines()
     assert done.split.name in lines[0]
     assert done.split.hash in lines[0]
@@ -307,8 +307,10 @@ def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
         assert f"{precision:.3f}".lstrip("0") in line
         assert line.split()[-2:] == [str(leaf["n_pos"]), str(leaf["n_neg"])]
     above = written["localization"]["above_prior_map"]["iou"]["0.1"]["mean"]
-    low, high = (numerals.signed(end) for end in above["ci95"])
-    assert f"less prior_map, paired: .1 {numerals.signed(above['value'])} [{low}, {high}]" in text
+    low, high = (number_format.signed(end) for end in above["ci95"])
+    assert (
+        f"less prior_map, paired: .1 {number_format.signed(above['value'])} [{low}, {high}]" in text
+    )
     game = written["localization"]["pointing_game"]["mean"]["value"]
     assert f"(pointing game): {game:.3f}".replace("0.", ".") in text
     for way in ("best_of", "random_map", "prior_box", "prior_map", "grid_ceiling"):
@@ -319,7 +321,7 @@ def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
 
 
 def test_the_terminal_table_explains_every_dash(one_class) -> None:
-    text = terminal.format_table(one_class.results())
+    text = terminal_table.format_table(one_class.results())
     assert "mean of 7" in text
     assert "AUROC of Infiltration: no positive" in text
     assert "localization of Infiltration: no truth box of this finding is scored" in text
@@ -337,4 +339,4 @@ def test_the_terminal_table_counts_what_could_not_be_read(done) -> None:
     written = dataclasses.replace(done, evaluation=evaluation).results()
     boxes = int(done.split.scored[gone].sum())
     assert written["evaluation"]["skipped"] == {"val": 0, "test": 1, "boxes": boxes}
-    assert f"1 test images, {boxes} truth boxes" in terminal.format_table(written)
+    assert f"1 test images, {boxes} truth boxes" in terminal_table.format_table(written)

@@ -1,0 +1,104 @@
+"""The main job: train, then test; or test again. The workdir is locked and its config settled first."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kacl_jax import config as config_keys
+from kacl_jax.runtime import compilation, files, hosts
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.workdir import lock_workdir, write_or_check_config
+from kacl_jax.train import checkpoint, final_test, resume
+from kacl_jax.train.counters import RunCounters
+from kacl_jax.train.experiment import Experiment, build_experiment
+from kacl_jax.train.loop import train
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """The main job: train, or go on training, then test with the best checkpoint.
+
+    On a finished workdir nothing is done and its results are returned.
+
+    Args:
+      config: see `config.default`.
+      workdir: where everything a run leaves behind goes; the same config on it resumes.
+
+    Returns:
+      What results.json holds.
+
+    Raises:
+      UserError: before step 0 for anything in the config or the data; WorkdirInUseError.
+      InterruptedRunError: asked to stop; saved, resumable.
+      NonFiniteError: loss or gradients were not finite; the last good checkpoint is intact.
+    """
+    workdir = workdir.absolute()
+    with lock_workdir(workdir, hold=hosts.is_leader()):
+        experiment = _prepared(config, workdir)
+        finished = _finished(experiment)
+        if finished is not None:
+            logging.info("%s is finished; nothing to do. Its results:", workdir)
+            if not (workdir / "report.html").exists():
+                logging.info("report.html is not there; --mode=eval writes it.")
+            return finished
+        if hosts.is_leader():
+            final_test.write_run_json(experiment, experiment.batches.unreadable())
+        logging.info(experiment.describe())
+        saved = checkpoint.Checkpoints(workdir / "checkpoints")
+        trained = train(experiment, saved)
+        return final_test.score_best_checkpoint(
+            experiment, saved, trained, steps=experiment.total_steps
+        )
+
+
+def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Test the best checkpoint of a workdir again and write the tables anew.
+
+    Raises:
+      UserError: as `train_and_evaluate`, or there is no checkpoint.
+    """
+    workdir = workdir.absolute()
+    with lock_workdir(workdir, hold=hosts.is_leader()):
+        experiment = _prepared(config, workdir)
+        saved = checkpoint.Checkpoints(workdir / "checkpoints")
+        latest = checkpoint.restore_on_all(saved.restore_latest)
+        if latest is None:
+            raise UserError(
+                f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
+            )
+        return final_test.score_best_checkpoint(
+            experiment, saved, RunCounters(**latest.meta[resume.COUNTERS]), steps=latest.step
+        )
+
+
+def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
+    """The parts of the run, and its config.json; a changed config is refused."""
+    compilation.keep_in(workdir / "compilation_cache")
+    experiment = build_experiment(config, workdir)
+    keys = config_keys.flatten(config)
+    data = {**experiment.records.checksums, "split": experiment.split.hash}
+    hosts.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
+    if hosts.is_leader():
+        write_or_check_config(
+            workdir,
+            keys,
+            data,
+            free=config_keys.FREE_KEYS,
+            defaults=config_keys.flatten(config_keys.default()),
+        )
+    hosts.barrier()
+    return experiment
+
+
+def _finished(experiment: Experiment) -> dict[str, Any] | None:
+    """The results of a run that was trained to its last step; those of an earlier --mode=eval do not count."""
+    path = experiment.workdir / "results.json"
+
+    def read() -> hosts.Message:
+        return hosts.Message(files.read_json(path) if path.exists() else {}, {})
+
+    found: dict[str, Any] = hosts.broadcast(read).meta
+    return found if found.get("trained_steps") == experiment.total_steps else None
