@@ -118,7 +118,7 @@ def _struck(at: str) -> None:
     elif point == "saved":
         around(checkpoint.Checkpoints, "save")
     else:
-        around(final_test.results, "write_boxes", before=True)
+        around(final_test.result_files, "write_boxes", before=True)
 
 
 if __name__ == "__main__":
