@@ -64,7 +64,7 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     for file in workdir.glob("features.sqlite*"):
         file.unlink()
-    compilation.keep_in(workdir / "compilation_cache")
+    compilation.use_cache(workdir / "compilation_cache")
     parts = experiment.build_experiment(config, workdir)
     synthetic = config.data.root == "phantom"
     if synthetic:

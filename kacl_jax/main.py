@@ -41,12 +41,12 @@ _DISTRIBUTED = flags.DEFINE_enum(
 
 
 def main(argv: list[str]) -> int:
-    """Parse, run, and turn what a user must know into one message and an exit code (see `run`)."""
-    # absl has put its own handler there.
+    """Parse, run, and turn what a user must know into one message and an exit code (see `runtime.errors`)."""
+    # force=True replaces the handler that absl installed.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signals.exit_on_signals()  # before and after training, which listens itself
+    signals.exit_on_signals()  # the training loop has handlers of its own while it runs
     try:
         if len(argv) > 1:
             raise UserError(
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 def _run(config: ConfigDict, workdir: Path) -> int:
     if _MODE.value == "verify":
         return _verify(config, workdir)
-    # Heavy imports wait until the command is known to be sound, and never happen in a worker.
+    # These imports are slow: a mistyped command must be answered before them.
     from kacl_jax.evaluation import terminal_table
     from kacl_jax.train.job import evaluate_only, train_and_evaluate
 

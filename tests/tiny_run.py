@@ -112,7 +112,7 @@ def _struck(at: str) -> None:
         setattr(owner, method, wrapped)
 
     if point == "turn":
-        around(loop._Loop, "turn")
+        around(loop.TrainingLoop, "run_step")
     elif point == "saving":
         around(checkpoint.Checkpoints, "save", delay=0.02)
     elif point == "saved":

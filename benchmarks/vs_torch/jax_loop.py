@@ -23,7 +23,7 @@ def main(root: str, size: int, batch_size: int) -> None:
     config.train.batch_size, config.train.epochs = batch_size, 3
     config.train.checkpoint_every = 0
     # As here, so there: beside the files, compiled once for all rounds.
-    compilation.keep_in(Path(root) / "compilation_cache")
+    compilation.use_cache(Path(root) / "compilation_cache")
     with tempfile.TemporaryDirectory() as folder:
         parts = experiment.build_experiment(config, Path(folder))
         counters = loop.train(parts, checkpoint.Checkpoints(Path(folder) / "checkpoints"))

@@ -29,7 +29,7 @@ class FeatureCache:
     """The cache in the SQLite file `path`. settings: of the extractor, `radiomics.host.settings_key`.
 
     The file has one writer: the thread that made this object (SQLite refuses any other). WAL, one
-    transaction per `remember`: what it has returned from survives kill -9. Not for network disks.
+    transaction per `put`: what it has returned from survives kill -9. Not for network disks.
     Raises UserError that names the file when it cannot be read or written or is something else.
     """
 
@@ -37,10 +37,10 @@ class FeatureCache:
         self.path = path
         self.corrupt_rows = 0
         self._settings = settings.encode()
-        with self._told():
+        with self._errors_name_the_file():
             self._file = sqlite3.connect(path, isolation_level=None, timeout=30.0)
         try:
-            with self._told():
+            with self._errors_name_the_file():
                 self._open()
         except UserError:
             self._file.close()
@@ -55,9 +55,9 @@ class FeatureCache:
             digest.update(word)
         return digest.digest()
 
-    def recall(self, key: bytes) -> Result | None:
-        """What was remembered. A row with a wrong checksum is deleted, counted and forgotten."""
-        with self._told():
+    def get(self, key: bytes) -> Result | None:
+        """The stored result, or None. A row with a wrong checksum is deleted and counted in `corrupt_rows`."""
+        with self._errors_name_the_file():
             row = self._file.execute(
                 "SELECT value, reason, crc FROM memo WHERE key = ?", (key,)
             ).fetchone()
@@ -72,7 +72,7 @@ class FeatureCache:
             return Result(None, reason.decode())
         return Result(np.frombuffer(value, "<f4").astype(np.float32), None)
 
-    def remember(self, answers: Iterable[tuple[bytes, Result]]) -> None:
+    def put(self, answers: Iterable[tuple[bytes, Result]]) -> None:
         """Keep these in one transaction; answers that are not deterministic are left out."""
         rows = []
         for key, result in answers:
@@ -82,7 +82,7 @@ class FeatureCache:
                 rows.append((key, value, reason, _checksum(key, value, reason)))
         if not rows:
             return
-        with self._told():
+        with self._errors_name_the_file():
             self._file.execute("BEGIN IMMEDIATE")
             try:
                 self._file.executemany("INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?)", rows)
@@ -118,14 +118,16 @@ class FeatureCache:
             )
         self._file.execute("PRAGMA journal_mode = WAL")
         self._file.execute("PRAGMA synchronous = NORMAL")
-        self._file.execute("BEGIN IMMEDIATE")  # a read-only file is told now, not in an hour
+        self._file.execute(
+            "BEGIN IMMEDIATE"
+        )  # so that a read-only file fails now and not in an hour
         self._file.execute("ROLLBACK")
 
     def _pragma(self, name: str) -> int:
         return int(self._file.execute(f"PRAGMA {name}").fetchone()[0])
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors_name_the_file(self) -> Iterator[None]:
         """SQLite's own errors do not name the file."""
         try:
             yield

@@ -39,20 +39,20 @@ class _Task:
     future: Future[Result]
 
 
-class _LostError(Exception):
-    """The worker is of no use any more; the text is the reason that users read."""
+class _WorkerLostError(Exception):
+    """The worker cannot be used any more. The message is the reason that users read."""
 
 
-class _EndedError(Exception):
+class _PoolEndedError(Exception):
     """The pool was closed or has given up; its threads end."""
 
 
 class RadiomicsPool:
-    """workers processes, each with one Extractor(bin_width).
+    """A number of worker processes, each with one Extractor(bin_width). A context manager.
 
-    timeout_s: a task that takes longer has hung, its worker is killed. max_tasks: a worker is
-    replaced after so many tasks (pyradiomics' memory grows). A worker that dies, hangs or breaks
-    is replaced and its task, only that one, is tried once more. A context manager.
+    timeout_s: a task that takes longer counts as hung, and its worker is killed.
+    max_tasks: a worker is replaced after so many tasks, because pyradiomics' memory grows.
+    A worker that dies, hangs or raises is replaced. Only the task that it held is tried once more.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RadiomicsPool:
         self.restarts = 0  # workers replaced because they were lost
         self.worker_busy_s = 0.0  # seconds inside the extractor, summed over workers
         self._start_failures = 0  # in a row, over all workers
-        self._ended: str | None = None  # why no task is taken any more
+        self._ended: str | None = None  # why the pool accepts no more tasks; None while it does
         self._tasks: deque[_Task] = deque()
         self._changed = threading.Condition()  # guards everything above and _workers
         self._workers: list[_Worker | None] = [None] * workers
@@ -99,12 +99,12 @@ class RadiomicsPool:
         return task.future
 
     def check(self) -> None:
-        """RuntimeError when the pool is closed or has given up: nothing will be answered."""
+        """Raise RuntimeError if the pool is closed or has given up, so that no task will be answered."""
         with self._changed:
             self._raise_if_ended()
 
     def pids(self) -> list[int]:
-        """Process ids of the workers that run now."""
+        """The process ids of the workers that are running."""
         with self._changed:
             return [worker.process.pid for worker in self._workers if worker is not None]
 
@@ -133,7 +133,7 @@ class RadiomicsPool:
                 if self._workers[index] is None:
                     self._start(index)
                 self._answer(index, self._next_task())
-        except _EndedError:
+        except _PoolEndedError:
             pass
         except BaseException:  # a bug here must not leave anybody waiting for an answer
             self._end(f"a thread of the radiomics pool broke: {traceback.format_exc()}")
@@ -145,10 +145,10 @@ class RadiomicsPool:
         while True:
             try:
                 with self._changed:
-                    self._raise_if_ended(_EndedError)
+                    self._raise_if_ended(_PoolEndedError)
                     worker = self._workers[index] = _Worker(self._command(), self.timeout_s)
                 worker.wait_until_ready()
-            except (_LostError, OSError) as error:
+            except (_WorkerLostError, OSError) as error:
                 self._stop(index)
                 self._count_start_failure(str(error))
                 time.sleep(0.1)
@@ -170,7 +170,7 @@ class RadiomicsPool:
     def _next_task(self) -> _Task:
         with self._changed:
             while True:
-                self._raise_if_ended(_EndedError)
+                self._raise_if_ended(_PoolEndedError)
                 while self._tasks:
                     task = self._tasks.popleft()
                     if task.future.set_running_or_notify_cancel():
@@ -184,12 +184,12 @@ class RadiomicsPool:
                 if self._workers[index] is None:
                     self._start(index)
                 result = self._ask(index, task.message)
-            except _LostError as lost:
+            except _WorkerLostError as lost:
                 reason = str(lost)
                 self._stop(index)
                 with self._changed:
                     self.restarts += 1
-            except _EndedError:
+            except _PoolEndedError:
                 task.future.set_exception(RuntimeError(self._ended))
                 raise
             else:
@@ -202,15 +202,15 @@ class RadiomicsPool:
         assert worker is not None
         try:
             reply = worker.ask(message)
-        except _LostError:
+        except _WorkerLostError:
             with self._changed:
-                self._raise_if_ended(_EndedError)  # killed by close(), not lost
+                self._raise_if_ended(_PoolEndedError)  # killed by close(), not lost
             raise
         kind, payload = reply[:1], reply[1 + SECONDS.size :]
         with self._changed:
             self.worker_busy_s += SECONDS.unpack_from(reply, 1)[0]
         if kind == RAISED:
-            raise _LostError(payload.decode())
+            raise _WorkerLostError(payload.decode())
         if worker.asked >= self.max_tasks:
             self._stop(index)
         if kind == REFUSED:
@@ -270,27 +270,27 @@ class _Worker:
     def wait_until_ready(self) -> None:
         said = self._receive(START_LIMIT_S)
         if said[:1] != READY:
-            raise _LostError(said[1:].decode())
+            raise _WorkerLostError(said[1:].decode())
 
     def ask(self, message: bytes) -> bytes:
         self.asked += 1
         try:
             self._connection.send_bytes(message)
         except BlockingIOError:
-            raise _LostError("timed out") from None
+            raise _WorkerLostError("timed out") from None
         except OSError:
-            raise _LostError("worker died") from None
+            raise _WorkerLostError("worker died") from None
         return self._receive(self._timeout_s)
 
     def _receive(self, timeout_s: float) -> bytes:
         try:
             if not self._connection.poll(timeout_s):
-                raise _LostError("timed out")
+                raise _WorkerLostError("timed out")
             return self._connection.recv_bytes()
         except BlockingIOError:
-            raise _LostError("timed out") from None
+            raise _WorkerLostError("timed out") from None
         except (EOFError, OSError):
-            raise _LostError("worker died") from None
+            raise _WorkerLostError("worker died") from None
 
     def stop(self) -> None:
         self._connection.close()

@@ -1,7 +1,7 @@
-"""What a checkpoint holds of the feedback loop: the visible feature table and the regions still on their way.
+"""The feedback loop in a checkpoint: the visible feature table, and the regions whose results are not visible yet.
 
-A flat dict of arrays (see `Feedback.state`). One process's state covers the images of its shards; the checkpoint holds
-the whole, and any number of processes can go on from it.
+It is a flat dict of arrays (see `Feedback.state`). The state of one process covers the images of its shards. The
+checkpoint holds the states of all processes joined, and any number of processes can resume from it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from kacl_jax.feedback.result import Result
 FeedbackState = dict[str, np.ndarray]
 
 _TABLE = ("features", "ready", "features_step")
-COUNTERS = "told"  # what the array of counts is called in every checkpoint
+COUNTERS = "told"  # the name of the array of counts in checkpoints; it never changed, so that old ones resume
 
 
 class Pending(NamedTuple):
-    """A region whose result is not visible yet: its result if it is there, else its crop (pixels, mask)."""
+    """A region whose result is not visible yet. content: the result if there is one, else the crop (pixels, mask)."""
 
     step: int
     image: int

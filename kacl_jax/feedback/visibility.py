@@ -3,12 +3,12 @@
 THE VISIBILITY RULE. Regions proposed at step t are handed over with `submit(t, …)`. `lookup(s, …)`
 shows, for every image, the result of its latest region with t ≤ s − lag, and nothing newer, however
 fast or slow the workers are. So the same seed gives the same weights with 1 worker and with 40.
-If such a result is not there yet, the lookup waits (late = 'wait', and counts the wait) or goes on
-without it (late = 'drop', and counts that: such a run is not reproducible).
+If such a result is not there yet, late = 'wait' lets the lookup wait and counts the wait; late = 'drop'
+lets it go on without the result and counts that, and such a run is not reproducible.
 
-A region is proposed by Grad-CAM inside the train step; its features are computed by the workers of
-pool.py, unless feature_cache.py knows them; the table they land in is what the train step of a
-later step reads. That is the loop.
+Grad-CAM proposes a region inside the train step. The workers of pool.py compute its features, unless
+feature_cache.py has them already. The features go into the table, and a later train step reads them
+there. That is the loop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from kacl_jax.feedback.state import (
 )
 from kacl_jax.radiomics.host import crop
 
-_LIVENESS_S = 1.0  # how often a wait looks whether the pool still lives
+_POOL_CHECK_S = 1.0  # how often a wait checks that the pool is still running
 
 
 class Lookup(NamedTuple):
@@ -46,14 +46,16 @@ class Lookup(NamedTuple):
 
 
 @dataclass(eq=False)
-class _Region:
+class _PendingRegion:
     """One submitted region until its result is in the table."""
 
     step: int
     image: int
-    answer: Result | Future[Result]  # known (from the memo, a checkpoint), or on its way
+    answer: (
+        Result | Future[Result]
+    )  # a Result from the cache or a checkpoint, or a task of the pool
     key: bytes = b""
-    crop: tuple[np.ndarray, np.ndarray] | None = None  # pixels, mask; let go when answered
+    crop: tuple[np.ndarray, np.ndarray] | None = None  # pixels, mask; None once it is answered
     late: bool = False
 
     def done(self) -> bool:
@@ -63,7 +65,7 @@ class _Region:
         return self.answer if isinstance(self.answer, Result) else self.answer.result(timeout=0)
 
     def region(self) -> tuple[np.ndarray, np.ndarray]:
-        assert self.crop is not None, "an answered region has let go of it"
+        assert self.crop is not None, "an answered region keeps no crop"
         return self.crop
 
 
@@ -71,11 +73,11 @@ class Feedback:
     """Pool, table and cache joined by the visibility rule. Used by one thread.
 
     lag: steps until a result is visible, ≥ 0; 0 is the paper's synchronous loop (submit(t), then
-    lookup(t)). The order of calls that the rule needs: step t is submitted before any lookup that
-    must show it; anything else raises ValueError.
-    failures: how many regions ended without features, by reason; like the other counts of results
-    it is exact after `settle` or `state` and trails the slowest worker in between.
-    reproducible: False once a region was given up after deaths or time-outs, or was late or dropped.
+    lookup(t)). The rule needs step t to be submitted before any lookup that must show it; another
+    order of calls raises ValueError.
+    failures: how many regions ended without features, by reason. Like the other counts of results
+    it is exact after `wait_until_visible` or `state`; in between the slowest worker delays it.
+    reproducible: False once a region was given up after crashes or time-outs, or was late or dropped.
     """
 
     def __init__(
@@ -94,11 +96,14 @@ class Feedback:
         self._cache = cache
         self._lag = lag
         self._late = late
-        self._pending: deque[_Region] = deque()  # not due; by (step, row), the publication order
-        self._due: list[_Region] = []  # due, but unfinished when last looked at; the same order
-        self._unfinished: deque[_Region] = deque()  # those of both that may lack an answer
+        # Regions that are not visible yet, ordered by (step, row): the order of publication.
+        self._pending: deque[_PendingRegion] = deque()
+        # Regions that should be visible but had no result so far, in the same order.
+        self._due: list[_PendingRegion] = []
+        # Regions of both that may still have no result.
+        self._unfinished: deque[_PendingRegion] = deque()
         self._submitted_step = -1
-        self._seen_step = -1  # the latest step that was looked up
+        self._looked_up_step = -1  # the latest step that was looked up
         self.reproducible = True
         self.failures: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -109,13 +114,13 @@ class Feedback:
     ) -> None:
         """Hand over the regions of one step: image_id int [b], pixels uint8 and masks bool [b h w].
 
-        Of two rows of one image the later one counts. Unfinished work is bounded to lag + 2
-        batches: beyond it this waits for the oldest (late = 'wait') or drops the row ('drop').
+        If an image has two rows, the later one counts. At most lag + 2 batches of regions may be
+        unfinished: beyond that this waits for the oldest (late = 'wait') or drops the row ('drop').
         """
-        if step <= self._submitted_step or step <= self._seen_step - self._lag:
+        if step <= self._submitted_step or step <= self._looked_up_step - self._lag:
             raise ValueError(
                 f"step {step} is submitted too late: step {self._submitted_step} was submitted and "
-                f"step {self._seen_step} looked up (lag {self._lag})"
+                f"step {self._looked_up_step} looked up (lag {self._lag})"
             )
         self._check_images(image_id)
         self._submitted_step = step
@@ -124,8 +129,8 @@ class Feedback:
             self._counts["submitted"] += 1
             if self._has_room((self._lag + 2) * len(image_id)):
                 region = self._send(step, int(image_id[row]), *crop(pixels[row], masks[row]))
-                known = isinstance(region.answer, Result)
-                self._counts["memo_hits" if known else "computed"] += 1
+                is_cached = isinstance(region.answer, Result)
+                self._counts["memo_hits" if is_cached else "computed"] += 1
             else:
                 self._counts["dropped"] += 1
                 self.reproducible = False
@@ -135,11 +140,11 @@ class Feedback:
 
         Raises RuntimeError when the workers cannot start any more.
         """
-        if step < self._seen_step:
-            raise ValueError(f"lookup of step {step} after one of step {self._seen_step}")
+        if step < self._looked_up_step:
+            raise ValueError(f"lookup of step {step} after one of step {self._looked_up_step}")
         self._check_images(image_id)
         self._pool.check()
-        self._seen_step = step
+        self._looked_up_step = step
         self._collect_due(step)
         if self._late == "wait":
             latest = {region.image: region for region in self._due}
@@ -151,7 +156,7 @@ class Feedback:
         age = np.where(ready, step - self._table.step[image_id], 0).astype(np.int32)
         return Lookup(self._table.features[image_id], ready, age)
 
-    def settle(self, step: int) -> None:
+    def wait_until_visible(self, step: int) -> None:
         """Wait until the table holds everything that is visible at `step`, for all images."""
         self._collect_due(step)
         self._wait_for(self._due)
@@ -163,13 +168,15 @@ class Feedback:
 
     # --- the way of a region ------------------------------------------------------------------
 
-    def _send(self, step: int, image: int, pixels: np.ndarray, mask: np.ndarray) -> _Region:
+    def _send(self, step: int, image: int, pixels: np.ndarray, mask: np.ndarray) -> _PendingRegion:
         key = self._cache.key(pixels, mask)
-        known = self._cache.recall(key)
-        if known is not None:
-            region = _Region(step, image, known)
+        cached = self._cache.get(key)
+        if cached is not None:
+            region = _PendingRegion(step, image, cached)
         else:
-            region = _Region(step, image, self._pool.submit(pixels, mask), key, (pixels, mask))
+            region = _PendingRegion(
+                step, image, self._pool.submit(pixels, mask), key, (pixels, mask)
+            )
             self._unfinished.append(region)
         self._pending.append(region)
         return region
@@ -190,7 +197,7 @@ class Feedback:
         while self._pending and self._pending[0].step <= step - self._lag:
             self._due.append(self._pending.popleft())
 
-    def _wait_for(self, regions: Iterable[_Region]) -> None:
+    def _wait_for(self, regions: Iterable[_PendingRegion]) -> None:
         for region in regions:
             if region.done():
                 continue
@@ -198,7 +205,7 @@ class Feedback:
             started = time.perf_counter()
             while not region.done():
                 try:
-                    region.answer.result(timeout=_LIVENESS_S)
+                    region.answer.result(timeout=_POOL_CHECK_S)
                 except TimeoutError:
                     self._pool.check()
             self._counts["wait_count"] += 1
@@ -214,13 +221,13 @@ class Feedback:
     def _publish(self) -> None:
         """Move finished due regions into table and memo. An older step never replaces a newer."""
         finished = [region for region in self._due if region.done()]
-        arrived = {id(region) for region in finished}  # done() may change while this goes on
-        self._cache.remember(
+        finished_ids = {id(region) for region in finished}  # done() may change during this method
+        self._cache.put(
             (region.key, region.result())
             for region in finished
             if isinstance(region.answer, Future)
         )
-        self._due = [region for region in self._due if id(region) not in arrived]
+        self._due = [region for region in self._due if id(region) not in finished_ids]
         for region in finished:
             result = region.result()
             self.reproducible &= result.deterministic
@@ -252,14 +259,15 @@ class Feedback:
     def state(self, step: int) -> dict[str, np.ndarray]:
         """All that later lookups depend on, after step `step` was submitted and before the next.
 
-        The table as visible at `step` (waits for it), and the p regions whose time has not come
-        (pending_*): with their result where it is there already, else (waiting_*) as q crops, their
-        pixels uint8 and packed masks uint8 end to end. pending_* and waiting_* start with one row
-        that means nothing, for a checkpoint cannot hold an empty array.
+        It holds the table as visible at `step` (and waits for that), and the p regions that are not
+        visible yet (pending_*). A region that has its result is stored with it; the other q regions
+        are stored as crops (waiting_*), their uint8 pixels and packed uint8 masks end to end.
+        pending_* and waiting_* begin with a row that means nothing, because a checkpoint cannot hold
+        an empty array.
         """
-        if self._seen_step > step or self._submitted_step > step:
+        if self._looked_up_step > step or self._submitted_step > step:
             raise ValueError(f"the state of step {step} is gone: step {step + 1} has begun")
-        self.settle(step)
+        self.wait_until_visible(step)
         pending = [
             Pending(r.step, r.image, r.result() if r.done() else r.region()) for r in self._pending
         ]
@@ -283,8 +291,8 @@ class Feedback:
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Continue from `state`: everything later is as if the run had not been interrupted.
 
-        Pending regions without a result are computed again, or recalled. Raises ValueError for
-        another number of images or features.
+        Pending regions without a result are computed again, or taken from the cache. Raises
+        ValueError for another number of images or features.
         """
         table = self._table
         if state["features"].shape != table.features.shape:
@@ -301,7 +309,7 @@ class Feedback:
         table.features[:] = state["features"]
         table.ready[:] = state["ready"]
         table.step[:] = state["features_step"]
-        self._submitted_step = self._seen_step = int(state["step"][0])
+        self._submitted_step = self._looked_up_step = int(state["step"][0])
         counters = decode_counters(state)
         self._counts = Counter(counters["counts"])
         self.failures = Counter(counters["failures"])
@@ -309,6 +317,6 @@ class Feedback:
         self.reproducible = counters["reproducible"]
         for step, image, content in unpack_pending(state, counters["results"]):
             if isinstance(content, Result):
-                self._pending.append(_Region(step, image, content))
+                self._pending.append(_PendingRegion(step, image, content))
             else:
                 self._send(step, image, *content)

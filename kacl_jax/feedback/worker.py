@@ -23,10 +23,10 @@ import numpy as np
 
 from kacl_jax.radiomics.host import Extractor, RadiomicsError
 
-WATCHDOG_S = 1.0  # how often a worker looks whether its parent still lives
+WATCHDOG_S = 1.0  # how often a worker checks that its parent is still running
 SHAPE = struct.Struct("<II")
 SECONDS = struct.Struct("<d")
-# The first byte of what a worker says.
+# The first byte of a worker's reply says its kind.
 READY, NO_START, FEATURES, REFUSED, RAISED = b"R", b"E", b"F", b"N", b"X"
 
 
@@ -38,7 +38,7 @@ def serve(build: Callable[[], Callable[[np.ndarray, np.ndarray], np.ndarray]]) -
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     fd, parent = (int(word) for word in sys.argv[-2:])
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     connection = Connection(fd)
     try:
         extract = build()
@@ -68,8 +68,8 @@ def _reply(extract: Callable[[np.ndarray, np.ndarray], np.ndarray], message: byt
     return kind + SECONDS.pack(time.perf_counter() - started) + payload
 
 
-def _end_with(parent: int) -> None:
-    """The pipe's end is noticed between tasks only; this also ends a worker inside one."""
+def _exit_with_parent(parent: int) -> None:
+    """Exit when the parent dies. A closed pipe is noticed only between tasks; this also ends a worker inside a task."""
     while os.getppid() == parent:
         time.sleep(WATCHDOG_S)
     os._exit(1)

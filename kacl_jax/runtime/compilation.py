@@ -1,4 +1,4 @@
-"""How programs are compiled: what XLA is asked for, and the cache by which a second start compiles nothing anew."""
+"""How programs are compiled: XLA's options, and the cache that lets a second start compile nothing."""
 
 from __future__ import annotations
 
@@ -8,54 +8,55 @@ from pathlib import Path
 
 import jax
 
-_LEAST_TIME = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_MIN_COMPILE_TIME = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _ZLIB = b"\x78"  # how a zlib stream begins; jax uses zstd instead where it is installed
 
 
-# The version that this was measured with; others refuse options that they do not know.
-_MEASURED = (0, 10)
+# The jax version in which the option below was measured. Other versions refuse an option that they do not know.
+_JAX_WITH_YNN_OPTION = (0, 10)
 
 
-def options(device: jax.Device) -> dict[str, str]:
-    """For `jax.jit(…, compiler_options=…)`: XLA's defaults, but on a CPU Eigen's convolutions.
+def compiler_options(device: jax.Device) -> dict[str, str]:
+    """For `jax.jit(…, compiler_options=…)`: XLA's defaults, except for Eigen's convolutions on a CPU.
 
-    Those of XLA's newer library, YNN, keep to one core where they have 64 channels: ResNet-18's step takes a quarter
-    less on two. Products and sums stay with it.
+    XLA's newer library, YNN, runs a convolution of 64 channels on one core only: on two cores ResNet-18's step takes a
+    quarter less time with Eigen. Matrix products and sums still use YNN.
     """
-    if device.platform != "cpu" or jax.__version_info__[:2] != _MEASURED:
+    if device.platform != "cpu" or jax.__version_info__[:2] != _JAX_WITH_YNN_OPTION:
         return {}
     kinds = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     return {"xla_cpu_experimental_ynn_fusion_type": kinds}
 
 
-def keep_in(folder: Path) -> None:
+def use_cache(folder: Path) -> None:
     """Keep every compiled program in `folder`, unless JAX_COMPILATION_CACHE_DIR names another place.
 
-    Call it before the first compilation; of several calls in one process the first counts. Entries that a kill left
-    half written are deleted: jax would compile them anew at every start, and never write them again.
+    Call this before the first compilation. If it is called more than once in a process, only the first call counts.
+    It deletes entries that a killed process left incomplete: jax would compile them at every start and never replace
+    them.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     _remove_broken(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    if _LEAST_TIME not in os.environ:
-        # Many small programs add up to seconds.
+    if _MIN_COMPILE_TIME not in os.environ:
+        # By default jax leaves out small programs. Many of them add up to seconds.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def kept_in(folder: Path) -> dict[str, str]:
-    """The environment in which processes share the programs in `folder`, as `keep_in` keeps those of one."""
+def cache_environment(folder: Path) -> dict[str, str]:
+    """The environment variables with which several processes share the compiled programs in `folder`."""
     _remove_broken(folder)
-    return {"JAX_COMPILATION_CACHE_DIR": str(folder.absolute()), _LEAST_TIME: "0"}
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder.absolute()), _MIN_COMPILE_TIME: "0"}
 
 
 def _remove_broken(folder: Path) -> None:
     for entry in folder.glob("*-cache"):
-        if not _whole(entry.read_bytes()):
+        if not _is_complete(entry.read_bytes()):
             entry.unlink(missing_ok=True)
 
 
-def _whole(entry: bytes) -> bool:
+def _is_complete(entry: bytes) -> bool:
     if entry[:1] != _ZLIB:
         return bool(entry)
     try:

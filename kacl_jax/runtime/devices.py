@@ -1,7 +1,7 @@
-"""One step function on all devices: the mesh, placing state and batch, and running under either mode.
+"""Data parallelism: the mesh, placing state and batch on the devices, compiling one step function for all of them.
 
-A per-device function sees its own rows of the batch and a whole copy of the state, and talks to the other devices
-through the mapped axis `AXIS`. `shard_map` (default) and `pmap` run that same function.
+A per-device function gets its own rows of the batch and a full copy of the state. It exchanges values with the other
+devices through the mapped axis `AXIS`. `shard_map` (the default) and `pmap` run the same function.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Layout = Literal["replicated", "sharded"]
 def _all_devices() -> list[jax.Device]:
     try:
         return jax.devices()
-    # jax asserts where the platform's plugin is not installed.
+    # jax raises AssertionError if the platform's plugin is not installed.
     except (RuntimeError, AssertionError) as error:
         wanted = os.environ.get("JAX_PLATFORMS", "")
         why = str(error).splitlines()[0] if str(error) else "its plugin is not installed"
@@ -40,7 +40,7 @@ class DataParallel:
     Under `shard_map` a placed array has its plain shape; under `pmap` it has a leading axis over the devices of this
     process. `fetch` undoes either, so callers see plain numpy arrays in both modes.
 
-    Devices of several processes: each process calls every method, gives its own rows of a batch and fetches its own.
+    With several processes each process calls every method, passes its own rows of a batch and fetches its own rows.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DataParallel:
             (len(self._own),), (AXIS,), axis_types=(AxisType.Auto,), devices=self._own
         )
         if self._spans:
-            # In this order: the rows of a process must lie side by side.
+            # self.devices keeps the devices of one process, and so its rows, side by side.
             self.mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     @property
@@ -63,11 +63,11 @@ class DataParallel:
         return len(self.devices)
 
     def own(self) -> DataParallel:
-        """The same on the devices of this process alone."""
+        """A DataParallel on the devices of this process alone."""
         return DataParallel(self.mode, self._own) if self._spans else self
 
     def replicate(self, tree: Any) -> Any:
-        """A whole copy of every leaf, which must be equal in all processes, on each device."""
+        """Put a full copy of every leaf on each device. The leaves must be equal in all processes."""
         if self.mode == "shard_map":
             return self._place(tree, PartitionSpec())
 
@@ -109,11 +109,13 @@ class DataParallel:
             out_specs=tuple(specs[layout] for layout in outputs),
         )
         return jax.jit(
-            mapped, donate_argnums=donate, compiler_options=compilation.options(self.devices[0])
+            mapped,
+            donate_argnums=donate,
+            compiler_options=compilation.compiler_options(self.devices[0]),
         )
 
     def fetch(self, tree: Any, layout: Layout) -> Any:
-        """Bring placed arrays back as numpy arrays of their plain shape; waits for them."""
+        """Wait for placed arrays and return them as numpy arrays of their plain shape."""
         if self.mode == "shard_map":
             return jax.device_get(self.on_own_devices(tree, layout))
         if layout == "replicated":
@@ -121,7 +123,7 @@ class DataParallel:
         return jax.tree.map(lambda x: jax.device_get(x).reshape(-1, *x.shape[2:]), tree)
 
     def on_own_devices(self, tree: Any, layout: Layout) -> Any:
-        """Arrays placed on the devices of all processes, as `own()` would have placed them; nothing is copied."""
+        """View arrays that lie on the devices of all processes as if `own()` had placed them. Copies nothing."""
         spec = PartitionSpec() if layout == "replicated" else PartitionSpec(AXIS)
 
         def of_this_process(x: jax.Array) -> jax.Array:
@@ -143,16 +145,17 @@ class DataParallel:
 def _reassemble(
     x: jax.Array, mesh: Mesh, spec: PartitionSpec, devices: int, before: int
 ) -> jax.Array:
-    """The pieces of x on this process's devices as an array over `mesh`, from so many devices `before`."""
+    """This process's pieces of x as an array over `mesh`. `before`: on how many devices x lay so far."""
     shape = (x.shape[0] * devices // before, *x.shape[1:]) if tuple(spec) else x.shape
     pieces = [piece.data for piece in x.addressable_shards]
     return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, spec), pieces)
 
 
 def with_shared_flag(step: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
-    """The per-device train step that also tells every process what one of them has to say.
+    """A per-device train step that also carries a flag from each process to all of them.
 
-    Its batch has one column more, `name` bool [b], and its metrics one figure: on how many devices a row was true.
+    Its batch has one more column, `name` bool [b]. Its metrics have one more value, the number of devices on which a
+    row of that column was true.
     """
 
     def step_with_flag(state: Any, batch: Any) -> Any:
@@ -166,14 +169,14 @@ def with_shared_flag(step: Callable[[Any, Any], Any], name: str) -> Callable[[An
 def average_gradients(grads: Any) -> Any:
     """The gradients of a global loss in replicated parameters, equal on all devices. For per-device functions.
 
-    shard_map follows which values differ between devices and has summed these gradients already: another pmean would
-    change nothing and send them twice. pmap does not, and leaves every device with its own part of the mean.
+    shard_map tracks which values differ between devices, so the backward pass has already summed these gradients.
+    Another pmean would change nothing and send them twice. pmap does not track that: each device has its own part.
     """
     return grads if _tracks_varying_values() else jax.lax.pmean(grads, AXIS)
 
 
 def _tracks_varying_values() -> bool:
-    """Whether this trace knows which values differ between devices; JAX versions tell it in two places."""
+    """Whether this trace knows which values differ between devices. JAX versions store that in two places."""
     kind: Any = jax.typeof(jax.lax.axis_index(AXIS))
-    told = getattr(kind, "manual_axis_type", None)
-    return AXIS in (told.varying if told is not None else getattr(kind, "vma", ()))
+    axes = getattr(kind, "manual_axis_type", None)
+    return AXIS in (axes.varying if axes is not None else getattr(kind, "vma", ()))

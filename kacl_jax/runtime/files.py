@@ -50,19 +50,19 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, less one that a kill has cut short; none where there is no such file.
+    """The lines of a metrics.jsonl, without a last line that a kill has cut short. No file gives no lines.
 
     Raises:
       UserError: another line is not JSON.
     """
     if not path.exists():
         return []
-    found = []
+    lines = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            found += [json.loads(line)] if line else []
+            lines += [json.loads(line)] if line else []
         except ValueError as error:
             raise UserError(
                 f"{path}, line {number}: not JSON ({error}); restore the file, or delete the line"
             ) from error
-    return found
+    return lines

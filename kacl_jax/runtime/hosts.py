@@ -1,9 +1,11 @@
-"""Several processes that train one network: how they find each other, what they tell each other, how they end.
+"""Several processes that train one network: how they connect, exchange messages and end.
 
-Process 0 leads: it holds the workdir's lock and alone writes tables, metrics and checkpoints. What it reads there it
-tells the others, so that no disk need be shared. Every function that says "all call it" waits until all have.
-No process outlives another: who fails tells the others why and all end with its exit code; a process that is killed is
-missed by jax's heartbeats, and the others end resumable. jax is imported where it is used, never at the top.
+Process 0 is the leader: it holds the workdir's lock, and it alone writes tables, metrics and checkpoints. It sends what
+it reads there to the others, so that they need no shared disk. A function whose docstring says "all call it" returns
+only after all processes have called it.
+No process outlives another. A process that fails tells the others why, and all end with its exit code. If a process is
+killed, jax's heartbeats stop, and the others end in a state that can be resumed.
+This file imports jax only inside functions.
 """
 
 from __future__ import annotations
@@ -25,28 +27,28 @@ import numpy as np
 
 from kacl_jax.runtime.errors import INTERRUPTED, USER_ERROR, UserError, exit_code
 
-HEARTBEAT_S = 60  # without a sign of life from a process for so long, it is lost
-MEETING_S = 300  # in which all must have started
-_FAREWELL_S = 10.0  # in which all should have heard why one ends
-_LOOK_S = 0.5
+HEARTBEAT_S = 60  # a process that gives no sign of life for so long counts as lost
+MEETING_S = 300  # all processes must start within this time
+_FAREWELL_S = 10.0  # how long process 0 stays so that all can read why one ended
+_POLL_S = 0.5
 _ENDED = "kacl_jax/ended/"
 
 _ENV = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# Those of jax's own detections that ask nothing of a network unless they are on a TPU.
+# The cluster kinds of jax whose detection uses the network only on a TPU.
 _CLUSTERS = ("ompi", "slurm", "gcetpu", "gketpu")
 
 _process = (0, 1)  # index and number of processes
 
 
 class Message(NamedTuple):
-    """What a process tells: anything that is JSON, and named arrays."""
+    """What one process sends: `meta`, anything that JSON can hold, and named arrays."""
 
     meta: Any
     arrays: dict[str, np.ndarray]
 
 
 def process_index() -> int:
-    """Which of the processes this is, 0 … count − 1."""
+    """The number of this process, 0 … process_count() − 1."""
     return _process[0]
 
 
@@ -58,27 +60,27 @@ def is_leader() -> bool:
     return process_index() == 0
 
 
-# ---- what they tell each other --------------------------------------------------------------------------------
+# ---- messages --------------------------------------------------------------------------------------------------
 
 
 def gather(meta: Any = None, arrays: dict[str, np.ndarray] | None = None) -> list[Message]:
-    """What each process tells, in their order; all call it and all get it."""
-    told = Message(meta, arrays or {})
+    """The messages of all processes, ordered by process. All call it, and all get them."""
+    message = Message(meta, arrays or {})
     if process_count() == 1:
-        return [told]
+        return [message]
     from jax.experimental import multihost_utils
 
-    mine = _pack(told)
+    mine = _pack(message)
     with _transfers():
         sizes = multihost_utils.process_allgather(np.array([len(mine)]))[:, 0]
         padded = np.zeros(_next_power_of_two(sizes.max()), np.uint8)
         padded[: len(mine)] = mine
-        found = multihost_utils.process_allgather(padded)
-    return [_unpack(row[:size]) for row, size in zip(found, sizes, strict=True)]
+        gathered = multihost_utils.process_allgather(padded)
+    return [_unpack(row[:size]) for row, size in zip(gathered, sizes, strict=True)]
 
 
 def broadcast(read: Callable[[], Message]) -> Message:
-    """What `read` gives on process 0, where alone it is called; all call this and all get it."""
+    """The message that `read` returns. Only process 0 calls `read`. All call this, and all get the message."""
     if process_count() == 1:
         return read()
     from jax.experimental import multihost_utils
@@ -88,18 +90,18 @@ def broadcast(read: Callable[[], Message]) -> Message:
         size = int(multihost_utils.broadcast_one_to_all(np.array([len(content)]))[0])
         padded = np.zeros(_next_power_of_two(size), np.uint8)
         padded[: len(content)] = content
-        found = multihost_utils.broadcast_one_to_all(padded)
-    return _unpack(found[:size])
+        received = multihost_utils.broadcast_one_to_all(padded)
+    return _unpack(received[:size])
 
 
 def barrier() -> None:
-    """Go on when all have come here."""
+    """Return when all processes have called this."""
     gather()
 
 
 def refuse_differences(values: dict[str, Any], *, free: tuple[str, ...]) -> None:
-    """Raise a UserError unless all processes have these values, but for the keys in `free`; all call it."""
-    first, *others = [told.meta for told in gather(values)]
+    """Raise a UserError unless all processes have equal values, except for the keys in `free`. All call it."""
+    first, *others = [message.meta for message in gather(values)]
     different = [key for key in first if any(other.get(key) != first[key] for other in others)]
     if set(different) - set(free):
         names = ", ".join(sorted(set(different) - set(free)))
@@ -110,7 +112,7 @@ def refuse_differences(values: dict[str, Any], *, free: tuple[str, ...]) -> None
 
 @contextmanager
 def leader_first() -> Iterator[None]:
-    """Process 0 goes through the block before the others do; all call it."""
+    """Run the block on process 0 first, then on the others. All call it."""
     if not is_leader():
         barrier()
     yield
@@ -118,10 +120,10 @@ def leader_first() -> Iterator[None]:
         barrier()
 
 
-def _pack(told: Message) -> np.ndarray:
+def _pack(message: Message) -> np.ndarray:
     file = io.BytesIO()
-    meta = np.frombuffer(json.dumps(told.meta).encode(), np.uint8)
-    arrays: dict[str, Any] = {"": meta, **told.arrays}
+    meta = np.frombuffer(json.dumps(message.meta).encode(), np.uint8)
+    arrays: dict[str, Any] = {"": meta, **message.arrays}
     np.savez(file, **arrays)
     return np.frombuffer(file.getvalue(), np.uint8)
 
@@ -133,7 +135,7 @@ def _unpack(content: np.ndarray) -> Message:
 
 
 def _next_power_of_two(size: int) -> int:
-    """The next power of two: few different sizes, few programs to compile."""
+    """Padding to a power of two keeps the number of different sizes, and so of compiled programs, small."""
     return 1 << (int(size) - 1).bit_length()
 
 
@@ -143,23 +145,27 @@ def _transfers() -> Any:
     return jax.transfer_guard("allow")
 
 
-# ---- how they find each other ---------------------------------------------------------------------------------
+# ---- how they connect -----------------------------------------------------------------------------------------
 
 
 @contextmanager
 def connect_processes(mode: str) -> Iterator[None]:
-    """Be one of several processes inside the block, if asked to or if there are several; else change nothing.
+    """Connect to the other processes of this run for the time of the block. With a single process, do nothing.
 
-    mode: 'auto' if detected, 'on' refuses to go on alone, 'off'. Detected are JAX_COORDINATOR_ADDRESS with
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment, Slurm, Open MPI and TPU pods. Of several processes, one
-    that leaves the block by an exception does not return: it and all others end with its exit code.
+    If a process of several leaves the block by an exception, it does not return: it and all others end with its exit
+    code.
+
+    Args:
+      mode: 'auto' connects where the environment describes several processes, 'on' also refuses to run alone, 'off'
+        never connects. The environment describes them by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+        JAX_PROCESS_ID, or as Slurm, Open MPI or a TPU pod.
 
     Raises:
-      UserError: half a description, none of several processes under 'on', or the others did not come.
+      UserError: the description is incomplete, there is none under 'on', or the other processes did not start.
     """
     global _process
-    found = None if mode == "off" else _find_description()
-    if found is None:
+    arguments = None if mode == "off" else _jax_arguments()
+    if arguments is None:
         if mode == "on":
             raise UserError(
                 f"--distributed=on, but neither Slurm, Open MPI, a TPU pod nor {', '.join(_ENV)} describe more than "
@@ -169,20 +175,20 @@ def connect_processes(mode: str) -> Iterator[None]:
         return
     import jax
 
-    _initialise(found)
-    watch = _ProcessMonitor()
+    _initialise(arguments)
+    monitor = _ProcessMonitor()
     try:
         yield
         barrier()
     except BaseException as error:
-        watch.end(error)
-    watch.close()
+        monitor.end(error)
+    monitor.close()
     jax.distributed.shutdown()
     _process = (0, 1)
 
 
-def _find_description() -> dict[str, Any] | None:
-    """Arguments of jax.distributed.initialize; None where this is one process."""
+def _jax_arguments() -> dict[str, Any] | None:
+    """The arguments of jax.distributed.initialize; None for a single process."""
     given = {name: os.environ[name] for name in _ENV if os.environ.get(name)}
     if len(given) == len(_ENV):
         numbers = [_whole_number(name, given[name]) for name in _ENV[1:]]
@@ -190,14 +196,14 @@ def _find_description() -> dict[str, Any] | None:
             raise UserError(
                 f"JAX_PROCESS_ID is {numbers[1]}; it must be 0 … {numbers[0] - 1}, below JAX_NUM_PROCESSES"
             )
-        words = dict(
+        arguments = dict(
             zip(
                 ("coordinator_address", "num_processes", "process_id"),
                 [given[_ENV[0]], *numbers],
                 strict=True,
             )
         )
-        return words | {"cluster_detection_method": "deactivate"} if numbers[0] > 1 else None
+        return arguments | {"cluster_detection_method": "deactivate"} if numbers[0] > 1 else None
     cluster = _cluster()
     if cluster is not None:
         name, processes = cluster
@@ -212,15 +218,15 @@ def _find_description() -> dict[str, Any] | None:
 
 
 def _cluster() -> tuple[str, int] | None:
-    """Name and number of processes of the cluster that jax finds itself in."""
-    # The detection that jax.distributed.initialize() uses; it has no public name.
+    """The name of the cluster that jax runs in, and its number of processes."""
+    # jax.distributed.initialize() uses this detection; it has no public name.
     from jax._src.clusters import ClusterEnv
 
     try:
         for kind in ClusterEnv._cluster_types:
             if kind.name in _CLUSTERS and kind.is_env_present():
                 return kind.name, kind.get_process_count()
-    # Anything, from a variable that is no number to a metadata server that does not answer.
+    # Detection can raise anything: a variable is not a number, a metadata server does not answer.
     except Exception as error:
         raise UserError(
             f"Whether this is one of several processes could not be found out ({error}); say --distributed=off if it "
@@ -229,29 +235,29 @@ def _cluster() -> tuple[str, int] | None:
     return None
 
 
-def _initialise(found: dict[str, Any]) -> None:
-    global _abort_exit
+def _initialise(arguments: dict[str, Any]) -> None:
+    global _exit_on_abort
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM away from `signals.Interrupt`.
+    # jax's preemption service would take SIGTERM away from `signals.Interrupt`.
     jax.config.update("jax_enable_preemption_service", False)
     _handle_aborts()
     try:
         jax.distributed.initialize(
-            **found, initialization_timeout=MEETING_S, heartbeat_timeout_seconds=HEARTBEAT_S
+            **arguments, initialization_timeout=MEETING_S, heartbeat_timeout_seconds=HEARTBEAT_S
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{_MISSED} ({error})") from error
+        raise UserError(f"{_NOT_CONNECTED} ({error})") from error
     _open_channels()
-    _abort_exit = INTERRUPTED, _LOST
+    _exit_on_abort = INTERRUPTED, _PROCESS_LOST
 
 
 def _open_channels() -> None:
-    """Run the two kinds of collectives once, while all are here.
+    """Run both kinds of collectives once while all processes are at the same place.
 
-    gloo gives the others 30 s to come when processes first use a group of devices together (and any time later on):
-    too few where one compiles the train step and another finds it in its cache.
+    When processes first use a group of devices together, gloo waits 30 s for the others; later it waits as long as
+    needed. 30 s are too few if one process compiles the train step while another finds it in its cache.
     """
     global _process
     import jax
@@ -277,22 +283,20 @@ def _whole_number(name: str, text: str) -> int:
 
 # ---- how they end ---------------------------------------------------------------------------------------------
 
-_MISSED = (
+_NOT_CONNECTED = (
     "The processes of this run did not find each other in time (jax's reason is above); start all of them, each with "
     "its own process id, and let the coordinator's port through."
 )
-_LOST = (
+_PROCESS_LOST = (
     "Another process of this run was lost (or jax gave up for the reason above). The checkpoints are intact; the same "
     "command, started on all hosts, goes on from the last one."
 )
-_abort_exit = (
-    USER_ERROR,
-    _MISSED,
-)  # this process's exit code and last words, were jax to abort it now
+# The exit code and the last message of this process if jax aborts it now.
+_exit_on_abort = USER_ERROR, _NOT_CONNECTED
 
 
 def _handle_aborts() -> None:
-    """jax ends a process that misses another one by abort(), from C++: make it an exit code and a sentence."""
+    """When jax misses another process it calls abort() from C++. Turn that into an exit code and a sentence."""
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal.restype = ctypes.c_void_p
@@ -301,19 +305,19 @@ def _handle_aborts() -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(_: int) -> None:
-    code, words = _abort_exit
-    os.write(2, f"\n{words}\n".encode())
+    code, message = _exit_on_abort
+    os.write(2, f"\n{message}\n".encode())
     os._exit(code)
 
 
 class _ProcessMonitor:
-    """A thread that ends this process when another one told that it ends, and tells the others when this one does."""
+    """A thread that ends this process when another process ends, and announces the end of this one."""
 
     def __init__(self) -> None:
         from jax._src import distributed  # the key-value store has no public name
 
         self._store: Any = distributed.global_state.client
-        self._ending = threading.Lock()  # taken once, by the thread that ends the process
+        self._ending = threading.Lock()  # the thread that ends the process takes it and keeps it
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="other processes", daemon=True)
         self._thread.start()
@@ -323,29 +327,30 @@ class _ProcessMonitor:
         self._thread.join()
 
     def end(self, error: BaseException) -> NoReturn:
-        """Tell the user and the other processes, and exit."""
+        """Tell the user and the other processes about the error, then exit."""
         import jax
 
         code = exit_code(error)
         words = str(error)
         if code is None:
             if isinstance(error, jax.errors.JaxRuntimeError):
-                # As a rule the echo of another process's end, which is told here or missed by jax in this time.
+                # Usually a consequence of another process's end. Within this time the monitor thread reads its
+                # announcement, or jax notices that it is missing.
                 time.sleep(HEARTBEAT_S + _FAREWELL_S)
             traceback.print_exception(error)
             code, words = USER_ERROR, f"{type(error).__name__}: {error}"
         self._end(code, words, f"\n{words}")
 
     def _watch(self) -> None:
-        while not self._closed.wait(_LOOK_S):
+        while not self._closed.wait(_POLL_S):
             for name, words in self._ended_processes():
-                told = json.loads(words)
-                self._end(told["code"], told["words"], f"\nProcess {name} ended: {told['words']}")
+                end = json.loads(words)
+                self._end(end["code"], end["words"], f"\nProcess {name} ended: {end['words']}")
 
     def _end(self, code: int, words: str, line: str) -> NoReturn:
-        global _abort_exit
+        global _exit_on_abort
         self._ending.acquire()
-        _abort_exit = code, ""
+        _exit_on_abort = code, ""
         print(line, file=sys.stderr, flush=True)
         sys.stdout.flush()
         import jax
@@ -355,20 +360,20 @@ class _ProcessMonitor:
                 f"{_ENDED}{process_index()}", json.dumps({"code": code, "words": words})
             )
         except jax.errors.JaxRuntimeError:
-            os._exit(code)  # nobody is left to be told
-        if is_leader():  # the store is here: stay until all have looked
+            os._exit(code)  # process 0 is gone, and with it the key-value store
+        if is_leader():  # this process holds the store: stay until all have read it
             until = time.monotonic() + _FAREWELL_S
             while len(self._ended_processes()) < process_count() and time.monotonic() < until:
-                time.sleep(_LOOK_S / 5)
-            time.sleep(2 * _LOOK_S)
+                time.sleep(_POLL_S / 5)
+            time.sleep(2 * _POLL_S)
         os._exit(code)
 
     def _ended_processes(self) -> list[tuple[str, str]]:
-        """(index, what it told) of the processes that end."""
+        """(index, announcement) of the processes that are ending."""
         import jax
 
         try:
-            found = self._store.key_value_dir_get(_ENDED)
+            entries = self._store.key_value_dir_get(_ENDED)
         except jax.errors.JaxRuntimeError:
-            return []  # process 0 is gone: jax notices by itself
-        return [(key.rpartition("/")[2], words) for key, words in found]
+            return []  # process 0 is gone; jax notices that itself
+        return [(key.rpartition("/")[2], words) for key, words in entries]

@@ -1,7 +1,7 @@
-"""Huge pages for what a CPU computes on: EfficientNet-Lite0's train step in two thirds of the time.
+"""Huge pages for XLA's buffers on a CPU: EfficientNet-Lite0's train step then takes two thirds of the time.
 
-XLA gets its buffers from glibc, which asks the kernel for huge pages only if it was told so before the process began:
-so the process begins once more. Nothing else changes, no result either.
+XLA takes its buffers from glibc. glibc asks the kernel for huge pages only if the environment says so before the
+process starts, so the command starts itself again. No result changes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ TUNABLE = "glibc.malloc.hugetlb"
 
 
 def restart_with_huge_pages() -> None:
-    """Start this very command again, in this process, with TUNABLE=1 in GLIBC_TUNABLES.
+    """Start this command again, in this process, with TUNABLE=1 in GLIBC_TUNABLES.
 
-    Returns where that is done already, where TUNABLE was given another value, and where there is no glibc.
+    Returns if TUNABLE has a value already, or if there is no glibc.
     """
-    given = os.environ.get("GLIBC_TUNABLES", "")
-    if TUNABLE in given or platform.libc_ver()[0] != "glibc":
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if TUNABLE in tunables or platform.libc_ver()[0] != "glibc":
         return
-    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [given, f"{TUNABLE}=1"]))
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

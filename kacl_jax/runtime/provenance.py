@@ -31,7 +31,7 @@ def collect(devices: list[Any]) -> dict[str, Any]:
     """Date, command, versions, git state and devices, for run.json."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *_typed()]),
+        "command": shlex.join([Path(sys.executable).name, *_command_line()]),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git_state(),
@@ -40,8 +40,8 @@ def collect(devices: list[Any]) -> dict[str, Any]:
     }
 
 
-def _typed() -> list[str]:
-    """The command line after `python`: the module's name where `python -m` was typed, not the path of its file."""
+def _command_line() -> list[str]:
+    """The words after `python`. After `python -m` they begin with the module's name, not with its file's path."""
     spec = sys.modules["__main__"].__spec__
     start = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
     return [*start, *sys.argv[1:]]
@@ -58,7 +58,7 @@ def _git_state() -> str | None:
     """Commit of the source tree, '+dirty' with uncommitted changes; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+dirty"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        described = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None

@@ -10,32 +10,33 @@ from types import FrameType
 
 from kacl_jax.runtime.errors import INTERRUPTED
 
-_STOPPED = "Stopped; the same command goes on from the last checkpoint."
+_STOP_MESSAGE = "Stopped; the same command goes on from the last checkpoint."
 
 
 def exit_on_signals() -> None:
-    """From now on Ctrl-C and SIGTERM end this process, which loses no more by it than by `kill -9`.
+    """From now on Ctrl-C and SIGTERM end this process at once. It loses no more than by `kill -9`.
 
-    No exception: where a signal meets a garbage collector's callback, and jax has one, Python swallows what is raised.
+    It exits instead of raising: jax has a garbage collector callback, and Python ignores an exception that a signal
+    raises while such a callback runs.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+        signal.signal(number, _exit_now)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"\n{_STOPPED}\n".encode())
+def _exit_now(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"\n{_STOP_MESSAGE}\n".encode())
     os._exit(INTERRUPTED)
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM, seen between two steps. A second signal ends the process at once."""
+    """A request to stop, by Ctrl-C or SIGTERM, that the loop reads between two steps. A second signal exits at once."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
-    def watched(self) -> Iterator[Interrupt]:
-        """Listen while the context is open, then give the signals back to who had them."""
+    def listening(self) -> Iterator[Interrupt]:
+        """Receive the signals inside the context, then restore the handlers that were there before."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
@@ -48,5 +49,5 @@ class Interrupt:
         if self.requested:
             os._exit(INTERRUPTED)
         self.requested = True
-        # Not print: the signal may have come in the middle of one.
+        # os.write and not print, because the signal may arrive while a print is running.
         os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")

@@ -14,9 +14,9 @@ from kacl_jax.runtime.errors import UserError, WorkdirInUseError
 
 @contextmanager
 def lock_workdir(workdir: Path, *, hold: bool = True) -> Iterator[None]:
-    """Hold the workdir for this process; the kernel lets go of it however the process ends.
+    """Lock the workdir for this process. The kernel releases the lock however the process ends.
 
-    hold: False for a process of a run whose process 0 holds it: the folder is only made.
+    hold: False for a process whose process 0 holds the lock. The folder is then only created.
 
     Raises:
       UserError: the folder cannot be made or written.
@@ -60,7 +60,7 @@ def write_or_check_config(
       data: what identifies the data: the tables' checksums and the split's hash, which covers the images that are
         there and their parts. With equal ones `data.root` may have moved.
       free: keys that may change because they cannot change a result.
-      defaults: what a key that is younger than the workdir is taken to have been there.
+      defaults: the value of a key that the workdir's config.json does not have, because it was added later.
 
     Raises:
       UserError: with one line per changed key.
@@ -68,7 +68,7 @@ def write_or_check_config(
     path = workdir / "config.json"
     content = {"config": config, "data": data}
     if path.exists():
-        old = _settled(workdir)
+        old = _read_config_file(workdir)
         allowed = [key for key in free if key != "data.root" or old["data"] == data]
         changed = changed_keys({**defaults, **old["config"]}, config, allowed)
         changed += [
@@ -97,17 +97,17 @@ def changed_keys(
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether there is a checkpoint to go on from; the pretrained weights are not asked for then."""
+    """Whether there is a checkpoint to resume from. Then the pretrained weights are not needed."""
     return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
     """Dotted key → value, as `write_or_check_config` wrote it. Raises UserError where config.json has another form."""
-    config: dict[str, Any] = _settled(workdir)["config"]
+    config: dict[str, Any] = _read_config_file(workdir)["config"]
     return config
 
 
-def _settled(workdir: Path) -> dict[str, Any]:
+def _read_config_file(workdir: Path) -> dict[str, Any]:
     path = workdir / "config.json"
     content = files.read_json(path)
     if not isinstance(content, dict) or not {"config", "data"} <= content.keys():

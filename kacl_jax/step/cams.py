@@ -1,4 +1,4 @@
-"""Cams: the Grad-CAM that marks each image's region in training, and the running mean that is subtracted from it.
+"""Cams: the Grad-CAM that marks each image's region in training, and the running mean map subtracted from it.
 
 Axes: b batch on this device · u v map cells · c findings.
 """
@@ -21,9 +21,10 @@ from kacl_jax.step.state import Batch, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Cams:
-    """How a forward pass becomes maps.
+    """How the maps follow from a forward pass.
 
-    center: subtract the finding's running mean map. early: take Grad-CAM before the last stage, at `early_map`.
+    center: subtract the finding's running mean map.
+    early: take Grad-CAM before the last stage, at the model's `early_map`.
     """
 
     model: KACL
@@ -35,11 +36,11 @@ class Cams:
         logits: Any = self.model.apply(variables, early_map, method="classify_early")
         return logits
 
-    def mean_maps(self, state: TrainState, aux: dict[str, Any]) -> jax.Array:
+    def batch_mean_maps(self, state: TrainState, aux: dict[str, Any]) -> jax.Array:
         """The mean raw map of each finding over the global batch, [c u v].
 
-        Before the last stage a map of every finding of every image would cost c passes back: there each image gives
-        one, the findings taking turns over the rows and the steps.
+        Before the last stage, a map for every finding of every image would cost c backward passes. There each image
+        gives a map of one finding, and the findings alternate over rows and steps.
         """
         if not self.early:
             return jax.lax.pmean(aux["maps"].mean(0), AXIS)
@@ -48,23 +49,26 @@ class Cams:
         finding = (row + state.step) % c
         classify = functools.partial(self.classify_early, state)
         maps = gradcam.finding_map(classify, aux["early_map"], finding)
-        taken = jax.nn.one_hot(finding, c)
-        sums = jax.lax.psum(jnp.einsum("bc,buv->cuv", taken, maps), AXIS)
-        return sums / jax.lax.psum(taken.sum(0), AXIS)[:, None, None]
+        one_hot = jax.nn.one_hot(finding, c)
+        sums = jax.lax.psum(jnp.einsum("bc,buv->cuv", one_hot, maps), AXIS)
+        return sums / jax.lax.psum(one_hot.sum(0), AXIS)[:, None, None]
 
     def updated_mean_map(self, state: TrainState, aux: dict[str, Any]) -> dict[str, jax.Array]:
         """The running mean map after this step, and its count: fields of the new state."""
         rate = ema_rate(state.cam_count + 1)
-        batch_mean = self.mean_maps(state, aux)
+        batch_mean = self.batch_mean_maps(state, aux)
         return {
             "cam_mean": state.cam_mean + rate * (batch_mean - state.cam_mean),
             "cam_count": state.cam_count + 1,
         }
 
-    def rows(
+    def region_inputs(
         self, state: TrainState, batch: Batch, affine: jax.Array | None, aux: dict[str, Any]
     ) -> dict[str, jax.Array]:
-        """What the host needs of each row to mark its region of interest."""
+        """Per row, what marking its region needs: `cam` float32 [b u v] and `box_finding` int32 [b].
+
+        See `Programs.train_step`.
+        """
         logits, maps = aux["logits"], aux["maps"]
         finding = gradcam.region_finding(logits, batch["labels"])
         if self.early:

@@ -39,7 +39,7 @@ def class_maps(
 def finding_map(
     classify: Callable[[jax.Array], jax.Array], feature_map: jax.Array, finding: jax.Array
 ) -> jax.Array:
-    """`class_maps` of one finding per image, for a head too dear to be differentiated for every finding.
+    """`class_maps` of one finding per image, for a head that is too expensive to differentiate for every finding.
 
     finding: int32 [b]; the rest as in `class_maps`. Returns float32 [b u v].
     """
@@ -52,9 +52,9 @@ def finding_map(
 
 
 def region_finding(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The finding whose map marks the region in training: the positive one with the highest logit.
+    """The finding whose map marks the region in training: the positive finding with the highest logit.
 
-    Without a positive label it is the arg-max of all logits. float [b c], [b c] → int32 [b].
+    An image without a positive label takes the finding with the highest logit. float [b c], [b c] → int32 [b].
     """
-    among = jnp.where((labels > 0).any(1, keepdims=True), labels > 0, True)
-    return jnp.argmax(jnp.where(among, logits, -jnp.inf), axis=1).astype(jnp.int32)
+    candidates = jnp.where((labels > 0).any(1, keepdims=True), labels > 0, True)
+    return jnp.argmax(jnp.where(candidates, logits, -jnp.inf), axis=1).astype(jnp.int32)

@@ -16,12 +16,12 @@ from kacl_jax.radiomics import FEATURE_NAMES, tiles
 from kacl_jax.radiomics.counts import bins
 from kacl_jax.step.regions import RegionRule
 
-_MOST_LEVELS = 64
-# As the host path puts it.
+_MAX_LEVELS = 64
+# The reasons in the words of the host path.
 FAILURES = (*tiles.PROBLEMS, *(f"non-finite: {name}" for name in FEATURE_NAMES))
 
 
-class Measured(NamedTuple):
+class InStepFeatures(NamedTuple):
     """radiomics: float32 [b f], zeros where a region has none. ready: bool [b].
 
     origin, failure: int32 [b], where a region came from and why it has no features: places in `regions.ORIGINS`
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
 class InStepRadiomics:
     """How the step marks and measures a region.
 
-    rule: as on the host, but for the source 'random', which only the host can draw.
+    rule: as on the host, except for the source 'random', which only the host can draw.
     bin_width: of the grey level bins.
     """
 
@@ -47,12 +47,12 @@ class InStepRadiomics:
 
     def measure(
         self, images: jax.Array, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
-    ) -> Measured:
+    ) -> InStepFeatures:
         """Mark each image's region and measure it.
 
         images: uint8 [b h w], not augmented. cam: float32 [b u v] in the original frame. box_finding: int32 [b], −1
-        without a truth box. boxes: float32 [b c 4]. A region with more than 64 grey levels has no features, nor has
-        one of whose features some is NaN, as on the host path.
+        without a truth box. boxes: float32 [b c 4]. As on the host path, a region has no features if one of them is not
+        finite. A region with more than 64 grey levels has none either.
         """
         masks, origin = self.rule.mark_on_device(cam, box_finding, boxes)
         table = bins.table(self.bin_width)
@@ -61,12 +61,14 @@ class InStepRadiomics:
             masks,
             jnp.asarray(table),
             side=self.rule.size + 2,
-            levels=min(int(table.max()), _MOST_LEVELS),
+            levels=min(int(table.max()), _MAX_LEVELS),
             formulation="scatter" if jax.default_backend() == "cpu" else "matmul",
         )
-        broken = ~jnp.isfinite(features)
-        non_finite = jnp.where(broken.any(1), len(tiles.PROBLEMS) + jnp.argmax(broken, axis=1), 0)
-        failure = jnp.where(problem > 0, problem, non_finite)
+        non_finite = ~jnp.isfinite(features)
+        non_finite_failure = jnp.where(
+            non_finite.any(1), len(tiles.PROBLEMS) + jnp.argmax(non_finite, axis=1), 0
+        )
+        failure = jnp.where(problem > 0, problem, non_finite_failure)
         ready = failure == 0
         radiomics = jax.lax.stop_gradient(jnp.where(ready[:, None], features, 0))
-        return Measured(radiomics, ready, origin, failure)
+        return InStepFeatures(radiomics, ready, origin, failure)

@@ -47,12 +47,12 @@ class Loss:
 class Objective:
     """The loss of one run as functions of the parameters and one forward pass.
 
-    columns: which radiomic features the radiomics encoder sees. warmup_steps: steps without NT-Xent.
+    feature_columns: the radiomic features that the radiomics encoder sees. warmup_steps: steps without NT-Xent.
     """
 
     model: KACL
     loss: Loss
-    columns: tuple[bool, ...]
+    feature_columns: tuple[bool, ...]
     warmup_steps: int
 
     def total(
@@ -192,7 +192,7 @@ class Objective:
             return first, second, jnp.ones_like(batch["ready"]), batch_stats
         z_radiomics, changed = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
-            radiomics[:, np.flatnonzero(self.columns)],
+            radiomics[:, np.flatnonzero(self.feature_columns)],
             batch["ready"],
             train=True,
             method="project_radiomics",

@@ -1,9 +1,9 @@
-"""The compiled programs of KACL, each one per-device function: the train step, its CAM half, and evaluation.
+"""The compiled programs of KACL, each one a per-device function: the train step, its Grad-CAM half, and evaluation.
 
-The train step goes once through the image encoder and reads four things off that one feature map: logits, the image
-projection, the class maps (box guidance, running mean) and the Grad-CAM that marks the next region of interest. Two
-variants: a second augmented view of each image as its positive (loss.positive='augmented'), and regions from the map
-before the last stage (cam.stage=3).
+The train step runs the image encoder once. From that one feature map it takes the logits, the image projection, the
+class maps (for box guidance and the running mean) and the Grad-CAM that marks the next region of interest. There are
+two variants: a second augmented view of each image as its positive (loss.positive='augmented'), and regions from the
+map before the last stage (cam.stage=3).
 
 Axes: b batch on this device · h w pixels · u v map cells · c findings · f radiomic features.
 """
@@ -34,9 +34,11 @@ from kacl_jax.step.state import Batch, Metrics, TrainState, keep_if_finite
 class Programs:
     """The per-device functions of one run. `model.axis_name` must be `parallel.AXIS`.
 
-    log_columns: which radiomic features get a signed log1p. warmup_steps: steps with focal loss (and box guidance)
-    only. center_cam: subtract the finding's running mean map. fresh: measure this step's regions in this step; the
-    batch's own radiomics, ready and age are not used then. columns: which features the radiomics encoder sees.
+    log_columns: the radiomic features that get a signed log1p.
+    warmup_steps: the first steps, which have the focal loss (and box guidance) only.
+    center_cam: subtract the finding's running mean map.
+    in_step_radiomics: measure this step's regions inside this step, and ignore the batch's radiomics, ready and age.
+    feature_columns: the features that the radiomics encoder sees.
     cam_stage: the stage of the image encoder at whose output Grad-CAM is taken, 4 (the last) or 3.
     """
 
@@ -48,19 +50,19 @@ class Programs:
     warmup_steps: int
     center_cam: bool
     seed: int
-    fresh: InStepRadiomics | None = None
-    columns: tuple[bool, ...] = (True,) * len(FEATURE_NAMES)
+    in_step_radiomics: InStepRadiomics | None = None
+    feature_columns: tuple[bool, ...] = (True,) * len(FEATURE_NAMES)
     cam_stage: Literal[3, 4] = 4
 
     @property
-    def marks_early(self) -> bool:
-        """Whether training, too, needs Grad-CAM before the last stage."""
+    def maps_before_last_stage(self) -> bool:
+        """Whether training takes its regions from the map before the last stage."""
         return self.cam_stage == 3 and self.loss.uses_radiomics
 
     def init(self, variables: Any, image_size: int) -> TrainState:
         """The state before step 0 for the given model variables."""
         images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-        method = "early_map" if self.marks_early else "feature_map"
+        method = "early_map" if self.maps_before_last_stage else "feature_map"
         grid = jax.eval_shape(
             lambda x: self.model.apply(variables, x, train=False, method=method), images
         ).shape[1:3]
@@ -93,34 +95,36 @@ class Programs:
         Returns:
           (new state, metrics, rows): metrics are scalars over the global batch; rows holds `cam` float32 [b u v] in
           the original frame, `box_finding` int32 [b], the annotated finding whose truth box marks the region (−1:
-          none), and with `fresh` `origin` and `failure` of its `Measured`. Where loss or gradients are not finite
-          on any device the old state stays, with `bad_step` set.
+          none), and with `in_step_radiomics` also `origin` and `failure` of its `InStepFeatures`. If loss or gradients
+          are not finite on any device, the old state stays, with `bad_step` set.
         """
         objective = self._objective
-        images, affine = self._model_input(state.step, batch)
+        images, affine = self._augment_and_normalise(state.step, batch)
 
         def total_loss(params: Any) -> tuple[jax.Array, Any]:
-            feature_map, early_map, batch_stats = self._maps(params, state.batch_stats, images)
-            measured = self._measured(state, batch, affine, jax.lax.stop_gradient(feature_map))
-            radiomics, moments, n_ready = z_score_radiomics(state, measured, self.log_columns)
+            feature_map, early_map, batch_stats = self._forward(params, state.batch_stats, images)
+            inputs = self._with_in_step_radiomics(
+                state, batch, affine, jax.lax.stop_gradient(feature_map)
+            )
+            radiomics, moments, n_ready = z_score_radiomics(state, inputs, self.log_columns)
             total, terms, aux = objective.total(
-                state.step, params, batch_stats, feature_map, measured, affine, radiomics
+                state.step, params, batch_stats, feature_map, inputs, affine, radiomics
             )
             aux |= {"early_map": early_map}
-            return total, (terms, feature_map, aux, measured, radiomics, moments, n_ready)
+            return total, (terms, feature_map, aux, inputs, radiomics, moments, n_ready)
 
-        (total, on_the_way), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
-        terms, feature_map, aux, batch, radiomics, moments, n_ready = on_the_way
+        (total, by_products), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+        terms, feature_map, aux, batch, radiomics, moments, n_ready = by_products
         grads = average_gradients(grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        updated_mean_map = self._cams.updated_mean_map(state, aux)
+        mean_map = self._cams.updated_mean_map(state, aux)
         proposed = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=aux["batch_stats"],
             opt_state=opt_state,
             **moments,
-            **updated_mean_map,
+            **mean_map,
         )
         grad_norm = optax.tree.norm(grads)
         new_state = keep_if_finite(state, proposed, total, grad_norm)
@@ -136,18 +140,18 @@ class Programs:
             "age": jax.lax.psum(jnp.where(batch["ready"], batch["age"], 0).sum(), AXIS) / n_ready,
             "bad_step": new_state.bad_step,
         }
-        rows = self._cams.rows(state, batch, affine, aux)
-        if self.fresh is not None:
+        rows = self._cams.region_inputs(state, batch, affine, aux)
+        if self.in_step_radiomics is not None:
             rows |= {name: batch[name] for name in ("origin", "failure")}
         return new_state, metrics, rows
 
     def region_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
-        """The forward half of the synchronous loop (lag 0): the rows of `train_step`, nothing updated."""
-        images, affine = self._model_input(state.step, batch)
-        feature_map, early_map, _ = self._maps(state.params, state.batch_stats, images)
+        """The forward half of the synchronous loop (lag 0): the rows of `train_step`, without an update."""
+        images, affine = self._augment_and_normalise(state.step, batch)
+        feature_map, early_map, _ = self._forward(state.params, state.batch_stats, images)
         logits, maps = self._logits_and_maps(state.params, feature_map)
         aux = {"logits": logits, "maps": maps, "early_map": early_map}
-        return (self._cams.rows(state, batch, affine, aux),)
+        return (self._cams.region_inputs(state, batch, affine, aux),)
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
         """Logits float32 [b c] and raw class maps float32 [b c u v] (not centred) with running statistics."""
@@ -164,18 +168,20 @@ class Programs:
 
     @property
     def _cams(self) -> Cams:
-        return Cams(self.model, self.center_cam, self.marks_early)
+        return Cams(self.model, self.center_cam, self.maps_before_last_stage)
 
     @property
     def _objective(self) -> Objective:
-        return Objective(self.model, self.loss, self.columns, self.warmup_steps)
+        return Objective(self.model, self.loss, self.feature_columns, self.warmup_steps)
 
     # ---- their parts ------------------------------------------------------------------------------------------
 
-    def _model_input(self, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    def _augment_and_normalise(
+        self, step: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, jax.Array | None]:
         """uint8 [b h w 1] → (normalised, augmented float32 [b h w 3], the affine map used or None).
 
-        With loss.positive='augmented' the second views follow, [2b h w 3], and the map is that of the first.
+        With loss.positive='augmented' the second views follow, [2b h w 3]; the affine map is that of the first views.
         """
         view = functools.partial(
             self.augmentation.view, batch["image"], batch["image_id"], seed=self.seed, step=step
@@ -199,11 +205,11 @@ class Programs:
         )
         return feature_map, changed["batch_stats"]
 
-    def _maps(
+    def _forward(
         self, params: Any, batch_stats: Any, images: jax.Array
     ) -> tuple[jax.Array, jax.Array | None, Any]:
-        """(feature map, the map before the last stage if that marks regions, moved batch statistics)."""
-        if not self.marks_early:
+        """(feature map, the map before the last stage if regions come from it, updated batch statistics)."""
+        if not self.maps_before_last_stage:
             feature_map, batch_stats = self._feature_map(params, batch_stats, images)
             return feature_map, None, batch_stats
         early, batch_stats = self._feature_map(params, batch_stats, images, "early_map")
@@ -213,15 +219,15 @@ class Programs:
     def _logits_and_maps(self, params: Any, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self._objective.logits_and_maps(params, feature_map)
 
-    def _measured(
+    def _with_in_step_radiomics(
         self, state: TrainState, batch: Batch, affine: jax.Array | None, feature_map: jax.Array
     ) -> Batch:
-        """The batch with the features of this very step's regions, if the step is to measure them itself."""
-        if self.fresh is None:
+        """The batch with the features of this step's own regions, if the step measures them itself."""
+        if self.in_step_radiomics is None:
             return batch
         logits, maps = self._logits_and_maps(state.params, feature_map)
-        rows = self._cams.rows(state, batch, affine, {"logits": logits, "maps": maps})
-        measured = self.fresh.measure(
+        rows = self._cams.region_inputs(state, batch, affine, {"logits": logits, "maps": maps})
+        measured = self.in_step_radiomics.measure(
             batch["image"][..., 0], rows["cam"], rows["box_finding"], batch["boxes"]
         )
         return {**batch, **measured._asdict(), "age": jnp.zeros_like(batch["age"])}

@@ -31,7 +31,7 @@ Shape = Literal["mask", "box"]
 
 @dataclasses.dataclass(frozen=True)
 class RegionRule:
-    """How a training image's region of interest is marked.
+    """How a training image's region of interest is usable.
 
     source: 'cam', or a control: 'random' (a rectangle with the area and aspect of some CAM region of the rows at
       hand, anywhere) and 'whole' (the image less a one-pixel rim).
@@ -77,7 +77,7 @@ class RegionRule:
                 masks[row, 1:-1, 1:-1] = True
                 origin["whole"] += 1
             elif self.source == "random":
-                masks[row] = self._rectangle(cam, int(image_id[row]), step)
+                masks[row] = self._random_rectangle(cam, int(image_id[row]), step)
                 origin["random"] += 1
             else:
                 masks[row], fallback = self.region(cam[row])
@@ -113,14 +113,14 @@ class RegionRule:
 
     def region(self, cam: np.ndarray) -> tuple[np.ndarray, bool]:
         """The CAM region of one map, float [u v] → bool [h w], and whether the whole image stands in for it."""
-        found = threshold_map(cam, size=self.size, relu=self.relu, threshold=self.threshold)
-        mask = found.mask
+        components = threshold_map(cam, size=self.size, relu=self.relu, threshold=self.threshold)
+        mask = components.mask
         if self.shape == "box":
             mask = box_mask(bounding_box(mask), self.size)
-        return mask, found.fallback
+        return mask, components.fallback
 
-    def _rectangle(self, cam: np.ndarray, image_id: int, step: int) -> np.ndarray:
-        """A rectangle as large and as long as a CAM region drawn from the batch, placed uniformly."""
+    def _random_rectangle(self, cam: np.ndarray, image_id: int, step: int) -> np.ndarray:
+        """A rectangle with the area and aspect of a random CAM region of the batch, at a uniform random place."""
         random = np.random.default_rng((self.seed, image_id, step))
         mask, _ = self.region(cam[random.integers(len(cam))])
         x0, y0, x1, y1 = bounding_box(mask)
@@ -172,11 +172,13 @@ def threshold_map(cam: np.ndarray, *, size: int, relu: bool, threshold: float) -
         return _whole_image(size)
     hot = (heat - low) / (high - low) > threshold
     _, labels = cv2.connectedComponents(hot.view(np.uint8), connectivity=4)
-    found = Components(labels, int(labels.flat[int(heat.argmax())]), False)
-    mask = found.mask
-    if min(mask.any(axis).sum() for axis in (0, 1)) < MIN_SIDE:  # it is connected: no gaps to count
+    components = Components(labels, int(labels.flat[int(heat.argmax())]), False)
+    mask = components.mask
+    if (
+        min(mask.any(axis).sum() for axis in (0, 1)) < MIN_SIDE
+    ):  # connected, so these counts are its sides
         return _whole_image(size)
-    return found
+    return components
 
 
 def threshold_maps_on_device(
@@ -193,15 +195,15 @@ def threshold_maps_on_device(
     if relu:
         heat = jnp.maximum(heat, 0.0)
     low, high = heat.min((1, 2)), heat.max((1, 2))
-    marked = finite & (high - low > 1e-6 * jnp.maximum(jnp.abs(low), jnp.abs(high)))
-    scale = jnp.where(marked, high - low, 1)[:, None, None]
+    usable = finite & (high - low > 1e-6 * jnp.maximum(jnp.abs(low), jnp.abs(high)))
+    scale = jnp.where(usable, high - low, 1)[:, None, None]
     hot = (heat - low[:, None, None]) / scale > threshold
     peak = jnp.argmax(heat.reshape(len(cam), -1), axis=1)[:, None, None]
     part = _component_on_device(hot, jnp.arange(size * size).reshape(size, size) == peak)
     height, width = _extent_on_device(part.any(2)), _extent_on_device(part.any(1))
-    marked &= jnp.minimum(height, width) >= MIN_SIDE
+    usable &= jnp.minimum(height, width) >= MIN_SIDE
     whole = jnp.pad(jnp.ones((size - 2, size - 2), bool), 1)
-    return jnp.where(marked[:, None, None], part, whole), ~marked
+    return jnp.where(usable[:, None, None], part, whole), ~usable
 
 
 def bounding_box(mask: np.ndarray) -> np.ndarray:
@@ -214,11 +216,11 @@ def bounding_box(mask: np.ndarray) -> np.ndarray:
 def bounding_box_masks_on_device(masks: jax.Array) -> jax.Array:
     """The box around each non-empty mask, on the device: bool [b h w] → bool [b h w]."""
 
-    def between(flags: jax.Array) -> jax.Array:
+    def fill_between(flags: jax.Array) -> jax.Array:
         ends = [jax.lax.cummax(flags.astype(jnp.int8), 1, reverse=back) for back in (False, True)]
         return (ends[0] & ends[1]).astype(bool)
 
-    return between(masks.any(2))[:, :, None] & between(masks.any(1))[:, None, :]
+    return fill_between(masks.any(2))[:, :, None] & fill_between(masks.any(1))[:, None, :]
 
 
 def box_mask(box: np.ndarray, size: int) -> np.ndarray:
@@ -282,14 +284,14 @@ def _component_on_device(hot: jax.Array, seed: jax.Array) -> jax.Array:
     """The 4-connected component of `hot` [b y x] that holds the seed, by filling rows and columns in turn."""
 
     def fill(reached: jax.Array, axis: int, reverse: bool) -> jax.Array:
-        def then(
+        def combine(
             first: tuple[jax.Array, ...], second: tuple[jax.Array, ...]
         ) -> tuple[jax.Array, ...]:
             return first[0] & second[0], second[1] | (second[0] & first[1])
 
-        return jax.lax.associative_scan(then, (hot, reached), reverse=reverse, axis=axis)[1]
+        return jax.lax.associative_scan(combine, (hot, reached), reverse=reverse, axis=axis)[1]
 
-    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def fill_all_directions(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         before, _ = state
         reached = before
         for axis in (1, 2):
@@ -298,8 +300,8 @@ def _component_on_device(hot: jax.Array, seed: jax.Array) -> jax.Array:
         return reached, (reached != before).any()
 
     start = hot & seed
-    # The flag is made of the data, so that it lives on the same devices.
-    return jax.lax.while_loop(lambda state: state[1], turn, (start, start.any()))[0]
+    # The loop's flag is computed from the data, so that it varies over the same devices as the data.
+    return jax.lax.while_loop(lambda state: state[1], fill_all_directions, (start, start.any()))[0]
 
 
 def _extent_on_device(flags: jax.Array) -> jax.Array:

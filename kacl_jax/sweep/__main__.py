@@ -256,7 +256,7 @@ def run_sweep(
             queue,
             parallel=parallel,
             after_each=lambda: write_table(plan),
-            environment=compilation.kept_in(plan.workdir / "compilation_cache"),
+            environment=compilation.cache_environment(plan.workdir / "compilation_cache"),
         )
         told = _last_table(plan)
     for name, reason in outcome.failed.items():

@@ -21,10 +21,10 @@ PARTS = (
 
 
 class Clock:
-    """Seconds of the loop: in turns, in turns after compilation, and in each of its parts.
+    """Seconds of the loop: in all steps, in the steps after compilation, and in each part of the loop.
 
-    A part within another one counts as its own only, so the parts add up. Waiting for the devices counts as a turn's
-    wherever it happens: before a checkpoint the step in flight is waited for.
+    A part inside another part counts only as itself, so the parts add up. Waiting for the devices counts as time of a
+    step wherever it happens: before a checkpoint, for example, the loop waits for the step in flight.
     """
 
     _COMPILING = 2
@@ -34,15 +34,15 @@ class Clock:
         self.steps = -self._COMPILING
         self.parts = dict.fromkeys(PARTS, 0.0)
         self._open: list[str] = []
-        self._turning = False
+        self._in_step = False
         self._started = self._changed = 0.0
 
     def start(self) -> None:
-        self._started, self._turning = time.monotonic(), True
+        self._started, self._in_step = time.monotonic(), True
 
     def stop(self) -> None:
         self.steps += 1
-        self._turning = False
+        self._in_step = False
         self._count(time.monotonic() - self._started)
 
     def _count(self, seconds: float) -> None:
@@ -52,7 +52,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time what happens within as `name`, one of PARTS."""
+        """Time the block as the part `name`, one of PARTS."""
         self._charge()
         self._open.append(name)
         try:
@@ -66,7 +66,7 @@ class Clock:
         if self._open:
             name, took = self._open[-1], now - self._changed
             self.parts[name] += took
-            if name == "device_s" and not self._turning:
+            if name == "device_s" and not self._in_step:
                 self._count(took)
         self._changed = now
 
@@ -75,14 +75,14 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def timed(name: str) -> Callable[[Method], Method]:
-    """Decorates a method whose whole time is that part of its owner's `_clock`."""
+    """Decorate a method: all its time counts as that part of its owner's `_clock`."""
 
     def decorate(method: Method) -> Method:
         @functools.wraps(method)
-        def within(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def timed_method(self: Any, *args: Any, **kwargs: Any) -> Any:
             with self._clock.part(name):
                 return method(self, *args, **kwargs)
 
-        return cast(Method, within)
+        return cast(Method, timed_method)
 
     return decorate

@@ -39,7 +39,7 @@ class RunCounters:
         return {
             "hit_rate": self.ready / self.rows,
             "mean_age_steps": self.age_sum / self.ready if self.ready else None,
-            # Sorted: which reason came first depends on the workers.
+            # Sorted, because the order in which reasons appear depends on the workers' speed.
             "failures": dict(sorted(self.failures.items())),
             "regions": dict(sorted(self.regions.items())),
             "late": self.late,
@@ -48,7 +48,7 @@ class RunCounters:
 
     @staticmethod
     def sum_of(parts: list[RunCounters]) -> RunCounters:
-        """The whole of what several processes counted; what is not counted is the first one's."""
+        """The sum over several processes. What is not a count comes from the first process."""
         first, *others = parts
         for other in others:
             first = dataclasses.replace(

@@ -45,7 +45,7 @@ from kacl_jax.step.state import TrainState
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """Everything a run is made of, checked, before anything is computed."""
+    """The parts of a run, put together and checked before anything is computed."""
 
     config: ConfigDict
     workdir: Path
@@ -69,8 +69,8 @@ class Experiment:
 
     @property
     def needs_pool(self) -> bool:
-        """Whether pyradiomics is to run beside the step."""
-        return self.programs.loss.uses_radiomics and self.programs.fresh is None
+        """Whether pyradiomics runs in worker processes beside the step."""
+        return self.programs.loss.uses_radiomics and self.programs.in_step_radiomics is None
 
     def initial_state(self) -> TrainState:
         """The state before step 0: random, with the pretrained image encoder if the config names one."""
@@ -91,7 +91,7 @@ class Experiment:
         Of several processes each has its own, for the images of its shards. All call it.
         """
         c = self.config
-        machines = [told.meta for told in hosts.gather(socket.gethostname())]
+        machines = [message.meta for message in hosts.gather(socket.gethostname())]
         cores = (os.cpu_count() or 2) // machines.count(socket.gethostname())
         pool = stack.enter_context(
             RadiomicsPool(
@@ -115,15 +115,17 @@ class Experiment:
         return own_images(self.split.train, _own_shards(shards), shards)
 
     def own_shard_entries(self, of_shards: list[Any]) -> list[Any]:
-        """What concerns this process's shards, of a list with one entry for each shard."""
-        # A checkpoint from before there were shards holds the one state itself.
+        """The entries of this process's shards, of a list with one entry per shard."""
+        # Older checkpoints, written before data.shards existed, hold the single entry itself.
         entries = [of_shards] if isinstance(of_shards, dict) else of_shards
         return [entries[shard] for shard in _own_shards(self.config.data.shards)]
 
-    def unreadable(self) -> dict[str, str]:
+    def unreadable_files(self) -> dict[str, str]:
         """Path → reason of the image files that any process could not read; all call it."""
-        told = hosts.gather(self.batches.unreadable())
-        return dict(sorted((path, why) for t in told for path, why in t.meta.items()))
+        messages = hosts.gather(self.batches.unreadable())
+        return dict(
+            sorted((path, why) for message in messages for path, why in message.meta.items())
+        )
 
     def describe(self) -> str:
         """What is about to run, in two lines."""
@@ -137,7 +139,7 @@ class Experiment:
             + (f" of {hosts.process_count()} processes" if hosts.process_count() > 1 else "")
         )
 
-    def pixel_probe(self) -> metrics.Table | None:
+    def score_pixel_probe(self) -> metrics.Table | None:
         """The floor for AUROC that needs no network, if the config asks for it."""
         c = self.config
         if not c.eval.pixel_probe:
@@ -155,7 +157,7 @@ class Experiment:
         return model.init(
             jax.random.key(self.config.seed),
             jnp.zeros((1, size, size, 3)),
-            jnp.zeros((1, sum(self.programs.columns))),
+            jnp.zeros((1, sum(self.programs.feature_columns))),
             jnp.zeros((1,), bool),
             train=False,
         )
@@ -173,7 +175,7 @@ def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     _same_number_of_devices(parallel)
     if not has_checkpoint(workdir):
         pretrained.check(config.model.pretrained, encoder=config.model.encoder)
-    with hosts.leader_first():  # who writes the demo set
+    with hosts.leader_first():  # process 0 writes the demo set, if it is asked for
         records, split = read_data(config, workdir)
     batches = _batches(config, records, split)
     rule = RegionRule(
@@ -289,7 +291,7 @@ def _cache_name(index: int, processes: int) -> str:
 
 
 def _same_number_of_devices(parallel: DataParallel) -> None:
-    numbers = [told.meta for told in hosts.gather(parallel.own().n_devices)]
+    numbers = [message.meta for message in hosts.gather(parallel.own().n_devices)]
     if len(set(numbers)) > 1:
         raise UserError(
             f"The processes have {', '.join(map(str, numbers))} devices; give each as many as the others"
@@ -342,7 +344,7 @@ def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Pro
         warmup_steps=warmup_steps,
         center_cam=config.cam.center == "mean",
         seed=config.seed,
-        fresh=InStepRadiomics(rule, config.radiomics.bin_width) if in_step else None,
-        columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
+        in_step_radiomics=InStepRadiomics(rule, config.radiomics.bin_width) if in_step else None,
+        feature_columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
         cam_stage=config.cam.stage,
     )

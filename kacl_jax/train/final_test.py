@@ -27,7 +27,7 @@ def score_best_checkpoint(
 ) -> dict[str, Any]:
     """Score the best checkpoint on the test part; write predictions.csv, boxes.csv, results.json and report.html.
 
-    Of several processes all look at images, and the first one scores and writes.
+    All processes run the network on their part of the images; process 0 scores and writes.
 
     steps: how many were trained, which results.json says as `trained_steps`.
 
@@ -42,18 +42,25 @@ def score_best_checkpoint(
     center = None
     if experiment.config.cam.center == "mean":
         center = inference.mean_map(state, split.train)
-    val = inference.logits(state, split.val)
-    tested = inference.outputs(state, split.test, center=center)
-    unreadable = experiment.unreadable()
-    written = hosts.broadcast(
+    val_outputs = inference.logits(state, split.val)
+    test_outputs = inference.outputs(state, split.test, center=center)
+    unreadable = experiment.unreadable_files()
+    message = hosts.broadcast(
         lambda: hosts.Message(
             _score_and_write(
-                experiment, counters, restored, trained, val, tested, unreadable, steps
+                experiment,
+                counters,
+                restored,
+                trained,
+                val_outputs,
+                test_outputs,
+                unreadable,
+                steps,
             ),
             {},
         )
     )
-    content: dict[str, Any] = written.meta
+    content: dict[str, Any] = message.meta
     return content
 
 
@@ -62,17 +69,17 @@ def _score_and_write(
     counters: RunCounters,
     restored: checkpoint.Restored,
     trained: TrainState,
-    val: Outputs,
-    tested: Outputs,
+    val_outputs: Outputs,
+    test_outputs: Outputs,
     unreadable: dict[str, str],
     steps: int,
 ) -> dict[str, Any]:
     """Score the outputs of all images and write every file."""
     config, workdir, split = experiment.config, experiment.workdir, experiment.split
     rule = experiment.region_rule
-    found = evaluate.evaluate(
-        val,
-        tested,
+    evaluation = evaluate.evaluate(
+        val_outputs,
+        test_outputs,
         experiment.records,
         split,
         size=rule.size,
@@ -81,13 +88,13 @@ def _score_and_write(
         resamples=config.eval.bootstrap,
     )
     content = result_files.results(
-        found,
+        evaluation,
         experiment.records,
         split,
         seed=config.seed,
         feedback=counters.feedback(),
         throughput=counters.throughput,
-        pixel_probe=experiment.pixel_probe(),
+        pixel_probe=experiment.score_pixel_probe(),
     )
     content["best_step"], content["trained_steps"] = restored.step, steps
     if counters.best_step is None:
@@ -95,27 +102,30 @@ def _score_and_write(
     elif counters.best_step != restored.step:
         content["best_step_lost"] = counters.best_step
     result_files.write_predictions(
-        workdir / "predictions.csv", experiment.records, split, val=val, test=tested
+        workdir / "predictions.csv", experiment.records, split, val=val_outputs, test=test_outputs
     )
     result_files.write_boxes(
-        workdir / "boxes.csv", experiment.records, found.located, found.prior_map_iou
+        workdir / "boxes.csv", experiment.records, evaluation.located, evaluation.prior_map_iou
     )
     write_run_json(experiment, unreadable, reproducible=counters.reproducible)
     files.write_json(workdir / "results.json", content)
-    run_page.write_run(workdir, _shown(experiment, trained, tested, found))
+    run_page.write_run(workdir, _report_inputs(experiment, trained, test_outputs, evaluation))
     return content
 
 
-def _shown(
-    experiment: Experiment, trained: TrainState, tested: Outputs, found: evaluate.Evaluation
+def _report_inputs(
+    experiment: Experiment,
+    trained: TrainState,
+    test_outputs: Outputs,
+    evaluation: evaluate.Evaluation,
 ) -> Shown:
     """What report.html shows beside the files of the workdir."""
     config = experiment.config
     moments = Moments(np.asarray(trained.feature_mean), np.asarray(trained.feature_var))
     return Shown(
         records=experiment.records,
-        outputs=tested,
-        located=found.located,
+        outputs=test_outputs,
+        located=evaluation.located,
         rule=experiment.region_rule,
         moments=moments if int(trained.feature_count) else None,
         bin_width=config.radiomics.bin_width,

@@ -37,8 +37,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     workdir = workdir.absolute()
     with lock_workdir(workdir, hold=hosts.is_leader()):
-        experiment = _prepared(config, workdir)
-        finished = _finished(experiment)
+        experiment = _prepare_experiment(config, workdir)
+        finished = _finished_results(experiment)
         if finished is not None:
             logging.info("%s is finished; nothing to do. Its results:", workdir)
             if not (workdir / "report.html").exists():
@@ -62,7 +62,7 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     workdir = workdir.absolute()
     with lock_workdir(workdir, hold=hosts.is_leader()):
-        experiment = _prepared(config, workdir)
+        experiment = _prepare_experiment(config, workdir)
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         latest = checkpoint.restore_on_all(saved.restore_latest)
         if latest is None:
@@ -74,9 +74,9 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
 
 
-def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
-    """The parts of the run, and its config.json; a changed config is refused."""
-    compilation.keep_in(workdir / "compilation_cache")
+def _prepare_experiment(config: ConfigDict, workdir: Path) -> Experiment:
+    """Build the experiment and write config.json, or refuse a config that differs from the one there."""
+    compilation.use_cache(workdir / "compilation_cache")
     experiment = build_experiment(config, workdir)
     keys = config_keys.flatten(config)
     data = {**experiment.records.checksums, "split": experiment.split.hash}
@@ -93,12 +93,12 @@ def _prepared(config: ConfigDict, workdir: Path) -> Experiment:
     return experiment
 
 
-def _finished(experiment: Experiment) -> dict[str, Any] | None:
-    """The results of a run that was trained to its last step; those of an earlier --mode=eval do not count."""
+def _finished_results(experiment: Experiment) -> dict[str, Any] | None:
+    """The results of a run that was trained to its last step; results of an earlier --mode=eval do not count."""
     path = experiment.workdir / "results.json"
 
     def read() -> hosts.Message:
         return hosts.Message(files.read_json(path) if path.exists() else {}, {})
 
-    found: dict[str, Any] = hosts.broadcast(read).meta
-    return found if found.get("trained_steps") == experiment.total_steps else None
+    results: dict[str, Any] = hosts.broadcast(read).meta
+    return results if results.get("trained_steps") == experiment.total_steps else None

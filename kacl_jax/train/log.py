@@ -1,4 +1,4 @@
-"""What a run tells while it runs: the terminal, metrics.jsonl and TensorBoard events."""
+"""What a run writes while it trains: terminal lines, metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class MetricLog:
 
     Args:
       workdir: where both are.
-      step: the step a run goes on from; lines past it belong to a history that did not happen and are cut.
+      step: the step that the run resumes from. Lines past it come from steps that will be run again, and are cut.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
         self._path = path = workdir / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
         files.write_text(path, "".join(line + "\n" for line in kept))
-        with self._told():
+        with self._errors_name_the_file():
             self._lines = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
         """One line; a value that is not finite is null. Raises UserError when it cannot be written."""
         clean = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
-        with self._told():
+        with self._errors_name_the_file():
             self._lines.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
             self._lines.flush()
         for name, value in clean.items():
@@ -45,12 +45,12 @@ class MetricLog:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        with self._told():
+        with self._errors_name_the_file():
             self._lines.close()
         self._events.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors_name_the_file(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -62,7 +62,7 @@ class MetricLog:
 _EVERY_S = 15.0  # between two lines where there is no terminal
 
 
-class Progress:
+class StepProgress:
     """A bar on a terminal; elsewhere a plain line now and then, with the time left."""
 
     def __init__(self, total: int, done: int) -> None:
@@ -86,7 +86,7 @@ class Progress:
             self._last = now
             pace = (now - self._start) / (self._done - self._first)
             left = pace * (self._total - self._done)
-            self.say(f"step {self._done}/{self._total}  {text}  left {_clock(left)}")
+            self.say(f"step {self._done}/{self._total}  {text}  left {_format_duration(left)}")
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar if there is one."""
@@ -100,20 +100,20 @@ class Progress:
             self._bar.close()
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path) -> list[str]:
     """The complete lines of a file that a kill may have cut short."""
     if not path.exists():
         return []
     return [line for line in path.read_text().split("\n")[:-1] if line]
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def summary(values: dict[str, Any]) -> str:
+def format_metrics(values: dict[str, Any]) -> str:
     """{'loss': 1.2345, …} → 'loss 1.23 …' for the terminal; NaN, what the step did not have, as –."""
     return "  ".join(f"{name} {_short(value)}" for name, value in values.items())
 

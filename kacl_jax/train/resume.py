@@ -1,6 +1,6 @@
-"""What a checkpoint holds of a run: gathered from all processes, written by the first, and shared out again.
+"""Save a run into a checkpoint and resume from it: gathered from all processes, written by process 0, handed back.
 
-It is the same whatever the number of processes, and any number that divides the shards can go on from it.
+A checkpoint does not depend on the number of processes. Any number that divides the shards can resume from it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment
 
 _FEEDBACK = "feedback/"
-COUNTERS = "tally"  # what the counters are called in every checkpoint
+COUNTERS = (
+    "tally"  # the name of the counters in checkpoints; it never changed, so that old ones resume
+)
 
 
 class RestoredRun(NamedTuple):
-    """A run as it was after `step` steps: its placed state, what this process goes on counting from, and all counts."""
+    """A run as it was after `step` steps: the state on the devices, the counters that this process continues, and their
+    sum over all processes."""
 
     step: int
     state: Any
@@ -35,29 +38,29 @@ def save_run(
     *,
     state: Any,
     counters: RunCounters,
-    taken: int,
+    steps_done: int,
 ) -> RunCounters:
-    """Write the checkpoint of step `taken`; all processes call it, and it is there when it returns.
+    """Write the checkpoint after `steps_done` steps; it is complete when this returns. All processes call this.
 
     state: the placed state. counters: what this process counted.
 
     Returns:
       What all processes counted.
     """
-    visible = _visible(experiment, feedback, taken - 1)
-    told = hosts.gather([dataclasses.asdict(counters), experiment.batches.get_state()])
-    whole = RunCounters.sum_of([RunCounters(**process.meta[0]) for process in told])
+    visible = _visible_state(experiment, feedback, steps_done - 1)
+    messages = hosts.gather([dataclasses.asdict(counters), experiment.batches.get_state()])
+    total = RunCounters.sum_of([RunCounters(**message.meta[0]) for message in messages])
     if hosts.is_leader():
         arrays = checkpoint.to_arrays(experiment.parallel.fetch(state, "replicated"), "state")
         arrays |= {_FEEDBACK + name: value for name, value in visible.items()}
         meta = {
-            COUNTERS: dataclasses.asdict(whole),
-            "data": [shard for process in told for shard in process.meta[1]],
+            COUNTERS: dataclasses.asdict(total),
+            "data": [shard for message in messages for shard in message.meta[1]],
         }
-        saved.save(taken, arrays, meta, best=whole.best_step)
-    # A process that ends here ends the others: not before it is written.
+        saved.save(steps_done, arrays, meta, best=total.best_step)
+    # Without the barrier a process that exits now would end process 0 before the checkpoint is complete.
     hosts.barrier()
-    return whole
+    return total
 
 
 def restore_run(
@@ -78,17 +81,17 @@ def restore_run(
             visible = state_of_process(visible, experiment.own_images, counts=hosts.is_leader())
         feedback.restore(visible)
     experiment.batches.set_state(experiment.own_shard_entries(latest.meta["data"]))
-    whole = RunCounters(**latest.meta[COUNTERS])
-    # The first process goes on from all counts, the others from 0.
+    total = RunCounters(**latest.meta[COUNTERS])
+    # Process 0 continues from the sum of all counts, the others from zero.
     own = (
-        dataclasses.replace(whole)
+        dataclasses.replace(total)
         if hosts.is_leader()
-        else RunCounters(whole.best_step, whole.best_auroc)
+        else RunCounters(total.best_step, total.best_auroc)
     )
-    return RestoredRun(latest.step, experiment.parallel.replicate(state), own, whole)
+    return RestoredRun(latest.step, experiment.parallel.replicate(state), own, total)
 
 
-def _visible(experiment: Experiment, feedback: Feedback | None, step: int) -> FeedbackState:
+def _visible_state(experiment: Experiment, feedback: Feedback | None, step: int) -> FeedbackState:
     """The feedback state of all processes as visible at this step; empty without a pool."""
     if feedback is None:
         return {}
@@ -96,5 +99,5 @@ def _visible(experiment: Experiment, feedback: Feedback | None, step: int) -> Fe
     if hosts.process_count() == 1:
         return state
     own = table_rows(state, experiment.own_images)
-    parts = [told.arrays for told in hosts.gather(arrays=own)]
+    parts = [message.arrays for message in hosts.gather(arrays=own)]
     return join_states(parts, len(state["ready"]))

@@ -54,7 +54,7 @@ from collections import Counter
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from kacl_jax.runtime import compilation
-compilation.keep_in(Path(sys.argv[1]))
+compilation.use_cache(Path(sys.argv[1]))
 events = Counter()
 jax.monitoring.register_event_listener(lambda name, **_: events.update([name.split('/')[-1]]))
 x = jax.jit(lambda x: jnp.sin(x @ x.T).sum(0))(jnp.linspace(0, 1, 4096).reshape(64, 64))
@@ -95,7 +95,7 @@ def test_a_second_start_compiles_nothing_anew_and_broken_entries_are_replaced(
 def test_a_cache_that_the_environment_names_is_left_alone(tmp_path: Path) -> None:
     """conftest.py sets JAX_COMPILATION_CACHE_DIR."""
     before = jax.config.values["jax_compilation_cache_dir"]
-    compilation.keep_in(tmp_path)
+    compilation.use_cache(tmp_path)
     assert before is not None
     assert jax.config.values["jax_compilation_cache_dir"] == before
 

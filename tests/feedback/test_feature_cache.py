@@ -37,25 +37,25 @@ def test_what_was_remembered_comes_back_bit_for_bit(tmp_path) -> None:
     path = tmp_path / "features.sqlite"
     cache = _open(path)
     keys = [_key(cache, seed) for seed in range(20)]
-    cache.remember((key, _result(seed)) for seed, key in enumerate(keys))
-    cache.remember([(b"k" * 16, Result(None, "a line"))])
+    cache.put((key, _result(seed)) for seed, key in enumerate(keys))
+    cache.put([(b"k" * 16, Result(None, "a line"))])
     cache.close()
     again = _open(path)
     for seed, key in enumerate(keys):
-        found = again.recall(key)
+        found = again.get(key)
         assert found is not None
         assert found.reason is None
         assert found.features.tobytes() == _result(seed).features.tobytes()
-    failed = again.recall(b"k" * 16)
+    failed = again.get(b"k" * 16)
     assert (failed.features, failed.reason, failed.deterministic) == (None, "a line", True)
-    assert again.recall(_key(again, 99)) is None
+    assert again.get(_key(again, 99)) is None
     again.close()
 
 
 def test_a_task_that_was_given_up_is_not_remembered(tmp_path) -> None:
     cache = _open(tmp_path / "f.sqlite")
-    cache.remember([(b"k" * 16, Result(None, "timed out", deterministic=False))])
-    assert cache.recall(b"k" * 16) is None
+    cache.put([(b"k" * 16, Result(None, "timed out", deterministic=False))])
+    assert cache.get(b"k" * 16) is None
     cache.close()
 
 
@@ -84,10 +84,10 @@ def test_the_key_holds_all_that_the_value_depends_on(tmp_path) -> None:
 def test_another_configurations_rows_are_never_seen(tmp_path) -> None:
     path = tmp_path / "f.sqlite"
     cache = _open(path)
-    cache.remember([(_key(cache, 1), _result(1))])
+    cache.put([(_key(cache, 1), _result(1))])
     cache.close()
     other = _open(path, "bins of 32")
-    assert other.recall(_key(other, 1)) is None
+    assert other.get(_key(other, 1)) is None
     other.close()
 
 
@@ -104,19 +104,19 @@ def test_a_corrupt_row_is_deleted_counted_and_forgotten(damage, tmp_path) -> Non
     path = tmp_path / "f.sqlite"
     cache = _open(path)
     bad, good = _key(cache, 1), _key(cache, 2)
-    cache.remember([(bad, _result(1)), (good, _result(2))])
+    cache.put([(bad, _result(1)), (good, _result(2))])
     cache.close()
     with sqlite3.connect(path) as file:
         file.execute(f"{damage} WHERE key = ?", (bad,))
     file.close()
     cache = _open(path)
-    assert cache.recall(bad) is None
+    assert cache.get(bad) is None
     assert cache.corrupt_rows == 1
-    assert cache.recall(bad) is None
+    assert cache.get(bad) is None
     assert cache.corrupt_rows == 1  # it is gone, not only skipped
-    assert cache.recall(good) is not None
-    cache.remember([(bad, _result(1))])
-    assert cache.recall(bad) is not None
+    assert cache.get(good) is not None
+    cache.put([(bad, _result(1))])
+    assert cache.get(bad) is not None
     cache.close()
 
 
@@ -148,19 +148,19 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path) -> None:
     cache = _open(tmp_path / "f.sqlite")
     cache._file.execute("PRAGMA query_only = 1")
     with pytest.raises(UserError, match=r"f\.sqlite.*readonly"):
-        cache.remember([(b"k" * 16, _result(1))])
+        cache.put([(b"k" * 16, _result(1))])
     cache.close()
 
 
 def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path) -> None:
     cache = _open(tmp_path / "f.sqlite")
-    cache.remember([(b"k" * 16, _result(1))])
+    cache.put([(b"k" * 16, _result(1))])
     cache._file.execute("PRAGMA max_page_count = 8")
     with pytest.raises(UserError, match=r"f\.sqlite.*full"):
-        cache.remember((_key(cache, seed), _result(seed)) for seed in range(1000))
-    assert cache.recall(b"k" * 16) is not None
-    assert cache.recall(_key(cache, 0)) is None  # one transaction: all or nothing
-    cache.remember([(b"l" * 16, Result(None, "a line"))])
+        cache.put((_key(cache, seed), _result(seed)) for seed in range(1000))
+    assert cache.get(b"k" * 16) is not None
+    assert cache.get(_key(cache, 0)) is None  # one transaction: all or nothing
+    cache.put([(b"l" * 16, Result(None, "a line"))])
     cache.close()
 
 
@@ -174,7 +174,7 @@ cache = FeatureCache(Path(sys.argv[1]), settings="s")
 for i in range(10**6):
     rows = [(bytes([i % 256, i // 256, j]) * 5 + b"x", Result(np.full(102, i, np.float32), None))
             for j in range(64)]
-    cache.remember(rows)
+    cache.put(rows)
     print(i, flush=True)
 """
 
@@ -193,7 +193,7 @@ def test_kill_9_loses_no_acknowledged_row(tmp_path) -> None:
     cache = FeatureCache(path, settings="s")
     for i in range(last + 1):
         for j in range(64):
-            found = cache.recall(bytes([i % 256, i // 256, j]) * 5 + b"x")
+            found = cache.get(bytes([i % 256, i // 256, j]) * 5 + b"x")
             assert found is not None
             assert found.features[0] == i
     assert cache.corrupt_rows == 0

@@ -164,7 +164,7 @@ def test_what_is_seen_is_the_rule_whatever_finishes_when(
             feedback = restored
             feedback.restore(state)
     last = len(batches) + lag
-    feedback.settle(last)
+    feedback.wait_until_visible(last)
     everything = list(range(IMAGES))
     _assert_same(feedback.lookup(last, np.array(everything)), model.lookup(last, everything))
     kept = {(t, i): v for t, i, v in model.history}  # of one image in one step the last row counts
@@ -214,7 +214,7 @@ def test_a_warm_memo_saves_work_and_shows_nothing_earlier(tmp_path) -> None:
     path = str(tmp_path / "features.sqlite")
     first = _feedback(LazyPool(), 2, path=path)
     _submit(first, 0, [0, 1], [11, 5])
-    first.settle(2)
+    first.wait_until_visible(2)
     first._cache.close()
     pool = LazyPool()
     again = _feedback(pool, 2, path=path)
@@ -365,7 +365,7 @@ def _run(pool: RadiomicsPool, path: Path, lag: int, restart_at: int = -1) -> byt
             feedback._cache.close()
             feedback = new()
             feedback.restore(state)
-    feedback.settle(len(batches) + lag)
+    feedback.wait_until_visible(len(batches) + lag)
     assert feedback.reproducible
     seen.append(repr(sorted(feedback.failures.items())).encode())
     feedback._cache.close()

@@ -275,7 +275,7 @@ def set_only(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
 
 def found(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Any:
     set_only(monkeypatch, env)
-    return hosts._find_description()
+    return hosts._jax_arguments()
 
 
 def test_several_processes_are_found_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

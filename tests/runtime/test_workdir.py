@@ -154,7 +154,7 @@ def test_metric_lines_past_the_restored_step_are_cut(tmp_path: Path) -> None:
 def test_one_signal_asks_and_a_second_one_ends_at_once() -> None:
     code = (
         "import time; from kacl_jax.runtime import signals\n"
-        "with signals.Interrupt().watched() as interrupt:\n"
+        "with signals.Interrupt().listening() as interrupt:\n"
         "    print('ready', flush=True)\n"
         "    while True:\n"
         "        time.sleep(0.02)\n"
@@ -188,7 +188,7 @@ def test_a_signal_before_training_stops_wherever_it_comes(number: signal.Signals
 def test_signals_go_back_to_who_had_them() -> None:
     before = signal.getsignal(signal.SIGTERM)
     interrupt = signals.Interrupt()
-    with interrupt.watched():
+    with interrupt.listening():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)
     assert interrupt.requested

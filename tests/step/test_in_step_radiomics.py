@@ -64,7 +64,9 @@ def compiled() -> tuple[DataParallel, Any, Any, Any]:
     views = Augmentation(rotate=8.0, shift=0.05)
     plain = tiny_step.programs(augmentation=views, center_cam=False, optimizer=sgd(1.0))
     outputs = ("replicated", "replicated", "sharded")
-    inside = parallel.compile(dataclasses.replace(plain, fresh=FRESH).train_step, outputs)
+    inside = parallel.compile(
+        dataclasses.replace(plain, in_step_radiomics=FRESH).train_step, outputs
+    )
     outside = parallel.compile(plain.train_step, outputs)
     return parallel, inside, outside, parallel.compile(plain.region_step, ("sharded",))
 

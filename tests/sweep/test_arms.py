@@ -43,7 +43,7 @@ def first_state(program: Programs) -> TrainState:
         lambda: program.model.init(
             jax.random.key(0),
             jnp.zeros((1, SIZE, SIZE, 3)),
-            jnp.zeros((1, sum(program.columns))),
+            jnp.zeros((1, sum(program.feature_columns))),
             jnp.zeros(1, bool),
             train=False,
         )
@@ -71,7 +71,7 @@ def early_with_shape_features() -> tuple[Programs, TrainState, Stepper]:
     """Two arms in one compilation, on four devices."""
     program = programs(
         cam_stage=3,
-        columns=tuple("_shape2D_" in name for name in radiomics.FEATURE_NAMES),
+        feature_columns=tuple("_shape2D_" in name for name in radiomics.FEATURE_NAMES),
         loss=dataclasses.replace(LOSS, box_weight=0.0),
     )
     return program, first_state(program), Stepper(program, 4)
@@ -154,7 +154,7 @@ def test_only_the_chosen_features_reach_the_loss() -> None:
     program, state, step = early_with_shape_features()
     assert state.params["radiomics_encoder"]["Dense_0"]["kernel"].shape == (9, 128)
     plain, _, _ = step(state, make_batch())
-    for column, chosen in enumerate(program.columns):
+    for column, chosen in enumerate(program.feature_columns):
         batch = make_batch()
         batch["radiomics"][:, column] **= 2
         after, _, _ = step(state, batch)

@@ -218,7 +218,7 @@ class Events:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.order: list[tuple[str, int]] = []
         self.loops: list[Any] = []
-        begin, lookup, submit = loop._Loop.__init__, Feedback.lookup, Feedback.submit
+        begin, lookup, submit = loop.TrainingLoop.__init__, Feedback.lookup, Feedback.submit
 
         def init(loop: Any, *args: Any) -> None:
             begin(loop, *args)
@@ -240,7 +240,7 @@ class Events:
             self.order.append(("regions", step))
             submit(feedback, step, *args)
 
-        patch.setattr(loop._Loop, "__init__", init)
+        patch.setattr(loop.TrainingLoop, "__init__", init)
         patch.setattr(Feedback, "lookup", looked_up)
         patch.setattr(Feedback, "submit", submitted)
 
@@ -380,16 +380,23 @@ def test_the_arms_keys_reach_the_parts_of_a_run(tiny: None, root: Path, tmp_path
     arm = {"cam__stage": 3, "roi__shape": "box", "radiomics__families": "ngtdm,shape2D"}
     parts = experiment.build_experiment(config(root, **arm), tmp_path)
     chosen = ("original_shape2D_", "original_ngtdm_")
-    assert parts.programs.columns == tuple(name.startswith(chosen) for name in FEATURE_NAMES)
+    assert parts.programs.feature_columns == tuple(
+        name.startswith(chosen) for name in FEATURE_NAMES
+    )
     assert parts.state_template().params["radiomics_encoder"]["Dense_0"]["kernel"].shape[0] == 14
     assert parts.state_template().cam_mean.shape[1:] == (16, 16)
     assert parts.region_rule.shape == "box"
     inside = {"radiomics__backend": "jax", "roi__shape": "box"}
-    fresh = experiment.build_experiment(config(root, **inside), tmp_path).programs.fresh
-    assert fresh is not None
-    assert fresh.rule.shape == "box"
+    in_step = experiment.build_experiment(
+        config(root, **inside), tmp_path
+    ).programs.in_step_radiomics
+    assert in_step is not None
+    assert in_step.rule.shape == "box"
     augmented = {"loss__positive": "augmented", "augment__shift": 0.1, "radiomics__backend": "jax"}
-    assert experiment.build_experiment(config(root, **augmented), tmp_path).programs.fresh is None
+    assert (
+        experiment.build_experiment(config(root, **augmented), tmp_path).programs.in_step_radiomics
+        is None
+    )
 
 
 def test_a_finished_run_is_left_alone_and_a_changed_config_refused(
@@ -445,7 +452,7 @@ def test_a_damaged_best_checkpoint_is_told_and_the_newest_stands_in(
 def test_a_signal_in_the_last_step_still_stops_the_run(
     tiny: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn = loop._Loop.turn
+    turn = loop.TrainingLoop.run_step
 
     def stop(loop: Any, step: int) -> None:
         if step == 5:
@@ -454,7 +461,7 @@ def test_a_signal_in_the_last_step_still_stops_the_run(
 
     short = config(root, train__epochs=2)
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "turn", stop)
+        patch.setattr(loop.TrainingLoop, "run_step", stop)
         with pytest.raises(InterruptedRunError, match="step 6 of 6"):
             job.train_and_evaluate(short, tmp_path / "w")
     assert not (tmp_path / "w" / "results.json").exists()
@@ -492,7 +499,7 @@ def test_testing_an_unfinished_run_does_not_finish_it(
     plain: Path, tiny: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workdir = tmp_path / "w"
-    turn = loop._Loop.turn
+    turn = loop.TrainingLoop.run_step
 
     def stop(loop: Any, step: int) -> None:
         if step == 7:
@@ -500,7 +507,7 @@ def test_testing_an_unfinished_run_does_not_finish_it(
         turn(loop, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "turn", stop)
+        patch.setattr(loop.TrainingLoop, "run_step", stop)
         with pytest.raises(InterruptedRunError, match="step 8"):
             job.train_and_evaluate(config(root), workdir)
     early = job.evaluate_only(config(root), workdir)
