@@ -32,7 +32,7 @@ import numpy as np
 
 from kacl_jax.data.batches import eval_batches
 from kacl_jax.data.nih import Records, read_records
-from kacl_jax.prepare import prepare
+from kacl_jax.prepare import prepare_root
 
 SIZE, BATCH = 512, 32
 STEP_SIZE = 224  # of the loop: pictures of SIZE are reduced to it as they are read
@@ -52,7 +52,7 @@ def main() -> None:
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared"
-        prepare(root=flags.small, out=prepared, size=SIZE, workers=os.cpu_count() or 1)
+        prepare_root(root=flags.small, out=prepared, size=SIZE, workers=os.cpu_count() or 1)
         roots = {"PNG 1024": flags.original, "PNG 512": flags.small, "prepared": prepared}
         found: dict[str, Any] = {"images_per_core_s": feeding(roots, flags.images, flags.rounds)}
         if flags.steps:

@@ -23,7 +23,7 @@ from kacl_jax.train import job
 def main(patients: int = 150) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "phantom"
-        demo.write(root, patients=patients, size=256, seed=0)
+        demo.write_phantom(root, patients=patients, size=256, seed=0)
         print(f"{'loop':34}{'images/s':>10}{'ROI/s':>8}{'waited s':>10}{'hit rate':>10}")
         for name, overrides in {
             "focal only, no radiomics": {"loss.focal_weight": 1.0, "loss.box_weight": 0.0},

@@ -1,18 +1,18 @@
-"""Does the feedback loop pay, and which part of it? One arm per claim, a few config keys each.
+"""Does the feedback loop help, and which part of it? One arm per question; an arm sets a few config keys.
 
     python -m kacl_jax.sweep --config=configs/ablations.py --config.data.root=/path/to/nih --workdir=runs/ablations
 
-Add --dry_run to see the points first. Stopped, it goes on where it was; sweep.md in the workdir is the table, anew
-after each point. Expected on the part of ChestX-ray14 that we could measure: docs/experiment.md.
+Add --dry_run to list the points first. If you stop it, the same command goes on. It writes the table sweep.md in the
+workdir again after each point. Our results on a part of ChestX-ray14 are in docs/experiment.md.
 
     configs/ablations.py           every arm below; the main ones first, over all folds with seed 0
     configs/ablations.py:main      the eight main arms, three seeds
     configs/ablations.py:384, :512 the eight main arms at that image size, one seed
     configs/ablations.py:phantom   the eight main arms on the embedded demo set, where the truth is known
 
-As a config of its own (`kacl_jax.main --config=configs/ablations.py`) it is the arm kacl: protocol C as in
-configs/nih.py:pooled, no box anywhere, the map read by the paper's rule. Box-guided arms read it by one that an
-earlier pilot chose on boxes; their rows say on how many.
+Used directly (`kacl_jax.main --config=configs/ablations.py`) it is the config of the arm kacl: protocol C as in
+configs/nih.py:pooled, no boxes, and the paper's rule that turns a map into a region. Box-guided arms use another rule,
+which a pilot chose with truth boxes; their rows in the table say with how many.
 """
 
 import runpy
@@ -29,7 +29,7 @@ FOCAL = {"loss.focal_weight": 1.0}
 RANDOM = {"roi.source": "random"}
 TRUTH = {"data.box_share": 1.0, "roi.truth_boxes": True}
 GUIDED = {"data.box_share": 1.0, "loss.box_weight": 0.1}
-# How the guided arms read their map, and on how many boxes a pilot chose that.
+# The rule of the guided arms that turns a map into a region, and the number of truth boxes a pilot chose it on.
 PILOT_RULE = {
     "nih": ({"cam.relu": False, "cam.threshold": 0.8}, 119),
     "phantom": ({"cam.relu": True, "cam.threshold": 0.7}, 66),
@@ -39,7 +39,9 @@ PILOT_RULE = {
 def get_config(variant: str = "all") -> ConfigDict:
     if variant == "phantom":
         c = _config_file("demo.py")
-        c.augment = _config_file("nih.py", "pooled").augment  # two views of an image must differ
+        c.augment = _config_file(
+            "nih.py", "pooled"
+        ).augment  # the arm simclr needs two different views
         c.eval.pixel_probe = False
     elif variant in ("all", "main", "384", "512"):
         c = _config_file("nih.py", "pooled")
@@ -61,25 +63,25 @@ def get_config(variant: str = "all") -> ConfigDict:
 
 def get_hyper(variant: str = "all") -> Sweep:
     data = "phantom" if variant == "phantom" else "nih"
-    weak, boxed = weak_arms(), box_arms(data)
-    main, folds = weak + boxed, range(5)
+    weak, guided = weak_arms(), box_arms(data)
+    main, folds = weak + guided, range(5)
     points = hyper.points(weak, folds=folds, seeds=[0]) + hyper.points(
-        boxed, folds=folds, seeds=[0]
+        guided, folds=folds, seeds=[0]
     )
     if variant in ("384", "512"):
         return Sweep(main, points)
     points += hyper.points(main, folds=folds, seeds=[1, 2])
     if variant in ("main", "phantom"):
         return Sweep(main, points)
-    others = [
+    ablations = [
         replace(arm, exploratory=True)
         for arm in weak_ablations() + box_ablations(data) + box_shares(data)
     ]
-    return Sweep(main + others, points + hyper.points(others, folds=folds, seeds=[0, 1, 2]))
+    return Sweep(main + ablations, points + hyper.points(ablations, folds=folds, seeds=[0, 1, 2]))
 
 
 def weak_arms() -> list[Arm]:
-    """No box in training, none in choosing how a map is read."""
+    """No boxes in training, and none in the choice of the rule that turns a map into a region."""
     return [
         Arm("focal", FOCAL),
         Arm("kacl", against=("focal", "kacl_random_roi")),
@@ -89,8 +91,8 @@ def weak_arms() -> list[Arm]:
 
 
 def box_arms(data: str) -> list[Arm]:
-    """Truth boxes of training patients pull the map, or only take the region's place in radiomics."""
-    guided, chosen_on = _guided(data)
+    """Truth boxes of training patients guide the map, or only replace the region that radiomics measures."""
+    guided, chosen_on = _guided_keys(data)
     return [
         Arm("guided_focal", {**guided, **FOCAL}, (), chosen_on),
         Arm("guided_kacl", guided, ("guided_focal", "guided_kacl_random_roi"), chosen_on),
@@ -100,7 +102,7 @@ def box_arms(data: str) -> list[Arm]:
 
 
 def weak_ablations() -> list[Arm]:
-    """One key away from kacl each."""
+    """Each arm differs from kacl in one key."""
     keys = {
         "kacl_whole_image": {"roi.source": "whole"},
         "kacl_box_roi": {"roi.shape": "box"},
@@ -118,12 +120,12 @@ def weak_ablations() -> list[Arm]:
 
 
 def box_ablations(data: str) -> list[Arm]:
-    """What earlier points suggested: the partner that localizes best without a box; Grad-CAM's own region in every
-    image, the annotated ones too; gentler guidance by few boxes.
+    """Arms that earlier results suggested: box guidance with SimCLR, which localizes best without boxes; Grad-CAM's
+    region in every image, also in annotated ones; weaker guidance by a fifth of the boxes.
     """
-    guided, chosen_on = _guided(data)
-    # A fifth of the boxes, each with the weight that it has among all of them: the guidance is a mean over boxes.
-    few = {**guided, "data.box_share": 0.2, "loss.box_weight": 0.02}
+    guided, chosen_on = _guided_keys(data)
+    # The guidance loss is a mean over boxes. With a fifth of the boxes, a fifth of the weight keeps each box's weight.
+    share20 = {**guided, "data.box_share": 0.2, "loss.box_weight": 0.02}
     focal = "guided_focal_share20_weight.02"
     return [
         Arm(
@@ -138,31 +140,31 @@ def box_ablations(data: str) -> list[Arm]:
             ("guided_focal", "guided_kacl"),
             chosen_on,
         ),
-        Arm(focal, {**few, **FOCAL}, ("guided_focal_share20",), chosen_on),
-        Arm("guided_kacl_share20_weight.02", few, (focal,), chosen_on),
+        Arm(focal, {**share20, **FOCAL}, ("guided_focal_share20",), chosen_on),
+        Arm("guided_kacl_share20_weight.02", share20, (focal,), chosen_on),
     ]
 
 
 def box_shares(data: str) -> list[Arm]:
-    """How far a part of the training boxes goes, and whether the loop carries it to images without one."""
-    guided, chosen_on = _guided(data)
+    """How much a part of the training boxes helps, and whether the loop extends it to images without a box."""
+    guided, chosen_on = _guided_keys(data)
 
     def arms(share: float) -> list[Arm]:
-        # Nested: the patients of a share hold those of every smaller one.
-        given, end = {"data.box_share": share}, f"_share{100 * share:02.0f}"
-        focal, random = f"guided_focal{end}", f"guided_kacl_random_roi{end}"
+        # The patients of a share include those of every smaller share.
+        share_key, suffix = {"data.box_share": share}, f"_share{100 * share:02.0f}"
+        focal, random = f"guided_focal{suffix}", f"guided_kacl_random_roi{suffix}"
         return [
-            Arm(f"kacl_truth_roi{end}", {**TRUTH, **given}, ("kacl",)),
-            Arm(focal, {**guided, **given, **FOCAL}, ("guided_focal",), chosen_on),
-            Arm(f"guided_kacl{end}", {**guided, **given}, (focal, random), chosen_on),
-            Arm(random, {**guided, **given, **RANDOM}, (focal,), chosen_on),
+            Arm(f"kacl_truth_roi{suffix}", {**TRUTH, **share_key}, ("kacl",)),
+            Arm(focal, {**guided, **share_key, **FOCAL}, ("guided_focal",), chosen_on),
+            Arm(f"guided_kacl{suffix}", {**guided, **share_key}, (focal, random), chosen_on),
+            Arm(random, {**guided, **share_key, **RANDOM}, (focal,), chosen_on),
         ]
 
     return [arm for share in (0.05, 0.2, 0.5) for arm in arms(share)]
 
 
-def _guided(data: str) -> tuple[dict[str, object], int]:
-    """The keys of a guided arm, and on how many boxes the rule among them was chosen."""
+def _guided_keys(data: str) -> tuple[dict[str, object], int]:
+    """The config keys of a guided arm, and the number of truth boxes its rule was chosen on."""
     rule, chosen_on = PILOT_RULE[data]
     return {**GUIDED, **rule}, chosen_on
 

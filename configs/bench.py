@@ -1,10 +1,11 @@
-"""The real loop, short, to be timed.
+"""A short run of the real training loop, for timing.
 
     python -m benchmarks.loop --config=configs/bench.py
     python -m benchmarks.loop --config=configs/bench.py --config.data.root=/path/to/nih
 
-Without a root: the embedded demo set, one batch of it kept in memory and drawn again and again, so that no input
-pipeline is in the way (Grad-CAM's regions are real ones, hence radiomics too). With a root: through the pipeline.
+Without a root: one batch of the embedded demo set stays in memory and is used in every step, so that the input
+pipeline costs no time. Grad-CAM's regions are real ones, so radiomics is measured as usual. With a root: the batches
+come through the input pipeline.
 """
 
 from ml_collections import ConfigDict

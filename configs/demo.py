@@ -1,4 +1,4 @@
-"""The embedded demo set: a drawn chest phantom, made on first use, in NIH's own layout."""
+"""The embedded demo set: computer-drawn chest X-rays (a phantom) in NIH's layout, written at the first use."""
 
 from ml_collections import ConfigDict
 

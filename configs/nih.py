@@ -2,16 +2,16 @@
 
     python -m kacl_jax.main --config=configs/nih.py --config.data.root=/path/to/nih
 
-A folder in NIH's own layout is expected there: images/ (or images_001 … images_012), Data_Entry_2017.csv,
+The root is a folder in NIH's layout: images/ (or images_001 … images_012), Data_Entry_2017.csv,
 BBox_List_2017.csv, train_val_list.txt, test_list.txt. Check it first with --mode=verify.
 
     configs/nih.py          A, weak: official lists, no box in training; all 984 boxes are scored.
-    configs/nih.py:semi     B, the paper's semi-supervised setting: four folds of the boxed patients are trained on
-                            with their boxes, the fifth is scored.
-    configs/nih.py:pooled   C: patient folds over whatever the root holds; for a part of NIH or your own X-rays.
+    configs/nih.py:semi     B, the paper's semi-supervised setting: four folds of the patients with boxes train, with
+                            their boxes; the fifth fold is scored.
+    configs/nih.py:pooled   C: patient folds over all images of the root; for a part of NIH or your own X-rays.
 
-What the paper's setting is known to be, and what is our choice, stands in DECISIONS.md. Expected on the full set:
-not measured here yet. On the 1.6 % of it that we could measure: README.md.
+DECISIONS.md says which settings are the paper's and which are our choice. We have not measured the full set yet;
+README.md has the results on 1.6 % of it.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ def get_config(variant: str = "weak") -> ConfigDict:
     if variant == "semi":
         c.protocol = "B"
     elif variant == "pooled":
-        # Small sets: augmentation, a finer grid, smaller batches, a rate that comes down.
+        # For small sets: augmentation, a finer grid, smaller batches, a learning rate that decreases.
         c.protocol = "C"
         c.augment.rotate = 7.0
         c.augment.shift = 0.05

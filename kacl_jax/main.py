@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
             )
         return _run(command_line.config(), command_line.workdir())
     except (UserError, InterruptedRunError, NonFiniteError) as error:
-        return command_line.tell(error, exit_code(error) or USER_ERROR)
+        return command_line.print_error(error, exit_code(error) or USER_ERROR)
 
 
 def _run(config: ConfigDict, workdir: Path) -> int:
@@ -95,8 +95,8 @@ def _verify(config: ConfigDict, workdir: Path) -> int:
             progress=count,
         )
     print(verify.format_summary(report.summary))
-    if report.tolerated:
-        print("Gone on with, as the config says:", verify.format_problems(report.tolerated))
+    if report.non_fatal:
+        print("Gone on with, as the config says:", verify.format_problems(report.non_fatal))
     if report.problems:
         print(verify.format_problems(report.problems))
         return USER_ERROR

@@ -3,8 +3,8 @@
     python -m kacl_jax.prepare --root=NIH --out=DIR --size=512 [--workers=N]
 
 Train with --config.data.root=DIR. With --size equal to config.data.image_size the batches are those of the PNG files,
-bit for bit. Stop it whenever you like: the same command goes on, and the result does not show it. DIR may be a bucket
-path (gs://…); to train from there, copy it to a disk.
+bit for bit. You may stop it at any time: the same command goes on, and the final files are the same bytes. DIR may be a
+bucket path (gs://…); to train from it, copy it to a disk.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from tqdm import tqdm
 from kacl_jax.data import nih, tables
 from kacl_jax.data.prepared.reader import (
     DATASET,
-    MANIFEST,
-    NAMES,
-    SPLIT,
-    WORK,
+    MANIFEST_FILE,
+    NAMES_FILE,
+    TFDS_SPLIT,
+    WORK_FOLDER,
     Job,
     Manifest,
     Shard,
@@ -47,15 +47,15 @@ from kacl_jax.runtime.errors import UserError
 if TYPE_CHECKING:
     from kacl_jax.data.prepared.builder import Part
 
-# A part is what a kill can cost a worker; every shard is a file that training holds open.
+# Small parts: a killed process loses at most one part per worker. Few parts: training keeps every shard open as a file.
 _SHARD_BYTES, _SHARD_IMAGES = 1 << 28, 1024
-_RECORD_BYTES = 512  # of names and ArrayRecord's own, above
+_RECORD_BYTES = 512  # upper bound per image for its name and ArrayRecord's own data
 _PACKAGES = ("tensorflow-datasets", "array_record", "opencv-python-headless")
 _log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 a user's mistake, 75 interrupted."""
+    """Returns the exit code: 0 for success, 1 for a user's mistake, 75 for an interruption."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--allow_missing", action="store_true", help="leave out images without a file"
     )
     try:
-        prepare(**vars(parser.parse_args(arguments)))
+        prepare_root(**vars(parser.parse_args(arguments)))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare(
+def prepare_root(
     *,
     root: str | Path,
     out: str | Path,
@@ -87,76 +87,80 @@ def prepare(
     allow_missing: bool = False,
     shard_bytes: int = _SHARD_BYTES,
 ) -> Manifest:
-    """Makes OUT, goes on with it, or finds it finished.
+    """Makes OUT, or continues an earlier attempt; does nothing if OUT is complete already.
 
     Raises:
-        UserError: everything that would stop it later, as far as it can be known now: problems of the root, an OUT that
-            holds something else, a disk too small.
+        UserError: the root has problems, OUT holds something else, or the disk is too small (all checked before
+            anything is written); or writing fails later.
     """
     if size < 1 or workers < 1:
         raise UserError(f"--size={size} --workers={workers}: both must be at least 1")
-    if bucket_files.is_bucket(root):
+    if bucket_files.is_bucket_path(root):
         raise UserError(
             f"--root={root}: the PNG files are read from a disk; copy them there first "
             f"(gcloud storage cp -r {root} FOLDER)"
         )
-    target = bucket_files.opened(str(out), "--out")
+    target = bucket_files.open_folder(str(out), "--out")
     records = nih.read_records(Path(root).expanduser().absolute(), allow_missing=allow_missing)
     if not isinstance(records.images, nih.PngFiles):
         raise UserError(f"{records.root} is itself prepared; give NIH's folder by --root")
     names = [str(name) for name in records.names]
     job = Job(
-        str(records.root), size, nih.RESIZE_NAME, records.checksums, _sha256(_lines(names))
+        str(records.root), size, nih.RESIZE_NAME, records.checksums, _sha256(_join_lines(names))
     )  # fmt: skip
-    finished = _finished(target, job)
-    if finished is not None:
-        _log.info("%s is already prepared (%s images); nothing to do.", target, finished.images)
-        _remove_work(target)
-        return finished
+    existing = _read_finished_manifest(target, job)
+    if existing is not None:
+        _log.info("%s is already prepared (%s images); nothing to do.", target, existing.images)
+        _remove_work_folder(target)
+        return existing
     per_part = min(max(1, shard_bytes // (size * size)), _SHARD_IMAGES)
     chunks = [
         records.images.paths[start : start + per_part] for start in range(0, len(names), per_part)
     ]
-    _check_disk(target, len(names) * (size * size + _RECORD_BYTES))
-    with _claimed(target, job):
-        parts = _parts(target, job, chunks, workers)
-        manifest = _finish(target, job, parts)
-    _remove_work(target)
-    _tell(target, manifest)
+    _check_free_space(target, len(names) * (size * size + _RECORD_BYTES))
+    with _lock_work_folder(target, job):
+        parts = _make_parts(target, job, chunks, workers)
+        manifest = _publish_dataset(target, job, parts)
+    _remove_work_folder(target)
+    _log_result(target, manifest)
     return manifest
 
 
-def _finished(out: epath.Path, job: Job) -> Manifest | None:
-    """The manifest of a finished OUT. Refuses an OUT that holds another job or something else."""
-    if (out / MANIFEST).exists():
-        manifest = Manifest.from_json((out / MANIFEST).read_text(), out / MANIFEST)
-        _refuse_other(out, manifest.job, job)
+def _read_finished_manifest(out: epath.Path, job: Job) -> Manifest | None:
+    """The manifest if OUT is complete, None if OUT is empty or this job is unfinished there.
+
+    Raises:
+        UserError: OUT holds another job or other files.
+    """
+    if (out / MANIFEST_FILE).exists():
+        manifest = Manifest.from_json((out / MANIFEST_FILE).read_text(), out / MANIFEST_FILE)
+        _refuse_other_job(out, manifest.job, job)
         return manifest
-    begun = out / WORK / "job.json"
-    if begun.exists():
-        _refuse_other(out, Job(**json.loads(begun.read_text())), job)
-    elif out.exists() and any(path.name != WORK for path in out.iterdir()):
+    unfinished_job = out / WORK_FOLDER / "job.json"
+    if unfinished_job.exists():
+        _refuse_other_job(out, Job(**json.loads(unfinished_job.read_text())), job)
+    elif out.exists() and any(path.name != WORK_FOLDER for path in out.iterdir()):
         raise UserError(f"--out={out} holds other files; give a new folder")
     return None
 
 
-def _refuse_other(out: epath.Path, there: Job, asked: Job) -> None:
-    difference = there.difference(asked)
+def _refuse_other_job(out: epath.Path, existing: Job, requested: Job) -> None:
+    difference = existing.describe_difference(requested)
     if difference:
         raise UserError(f"--out={out} was prepared {difference}; give another folder by --out")
 
 
 @contextmanager
-def _claimed(out: epath.Path, job: Job) -> Iterator[None]:
-    """OUT/prepare is there, says what the job is, and on a disk nobody else works in it."""
-    work = out / WORK
+def _lock_work_folder(out: epath.Path, job: Job) -> Iterator[None]:
+    """Creates OUT/prepare with its job.json, and on a disk locks it against other processes."""
+    work = out / WORK_FOLDER
     try:
         work.mkdir(parents=True, exist_ok=True)
         if not (work / "job.json").exists():
-            bucket_files.write_text(work / "job.json", json.dumps(asdict(job)), work)
+            bucket_files.publish_text(work / "job.json", json.dumps(asdict(job)), work)
     except OSError as error:
         raise UserError(f"--out={out} cannot be written ({error})") from error
-    if bucket_files.is_bucket(out):
+    if bucket_files.is_bucket_path(out):
         yield
         return
     with (work / "job.json").open() as lock:
@@ -168,20 +172,20 @@ def _claimed(out: epath.Path, job: Job) -> Iterator[None]:
         yield
 
 
-def _parts(
+def _make_parts(
     out: epath.Path, job: Job, chunks: Sequence[Sequence[Path]], workers: int
 ) -> list[Part]:  # fmt: skip
-    """Every part, those of an earlier attempt included."""
+    """Makes the missing parts; returns all of them, with the finished parts of earlier attempts."""
     from kacl_jax.data.prepared import builder  # imports tensorflow-datasets
 
-    folder, stop = out / WORK, threading.Event()
+    folder, stop = out / WORK_FOLDER, threading.Event()
     total = sum(map(len, chunks))
     with ThreadPoolExecutor(workers) as pool, _Progress(total, job.size) as progress:
-        parts = list(pool.map(lambda k: builder.finished_part(folder, k), range(len(chunks))))
-        left = [k for k, part in enumerate(parts) if part is None]
-        progress.skip(total - sum(len(chunks[k]) for k in left))
+        parts = list(pool.map(lambda k: builder.read_finished_part(folder, k), range(len(chunks))))
+        missing = [k for k, part in enumerate(parts) if part is None]
+        progress.skip(total - sum(len(chunks[k]) for k in missing))
 
-        def make(k: int) -> Part:
+        def make_part(k: int) -> Part:
             return builder.make_part(
                 folder,
                 k,
@@ -189,14 +193,14 @@ def _parts(
                 root=Path(job.root),
                 size=job.size,
                 stop=stop,
-                progress=progress.one,
+                progress=progress.count_image,
             )
 
-        making = {pool.submit(make, k): k for k in left}
+        part_numbers = {pool.submit(make_part, k): k for k in missing}
         try:
-            done, _ = wait(making, return_when=FIRST_EXCEPTION)
+            done, _ = wait(part_numbers, return_when=FIRST_EXCEPTION)
             for future in done:
-                parts[making[future]] = future.result()
+                parts[part_numbers[future]] = future.result()
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{out} cannot be written ({error}); free some space and run the same command again"
@@ -207,13 +211,13 @@ def _parts(
     return [part for part in parts if part is not None]
 
 
-def _check_disk(out: epath.Path, needed: int) -> None:
-    """Counts what an earlier attempt has finished; before anything is written."""
-    if bucket_files.is_bucket(out):
+def _check_free_space(out: epath.Path, needed: int) -> None:
+    """Raises UserError if the disk cannot hold `needed` bytes less those that earlier attempts have written."""
+    if bucket_files.is_bucket_path(out):
         return
-    needed -= sum(path.stat().st_size for path in Path(out / WORK).glob("*.array_record"))
-    there = next(path for path in (Path(out), *Path(out).parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    needed -= sum(path.stat().st_size for path in Path(out / WORK_FOLDER).glob("*.array_record"))
+    folder = next(path for path in (Path(out), *Path(out).parents) if path.exists())
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"--out={out} needs {needed / 1e9:.1f} GB more and its disk has {free / 1e9:.1f} GB left; free some, or "
@@ -221,63 +225,66 @@ def _check_disk(out: epath.Path, needed: int) -> None:
         )
 
 
-def _finish(out: epath.Path, job: Job, parts: Sequence[Part]) -> Manifest:
-    """Shards by the builder, the text files beside them, and last of all the manifest."""
+def _publish_dataset(out: epath.Path, job: Job, parts: Sequence[Part]) -> Manifest:
+    """Writes OUT: the shards by the builder, then copies of the text files, and the manifest last."""
     from kacl_jax.data.prepared import builder
 
-    folder = out / WORK
-    full = [part for part in parts if part.names]
-    if not full:
+    folder = out / WORK_FOLDER
+    nonempty = [part for part in parts if part.names]
+    if not nonempty:
         raise UserError(f"{job.root}: no image can be read; --mode=verify says why")
     try:
-        builder.pack(out, folder, full, job.size)
-        for path in tables.text_files(Path(job.root)):
+        builder.build_dataset(out, folder, nonempty, job.size)
+        for path in tables.text_file_paths(Path(job.root)):
             epath.Path(path).copy(out / path.name, overwrite=True)
-        listing = _lines([name for part in full for name in part.names])
-        bucket_files.write_text(out / NAMES, listing, folder)
+        listing = _join_lines([name for part in nonempty for name in part.names])
+        bucket_files.publish_text(out / NAMES_FILE, listing, folder)
         shards = tuple(
             Shard(
-                f"{DATASET}/{_shard_name(k, len(full))}", len(part.names), part.bytes, part.sha256
+                f"{DATASET}/{_shard_name(k, len(nonempty))}",
+                len(part.names),
+                part.bytes,
+                part.sha256,
             )
-            for k, part in enumerate(full)
+            for k, part in enumerate(nonempty)
         )
         manifest = Manifest(
             job=job,
             images=sum(shard.images for shard in shards),
-            resized=sum(part.resized for part in full),
+            resized=sum(part.resized for part in nonempty),
             names_sha256=_sha256(listing),
             shards=shards,
-            broken={file: why for part in parts for file, why in part.broken.items()},
+            broken={file: reason for part in parts for file, reason in part.broken.items()},
             made_by={name: importlib.metadata.version(name) for name in _PACKAGES},
         )
-        bucket_files.write_text(out / MANIFEST, manifest.to_json(), folder)
+        bucket_files.publish_text(out / MANIFEST_FILE, manifest.to_json(), folder)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}); run the same command again") from error
     return manifest
 
 
-def _shard_name(k: int, of: int) -> str:
-    """As tensorflow-datasets names it."""
-    return f"{DATASET.split('/')[0]}-{SPLIT}.array_record-{k:05d}-of-{of:05d}"
+def _shard_name(k: int, count: int) -> str:
+    """The name that tensorflow-datasets gives to shard k of `count`."""
+    return f"{DATASET.split('/')[0]}-{TFDS_SPLIT}.array_record-{k:05d}-of-{count:05d}"
 
 
-def _remove_work(out: epath.Path) -> None:
-    if (out / WORK).exists():
-        (out / WORK).rmtree()
+def _remove_work_folder(out: epath.Path) -> None:
+    if (out / WORK_FOLDER).exists():
+        (out / WORK_FOLDER).rmtree()
 
 
-def _tell(out: epath.Path, manifest: Manifest) -> None:
-    size = sum(shard.bytes for shard in manifest.shards) / 1e9
+def _log_result(out: epath.Path, manifest: Manifest) -> None:
+    gigabytes = sum(shard.bytes for shard in manifest.shards) / 1e9
     _log.info(
         "%s: %s images at %d px in %d files, %.1f GB. Train with --config.data.root=%s",
-        out, f"{manifest.images:,}", manifest.job.size, len(manifest.shards), size, out
+        out, f"{manifest.images:,}", manifest.job.size, len(manifest.shards), gigabytes, out
     )  # fmt: skip
-    for file, why in manifest.broken.items():
-        _log.warning("left out, cannot be read: %s %s", file, why)
+    for file, reason in manifest.broken.items():
+        _log.warning("left out, cannot be read: %s %s", file, reason)
 
 
 class _Progress:
-    """A bar where somebody looks at the terminal, else a line at every tenth."""
+    """A progress bar on a terminal; without one, a log line after every tenth of the images."""
 
     def __init__(self, total: int, size: int) -> None:
         self._bar = tqdm(total=total, unit="image", desc=f"Preparing at {size} px", disable=None)
@@ -290,13 +297,13 @@ class _Progress:
         self._bar.close()
 
     def skip(self, images: int) -> None:
-        """`images` were finished by an earlier run."""
+        """Starts the count at `images`, which an earlier run has finished."""
         self._done = self._bar.initial = self._bar.n = images
         if images:
             _log.info("Going on: %s of %s images are finished.", f"{images:,}", f"{self._total:,}")
 
-    def one(self) -> None:
-        """One image more. Safe to use from threads."""
+    def count_image(self) -> None:
+        """Adds one image to the count. Safe to use from threads."""
         with self._lock:
             self._done += 1
             self._bar.update(1)
@@ -305,7 +312,7 @@ class _Progress:
                 _log.info("Prepared %s of %s images.", f"{self._done:,}", f"{self._total:,}")
 
 
-def _lines(names: Sequence[str]) -> str:
+def _join_lines(names: Sequence[str]) -> str:
     return "".join(f"{name}\n" for name in names)
 
 

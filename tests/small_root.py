@@ -1,4 +1,4 @@
-"""A made-up data root in NIH's layout, a few small pictures, for the tests of kacl_jax.data."""
+"""Writes an artificial data root in NIH's layout with a few small pictures, for the tests of kacl_jax.data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 
 @dataclass
 class SmallRoot:
-    """Text lines of a root; change them, then `write`."""
+    """The lines of a root's text files; a test may change them before `write`."""
 
     labels: list[str] = field(default_factory=list)
     boxes: list[str] = field(default_factory=list)
@@ -38,15 +38,15 @@ class SmallRoot:
         folder = root / "images"
         folder.mkdir(exist_ok=True)
         for k, name in enumerate(self.names if images else []):
-            # The picture says who it is: pixel (0, 0) is its number.
+            # Every pixel has the image's number, so a test can see which image it got.
             picture = np.full((size, size), k % 256, np.uint8)
             cv2.imwrite(str(folder / name), picture)
         return root
 
 
 def small_root(patients: int = 12, per_patient: int = 2, boxed: int = 6) -> SmallRoot:
-    """The last half of the patients is the official test part; `boxed` of them have one box each
-    on their first image, Mass or Nodule in turn."""
+    """The second half of the patients is the official test part. The last `boxed` patients have one box
+    each on their first image, Mass or Nodule in turn."""
     root = SmallRoot()
     for patient in range(1, patients + 1):
         finding = ("Mass", "Nodule")[patient % 2]

@@ -40,7 +40,7 @@ TINY = (
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "root"
-    demo.write(path, patients=24, size=64, seed=0)
+    demo.write_phantom(path, patients=24, size=64, seed=0)
     return path
 
 

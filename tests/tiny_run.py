@@ -27,7 +27,7 @@ def write_root(root: Path) -> Path:
     """118 phantom images at 64 px."""
     from kacl_jax.data.phantom import demo
 
-    demo.write(root, patients=PATIENTS, size=SIZE, seed=0)
+    demo.write_phantom(root, patients=PATIENTS, size=SIZE, seed=0)
     return root
 
 

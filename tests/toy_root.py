@@ -13,7 +13,7 @@ from kacl_jax.evaluation.outputs import Outputs
 
 
 def toy_records(seed: int = 0, patients: int = 60) -> Records:
-    """1 … 3 images a patient; half of the patients are official test and may have boxes."""
+    """1 to 3 images per patient; half of the patients are in the official test list and may have boxes."""
     rng = np.random.default_rng(seed)
     patient = np.repeat(np.arange(1, patients + 1), rng.integers(1, 4, patients))
     n, c = len(patient), len(FINDINGS_8)
@@ -54,7 +54,7 @@ def toy_split(records: Records, protocol: str = "A") -> Split:
 
 
 def toy_outputs(records: Records, ids: np.ndarray, seed: int = 0, grid: int = 7) -> Outputs:
-    """Logits better than chance; maps of noise, brighter inside the truth boxes."""
+    """Logits that are better than chance; maps of noise that is brighter inside the truth boxes."""
     rng = np.random.default_rng(seed)
     labels, boxes = records.labels[ids].astype(float), records.boxes[ids]
     logits = labels + rng.normal(size=labels.shape)

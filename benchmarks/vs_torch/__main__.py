@@ -217,7 +217,7 @@ def loops(size: int, batch_size: int, rounds: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "phantom"
-        demo.write(root, patients=8 * batch_size, size=FILE_SIZE, seed=0)
+        demo.write_phantom(root, patients=8 * batch_size, size=FILE_SIZE, seed=0)
         rates: dict[str, list[float]] = {}
         for _ in range(rounds):
             for side in ("torch_loop", "jax_loop"):

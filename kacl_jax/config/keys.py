@@ -1,7 +1,7 @@
-"""Every config key with its default, and the check that runs before anything else does.
+"""Every config key with its default, and the check of a config, which runs before everything else.
 
-The files in `configs/` start from `default()` and state what differs. Where the paper is silent the default is
-explained in DECISIONS.md.
+The files in `configs/` start from `default()` and set the keys that differ. Where the paper does not say a value,
+DECISIONS.md explains the default.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kacl_jax.runtime.errors import UserError
 
 
 def default() -> ConfigDict:
-    """All keys, with the paper's setting where it is known."""
+    """All keys with their defaults: the paper's values, as far as the paper gives them."""
     c = ConfigDict()
     c.seed = 0
     c.protocol = "A"  # A weak · B semi-supervised · C pooled folds
@@ -30,85 +30,90 @@ def default() -> ConfigDict:
     c.data.image_size = 224
     c.data.findings = 8
     c.data.allow_missing = False
-    c.data.on_error = "raise"  # a broken image file: raise | skip
-    c.data.box_share = 0.0  # of the training patients' boxes
-    c.data.val_fraction = 0.1  # of the training patients
+    c.data.on_error = "raise"  # for a broken image file: raise | skip
+    c.data.box_share = 0.0  # share of the boxed training patients whose boxes training may use
+    c.data.val_fraction = 0.1  # share of the training patients who validate instead
     c.data.split_seed = 0
     c.data.threads = 2
-    c.data.shards = 1  # a batch is as many parts, each from its own share of the images; a multiple
-    # of the processes. One process draws the batches of several, if it has as many shards.
+    # A batch is the concatenation of one batch from each shard of the images; a multiple of the number of processes.
+    # One process with s shards gets the same batches as s processes with one shard each.
+    c.data.shards = 1
 
     c.augment = ConfigDict()
     c.augment.rotate = 0.0  # ± degrees
-    c.augment.shift = 0.0  # ± of the side
+    c.augment.shift = 0.0  # ± fraction of the side
     c.augment.scale = 0.0  # 1 ±
     c.augment.contrast = 0.0  # 1 ±
 
     c.model = ConfigDict()
     c.model.encoder = "resnet18"
     c.model.pretrained = "torchvision"  # '' random | torchvision | package | a path
-    c.model.output_stride = 32  # 16: the last stage keeps its grid, twice as fine a CAM
+    c.model.output_stride = 32  # 32 | 16 (no last stride: the CAM's grid is twice as fine)
     c.model.projection_dim = 128
-    c.model.dtype = "float32"  # of the computation; parameters are float32
+    c.model.dtype = "float32"  # of the image encoder's computation; parameters stay float32
 
     c.train = ConfigDict()
     c.train.epochs = 20
-    c.train.batch_size = 64  # over all devices
+    c.train.batch_size = 64  # images per step, over all devices together
     c.train.learning_rate = 1e-4
     c.train.schedule = "constant"  # constant | one_cycle
     c.train.weight_decay = 1e-5  # coupled L2, as in torch's Adam
-    c.train.warmup_epochs = 1  # without the contrastive loss
-    c.train.checkpoint_every = 0  # steps; 0: at the end of each epoch only
+    c.train.warmup_epochs = 1  # first epochs, without the contrastive loss
+    c.train.checkpoint_every = 0  # steps between checkpoints; 0: only at the end of each epoch
 
     c.loss = ConfigDict()
     c.loss.focal_weight = 0.8  # λ; 1: no contrastive loss, no radiomics
-    c.loss.positive = "radiomics"  # of an image in NT-Xent | augmented: its second view
+    c.loss.positive = "radiomics"  # in NT-Xent: radiomics | augmented (a second view)
     c.loss.focal_alpha = 0.25
     c.loss.focal_gamma = 2.0
     c.loss.temperature = 0.5
     c.loss.mask_same_patient = True
-    c.loss.box_weight = 0.0  # w of the box guidance; 0 in the paper's configuration
+    c.loss.box_weight = 0.0  # w, weight of the box guidance; 0 in the paper's configuration
 
     c.cam = ConfigDict()
     c.cam.center = "none"  # none | mean: subtract the finding's mean map
     c.cam.relu = True
     c.cam.threshold = 0.5
-    c.cam.stage = 4  # of the image encoder, whose output Grad-CAM is taken at: 4 the last | 3
+    c.cam.stage = 4  # 4 (the last) | 3: the encoder stage whose output Grad-CAM uses
 
     c.roi = ConfigDict()
     c.roi.source = "cam"  # cam | random | whole
-    c.roi.shape = "mask"  # of a CAM region: mask | box around it
+    c.roi.shape = "mask"  # of a CAM region: mask | box (its bounding box)
     c.roi.truth_boxes = True  # an annotated training image's ROI is its truth box
 
     c.feedback = ConfigDict()
-    c.feedback.lag = 8  # steps until a result is visible; 0 synchronous, −1 one epoch
-    c.feedback.workers = 0  # radiomics processes; 0: one per core but one
+    c.feedback.lag = 8  # steps until a result is used; 0: synchronous; −1: one epoch
+    c.feedback.workers = 0  # radiomics processes; 0: the number of cores minus one
     c.feedback.late = "wait"  # wait | drop
     c.feedback.timeout_s = 60.0
 
     c.radiomics = ConfigDict()
-    c.radiomics.backend = (
-        "pyradiomics"  # on the host, `feedback.lag` steps later | jax: in the step
-    )
+    # pyradiomics: on the host, used `feedback.lag` steps later | jax: inside the train step
+    c.radiomics.backend = "pyradiomics"
     c.radiomics.bin_width = 25.0
-    c.radiomics.families = ",".join(FAMILIES)  # which the radiomics encoder sees; all are measured
+    # Input of the radiomics encoder; all families are measured anyway.
+    c.radiomics.families = ",".join(FAMILIES)
 
     c.parallel = ConfigDict()
     c.parallel.mode = "shard_map"  # shard_map | pmap
 
     c.eval = ConfigDict()
     c.eval.batch_size = 64
-    c.eval.bootstrap = 2000  # resamples of the patients behind each ci95
+    c.eval.bootstrap = 2000  # number of bootstrap resamples of the patients for each ci95
     c.eval.report_images = 400  # test images whose regions report.html measures; 0: none
-    c.eval.pixel_probe = False  # also score a logistic probe on 16×16 pixels: what needs no network
+    c.eval.pixel_probe = False  # also score a logistic probe on 16×16 pixels, a simple baseline
 
     c.profile = ConfigDict()
-    c.profile.steps = (0, 0)  # a jax.profiler trace: first step, and the one before which it ends
+    c.profile.steps = (
+        0,
+        0,
+    )  # jax.profiler trace: its first step, and the step before which it ends
     return c.lock()
 
 
-# Keys that cannot change a result, unless a region is given up or comes too late, which run.json tells: they may differ
-# between a workdir's first run and its resumption. `data.root` may too, if the checksums of its files agree.
+# Keys that may differ between the first run in a workdir and its resumption, because they do not change results.
+# Exceptions: radiomics of a region that times out or comes too late change results, and run.json counts these regions.
+# `data.root` may change only if the checksums of its files are equal.
 FREE_KEYS = (
     "data.root",
     "data.threads",
@@ -118,7 +123,7 @@ FREE_KEYS = (
     "profile.steps",
 )
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
+_ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
     "protocol": ("A", "B", "C"),
     "data.findings": (8, 14),
     "data.on_error": ("raise", "skip"),
@@ -136,7 +141,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "parallel.mode": ("shard_map", "pmap"),
 }
 
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_ALLOWED_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("≥ 0", lambda v: v >= 0),
     "folds": ("≥ 2", lambda v: v >= 2),
     "log_every": ("≥ 1", lambda v: v >= 1),
@@ -177,24 +182,25 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def check(config: ConfigDict, *, n_devices: int, n_processes: int = 1) -> None:
-    """Refuse values that cannot be run, all at once.
+    """Checks that the config can be run; one error lists all wrong values.
 
     Args:
-      config: what `default()` returns, with changes.
-      n_devices: how many devices share a batch; n_processes: how many processes have them, equally many each.
+      config: the config that `default()` returns, with changes.
+      n_devices: number of devices that share a batch.
+      n_processes: number of processes; every process has the same number of devices.
 
     Raises:
       UserError: one line per problem, each with the key, the value and what is allowed.
     """
     problems = [
-        f"config.{key} is {_get(config, key)!r}; it must be one of {', '.join(map(repr, allowed))}"
-        for key, allowed in _CHOICES.items()
-        if _get(config, key) not in allowed
+        f"config.{key} is {_value_of(config, key)!r}; it must be one of {', '.join(map(repr, allowed))}"
+        for key, allowed in _ALLOWED_VALUES.items()
+        if _value_of(config, key) not in allowed
     ]
     problems += [
-        f"config.{key} is {_get(config, key)!r}; it must be {what}"
-        for key, (what, holds) in _RANGES.items()
-        if not holds(_get(config, key))
+        f"config.{key} is {_value_of(config, key)!r}; it must be {description}"
+        for key, (description, is_allowed) in _ALLOWED_RANGES.items()
+        if not is_allowed(_value_of(config, key))
     ]
     problems += [
         f"config.{key} is {value}; it must be finite"
@@ -207,6 +213,7 @@ def check(config: ConfigDict, *, n_devices: int, n_processes: int = 1) -> None:
 
 
 def _contradictions(c: ConfigDict, n_devices: int, n_processes: int) -> list[str]:
+    """The messages of all rules between keys that the config breaks."""
     contrastive = c.loss.focal_weight < 1
     uses_radiomics = contrastive and c.loss.positive == "radiomics"
     rules = [
@@ -300,11 +307,11 @@ def _contradictions(c: ConfigDict, n_devices: int, n_processes: int) -> list[str
             "step end, or (0, 0) for none",
         ),
     ]
-    return [message for broken, message in rules if broken]
+    return [message for is_broken, message in rules if is_broken]
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """Dotted key → value, tuples as lists: what is written to config.json and compared on resumption."""
+    """Dotted key → value, with tuples as lists; config.json holds this, and a resumption compares it."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -314,7 +321,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
-def _get(config: ConfigDict, key: str) -> Any:
+def _value_of(config: ConfigDict, key: str) -> Any:
     for part in key.split("."):
         config = config[part]
     return config

@@ -1,1 +1,1 @@
-"""Records, splits and batches of chest X-rays. What is computed is computed by numpy; no file here imports jax."""
+"""Records, splits and batches of chest X-rays. All computation uses numpy; no file here imports jax."""

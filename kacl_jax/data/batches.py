@@ -1,11 +1,11 @@
-"""Records + Split → batches of uint8 pictures, by grain: seeded, sharded, resumable.
+"""Records + Split → batches of uint8 pictures, made by grain: seeded, sharded, resumable.
 
 Pictures are read and resized in threads (cv2 frees the interpreter lock) and stay uint8;
 normalisation and augmentation happen on the device.
 
 A global batch is the concatenation of one batch from each shard of the training images, so the
-batches of a run depend on the number of shards and not on how many processes share them. Process i
-of n serves the i-th n-th of the shards.
+batches of a run depend on the number of shards and not on the number of processes. With p processes
+and s shards, process i reads the shards i·s/p … (i+1)·s/p − 1.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from kacl_jax.data.nih import BrokenImage, Records
 from kacl_jax.data.splits import Split
 from kacl_jax.runtime.errors import UserError
 
-# image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c 4] (fractions; 0 where not
-# has_box) · has_box bool [b c] · image_id int32 [b] · patient_id int32 [b];
-# `eval_batches`: no boxes, no has_box, but valid bool [b].
+# image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c 4] (fractions of a side; 0 where
+# has_box is False) · has_box bool [b c] · image_id int32 [b] · patient_id int32 [b].
+# The batches of `eval_batches` have valid bool [b] instead of boxes and has_box.
 Batch = dict[str, np.ndarray]
 OnError = Literal["raise", "skip"]
 
@@ -33,44 +33,44 @@ _log = logging.getLogger(__name__)
 
 
 class BrokenFiles:
-    """Which files could not be read and why; each is logged once. Safe to use from threads."""
+    """Collects the files that cannot be read, with the reasons; logs each file once. Safe to use from threads."""
 
     def __init__(self) -> None:
-        self._why: dict[Path, str] = {}
+        self._reasons: dict[Path, str] = {}
         self._lock = threading.Lock()
 
     def add(self, error: BrokenImage) -> None:
         with self._lock:
-            if error.path in self._why:
+            if error.path in self._reasons:
                 return
-            self._why[error.path] = error.why
-        _log.warning("left out, cannot be read: %s %s", error.path, error.why)
+            self._reasons[error.path] = error.reason
+        _log.warning("left out, cannot be read: %s %s", error.path, error.reason)
 
     def as_dict(self) -> dict[str, str]:
         """Path → reason, sorted by path."""
         with self._lock:
-            return {str(path): why for path, why in sorted(self._why.items())}
+            return {str(path): reason for path, reason in sorted(self._reasons.items())}
 
 
 class TrainBatches:
-    """Endless batches of one shard of the training images, each epoch in another order.
+    """Endless batches of one shard of the training images, in a new order every epoch.
 
-    The shard is every `shards`-th training image from the `shard`-th on, fixed for the whole run,
-    and is cut before shuffling. An epoch is `steps_per_epoch` batches, equal in every shard; the
-    images that do not fill a batch wait for a later epoch (others are left over each time).
-    With on_error='skip' a broken file is left out and the next one moves up, so from then on the
-    epochs begin a little earlier than every `steps_per_epoch` steps.
+    The shard is `split.train[shard::shards]`: it is the same for the whole run, and shuffling happens
+    inside it. An epoch has `steps_per_epoch` batches, the same number in every shard. Images that do
+    not fill a batch are left out of this epoch; every epoch leaves out different ones.
+    With on_error='skip' the next image takes the place of a broken one, so from then on an epoch
+    begins a little earlier than every `steps_per_epoch` steps.
 
-    The state is a few integers and costs nothing to take: call `get_state` after each batch.
+    The state is a few integers, so calling `get_state` after each batch is cheap.
 
     Args:
         batch_size: images per batch of this shard (not of all shards).
-        seed: any integer ≥ 0; decides the orders, together with the shard.
-        threads: decoding threads; they do not influence what a batch holds.
+        seed: any integer ≥ 0; together with the shard it decides the orders.
+        threads: number of decoding threads; it does not change the batches.
 
     Raises:
-        UserError: fewer images in the shard than fill a batch; from `__next__`, a broken file
-            under on_error='raise', or so many under 'skip' that no batch is left.
+        UserError: the shard has fewer images than one batch. `__next__` raises it for a broken file
+            with on_error='raise', or with 'skip' when too few images are left to fill a batch.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TrainBatches:
     ) -> None:
         if not 0 <= shard < shards:
             raise ValueError(f"shard {shard} of {shards}")
-        # A split checks patients, so it must be about the patients of these very images.
+        # The split's patient checks hold only if it was made from these records.
         for key in ("names", "patients"):
             if not np.array_equal(getattr(records, key), getattr(split, key)):
                 raise ValueError(f"split {split.name} was made from other records ({key} differ)")
@@ -103,10 +103,17 @@ class TrainBatches:
         self.broken = BrokenFiles()
         self._records, self._annotated = records, split.annotated
         ids = split.train[shard::shards]
-        load = _Loader(records, image_size, on_error, self.broken, spare=len(ids) - batch_size)
+        loader = _Loader(
+            records, image_size, on_error, self.broken, max_broken=len(ids) - batch_size
+        )
         per_epoch = self.steps_per_epoch * batch_size
-        self._iterator = _iterate(
-            ids, load, batch_size, threads, shuffle_seed=_hashed(seed, shard), per_epoch=per_epoch
+        self._iterator = _batch_iterator(
+            ids,
+            loader,
+            batch_size,
+            threads,
+            shuffle_seed=_shuffle_seed(seed, shard),
+            per_epoch=per_epoch,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -114,15 +121,15 @@ class TrainBatches:
 
     def __next__(self) -> Batch:
         ids, images = next(self._iterator)
-        batch = _batch(self._records, ids, images)
+        batch = _assemble_batch(self._records, ids, images)
         has_box = self._annotated[ids]
         batch["has_box"] = has_box
-        # Only what training may see leaves the data layer: other truth boxes are blanked.
+        # Training must never see the other truth boxes, so they are set to 0 here.
         batch["boxes"] = np.where(has_box[..., None], self._records.boxes[ids], np.float32(0))
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Where the next batch starts; JSON-able."""
+        """Where the next batch starts, as a JSON-able dictionary."""
         return self._iterator.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -131,7 +138,7 @@ class TrainBatches:
 
 
 class ShardedBatches:
-    """Endless batches of this process: rows of its shards, in their order."""
+    """Endless batches of this process: the batches of its shards, concatenated in shard order."""
 
     def __init__(self, shards: list[TrainBatches]) -> None:
         self._shards = shards
@@ -140,7 +147,7 @@ class ShardedBatches:
 
     @property
     def n_shards(self) -> int:
-        """How many shards' rows a batch of this process holds."""
+        """The number of this process's shards."""
         return len(self._shards)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -152,12 +159,16 @@ class ShardedBatches:
             return batches[0]
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
-    def unreadable(self) -> dict[str, str]:
+    def broken_files(self) -> dict[str, str]:
         """Path → reason of the files that could not be read."""
-        return {path: why for shard in self._shards for path, why in shard.broken.as_dict().items()}
+        return {
+            path: reason
+            for shard in self._shards
+            for path, reason in shard.broken.as_dict().items()
+        }
 
     def get_state(self) -> list[dict[str, Any]]:
-        """Where each shard's next batch starts; JSON-able."""
+        """Where each shard's next batch starts, JSON-able."""
         return [shard.get_state() for shard in self._shards]
 
     def set_state(self, states: list[dict[str, Any]]) -> None:
@@ -166,15 +177,15 @@ class ShardedBatches:
             shard.set_state(state)
 
 
-def own_shards(shards: int, *, index: int, processes: int) -> range:
-    """The shards of process `index`; `shards` is a multiple of `processes`."""
-    each = shards // processes
-    return range(index * each, (index + 1) * each)
+def shards_of_process(shards: int, *, index: int, processes: int) -> range:
+    """The shards that process `index` reads; `shards` is a multiple of `processes`."""
+    per_process = shards // processes
+    return range(index * per_process, (index + 1) * per_process)
 
 
-def own_images(train: np.ndarray, own: range, shards: int) -> np.ndarray:
-    """The training images of the shards `own`: int [m], as `TrainBatches` cuts them."""
-    return np.concatenate([train[shard::shards] for shard in own])
+def images_of_shards(train: np.ndarray, selected: range, shards: int) -> np.ndarray:
+    """The training images of the shards `selected` (of `shards`): int [m], cut as in `TrainBatches`."""
+    return np.concatenate([train[shard::shards] for shard in selected])
 
 
 def eval_batches(
@@ -187,16 +198,17 @@ def eval_batches(
     threads: int = 2,
     broken: BrokenFiles | None = None,
 ) -> Iterator[Batch]:
-    """Batches of the images `ids` in that order, each once; of equal size, the last one padded.
+    """Batches of the images `ids` in this order, each image once. All batches have `batch_size` rows.
 
-    Padding has `valid` False, black pixels, no labels and ids −1. A broken file raises UserError,
-    or with on_error='skip' is left out (and is told to `broken`, where given).
+    The last batch is padded: padding has `valid` False, black pixels, no labels and ids −1. A broken
+    file raises UserError; with on_error='skip' it is left out and added to `broken`.
     """
-    load = _Loader(records, image_size, on_error, BrokenFiles() if broken is None else broken)
-    for found, images in _iterate(np.asarray(ids, np.int64), load, batch_size, threads):
-        batch = _batch(records, found, images)
-        pad = batch_size - len(found)
-        batch["valid"] = np.arange(batch_size) < len(found)
+    loader = _Loader(records, image_size, on_error, BrokenFiles() if broken is None else broken)
+    iterator = _batch_iterator(np.asarray(ids, np.int64), loader, batch_size, threads)
+    for batch_ids, images in iterator:
+        batch = _assemble_batch(records, batch_ids, images)
+        pad = batch_size - len(batch_ids)
+        batch["valid"] = np.arange(batch_size) < len(batch_ids)
         for key, fill in (("image", 0), ("labels", 0), ("image_id", -1), ("patient_id", -1)):
             array = batch[key]
             batch[key] = np.pad(
@@ -205,7 +217,7 @@ def eval_batches(
         yield batch
 
 
-def _batch(records: Records, ids: np.ndarray, images: np.ndarray) -> Batch:
+def _assemble_batch(records: Records, ids: np.ndarray, images: np.ndarray) -> Batch:
     return {
         "image": images[..., None],
         "labels": records.labels[ids].astype(np.float32),
@@ -215,7 +227,10 @@ def _batch(records: Records, ids: np.ndarray, images: np.ndarray) -> Batch:
 
 
 class _Loader:
-    """Image id → (id, uint8 [size size]), or None for a broken file that is left out."""
+    """Image id → (id, uint8 [size size]), or None for a broken file with on_error='skip'.
+
+    max_broken: how many images may be broken before UserError is raised; None for no limit.
+    """
 
     def __init__(
         self,
@@ -223,13 +238,15 @@ class _Loader:
         size: int,
         on_error: OnError,
         broken: BrokenFiles,
-        spare: int | None = None,
+        max_broken: int | None = None,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise UserError(f"--config.data.on_error must be 'raise' or 'skip', not {on_error!r}")
         self._images, self._size = records.images, size
-        self._skip, self._broken, self._spare = on_error == "skip", broken, spare
-        self._lost: set[Path] = set()  # of its own images; `broken` may hold others' too
+        self._skip, self._broken, self._max_broken = on_error == "skip", broken, max_broken
+        self._broken_paths: set[Path] = (
+            set()
+        )  # only of this loader; other loaders may share `broken`
 
     def __call__(self, image_id: np.int64) -> tuple[np.int64, np.ndarray] | None:
         try:
@@ -241,37 +258,37 @@ class _Loader:
                     "--config.data.on_error=skip (--mode=verify lists them all)"
                 ) from error
             self._broken.add(error)
-            self._lost.add(error.path)
-            # Without this, a root of broken files would be searched for ever.
-            if self._spare is not None and len(self._lost) > self._spare:
+            self._broken_paths.add(error.path)
+            # Without this check the endless iterator never returns if too many files are broken.
+            if self._max_broken is not None and len(self._broken_paths) > self._max_broken:
                 raise UserError(
-                    f"{len(self._lost)} image files cannot be read, and the others do not fill a batch; the first: "
-                    f"{min(self._lost)}"
+                    f"{len(self._broken_paths)} image files cannot be read, and the others do not "
+                    f"fill a batch; the first: {min(self._broken_paths)}"
                 ) from error
             return None
 
 
-def _iterate(
+def _batch_iterator(
     ids: np.ndarray,
-    load: Callable[[np.int64], tuple[np.int64, np.ndarray] | None],
+    loader: Callable[[np.int64], tuple[np.int64, np.ndarray] | None],
     batch_size: int,
     threads: int,
     *,
     shuffle_seed: int | None = None,
     per_epoch: int = 0,
 ) -> Any:
-    """grain iterator over (ids [b], images [b h w]); endless and shuffled where a seed is given."""
-    import grain  # takes two seconds and imports jax: only where pictures are read
+    """grain iterator over (ids [b], images [b h w]); with a `shuffle_seed` it is endless and shuffled."""
+    import grain  # takes 2 s and imports jax: import only where pictures are read
 
     data = grain.MapDataset.source(ids)
     if shuffle_seed is not None:
-        # Cut after the shuffle, so that each epoch leaves other images over.
+        # Cut after the shuffle, so that every epoch leaves out different images.
         data = data.shuffle(seed=shuffle_seed)[:per_epoch].repeat()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-    pictures = data.map(load).to_iter_dataset(options)  # leaves None, a broken file, out
+    pictures = data.map(loader).to_iter_dataset(options)  # skips None, that is a broken file
     return iter(pictures.batch(batch_size, drop_remainder=shuffle_seed is not None))
 
 
-def _hashed(seed: int, shard: int) -> int:
-    """grain shuffles epoch e by seed + e; unhashed, seed 1 would repeat seed 0's orders."""
+def _shuffle_seed(seed: int, shard: int) -> int:
+    """A hash, because grain shuffles epoch e by seed + e: unhashed, seed 1 would repeat the orders of seed 0."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{shard}".encode()).digest()[:4])

@@ -1,4 +1,7 @@
-"""Where a data root keeps its pictures: a folder of PNG files, or one prepared set of records."""
+"""The pictures of a data root in NIH's layout: one PNG file per image.
+
+prepared/reader.py has the same two interfaces for a prepared root: a store, and the Images that it selects.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from kacl_jax.images.resize import resize
 
 
 class Images(Protocol):
-    """The pictures of some Records, in their order. Safe to use from threads."""
+    """The pictures of one Records object, in its order. Safe to use from threads."""
 
     def read(self, image_id: int | np.integer, size: int) -> np.ndarray:
-        """The picture as uint8 [size size], by the one named resize.
+        """The picture as uint8 [size size], resized by `images.resize`.
 
         Raises:
-            BrokenImage: nobody can read this picture; the others may be fine.
+            BrokenImage: this picture cannot be read; other pictures may be fine.
             UserError: the store itself is damaged.
         """
         ...
@@ -30,7 +33,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class PngFiles:
-    """One PNG file per image, decoded at every read."""
+    """One PNG file per image; every `read` decodes the file again."""
 
     paths: tuple[Path, ...]
 
@@ -39,7 +42,7 @@ class PngFiles:
 
 
 def find_png_files(root: Path, problems: Problems) -> dict[str, Path]:
-    """File name → path of everything in the image folders, each listed once (no stat per file)."""
+    """File name → path of all files in the image folders; calls scandir once per folder and no stat per file."""
     folders = [root / "images", *sorted(root.glob("images_[0-9][0-9][0-9]/images"))]
     folders = [folder for folder in folders if folder.is_dir()]
     if not folders:
@@ -59,7 +62,7 @@ def find_png_files(root: Path, problems: Problems) -> dict[str, Path]:
 
 
 class PngFolder:
-    """A root in NIH's layout as a store of pictures; `files` is what lies there, name → path."""
+    """A root in NIH's layout as a store of pictures; `files` maps each existing file's name to its path."""
 
     def __init__(self, root: Path, files: dict[str, Path]) -> None:
         self.root, self.files = root, files
@@ -68,10 +71,10 @@ class PngFolder:
         return name in self.files
 
     def select(self, names: Sequence[str]) -> PngFiles:
-        """The pictures of `names`; one that is not there is expected in images/."""
+        """The pictures of `names`; a missing file gets a path in images/."""
         folder = self.root / "images"
         return PngFiles(tuple(self.files.get(name, folder / name) for name in names))
 
     def checksums(self, image_size: int | None) -> dict[str, str]:
-        """Nothing identifies the pictures but their names: hashing them would mean reading them."""
+        """Always empty: hashing the PNG files would mean reading all of them."""
         return {}

@@ -1,10 +1,10 @@
-"""NIH ChestX-ray14 as people have it on disk → Records.
+"""Reads NIH ChestX-ray14, in the layout in which it is downloaded, into Records.
 
 Layout under the root: `images/` or `images_001/images` … `images_012/images`, `Data_Entry_2017.csv`
 or `Data_Entry_2017_v2020.csv`, `BBox_List_2017.csv`, `train_val_list.txt`, `test_list.txt`; each
-of the four plain or as .gz.
-A prepared root (prepared.py) holds the same text files, and records in place of the PNG files.
-Everything that is wrong with the root is collected as `Problem`s and told at once.
+of these four text files plain or as .gz.
+A prepared root (prepared/reader.py) has the same text files, and records instead of PNG files.
+Every mistake in the root becomes a `Problem`, and one error message lists all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kacl_jax.data.image_source import Images, PngFiles, PngFolder, find_png_files
-from kacl_jax.data.prepared.reader import Prepared, is_prepared
+from kacl_jax.data.prepared.reader import PreparedFolder, is_prepared
 from kacl_jax.data.tables import (
     BOX_FILE,
     FINDINGS_8,
@@ -36,28 +36,28 @@ __all__ = [
     "from_nih_pixels", "read_image", "read_records", "resize", "to_nih_pixels",
 ]  # fmt: skip
 
-NIH_SIDE = 1024  # every box in BBox_List_2017.csv is in this frame, whatever the file's size
-LEAST_SIDE = 8  # px of it; NIH's smallest box has 21, a cell of prior_map's raster 4
+NIH_SIDE = 1024  # boxes in BBox_List_2017.csv are in pixels of a 1024 × 1024 frame, whatever the file's size
+MIN_BOX_SIDE = 8  # pixels of that frame; NIH's smallest box has 21, a cell of prior_map's grid 4
 
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """What the root says about each of its n images; an image id is an index into these arrays."""
+    """Labels, boxes and metadata of the n images of a root; an image id is an index into these arrays."""
 
     root: Path
     names: np.ndarray  # [n] str, sorted
-    images: Images  # its pictures
+    images: Images  # the pictures
     patients: np.ndarray  # [n] int64
-    labels: np.ndarray  # [n c] uint8, 1 = the finding is named
-    boxes: np.ndarray  # [n c 4] float32 (x0, y0, x1, y1), fractions of the side; 0 where none
+    labels: np.ndarray  # [n c] uint8, 1 = the label file names the finding
+    boxes: np.ndarray  # [n c 4] float32 (x0, y0, x1, y1), fractions of a side; 0 without a box
     has_box: np.ndarray  # [n c] bool
-    official_test: np.ndarray  # [n] bool: in test_list.txt, else in train_val_list.txt
+    official_test: np.ndarray  # [n] bool: True in test_list.txt, False in train_val_list.txt
     findings: tuple[str, ...]
-    sex: np.ndarray  # [n] str, as written ('M', 'F')
+    sex: np.ndarray  # [n] str as in the label file ('M', 'F')
     age: np.ndarray  # [n] int64 years; -1 where blank, unreadable or impossible
     view: np.ndarray  # [n] str ('PA', 'AP')
     checksums: dict[str, str]  # file name without .gz -> sha256 of its unpacked content
-    missing: tuple[str, ...]  # names left out because of allow_missing
+    missing: tuple[str, ...]  # names of images without a file, left out by allow_missing
 
 
 def from_nih_pixels(xywh: np.ndarray) -> np.ndarray:
@@ -81,45 +81,52 @@ def read_records(
     check_images: bool = True,
     image_size: int | None = None,
 ) -> Records:
-    """Reads labels, boxes, lists and the places of the images; opens no image.
+    """Reads labels, boxes and lists, and finds the image files; opens no image.
 
-    With `findings=8` NIH's six other findings are legal labels without a column.
-    With `check_images=False` only the metadata are read: no file is looked for (`images` expects
-    them in `images/`). With `allow_missing` images without a file are left out.
-    `image_size` is the side in pixels at which they will be read: a root that was prepared at
-    another size has a checksum more, because its pictures are others then.
+    With `findings=8` NIH's six other findings are valid labels but get no column.
+    With `check_images=False` it reads only the text files and looks for no image file (`images`
+    then expects all of them in `images/`). With `allow_missing` images without a file are left out.
+    `image_size` is the side in pixels at which the pictures will be read. A root that was prepared
+    at another size gets one more checksum, because its pictures differ then.
 
     Raises:
-        UserError: every problem of the root at once, each with file, rows, count and fix.
+        UserError: the root has problems; the message lists all of them with file, rows, count and fix.
     """
     problems = Problems()
-    tables = read_root(root, problems)
-    store = find_images(tables.root, problems) if check_images else PngFolder(tables.root, {})
-    absent = [name for name in tables.rows if name not in store] if check_images else []
-    if absent and not allow_missing:
-        report_missing(absent, len(tables.rows), problems)
-    found = problems.all()
-    if found:
-        raise UserError(f"{tables.root}: {len(found)} problem(s)\n" + "\n".join(map(str, found)))
-    kept = sorted(set(tables.rows).difference(absent))
-    if not kept:
+    tables = read_checked_tables(root, problems)
+    store = open_image_store(tables.root, problems) if check_images else PngFolder(tables.root, {})
+    missing = [name for name in tables.rows if name not in store] if check_images else []
+    if missing and not allow_missing:
+        report_missing(missing, len(tables.rows), problems)
+    listed = problems.all()
+    if listed:
+        raise UserError(f"{tables.root}: {len(listed)} problem(s)\n" + "\n".join(map(str, listed)))
+    names = sorted(set(tables.rows).difference(missing))
+    if not names:
         raise UserError(f"{tables.root}: none of the {len(tables.rows)} images is there")
     checksums = tables.checksums | store.checksums(image_size)
-    missing = tuple(sorted(absent))
-    return _records(tables, kept, store.select(kept), checksums, missing, findings_of(findings))
+    return _build_records(
+        tables,
+        names,
+        store.select(names),
+        checksums,
+        tuple(sorted(missing)),
+        finding_names(findings),
+    )
 
 
-def findings_of(count: int) -> tuple[str, ...]:
-    """The names of the 8 boxed findings or of all 14."""
-    named = {8: FINDINGS_8, 14: FINDINGS_14}
-    if count not in named:
+def finding_names(count: int) -> tuple[str, ...]:
+    """The names of all 14 findings, or of the 8 that have boxes."""
+    names = {8: FINDINGS_8, 14: FINDINGS_14}
+    if count not in names:
         raise UserError(f"--config.data.findings must be 8 or 14, not {count!r}")
-    return named[count]
+    return names[count]
 
 
-def read_root(root: Path | str, problems: Problems) -> Tables:
-    """The four text files, parsed and held against each other and against NIH's frame."""
-    is_prepared(Path(root).expanduser())  # an unfinished one may have no text files yet
+def read_checked_tables(root: Path | str, problems: Problems) -> Tables:
+    """Parses the four text files and checks them against each other and the boxes against NIH's frame."""
+    # Raises for an unfinished prepared root, which may have no text files yet.
+    is_prepared(Path(root).expanduser())
     tables = read_tables(root, problems)
     for (image, finding), (x, y, w, h) in tables.boxes.items():
         if min(x, y) < 0 or max(x + w, y + h) > NIH_SIDE:
@@ -128,31 +135,31 @@ def read_root(root: Path | str, problems: Problems) -> Tables:
             )
             example = f"{image} {finding} ({x:g}, {y:g}, {w:g}, {h:g})"
             problems.add(BOX_FILE, "a box leaves the image", fix, example)
-        elif min(w, h) < LEAST_SIDE:
+        elif min(w, h) < MIN_BOX_SIDE:
             fix = f"give x, y, w, h in pixels of NIH's {NIH_SIDE} x {NIH_SIDE} frame, not in fractions, or delete it"
             example = f"{image} {finding} ({x:g}, {y:g}, {w:g}, {h:g})"
-            problems.add(BOX_FILE, f"a box has a side under {LEAST_SIDE} px", fix, example)
+            problems.add(BOX_FILE, f"a box has a side under {MIN_BOX_SIDE} px", fix, example)
     return tables
 
 
-def find_images(root: Path, problems: Problems) -> PngFolder | Prepared:
-    """The pictures of either form of a root; what is wrong with them as a whole is added."""
+def open_image_store(root: Path, problems: Problems) -> PngFolder | PreparedFolder:
+    """The store of pictures of a root, PNG files or prepared; adds what is wrong with the store to `problems`."""
     if is_prepared(root):
-        return Prepared(root, problems)
+        return PreparedFolder(root, problems)
     return PngFolder(root, find_png_files(root, problems))
 
 
-def report_missing(absent: Sequence[str], total: int, problems: Problems) -> None:
-    """Adds the Problem of images that have labels and no file."""
+def report_missing(missing: Sequence[str], total: int, problems: Problems) -> None:
+    """Adds the Problem of images that have labels but no file."""
     fix = (
         "add the files, or train on what is there with --config.data.allow_missing=True "
         "(kacl_jax.prepare: --allow_missing)"
     )
-    for name in absent:
-        problems.add("images/", f"of {total} images {len(absent)} are missing", fix, name)
+    for name in missing:
+        problems.add("images/", f"of {total} images {len(missing)} are missing", fix, name)
 
 
-def _records(
+def _build_records(
     tables: Tables,
     names: Sequence[str],
     images: Images,
@@ -163,20 +170,23 @@ def _records(
     rows = [tables.rows[name] for name in names]
     index = {name: i for i, name in enumerate(names)}
     column = {finding: j for j, finding in enumerate(findings)}
-    lines = {labels: [f in labels for f in findings] for labels in {row.labels for row in rows}}
+    # Few label sets are different, so each is turned into a row of numbers only once.
+    label_rows = {
+        labels: [f in labels for f in findings] for labels in {row.labels for row in rows}
+    }
     xywh = np.zeros((len(names), len(findings), 4), np.float64)
     has_box = np.zeros(xywh.shape[:2], bool)
     for (image, finding), sides in tables.boxes.items():
         if image in index and finding in column:
-            at = index[image], column[finding]
-            xywh[at], has_box[at] = sides, True
+            cell = index[image], column[finding]
+            xywh[cell], has_box[cell] = sides, True
     test = tables.lists[LIST_FILES[1]]
     return Records(
         root=tables.root,
         names=np.array(names, dtype=np.str_),
         images=images,
         patients=np.array([row.patient for row in rows], np.int64),
-        labels=np.array([lines[row.labels] for row in rows], np.uint8),
+        labels=np.array([label_rows[row.labels] for row in rows], np.uint8),
         boxes=from_nih_pixels(xywh),
         has_box=has_box,
         official_test=np.array([name in test for name in names], bool),

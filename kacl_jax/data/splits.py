@@ -1,12 +1,12 @@
-"""Which image trains, validates or is scored, and which truth boxes each of them may see.
+"""Splits the images into training, validation and test, and says which truth boxes each part may use.
 
-Protocols (paper.md's words): A 'weak', official lists and no box in training; B 'semi', official
-lists plus the boxed images of four of five patient folds, with their boxes; C 'pooled', patient
-folds over everything the root holds.
+Protocols: A 'weak', official lists and no box in training; B 'semi', official lists, and training
+also uses the boxed images of four of five patient folds with their boxes; C 'pooled', patient folds
+over all images of the root.
 
-Every choice about a patient follows from sha256(split_seed, role, patient id): patients are
-ordered by that hash, then cut. So a share of boxes contains every smaller share, and no library
-decides a fold. Nothing here depends on the training seed.
+Every choice between patients sorts them by sha256(split_seed, role, patient id) and takes the first
+ones. So a share of boxes contains every smaller share, and no library's random numbers decide a
+fold. Nothing here depends on the training seed.
 """
 
 from __future__ import annotations
@@ -21,45 +21,47 @@ from kacl_jax.data.nih import Records
 from kacl_jax.runtime.errors import UserError
 
 Floors = tuple[tuple[np.ndarray, np.ndarray], ...]
-_WORDS = {"A": "weak", "B": "semi", "C": "pooled"}
+_PROTOCOL_NAMES = {"A": "weak", "B": "semi", "C": "pooled"}
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The parts of one run. A Split that trains or tunes on what it scores cannot be built.
+    """The parts of one run. The constructor refuses a Split that trains or tunes on what it scores.
 
-    All arrays are read-only copies, and `hash` is computed from them, so a Split cannot be turned
-    into a leaking one later either (`dataclasses.replace` checks and hashes anew).
+    All arrays are read-only copies, and `hash` is computed from them, so nobody can change a Split
+    into a leaking one later (`dataclasses.replace` runs the checks and the hash again).
 
     Raises:
-        UserError: a patient in two parts; a scored box outside the test part; a box for training
-            outside the training part (any box at all under protocol A); an image-free prior that
-            has seen a patient whom it is scored on; an empty training or test part.
+        UserError: a patient is in two parts; a scored box is outside the test part; a training box is
+            outside the training part (under protocol A: there is any training box); an image-free
+            prior is scored on a patient whose boxes it uses; the training or test part is empty.
     """
 
     protocol: str  # 'A' | 'B' | 'C'
     fold: int | None  # None under A
     name: str  # 'A-weak', 'B-semi-fold0of5', 'C-pooled-fold0of5'
-    names: np.ndarray  # [n] str, the image names of the root, for the hash
-    patients: np.ndarray  # [n] int64, whose image it is
-    train: np.ndarray  # int64 image ids, sorted; disjoint from the next two by patient
+    names: np.ndarray  # [n] str, all image names of the root; part of the hash
+    patients: np.ndarray  # [n] int64, the patient of each image
+    train: np.ndarray  # int64 image ids, sorted; no patient is in two of the three parts
     val: np.ndarray  # int64 image ids, sorted
-    test: np.ndarray  # int64 image ids, sorted: the images whose AUROC is scored
+    test: np.ndarray  # int64 image ids, sorted; AUROC is computed on these images
     annotated: np.ndarray  # [n c] bool: truth boxes that training may use
     scored: np.ndarray  # [n c] bool: truth boxes that localization scores
-    floors: (
-        Floors  # pairs ([n c] boxes that give the image-free prior, [n c] boxes it is scored on)
-    )
+    # Pairs of bool [n c]: truth boxes that an image-free prior is made of, boxes it is scored on.
+    floors: Floors
     hash: str = field(init=False)  # 12 hex digits over all of the above
 
     def __post_init__(self) -> None:
         for key in ("names", "patients", "annotated", "scored"):
-            object.__setattr__(self, key, _frozen(getattr(self, key)))
+            object.__setattr__(self, key, _immutable_copy(getattr(self, key)))
         for key in ("train", "val", "test"):
             object.__setattr__(
-                self, key, _frozen(np.sort(np.asarray(getattr(self, key), np.int64)))
+                self, key, _immutable_copy(np.sort(np.asarray(getattr(self, key), np.int64)))
             )
-        floors = tuple((_frozen(give), _frozen(score)) for give, score in self.floors)
+        floors = tuple(
+            (_immutable_copy(source_boxes), _immutable_copy(scored_boxes))
+            for source_boxes, scored_boxes in self.floors
+        )
         object.__setattr__(self, "floors", floors)
         self._check_shapes()
         self._check_parts()
@@ -75,7 +77,7 @@ class Split:
             raise UserError(f"split {self.name}: box masks must all be [{n} c], not {shapes}")
         if any(mask.dtype != bool for mask in masks) or self.names.shape != (n,):
             raise UserError(f"split {self.name}: box masks must be bool, with {n} image names")
-        if self.protocol not in _WORDS:
+        if self.protocol not in _PROTOCOL_NAMES:
             raise UserError(f"split {self.name}: no protocol {self.protocol!r}; use A, B or C")
 
     def _check_parts(self) -> None:
@@ -88,12 +90,12 @@ class Split:
         for part in ("train", "test"):
             if not parts[part].size:
                 raise UserError(f"split {self.name}: the {part} part has no images")
-        for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-            shared = np.intersect1d(self.patients[parts[one]], self.patients[parts[other]])
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+            shared = np.intersect1d(self.patients[parts[first]], self.patients[parts[second]])
             if shared.size:
                 raise UserError(
-                    f"split {self.name}: {shared.size} patient(s) are in both {one} and {other} "
-                    f"({_few(shared)}); every patient may be in one part only"
+                    f"split {self.name}: {shared.size} patient(s) are in both {first} and {second} "
+                    f"({_format_examples(shared)}); every patient may be in one part only"
                 )
 
     def describe(self) -> str:
@@ -110,29 +112,31 @@ class Split:
             ("trained on", self.annotated, "train"),
             ("scored", self.scored, "test"),
         ):
-            outside = np.setdiff1d(np.flatnonzero(_rows(mask)), getattr(self, part))
+            outside = np.setdiff1d(np.flatnonzero(_any_finding(mask)), getattr(self, part))
             if outside.size:
                 raise UserError(
                     f"split {self.name}: the boxes of {outside.size} image(s) would be {what} "
-                    f"outside the {part} part ({_few(self.names[outside])})"
+                    f"outside the {part} part ({_format_examples(self.names[outside])})"
                 )
 
     def _check_floors(self) -> None:
-        already = np.zeros_like(self.scored)
-        for give, score in self.floors:
-            shared = np.intersect1d(*(self.patients[_rows(mask)] for mask in (give, score)))
+        scored_before = np.zeros_like(self.scored)
+        for source_boxes, scored_boxes in self.floors:
+            shared = np.intersect1d(
+                self.patients[_any_finding(source_boxes)], self.patients[_any_finding(scored_boxes)]
+            )
             if shared.size:
                 raise UserError(
                     f"split {self.name}: an image-free prior is scored on {shared.size} patient(s) "
-                    f"whose boxes made it ({_few(shared)})"
+                    f"whose boxes made it ({_format_examples(shared)})"
                 )
-            if (score & (already | ~self.scored)).any():
+            if (scored_boxes & (scored_before | ~self.scored)).any():
                 raise UserError(
                     f"split {self.name}: a prior is scored on a box twice or not at all"
                 )
-            if self.protocol != "A" and (give & self.scored).any():
+            if self.protocol != "A" and (source_boxes & self.scored).any():
                 raise UserError(f"split {self.name}: a prior is made of boxes that are scored")
-            already |= score
+            scored_before |= scored_boxes
 
     def _hash(self) -> str:
         digest = hashlib.sha256(f"{self.name}\n".encode())
@@ -154,118 +158,139 @@ def make_split(
     box_share: float,
     split_seed: int,
 ) -> Split:
-    """The split of one protocol and fold.
+    """Makes the split of one protocol and fold.
 
     Args:
-        folds, fold: patient folds; under A they only make the folds of the image-free prior.
-        val_fraction: share in (0, 1) of the patients who could train that validate instead.
-        box_share: share in [0, 1] of the boxed training patients whose boxes training may use.
+        folds, fold: number of patient folds, and which of them is the test fold. Under A `folds` is used
+            for the image-free prior only.
+        val_fraction: share in (0, 1) of the patients outside the test part who validate instead of train.
+        box_share: share in [0, 1] of the training patients with boxes whose boxes training may use.
 
     Raises:
-        UserError: an argument out of range, or a root that cannot give this split.
+        UserError: an argument is out of range, or the root does not allow this split.
     """
     _check_arguments(protocol, folds, fold, val_fraction, box_share)
-    rule = _Rule(split_seed)
-    part = {"A": _weak, "B": _semi, "C": _pooled}[protocol](records, rule, folds, fold)
-    val = part.able & rule.first("val", records.patients, part.able, val_fraction)
-    train = (part.able & ~val) | part.extra
-    scored = records.has_box & part.test[:, None]
+    order = _PatientOrder(split_seed)
+    make_masks = {"A": _weak_masks, "B": _semi_masks, "C": _pooled_masks}[protocol]
+    masks = make_masks(records, order, folds, fold)
+    val = masks.train_or_val & order.select_share(
+        "val", records.patients, masks.train_or_val, val_fraction
+    )
+    train = (masks.train_or_val & ~val) | masks.train_only
+    scored = records.has_box & masks.test[:, None]
     if protocol == "A":
-        floors = _folded_floors(rule, records.patients, scored, folds)
+        floors = _floors_by_fold(order, records.patients, scored, folds)
     else:
-        _check_fold(records, train, part.test, fold, folds)
+        _check_fold_not_empty(records, train, masks.test, fold, folds)
         if box_share and not records.has_box.any():
             raise UserError(
                 f"config.data.box_share is {box_share:g} and {records.root} holds no box; use "
                 "--config.data.box_share=0 --config.loss.box_weight=0"
             )
         floors = ((records.has_box & (train | val)[:, None], scored),)
-    # Drawn among the patients, not the boxes: half a patient's boxes would be half a secret.
-    given = rule.first("boxes", records.patients, train & _rows(records.has_box), box_share)
+    # Select patients, not boxes: a training patient has all truth boxes annotated, or none.
+    has_annotation = order.select_share(
+        "boxes", records.patients, train & _any_finding(records.has_box), box_share
+    )
     return Split(
         protocol=protocol,
         fold=None if protocol == "A" else fold,
-        name=f"{protocol}-{_WORDS[protocol]}"
+        name=f"{protocol}-{_PROTOCOL_NAMES[protocol]}"
         + ("" if protocol == "A" else f"-fold{fold}of{folds}"),
         names=records.names,
         patients=records.patients,
         train=np.flatnonzero(train),
         val=np.flatnonzero(val),
-        test=np.flatnonzero(part.test),
-        annotated=records.has_box & (train & given)[:, None],
+        test=np.flatnonzero(masks.test),
+        annotated=records.has_box & (train & has_annotation)[:, None],
         scored=scored,
         floors=floors,
     )
 
 
-class _Part(NamedTuple):
-    """Masks over the images, [n] bool each."""
+class _PartMasks(NamedTuple):
+    """Masks over the images, bool [n] each."""
 
-    able: np.ndarray  # may train or validate
-    extra: np.ndarray  # trains, never validates
+    train_or_val: np.ndarray  # images that train, or validate if their patient is chosen for it
+    train_only: np.ndarray  # images that train and never validate
     test: np.ndarray
 
 
-def _weak(records: Records, rule: _Rule, folds: int, fold: int) -> _Part:
+def _weak_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -> _PartMasks:
     test = records.official_test
-    return _Part(~test, np.zeros_like(test), test)
+    return _PartMasks(~test, np.zeros_like(test), test)
 
 
-def _semi(records: Records, rule: _Rule, folds: int, fold: int) -> _Part:
-    official, boxed = records.official_test, _rows(records.has_box)
+def _semi_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -> _PartMasks:
+    official, boxed = records.official_test, _any_finding(records.has_box)
     if (boxed & ~official).any():
-        stray = records.names[boxed & ~official]
+        misplaced = records.names[boxed & ~official]
         raise UserError(
-            f"protocol B wants every boxed image in test_list.txt, but {stray.size} are in "
-            f"train_val_list.txt ({_few(stray)}); use --config=configs/nih.py:pooled"
+            f"protocol B wants every boxed image in test_list.txt, but {misplaced.size} are in "
+            f"train_val_list.txt ({_format_examples(misplaced)}); use --config=configs/nih.py:pooled"
         )
-    fold_of = rule.folds("fold", records.patients, boxed, folds)
-    given = (fold_of >= 0) & (fold_of != fold)
-    return _Part(~official, boxed & given, official & ~given)
+    fold_of = order.assign_folds("fold", records.patients, boxed, folds)
+    other_folds = (fold_of >= 0) & (fold_of != fold)
+    return _PartMasks(~official, boxed & other_folds, official & ~other_folds)
 
 
-def _pooled(records: Records, rule: _Rule, folds: int, fold: int) -> _Part:
-    everything = np.ones(len(records.names), bool)
-    test = rule.folds("fold", records.patients, everything, folds) == fold
-    return _Part(~test, np.zeros_like(test), test)
+def _pooled_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -> _PartMasks:
+    all_images = np.ones(len(records.names), bool)
+    test = order.assign_folds("fold", records.patients, all_images, folds) == fold
+    return _PartMasks(~test, np.zeros_like(test), test)
 
 
-def _folded_floors(rule: _Rule, patients: np.ndarray, scored: np.ndarray, folds: int) -> Floors:
-    """Protocol A's prior only scores, so it may see boxes: of the other folds' patients."""
-    fold_of = rule.folds("fold", patients, _rows(scored), folds)
-    used = np.unique(fold_of[fold_of >= 0])
-    if used.size < 2:  # no other patient's box to make a prior of
+def _floors_by_fold(
+    order: _PatientOrder, patients: np.ndarray, scored: np.ndarray, folds: int
+) -> Floors:
+    """The image-free priors of protocol A: each fold of scored boxes gets a prior from the other folds.
+
+    They may use truth boxes, because they only serve as a baseline in scoring.
+    """
+    fold_of = order.assign_folds("fold", patients, _any_finding(scored), folds)
+    nonempty_folds = np.unique(fold_of[fold_of >= 0])
+    if nonempty_folds.size < 2:  # there is no other fold to make a prior from
         return ()
     return tuple(
         (
             scored & ((fold_of >= 0) & (fold_of != k))[:, None],
             scored & (fold_of == k)[:, None],
         )
-        for k in used
+        for k in nonempty_folds
     )
 
 
-class _Rule:
-    """Orders patients by sha256 of (split_seed, role, patient id)."""
+class _PatientOrder:
+    """Selects patients in the order of sha256(split_seed, role, patient id)."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def _ordered(self, role: str, patients: np.ndarray) -> list[int]:
+    def _sorted_patients(self, role: str, patients: np.ndarray) -> list[int]:
         def key(patient: int) -> bytes:
             return hashlib.sha256(f"{self._seed}:{role}:{patient}".encode()).digest()
 
         return sorted(np.unique(patients).tolist(), key=key)
 
-    def folds(self, role: str, patients: np.ndarray, among: np.ndarray, folds: int) -> np.ndarray:
-        """[n] int64 fold of each image's patient, dealt out in turn; −1 if not `among`."""
-        order = self._ordered(role, patients[among])
+    def assign_folds(
+        self, role: str, patients: np.ndarray, candidates: np.ndarray, folds: int
+    ) -> np.ndarray:
+        """int64 [n]: the fold of each image's patient, −1 for patients without an image in `candidates`.
+
+        The first patient gets fold 0, the next fold 1, and so on in turn.
+        """
+        order = self._sorted_patients(role, patients[candidates])
         fold_of = {patient: k % folds for k, patient in enumerate(order)}
         return np.array([fold_of.get(patient, -1) for patient in patients.tolist()], np.int64)
 
-    def first(self, role: str, patients: np.ndarray, among: np.ndarray, share: float) -> np.ndarray:
-        """[n] bool: images of the first `share` of the patients, at least one where share > 0."""
-        order = self._ordered(role, patients[among])
+    def select_share(
+        self, role: str, patients: np.ndarray, candidates: np.ndarray, share: float
+    ) -> np.ndarray:
+        """bool [n]: the images of the first `share` of the patients in `candidates`.
+
+        At least one patient is selected if share > 0.
+        """
+        order = self._sorted_patients(role, patients[candidates])
         count = max(round(share * len(order)), 1) if share > 0 else 0
         return np.isin(patients, np.array(order[:count], np.int64))
 
@@ -273,49 +298,53 @@ class _Rule:
 def _check_arguments(
     protocol: str, folds: int, fold: int, val_fraction: float, box_share: float
 ) -> None:
-    wrong = []
-    if protocol not in _WORDS:
-        wrong.append(f"--config.protocol must be A, B or C, not {protocol!r}")
+    problems = []
+    if protocol not in _PROTOCOL_NAMES:
+        problems.append(f"--config.protocol must be A, B or C, not {protocol!r}")
     if folds < 2:
-        wrong.append(f"--config.folds must be at least 2, not {folds}")
+        problems.append(f"--config.folds must be at least 2, not {folds}")
     if protocol != "A" and not 0 <= fold < folds:
-        wrong.append(f"--config.fold must be 0 … {folds - 1}, not {fold}")
+        problems.append(f"--config.fold must be 0 … {folds - 1}, not {fold}")
     if not 0 < val_fraction < 1:
-        wrong.append(f"--config.data.val_fraction must be between 0 and 1, not {val_fraction}")
+        problems.append(f"--config.data.val_fraction must be between 0 and 1, not {val_fraction}")
     if not 0 <= box_share <= 1:
-        wrong.append(f"--config.data.box_share must be 0 … 1, not {box_share}")
+        problems.append(f"--config.data.box_share must be 0 … 1, not {box_share}")
     elif protocol == "A" and box_share > 0:
-        wrong.append("protocol A trains on no box: give --config.data.box_share=0, or protocol B")
-    if wrong:
-        raise UserError("; ".join(wrong))
+        problems.append(
+            "protocol A trains on no box: give --config.data.box_share=0, or protocol B"
+        )
+    if problems:
+        raise UserError("; ".join(problems))
 
 
-def _check_fold(
+def _check_fold_not_empty(
     records: Records, train: np.ndarray, test: np.ndarray, fold: int, folds: int
 ) -> None:
-    """Each part has images and, if there are boxes at all, boxes."""
+    """Raises UserError if a part has no image, or no box although the root has boxes."""
     boxes = records.has_box
     for part, mask in (("train", train), ("test", test)):
-        for what, there in (("image", mask.any()), ("box", boxes[mask].any() or not boxes.any())):
-            if not there:
+        has_images, has_boxes = mask.any(), boxes[mask].any() or not boxes.any()
+        for what, present in (("image", has_images), ("box", has_boxes)):
+            if not present:
                 raise UserError(
                     f"fold {fold} of {folds} has no {what} in its {part} part: {records.root} holds "
                     f"{len(records.names)} images and {records.has_box.sum()} boxes of "
-                    f"{np.unique(records.patients[_rows(records.has_box)]).size} patients; "
+                    f"{np.unique(records.patients[_any_finding(records.has_box)]).size} patients; "
                     "use fewer --config.folds or another --config.fold"
                 )
 
 
-def _rows(mask: np.ndarray) -> np.ndarray:
-    """[n c] bool → [n] bool: images with any."""
+def _any_finding(mask: np.ndarray) -> np.ndarray:
+    """bool [n c] → bool [n]: whether the image has True for any finding."""
     return np.asarray(mask.any(axis=1))
 
 
-def _few(values: np.ndarray) -> str:
+def _format_examples(values: np.ndarray) -> str:
+    """The first three values, separated by commas."""
     return ", ".join(map(str, values[:3].tolist())) + (" …" if values.size > 3 else "")
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
-    """A copy over immutable bytes: numpy refuses to make it writeable again."""
+def _immutable_copy(array: np.ndarray) -> np.ndarray:
+    """A copy in immutable bytes, which numpy never makes writeable again."""
     array = np.asarray(array)
     return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)

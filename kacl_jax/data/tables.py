@@ -1,6 +1,6 @@
-"""NIH's four text files → Tables, with every mistake in them collected as a Problem.
+"""Parses NIH's four text files into Tables; every mistake in them becomes a Problem.
 
-The one piece of parsing code: reading a root for training and verifying it both pass here.
+Training and --mode=verify both use this parser.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ BOX_FILE = "BBox_List_2017.csv"
 LIST_FILES = ("train_val_list.txt", "test_list.txt")
 
 _NO_FINDING = "No Finding"
-_ALIAS = {"Infiltrate": "Infiltration"}  # BBox_List_2017.csv spells it so
+_LABEL_ALIASES = {"Infiltrate": "Infiltration"}  # the spelling in BBox_List_2017.csv
 _MAX_AGE = 120  # years; the 2017 file has ages up to 414
 _DAYS_OR_MONTHS_PER_YEAR = {"Y": 1, "M": 12, "D": 365}
 _AGE = re.compile(r"(\d+)([YMD]?)")
-_PLAIN_NAME = re.compile(r"[^/\\\x00.][^/\\\x00]*")
+_BARE_FILE_NAME = re.compile(r"[^/\\\x00.][^/\\\x00]*")
 _DOWNLOAD = "download it from https://nihcc.app.box.com/v/ChestXray-NIHCC"
-_SHOWN = 3
+_MAX_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of mistake in one file: what, where it was seen first, how often, how to mend it."""
+    """One kind of mistake in one file: what is wrong, the first examples, how often it occurs, how to correct it."""
 
     file: str
     what: str
@@ -53,31 +53,33 @@ class Problem:
     count: int = 1
 
     def __str__(self) -> str:
-        seen = ", ".join(self.examples)
-        more = f" and {self.count - len(self.examples)} more" if seen else ""
+        examples = ", ".join(self.examples)
+        more = f" and {self.count - len(self.examples)} more" if examples else ""
         more = more if self.count > len(self.examples) else ""
-        return f"{self.file}: {self.what}{': ' if seen else ''}{seen}{more}. Fix: {self.fix}."
+        return (
+            f"{self.file}: {self.what}{': ' if examples else ''}{examples}{more}. Fix: {self.fix}."
+        )
 
 
 class Problems:
-    """Collects mistakes; those of one kind in one file become one Problem with the first few."""
+    """Collects mistakes. Mistakes of one kind in one file become one Problem with the first few as examples."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str, str], list[str]] = {}
+        self._examples: dict[tuple[str, str, str], list[str]] = {}
 
     def add(self, file: str, what: str, fix: str, example: str = "") -> None:
-        self._seen.setdefault((file, what, fix), []).append(example)
+        self._examples.setdefault((file, what, fix), []).append(example)
 
     def all(self) -> list[Problem]:
         return [
-            Problem(file, what, fix, tuple(e for e in examples[:_SHOWN] if e), len(examples))
-            for (file, what, fix), examples in self._seen.items()
+            Problem(file, what, fix, tuple(e for e in examples[:_MAX_EXAMPLES] if e), len(examples))
+            for (file, what, fix), examples in self._examples.items()
         ]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image in the label file."""
+    """One image's row in the label file."""
 
     patient: int
     labels: frozenset[str]
@@ -88,18 +90,22 @@ class Row:
 
 @dataclass
 class Tables:
-    """The four text files, parsed; what could not be parsed is left out and is a Problem."""
+    """The content of the four text files. A line that cannot be parsed is left out here and becomes a Problem."""
 
     root: Path
     rows: dict[str, Row] = field(default_factory=dict)
-    named: set[str] = field(default_factory=set)  # images with a label row, be it a wrong one
-    boxes: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)  # NIH x, y, w, h
+    labelled_images: set[str] = field(
+        default_factory=set
+    )  # names of images with a row in the label file, even a wrong row
+    boxes: dict[tuple[str, str], tuple[float, ...]] = field(
+        default_factory=dict
+    )  # x, y, w, h in pixels of NIH's frame
     lists: dict[str, set[str]] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
 
 
 def read_tables(root: Path | str, problems: Problems) -> Tables:
-    """Parses the label file, the box file and both lists, and holds them against each other."""
+    """Parses the label file, the box file and both lists, and checks them against each other."""
     tables = Tables(Path(root).expanduser())
     if not tables.root.is_dir():
         what = "is not a folder" if tables.root.exists() else "is not there"
@@ -121,24 +127,24 @@ def read_tables(root: Path | str, problems: Problems) -> Tables:
         text = _read_text(name, tables, problems)
         if text is not None:
             _parse_list(name, text, tables, problems)
-    if tables.named and len(tables.lists) == len(LIST_FILES):
+    if tables.labelled_images and len(tables.lists) == len(LIST_FILES):
         _compare_lists(label_name, tables, problems)
     return tables
 
 
-def text_files(root: Path) -> list[Path]:
-    """The text files that `read_tables` reads, as they lie there (plain or .gz)."""
-    found = (_there(root, name) for name in (*LABEL_FILES, BOX_FILE, *LIST_FILES))
-    return [path for path in found if path is not None]
+def text_file_paths(root: Path) -> list[Path]:
+    """The paths of the text files that `read_tables` reads, plain or .gz."""
+    paths = (_find_plain_or_gz(root, name) for name in (*LABEL_FILES, BOX_FILE, *LIST_FILES))
+    return [path for path in paths if path is not None]
 
 
-def _there(root: Path, name: str) -> Path | None:
-    """The plain file, or else its .gz."""
+def _find_plain_or_gz(root: Path, name: str) -> Path | None:
+    """The plain file if it exists, else its .gz, else None."""
     return next((p for p in (root / name, root / f"{name}.gz") if p.is_file()), None)
 
 
 def _read_label_file(tables: Tables, problems: Problems) -> tuple[str, str | None]:
-    names = [name for name in LABEL_FILES if _there(tables.root, name)]
+    names = [name for name in LABEL_FILES if _find_plain_or_gz(tables.root, name)]
     if len(names) == 2:
         fix = "keep the one you mean: their labels differ"
         problems.add(names[0], f"lies beside {names[1]}", fix)
@@ -151,7 +157,7 @@ def _read_label_file(tables: Tables, problems: Problems) -> tuple[str, str | Non
 
 
 def _read_text(name: str, tables: Tables, problems: Problems) -> str | None:
-    path = _there(tables.root, name)
+    path = _find_plain_or_gz(tables.root, name)
     if path is None:
         problems.add(name, f"is not in {tables.root} (nor as .gz)", _DOWNLOAD)
         return None
@@ -167,25 +173,25 @@ def _read_text(name: str, tables: Tables, problems: Problems) -> str | None:
 
 
 def _csv_rows(
-    name: str, text: str, wanted: Sequence[Sequence[str]], problems: Problems
+    name: str, text: str, column_names: Sequence[Sequence[str]], problems: Problems
 ) -> Iterator[tuple[int, list[str], list[int]]]:
-    """(row number in the file, cells, column of each wanted name), once per row with cells.
+    """Yields (line number in the file, cells, index of each column) for every row that is not empty.
 
-    A wanted column may have several spellings. Where a column is missing nothing is yielded.
+    `column_names` has the possible spellings of each column. If a column is missing, this yields nothing.
     """
     reader = csv.reader(io.StringIO(text, newline=""))
     header = [cell.strip() for cell in next(reader, [])]
     columns = []
-    for spellings in wanted:
-        at = next((header.index(s) for s in spellings if s in header), None)
-        if at is None:
+    for spellings in column_names:
+        column = next((header.index(s) for s in spellings if s in header), None)
+        if column is None:
             example = " or ".join(map(repr, spellings))
             hint = "; its cells are separated by ';'" if len(header) == 1 and ";" in text else ""
             fix = f"give the header NIH's column names, separated by commas{hint}"
             problems.add(name, "has no column", fix, example)
         else:
-            columns.append(at)
-    if len(columns) < len(wanted):
+            columns.append(column)
+    if len(columns) < len(column_names):
         return
     last = max(columns)
     for cells in reader:
@@ -208,52 +214,55 @@ _LABEL_COLUMNS = (
 
 
 def _parse_labels(name: str, text: str, tables: Tables, problems: Problems) -> None:
-    known: dict[str, frozenset[str]] = {}
+    findings_of: dict[str, frozenset[str]] = {}  # text of the label cell → its findings
     for number, cells, columns in _csv_rows(name, text, _LABEL_COLUMNS, problems):
-        image, labels, patient, age, sex, view = (cells[at].strip() for at in columns)
+        image, labels, patient, age, sex, view = (cells[column].strip() for column in columns)
         where = f"row {number} ({image})"
-        if not _plain(image, name, where, problems):
+        if not _check_bare_file_name(image, name, where, problems):
             continue
-        if image in tables.named:
+        if image in tables.labelled_images:
             problems.add(name, "has an image twice", "keep one row per image", where)
             continue
-        tables.named.add(image)
-        if labels not in known:
-            found = _parse_finding_labels(labels, name, where, problems)
-            if found is None:
+        tables.labelled_images.add(image)
+        if labels not in findings_of:
+            findings = _parse_finding_labels(labels, name, where, problems)
+            if findings is None:
                 continue
-            known[labels] = found
+            findings_of[labels] = findings
         if not (patient.isascii() and patient.isdigit() and int(patient) < 2**31):
             fix = "give every patient a whole number below 2147483648"
             problems.add(name, "Patient ID is no number", fix, f"{where} {patient!r}")
             continue
-        tables.rows[image] = Row(int(patient), known[labels], sex, _parse_age(age), view)
+        tables.rows[image] = Row(int(patient), findings_of[labels], sex, _parse_age(age), view)
 
 
 def _parse_finding_labels(
     labels: str, name: str, where: str, problems: Problems
 ) -> frozenset[str] | None:
-    """'Mass|Nodule' → its findings; 'No Finding' → none; None after a problem."""
-    found = [_ALIAS.get(label.strip(), label.strip()) for label in labels.split("|")]
-    unknown = [label for label in found if label not in FINDINGS_14 and label != _NO_FINDING]
+    """'Mass|Nodule' → its findings; 'No Finding' → the empty set; None if the text is wrong."""
+    names = [_LABEL_ALIASES.get(label.strip(), label.strip()) for label in labels.split("|")]
+    unknown = [label for label in names if label not in FINDINGS_14 and label != _NO_FINDING]
     for label in unknown:
         problems.add(
-            name, f"unknown label {label!r}", _nearest(label, (*FINDINGS_14, _NO_FINDING)), where
+            name,
+            f"unknown label {label!r}",
+            _suggest_label(label, (*FINDINGS_14, _NO_FINDING)),
+            where,
         )
-    if _NO_FINDING in found and len(found) > 1:
+    if _NO_FINDING in names and len(names) > 1:
         fix = "keep one of the two"
         problems.add(name, f"{_NO_FINDING!r} beside a finding", fix, f"{where} {labels!r}")
         return None
-    return None if unknown else frozenset(found) - {_NO_FINDING}
+    return None if unknown else frozenset(names) - {_NO_FINDING}
 
 
-def _nearest(label: str, legal: Sequence[str]) -> str:
-    close = difflib.get_close_matches(label, legal, n=1)
-    return f"write {close[0]!r}" if close else f"use only {', '.join(legal)}"
+def _suggest_label(label: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(label, valid, n=1)
+    return f"write {close[0]!r}" if close else f"use only {', '.join(valid)}"
 
 
 def _parse_age(text: str) -> int:
-    """'58', '058Y', '013M', '004D' → whole years; -1 where blank, unreadable or above 120."""
+    """'58', '058Y', '013M', '004D' → whole years; -1 if blank, unreadable or above 120."""
     match = _AGE.fullmatch(text)
     if match is None:
         return -1
@@ -261,9 +270,9 @@ def _parse_age(text: str) -> int:
     return years if years <= _MAX_AGE else -1
 
 
-def _plain(image: str, name: str, where: str, problems: Problems) -> bool:
-    """Whether this is a bare file name: a path could lead out of the images folder."""
-    if _PLAIN_NAME.fullmatch(image):
+def _check_bare_file_name(image: str, name: str, where: str, problems: Problems) -> bool:
+    """Whether `image` is a file name without a folder (a path could leave images/); else adds a Problem."""
+    if _BARE_FILE_NAME.fullmatch(image):
         return True
     problems.add(name, "Image Index is no plain file name", "give the bare file name", where)
     return False
@@ -274,15 +283,15 @@ _BOX_COLUMNS = (("Image Index",), ("Finding Label",), ("Bbox [x",), ("y",), ("w"
 
 def _parse_boxes(text: str, tables: Tables, problems: Problems) -> None:
     for number, cells, columns in _csv_rows(BOX_FILE, text, _BOX_COLUMNS, problems):
-        image, label, *sides = (cells[at].strip() for at in columns)
-        finding = _ALIAS.get(label, label)
+        image, label, *sides = (cells[column].strip() for column in columns)
+        finding = _LABEL_ALIASES.get(label, label)
         where = f"row {number} ({image} {label})"
         if finding not in FINDINGS_14:
             problems.add(
-                BOX_FILE, f"unknown finding {label!r}", _nearest(label, FINDINGS_14), where
+                BOX_FILE, f"unknown finding {label!r}", _suggest_label(label, FINDINGS_14), where
             )
             continue
-        if tables.named and image not in tables.named:
+        if tables.labelled_images and image not in tables.labelled_images:
             fix = "delete the row, or add the image to the label file"
             problems.add(BOX_FILE, "names an image that has no label row", fix, where)
             continue
@@ -290,7 +299,7 @@ def _parse_boxes(text: str, tables: Tables, problems: Problems) -> None:
             fix = "keep one box per image and finding"
             problems.add(BOX_FILE, "has a second box of one finding", fix, where)
             continue
-        xywh = _parse_sides(sides)
+        xywh = _parse_xywh(sides)
         if xywh is None:
             fix = "give x, y, w, h as numbers with w and h above 0"
             problems.add(BOX_FILE, "is no box", fix, f"{where} {', '.join(sides)}")
@@ -298,7 +307,7 @@ def _parse_boxes(text: str, tables: Tables, problems: Problems) -> None:
         tables.boxes[image, finding] = xywh
 
 
-def _parse_sides(sides: Sequence[str]) -> tuple[float, ...] | None:
+def _parse_xywh(sides: Sequence[str]) -> tuple[float, ...] | None:
     try:
         xywh = tuple(float(side) for side in sides)
     except ValueError:
@@ -315,7 +324,7 @@ def _parse_list(name: str, text: str, tables: Tables, problems: Problems) -> Non
         where = f"line {number} ({image})"
         if image in images:
             problems.add(name, "names an image twice", "delete the second line", where)
-        elif tables.named and image not in tables.named:
+        elif tables.labelled_images and image not in tables.labelled_images:
             fix = "delete the line, or add the image to the label file"
             problems.add(name, "names an image that has no label row", fix, where)
         images.add(image)
@@ -327,6 +336,6 @@ def _compare_lists(label_name: str, tables: Tables, problems: Problems) -> None:
     for image in sorted(train_val & test):
         fix = f"take it out of one of them: {LIST_FILES[0]} trains, {LIST_FILES[1]} scores"
         problems.add(LIST_FILES[1], f"names an image that {LIST_FILES[0]} names too", fix, image)
-    for image in sorted(tables.named - train_val - test):
+    for image in sorted(tables.labelled_images - train_val - test):
         fix = f"add the image to {LIST_FILES[0]} or {LIST_FILES[1]}"
         problems.add(label_name, "has an image that neither list names", fix, image)

@@ -1,4 +1,4 @@
-"""One PNG file → one grey uint8 picture, or a reason why not."""
+"""Reads one PNG file as a grey uint8 picture, or says why it cannot be read."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_MAX_PIXELS = 1 << 27  # larger than any radiograph; a crafted header could ask for terabytes
+_MAX_PIXELS = 1 << 27  # more than any radiograph has; a malicious header could ask for terabytes
 
 
 class BrokenImage(Exception):
-    """A file that cannot be read as a grey picture: `path` and one clause `why`."""
+    """A file that cannot be read as a grey picture: its `path` and the `reason`, one clause."""
 
-    def __init__(self, path: Path | str, why: str) -> None:
-        super().__init__(f"{path}: {why}")
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
         self.path = Path(path)
-        self.why = why
+        self.reason = reason
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -29,16 +29,16 @@ def read_image(path: Path | str) -> np.ndarray:
     palette, RGB (ITU-R 601 luma, as Pillow's `convert('L')`), and grey or RGB with an opaque alpha.
 
     Raises:
-        BrokenImage: unreadable, truncated, damaged or not a PNG; larger than 2^27 pixels; or with
-            transparent pixels, whose grey level nobody can know.
+        BrokenImage: the file is unreadable, truncated, damaged or not a PNG; it has more than 2^27 pixels; or it has
+            transparent pixels, which have no defined grey level.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise BrokenImage(path, f"cannot be opened ({error.strerror})") from error
-    chunks, why = _chunks(data)
-    if why:
-        raise BrokenImage(path, why)
+    chunks, reason = _pixel_chunks(data)
+    if reason:
+        raise BrokenImage(path, reason)
     try:
         pixels = cv2.imdecode(np.frombuffer(b"".join(chunks), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -53,36 +53,36 @@ def read_image(path: Path | str) -> np.ndarray:
     return _to_8_bit(_to_grey(pixels))
 
 
-def _chunks(data: bytes) -> tuple[list[bytes | memoryview], str]:
-    """The parts of a PNG that make its pixels, and '' or why these bytes are not one whole PNG.
+def _pixel_chunks(data: bytes) -> tuple[list[bytes | memoryview], str]:
+    """The PNG chunks that the pixels need, and '' or the reason why these bytes are not one complete PNG file.
 
-    Walking the parts and their checksums costs under 1 ms, and some decoders fill a truncated
-    picture up with grey and say nothing. Colour profiles, times and texts are dropped: NIH's RGBA
-    files hold a profile that libpng complains about on stderr at every read.
+    Some decoders fill a truncated picture with grey and report no error, so this checks the length and the checksum
+    of every chunk, which takes less than 1 ms. It leaves out colour profiles, times and texts: NIH's RGBA files have
+    a profile that makes libpng print a warning on stderr at every read.
     """
     if not data:
         return [], "is empty (zero bytes)"
     if not data.startswith(_SIGNATURE):
         return [], "is not a PNG file"
     view = memoryview(data)
-    at = len(_SIGNATURE)
-    kept: list[bytes | memoryview] = [_SIGNATURE]
-    while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(view[at : at + 4])
-        kind = bytes(view[at + 4 : at + 8])
+    start = len(_SIGNATURE)
+    chunks: list[bytes | memoryview] = [_SIGNATURE]
+    while start + 12 <= len(data):
+        end = start + 12 + int.from_bytes(view[start : start + 4])
+        kind = bytes(view[start + 4 : start + 8])
         if end > len(data):
             break
-        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
+        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
             return [], f"is damaged (checksum of its {kind.decode('latin-1')!r} part is wrong)"
         if kind == b"IHDR":
-            width, height = (int.from_bytes(view[at + i : at + i + 4]) for i in (8, 12))
+            width, height = (int.from_bytes(view[start + i : start + i + 4]) for i in (8, 12))
             if width * height > _MAX_PIXELS:
                 return [], f"is too large ({width} x {height} pixels)"
         if kind in _PIXEL_CHUNKS:
-            kept.append(view[at:end])
+            chunks.append(view[start:end])
         if kind == b"IEND":
-            return kept, ""
-        at = end
+            return chunks, ""
+        start = end
     return [], "is truncated"
 
 
@@ -99,7 +99,7 @@ def _to_grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
-    """Scales 16 bits to 8; never clips."""
+    """Scales 16-bit values to 8 bits; clips no value."""
     if pixels.dtype == np.uint8:
         return pixels
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -1,21 +1,21 @@
-"""The one named resize: training, evaluation, prepared data and radiomics see the same pixels."""
+"""The only resize of the package, so that training, evaluation, prepared data and radiomics see the same pixels."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-# Part of the radiomics extractor's key: change it whenever `resize` can give other pixels.
+# The radiomics extractor's key contains this name: change it whenever `resize` can give other pixels.
 RESIZE_NAME = "cv2-area-shrink-linear-grow-1"
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [h w] → uint8 [size size], the aspect ratio not kept (boxes are fractions of a side).
+    """uint8 [h w] → uint8 [size size], without keeping the aspect ratio (boxes are fractions of a side).
 
-    The only resize in the package: area average when neither side grows, else bilinear.
+    Takes the area average if neither side grows, else interpolates bilinearly.
     """
     if image.shape == (size, size):
         return image
     shrinks = size <= min(image.shape)
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=how)
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=interpolation)

@@ -1,10 +1,11 @@
-"""Image encoders: ResNet-18 and -50 as torchvision lays them out, EfficientNet-Lite0 as TensorFlow does.
+"""Image encoders: ResNet-18 and ResNet-50 in torchvision's layout, EfficientNet-Lite0 in TensorFlow's.
 
 Layer names follow the published weight files (`layer1.0.conv1` is `layer1_0/conv1` here), so that
-`pretrained.py` needs no table of exceptions. All arrays are NHWC, parameters float32.
+`pretrained.py` can compute one name from the other. All arrays are NHWC, parameters are float32.
 
-An encoder runs as a whole or in two parts, before and from the stage with the last stride: between them is the earlier
-map of cam.stage=3, on a grid twice as fine unless output_stride=16 leaves that stride out.
+An encoder runs completely or in two parts, which are split before the stage with the last stride. The map between
+them is the one that cam.stage=3 uses. Its grid is twice as fine as the last map's; with output_stride=16, which
+leaves out that stride, the two grids are equal.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kacl_jax.models.layers import Conv, Depthwise, DepthwiseConv, batch_norm, m
 
 ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
 
-Part = Literal["whole", "early", "last"]
+EncoderPart = Literal["whole", "early", "last"]
 
 
 def image_encoder(
@@ -37,7 +38,7 @@ def image_encoder(
 
 
 class ResNetBlock(nn.Module):
-    """Basic (3×3, 3×3) or bottleneck (1×1, 3×3, 1×1, stride in the 3×3: 'v1.5') residual block."""
+    """Residual block: basic (3×3, 3×3) or bottleneck (1×1, 3×3, 1×1, with the stride in the 3×3: 'v1.5')."""
 
     width: int
     stride: int
@@ -56,14 +57,14 @@ class ResNetBlock(nn.Module):
 
         features = self.width * (4 if self.bottleneck else 1)
         kernels = (1, 3, 1) if self.bottleneck else (3, 3)
-        stride_at = 1 if self.bottleneck else 0
+        strided_index = 1 if self.bottleneck else 0
         y = x
         for index, kernel in enumerate(kernels):
             last = index == len(kernels) - 1
             y = conv(
                 features if last else self.width,
                 kernel,
-                self.stride if index == stride_at else 1,
+                self.stride if index == strided_index else 1,
                 f"conv{index + 1}",
             )(y)
             y = norm(f"bn{index + 1}")(y)
@@ -76,7 +77,7 @@ class ResNetBlock(nn.Module):
 class ResNet(nn.Module):
     """torchvision's ResNet up to the last stage: f32 [b h w 3] → f32 [b u v 512 or 2048].
 
-    part: 'early' stops before the last of the four stages, 'last' goes on from there.
+    part: 'early' stops before the last of the four stages; 'last' starts from the output of 'early'.
     """
 
     stage_sizes: tuple[int, ...]
@@ -86,7 +87,7 @@ class ResNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: Array, train: bool, part: Part = "whole") -> Array:
+    def __call__(self, images: Array, train: bool, part: EncoderPart = "whole") -> Array:
         x = images.astype(self.dtype)
         if part != "last":
             x = Conv(64, 7, 2, 3, self.dtype, name="conv1")(x)
@@ -162,7 +163,7 @@ class InvertedBottleneck(nn.Module):
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 up to its 1280-channel head convolution: f32 [b h w 3] → f32 [b u v 1280].
 
-    part: 'early' stops at 112 channels, before the stage with the last stride; 'last' goes on from there.
+    part: 'early' stops at 112 channels, before the stage with the last stride; 'last' starts from its output.
     """
 
     output_stride: int = 32
@@ -171,25 +172,25 @@ class EfficientNetLite0(nn.Module):
     depthwise: Depthwise = "shifted"
 
     @nn.compact
-    def __call__(self, images: Array, train: bool, part: Part = "whole") -> Array:
+    def __call__(self, images: Array, train: bool, part: EncoderPart = "whole") -> Array:
         norm = partial(
             batch_norm, train=train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
         )
 
         x = images.astype(self.dtype)
-        last = _LITE0_LAST_STRIDED_STAGE
+        split = _LITE0_LAST_STRIDED_STAGE
         if part != "last":
             x = Conv(32, 3, 2, "SAME", self.dtype, name="conv_stem")(x)
             x = nn.relu6(norm("bn0")(x))
-            x = self._stages(range(last), x, train)
+            x = self._stages(range(split), x, train)
         if part != "early":
-            x = self._stages(range(last, len(_LITE0_STAGES)), x, train)
+            x = self._stages(range(split, len(_LITE0_STAGES)), x, train)
             x = Conv(1280, 1, 1, "SAME", self.dtype, name="conv_head")(x)
             x = nn.relu6(norm("bn1")(x))
         return x.astype(jnp.float32)
 
     def _stages(self, stages: range, x: Array, train: bool) -> Array:
-        number = sum(repeats for *_, repeats in _LITE0_STAGES[: stages.start])
+        block = sum(repeats for *_, repeats in _LITE0_STAGES[: stages.start])
         for stage in stages:
             kernel, stride, expansion, features, repeats = _LITE0_STAGES[stage]
             if stage == _LITE0_LAST_STRIDED_STAGE and self.output_stride == 16:
@@ -203,7 +204,7 @@ class EfficientNetLite0(nn.Module):
                     self.dtype,
                     self.axis_name,
                     self.depthwise,
-                    name=f"block{number}",
+                    name=f"block{block}",
                 )(x, train)
-                number += 1
+                block += 1
         return x

@@ -4,8 +4,8 @@
                      → project_image → z_i  ┐
     v' → project_radiomics           → z_r  ┴──── (NT-Xent)
 
-Everything is one Linen module with several methods on one variables tree, so that a train step can
-ask for the feature map once and differentiate the heads at it (Grad-CAM without a second pass).
+Everything is one Linen module with several methods on one tree of variables, so that a train step can compute the
+feature map once and differentiate the heads at it (Grad-CAM without a second forward pass).
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from jax import Array, lax
 from kacl_jax.models.encoders import image_encoder
 from kacl_jax.models.layers import BATCH_NORM_MOMENTUM, Depthwise
 
-# With fewer ready rows over all devices no radiomics statistic moves and, by the same rule in the
-# train step, there is no contrastive loss.
+# With fewer ready rows over all devices the radiomics encoder's running statistics do not change, and the train step
+# computes no contrastive loss.
 MIN_READY_ROWS = 8
 
-# The classifier's first probability for every finding. Focal loss starts from a sea of easy
-# negatives; a bias of −log((1−π)/π) with π = 0.1 keeps them from ruling the first steps
-# (Lin et al. 2017, RetinaNet, §3.3, who use 0.01 for a far rarer positive class).
+# The untrained classifier's probability for every finding. Most labels are easy negatives; a bias of
+# −log((1−π)/π) with π = 0.1 keeps them from dominating the loss in the first steps
+# (Lin et al. 2017, RetinaNet, §3.3, who use 0.01 for a much rarer positive class).
 PRIOR_PROBABILITY = 0.1
 RADIOMICS_WIDTHS = (128, 128)
 
-# The heads are small, and Grad-CAM differentiates one: no product of fewer bits, an accelerator's default.
+# Accelerators multiply with fewer bits by default. The heads are small and Grad-CAM differentiates one of them, so
+# they use full precision.
 Dense = functools.partial(nn.Dense, precision="highest")
 
 
 class KACL(nn.Module):
-    """The whole model; collections 'params' (float32) and 'batch_stats' (float32).
+    """The complete model; collections 'params' (float32) and 'batch_stats' (float32).
 
     encoder: 'resnet18' | 'resnet50' | 'efficientnet_lite0'.
     output_stride: 32, or 16 to leave out the last stage's stride (grid twice as fine, same weights).
     dtype: what the image encoder computes in; parameters, heads and every output are float32.
-    axis_name: mesh axis over which training-mode BatchNorm statistics are shared.
-    depthwise: 'shifted' (CPU) or 'grouped' (accelerators); the same numbers either way.
+    axis_name: mesh axis over which BatchNorm statistics are shared in training.
+    depthwise: 'shifted' (for CPU) or 'grouped' (for accelerators); both compute the same function.
     """
 
     encoder: str
@@ -77,11 +78,11 @@ class KACL(nn.Module):
         return self.image_encoder(images, train, part="early")
 
     def last_stage(self, early_map: Array, train: bool) -> Array:
-        """From the `early_map` to the `feature_map`."""
+        """`early_map` → `feature_map`."""
         return self.image_encoder(early_map, train, part="last")
 
     def classify_early(self, early_map: Array) -> Array:
-        """f32 [b u v k] → logits f32 [b c] with running statistics: rows do not influence each other."""
+        """f32 [b u v k] → logits f32 [b c], with running statistics, so that images do not influence each other."""
         return self.classify(self.last_stage(early_map, train=False))
 
     def classify(self, feature_map: Array) -> Array:
@@ -95,7 +96,7 @@ class KACL(nn.Module):
     def project_radiomics(self, radiomics: Array, ready: Array, train: bool) -> Array:
         """z-scored f32 [b f], ready bool [b] → z_r f32 [b p], unit norm.
 
-        A row that is not ready may hold anything, NaN too: it touches no statistic, no other row and
+        A row that is not ready may have any values, even NaN: it changes no statistic, no other row and
         no gradient, and its own output is finite.
         """
         radiomics = jnp.where(ready[:, None], radiomics, 0.0)
@@ -105,7 +106,7 @@ class KACL(nn.Module):
     def __call__(
         self, images: Array, radiomics: Array, ready: Array, train: bool
     ) -> tuple[Array, Array, Array, Array]:
-        """(feature_map, logits, z_i, z_r); touches every parameter once, which `init` needs."""
+        """(feature_map, logits, z_i, z_r); uses every parameter, which `init` needs."""
         feature_map = self.feature_map(images, train)
         return (
             feature_map,
@@ -134,7 +135,7 @@ class RadiomicsEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array, ready: Array, train: bool) -> Array:
         for width in RADIOMICS_WIDTHS:
-            # BatchNorm's own offset replaces the bias.
+            # No bias: BatchNorm adds one.
             x = Dense(width, use_bias=False)(x)
             x = nn.relu(MaskedBatchNorm(self.axis_name)(x, ready, train))
         return x
@@ -144,9 +145,9 @@ class MaskedBatchNorm(nn.Module):
     """BatchNorm over the ready rows of the global batch only: f32 [b d], ready bool [b] → f32 [b d].
 
     Mean and (biased) variance are psum(sums) / psum(counts) over `axis_name`: a mean of per-device
-    means is wrong for unequal counts and NaN for a device without any. With fewer than
-    MIN_READY_ROWS ready rows the running statistics normalise, as in evaluation, and stay as they
-    are. Rows that are not ready come out finite, normalised as if they were zero.
+    means is wrong for unequal counts, and NaN if a device has no ready row. With fewer than
+    MIN_READY_ROWS ready rows it normalises by the running statistics, as in evaluation, and does not
+    change them. The output for rows that are not ready is finite: that of a zero row.
     """
 
     axis_name: str | None
@@ -161,29 +162,29 @@ class MaskedBatchNorm(nn.Module):
         mean, var = running_mean.value, running_var.value
         x = jnp.where(ready[:, None], x, 0.0)
         if train and not self.is_initializing():
-            count = self._total(ready.sum(dtype=jnp.float32))
+            count = self._sum_over_devices(ready.sum(dtype=jnp.float32))
             enough = count >= MIN_READY_ROWS
-            rows = jnp.maximum(count, 1.0)
-            batch_mean = self._total(x.sum(0)) / rows
+            divisor = jnp.maximum(count, 1.0)
+            batch_mean = self._sum_over_devices(x.sum(0)) / divisor
             centred = jnp.where(ready[:, None], x - batch_mean[None], 0.0)
-            batch_var = self._total((centred**2).sum(0)) / rows
+            batch_var = self._sum_over_devices((centred**2).sum(0)) / divisor
             mean = jnp.where(enough, batch_mean, mean)
             var = jnp.where(enough, batch_var, var)
-            keep = BATCH_NORM_MOMENTUM
+            momentum = BATCH_NORM_MOMENTUM
             running_mean.value = jnp.where(
-                enough, keep * running_mean.value + (1 - keep) * mean, running_mean.value
+                enough, momentum * running_mean.value + (1 - momentum) * mean, running_mean.value
             )
             running_var.value = jnp.where(
-                enough, keep * running_var.value + (1 - keep) * var, running_var.value
+                enough, momentum * running_var.value + (1 - momentum) * var, running_var.value
             )
         gain = lax.rsqrt(var + 1e-5) * scale
         return (x - mean[None]) * gain[None] + bias[None]
 
-    def _total(self, value: Array) -> Array:
+    def _sum_over_devices(self, value: Array) -> Array:
         return value if self.axis_name is None else jax.lax.psum(value, self.axis_name)
 
 
 def l2_normalize(x: Array) -> Array:
-    """Rows f32 [b p] to unit length; values and gradients stay finite for a zero row."""
+    """Scales rows f32 [b p] to unit length; values and gradients are finite for a zero row."""
     square = (x**2).sum(-1, keepdims=True)
     return x * lax.rsqrt(jnp.maximum(square, 1e-12))

@@ -1,5 +1,5 @@
-"""The layers of the image encoders, in the forms that XLA compiles well: the same functions and parameters as the
-plain ones, with gradients written by hand where XLA's own are several times slower.
+"""Layers of the image encoders, written so that XLA compiles them to fast code. They compute the same functions with
+the same parameters as the usual layers; some gradients are written by hand, because XLA's are several times slower.
 
 All arrays are NHWC, parameters float32.
 """
@@ -16,27 +16,27 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 Depthwise = Literal["shifted", "grouped"]
-Pair = tuple[Array, Array]
+ArrayPair = tuple[Array, Array]
 
 # PyTorch's momentum 0.1 is flax's 0.9.
 BATCH_NORM_MOMENTUM = 0.9
 
-# Kaiming-normal on the fan that each network's authors use.
-_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# Kaiming-normal initialisation; each network uses the fan of its authors.
+_KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def batch_norm(
     name: str, *, train: bool, epsilon: float, dtype: Any, axis_name: str | None
 ) -> BatchNorm:
-    """BatchNorm with this package's momentum, synchronised over `axis_name` in training."""
+    """BatchNorm with this package's momentum; in training its statistics are shared over `axis_name`."""
     return BatchNorm(train, epsilon, dtype, axis_name, name=name)
 
 
 class BatchNorm(nn.Module):
-    """Flax's `BatchNorm` (biased variance, statistics and sums in float32) with its gradient by hand.
+    """Flax's `BatchNorm` (biased variance, statistics and sums in float32) with a hand-written gradient.
 
-    XLA's own gradient reads the maps about twice as often, 1.5 to 4 times slower on CPU.
+    XLA's own gradient reads the maps about twice as often and is 1.5 to 4 times slower on CPU.
     """
 
     train: bool
@@ -56,16 +56,16 @@ class BatchNorm(nn.Module):
             moments = _moments(lax.stop_gradient(x), axis)
             if not self.is_initializing():
                 for running, batch in zip((running_mean, running_var), moments, strict=True):
-                    keep = BATCH_NORM_MOMENTUM
-                    running.value = keep * running.value + (1 - keep) * batch
-            affine = _as_varying_as(x, scale), _as_varying_as(x, bias)
-            y = _batch_normal(x, moments, affine, self.epsilon, axis)
+                    momentum = BATCH_NORM_MOMENTUM
+                    running.value = momentum * running.value + (1 - momentum) * batch
+            affine = _with_varying_axes_of(x, scale), _with_varying_axes_of(x, bias)
+            y = _batch_normalize(x, moments, affine, self.epsilon, axis)
         else:
-            y = _normal(x, (running_mean.value, running_var.value), (scale, bias), self.epsilon)
+            y = _normalize(x, (running_mean.value, running_var.value), (scale, bias), self.epsilon)
         return y.astype(self.dtype)
 
 
-def _moments(x: Array, axis_name: str | None) -> Pair:
+def _moments(x: Array, axis_name: str | None) -> ArrayPair:
     """Mean and biased variance f32 [k] of x [b h w k], over all devices of `axis_name`."""
     x = x.astype(jnp.float32)
     mean, square = x.mean((0, 1, 2)), (x * x).mean((0, 1, 2))
@@ -74,59 +74,71 @@ def _moments(x: Array, axis_name: str | None) -> Pair:
     return mean, jnp.maximum(0.0, square - mean * mean)
 
 
-def _normal(x: Array, moments: Pair, affine: Pair, epsilon: float) -> Array:
+def _normalize(x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float) -> Array:
     mean, var = moments
     scale, bias = affine
     gain = lax.rsqrt(var + epsilon) * scale
-    # Not (x − mean) · gain, here and in the gradient: of two uses of x − mean XLA makes an array of its own.
+    # Not (x − mean) · gain, here and in the gradient: XLA would store x − mean as an array, because it is used twice.
     return (x * gain + (bias - mean * gain)).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _batch_normal(
-    x: Array, moments: Pair, affine: Pair, epsilon: float, axis_name: str | None
+def _batch_normalize(
+    x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float, axis_name: str | None
 ) -> Array:
-    """x [b h w k] normalised by its own moments; the gradient at x counts that they are made of x."""
-    return _normal(x, moments, affine, epsilon)
+    """x [b h w k] normalised by `moments`, which are computed from x: the gradient with respect to x includes them."""
+    return _normalize(x, moments, affine, epsilon)
 
 
-def _batch_normal_forward(
-    x: Array, moments: Pair, affine: Pair, epsilon: float, axis_name: str | None
-) -> tuple[Array, tuple[Array, Pair, Array]]:
-    return _normal(x, moments, affine, epsilon), (x, moments, affine[0])
+def _batch_normalize_forward(
+    x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float, axis_name: str | None
+) -> tuple[Array, tuple[Array, ArrayPair, Array]]:
+    return _normalize(x, moments, affine, epsilon), (x, moments, affine[0])
 
 
-def _batch_normal_backward(
-    epsilon: float, axis_name: str | None, saved: tuple[Array, Pair, Array], cotangent: Array
-) -> tuple[Array, Pair, Pair]:
-    """At x: gain · (ct − mean(ct) − x̂ · mean(ct · x̂)), means over the global batch."""
-    x, (mean, var), scale = saved
+def _batch_normalize_backward(
+    epsilon: float,
+    axis_name: str | None,
+    residuals: tuple[Array, ArrayPair, Array],
+    cotangent: Array,
+) -> tuple[Array, ArrayPair, ArrayPair]:
+    """Gradient with respect to x: gain · (ct − mean(ct) − x̂ · mean(ct · x̂)), with means over the global batch."""
+    x, (mean, var), scale = residuals
     inverse = lax.rsqrt(var + epsilon)
     ct = cotangent.astype(jnp.float32)
-    to_bias = ct.sum((0, 1, 2))
-    to_scale = (ct * (x - mean)).sum((0, 1, 2)) * inverse
+    bias_gradient = ct.sum((0, 1, 2))
+    scale_gradient = (ct * (x - mean)).sum((0, 1, 2)) * inverse
     pixels = x.size // x.shape[-1]
-    level, slope = to_bias / pixels, to_scale / pixels
+    mean_ct, mean_scale_gradient = bias_gradient / pixels, scale_gradient / pixels
     if axis_name is not None:
-        level, slope = lax.pmean((level, slope), axis_name)
-    gain, tilt = inverse * scale, inverse * slope
-    to_x = ct * gain - x * (gain * tilt) + gain * (mean * tilt - level)
-    return to_x.astype(x.dtype), (jnp.zeros_like(mean), jnp.zeros_like(var)), (to_scale, to_bias)
+        mean_ct, mean_scale_gradient = lax.pmean((mean_ct, mean_scale_gradient), axis_name)
+    gain, correction = inverse * scale, inverse * mean_scale_gradient
+    x_gradient = ct * gain - x * (gain * correction) + gain * (mean * correction - mean_ct)
+    return (
+        x_gradient.astype(x.dtype),
+        (jnp.zeros_like(mean), jnp.zeros_like(var)),
+        (scale_gradient, bias_gradient),
+    )
 
 
-_batch_normal.defvjp(_batch_normal_forward, _batch_normal_backward)
+_batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 
-def _as_varying_as(x: Array, parameter: Array) -> Array:
-    """Under shard_map a hand-written gradient must vary over the devices exactly as its argument does: borrow that
-    from x [b h w k], never its values. Autodiff then adds the psum."""
+def _with_varying_axes_of(x: Array, parameter: Array) -> Array:
+    """`parameter` with the varying mesh axes of x [b h w k], and with its own values unchanged.
+
+    Under shard_map a hand-written gradient must vary over the same mesh axes as its argument. Marking the parameter
+    as varying fulfils this, and autodiff then adds the psum of the gradient.
+    """
     return jnp.where(False, lax.stop_gradient(x[0, 0, 0, 0]).astype(parameter.dtype), parameter)
 
 
 def max_pool(x: Array) -> Array:
-    """3×3 maximum with stride 2 and padding 1, [b h w k] → [b ⌈h/2⌉ ⌈w/2⌉ k]; of equal cells the first counts.
+    """3×3 maximum with stride 2 and padding 1, [b h w k] → [b ⌈h/2⌉ ⌈w/2⌉ k]. Among equal cells the first gets the
+    gradient.
 
-    Columns, then rows: the gradient of XLA's two-dimensional window is five times slower on CPU.
+    It takes maxima along columns, then along rows: the gradient of XLA's two-dimensional window is five times slower
+    on CPU.
     """
     pads = [(1, side % 2) for side in x.shape[1:3]]
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
@@ -135,43 +147,43 @@ def max_pool(x: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_of_three(x: Array, axis: int) -> Array:
-    """Maxima of the cells (0, 1, 2), (2, 3, 4) … of an axis with an odd number of cells."""
+    """Maxima of the cells (0, 1, 2), (2, 3, 4) … along an axis with an odd number of cells."""
     return _max_of_three_forward(x, axis)[0]
 
 
 def _max_of_three_forward(x: Array, axis: int) -> tuple[Array, Array]:
     end = x.shape[axis]
     first, middle, last = (lax.slice_in_dim(x, k, end - 2 + k, 2, axis) for k in range(3))
-    top = jnp.maximum(jnp.maximum(first, middle), last)
-    place = jnp.where(first == top, 0, jnp.where(middle == top, 1, 2))
-    return top, place.astype(jnp.uint8)
+    maximum = jnp.maximum(jnp.maximum(first, middle), last)
+    position = jnp.where(first == maximum, 0, jnp.where(middle == maximum, 1, 2))
+    return maximum, position.astype(jnp.uint8)
 
 
-def _max_of_three_backward(axis: int, place: Array, cotangent: Array) -> tuple[Array]:
-    """An even cell is the first of one window and the last of the one before, an odd one the middle of one."""
-    first, middle, last = (jnp.where(place == k, cotangent, 0) for k in range(3))
+def _max_of_three_backward(axis: int, position: Array, cotangent: Array) -> tuple[Array]:
+    """Each even cell is the first of one window and the last of the window before; an odd cell is a middle."""
+    first, middle, last = (jnp.where(position == k, cotangent, 0) for k in range(3))
 
     def pad(part: Array, low: int, high: int) -> Array:
-        return lax.pad(part, jnp.zeros((), part.dtype), _on(axis, (low, high, 0)))
+        return lax.pad(part, jnp.zeros((), part.dtype), _padding_of_axis(axis, (low, high, 0)))
 
     even, odd = pad(first, 0, 1) + pad(last, 1, 0), pad(middle, 0, 1)
     shape = list(even.shape)
     shape[axis] *= 2
-    woven = jnp.stack([even, odd], axis + 1).reshape(shape)
-    return (lax.slice_in_dim(woven, 0, shape[axis] - 1, 1, axis),)
+    interleaved = jnp.stack([even, odd], axis + 1).reshape(shape)
+    return (lax.slice_in_dim(interleaved, 0, shape[axis] - 1, 1, axis),)
 
 
 _max_of_three.defvjp(_max_of_three_forward, _max_of_three_backward)
 
 
-def _on(axis: int, padding: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+def _padding_of_axis(axis: int, padding: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     return [padding if k == axis else (0, 0, 0) for k in range(4)]
 
 
 class Conv(nn.Module):
     """Convolution without bias; a 1×1 kernel becomes a matrix product, faster on every backend.
 
-    padding: 'SAME' is TensorFlow's rule, an integer pads every side by that much.
+    padding: 'SAME' for TensorFlow's rule, or the number of cells to add on every side.
     """
 
     features: int
@@ -183,13 +195,16 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         k, s = self.kernel, self.stride
-        kernel = self.param("kernel", _FAN_OUT, (k, k, x.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", _KAIMING_FAN_OUT, (k, k, x.shape[-1], self.features), jnp.float32
+        )
         kernel = kernel.astype(self.dtype)
         if k == 1:
             if s > 1:
-                # An array of its own: XLA for GPUs fuses the strided read into the product and dies of it (jax 0.11.2).
+                # Without this barrier XLA for GPUs fuses the strided read into the product and crashes while
+                # compiling it (jax 0.11.2; openxla/xla#47381).
                 x = lax.optimization_barrier(x[:, ::s, ::s])
-            return _pointwise(x, _as_varying_as(x, kernel[0, 0]))
+            return _pointwise(x, _with_varying_axes_of(x, kernel[0, 0]))
         padding = self.padding if isinstance(self.padding, str) else [(self.padding,) * 2] * 2
         return lax.conv_general_dilated(
             x, kernel, (s, s), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -202,13 +217,13 @@ def _pointwise(x: Array, kernel: Array) -> Array:
     return jnp.tensordot(x, kernel, 1)
 
 
-def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, Pair]:
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, ArrayPair]:
     return _pointwise(x, kernel), (x, kernel)
 
 
-def _pointwise_backward(saved: Pair, cotangent: Array) -> Pair:
-    """At the kernel xᵀ · ct: autodiff's own order, (ctᵀ · x)ᵀ, is three times slower on CPU over Lite0's layers."""
-    x, kernel = saved
+def _pointwise_backward(residuals: ArrayPair, cotangent: Array) -> ArrayPair:
+    """The kernel's gradient is xᵀ · ct; autodiff's (ctᵀ · x)ᵀ is three times slower on CPU for Lite0's layers."""
+    x, kernel = residuals
     pixels = (0, 1, 2)
     return jnp.tensordot(cotangent, kernel.T, 1), jnp.tensordot(x, cotangent, (pixels, pixels))
 
@@ -219,8 +234,8 @@ _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 class DepthwiseConv(nn.Module):
     """One k×k filter per channel, TensorFlow's 'SAME' padding, no bias.
 
-    'grouped' is XLA's grouped convolution. 'shifted' sums k² shifted products: the same numbers and
-    parameters, several times faster where XLA has no good grouped kernel (CPU).
+    'grouped' is XLA's grouped convolution. 'shifted' sums k² shifted products: the same function and
+    parameters, but several times faster on CPU, where XLA has no fast grouped kernel.
     """
 
     kernel: int
@@ -231,10 +246,10 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         k, s, channels = self.kernel, self.stride, x.shape[-1]
-        kernel = self.param("kernel", _FAN_IN, (k, k, 1, channels), jnp.float32)
+        kernel = self.param("kernel", _KAIMING_FAN_IN, (k, k, 1, channels), jnp.float32)
         kernel = kernel.astype(self.dtype)
         if self.mode == "shifted":
-            return _shifted_depthwise(x, _as_varying_as(x, kernel[:, :, 0]), s)
+            return _shifted_depthwise(x, _with_varying_axes_of(x, kernel[:, :, 0]), s)
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -248,9 +263,9 @@ class DepthwiseConv(nn.Module):
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _shifted_depthwise(x: Array, kernel: Array, stride: int) -> Array:
     """x [b h w k], kernel [i j k] → [b ceil(h/stride) ceil(w/stride) k]."""
-    out = tuple(-(-side // stride) for side in x.shape[1:3])
+    out_shape = tuple(-(-side // stride) for side in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), *_same_pads(x, kernel, stride), (0, 0)))
-    return _sum_of_products(padded, kernel, out, stride)
+    return _sum_of_products(padded, kernel, out_shape, stride)
 
 
 def _shifted_depthwise_forward(
@@ -260,27 +275,27 @@ def _shifted_depthwise_forward(
 
 
 def _shifted_depthwise_backward(
-    stride: int, saved: tuple[Array, Array], cotangent: Array
+    stride: int, residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
-    """The gradient by hand: XLA's own is 2.3 times slower on CPU over Lite0's layers.
+    """A hand-written gradient: XLA's own is 2.3 times slower on CPU for Lite0's layers.
 
-    It fuses the kernel's k² reductions into one loop that it does not vectorise; one image at a
-    time (`lax.map`) the data at least stays in the cache.
+    XLA fuses the kernel's k² reductions into one loop and does not vectorise it. Working on one image at
+    a time (`lax.map`) at least keeps the data in the cache.
     """
-    x, kernel = saved
+    x, kernel = residuals
     size = kernel.shape[0]
     pads = _same_pads(x, kernel, stride)
-    # x: the same sum of shifted products, over the dilated cotangent and the turned kernel
+    # For x: the same sum of shifted products, over the dilated cotangent and the flipped kernel.
     before = [size - 1 - low for low, _ in pads]
     after = [
         side + size - 1 - low - (n - 1) * stride - 1
         for side, low, n in zip(x.shape[1:3], before, cotangent.shape[1:3], strict=True)
     ]
-    spread = [(low, high, stride - 1) for low, high in zip(before, after, strict=True)]
+    dilation = [(low, high, stride - 1) for low, high in zip(before, after, strict=True)]
     zero = jnp.zeros((), cotangent.dtype)
-    dilated = lax.pad(cotangent, zero, [(0, 0, 0), *spread, (0, 0, 0)])
-    to_x = _sum_of_products(dilated, kernel[::-1, ::-1], x.shape[1:3], 1)
-    # kernel: one sum over pixels for each shift
+    dilated = lax.pad(cotangent, zero, [(0, 0, 0), *dilation, (0, 0, 0)])
+    x_gradient = _sum_of_products(dilated, kernel[::-1, ::-1], x.shape[1:3], 1)
+    # For the kernel: one sum over pixels for each shift.
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
     def one_image(rows: tuple[Array, Array]) -> Array:
@@ -292,8 +307,8 @@ def _shifted_depthwise_backward(
             ]
         )
 
-    to_kernel = lax.map(one_image, (padded, cotangent)).sum(0)
-    return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
+    kernel_gradient = lax.map(one_image, (padded, cotangent)).sum(0)
+    return x_gradient, kernel_gradient.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _shifted_depthwise.defvjp(_shifted_depthwise_forward, _shifted_depthwise_backward)
@@ -303,15 +318,15 @@ def _same_pads(x: Array, kernel: Array, stride: int) -> Sequence[tuple[int, int]
     return lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
 
 
-def _windows(x: Array, size: int, out: Sequence[int], stride: int) -> Iterator[Array]:
-    """The size² views of padded x [b h w k] that one kernel cell each sees, [b *out k]."""
+def _windows(x: Array, size: int, out_shape: Sequence[int], stride: int) -> Iterator[Array]:
+    """For each of the size² kernel cells, the view of padded x [b h w k] that it multiplies: [b *out_shape k]."""
     for i in range(size):
         for j in range(size):
-            rows = x[:, i : i + (out[0] - 1) * stride + 1 : stride]
-            yield rows[:, :, j : j + (out[1] - 1) * stride + 1 : stride]
+            rows = x[:, i : i + (out_shape[0] - 1) * stride + 1 : stride]
+            yield rows[:, :, j : j + (out_shape[1] - 1) * stride + 1 : stride]
 
 
-def _sum_of_products(x: Array, kernel: Array, out: Sequence[int], stride: int) -> Array:
+def _sum_of_products(x: Array, kernel: Array, out_shape: Sequence[int], stride: int) -> Array:
     cells = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-    views = _windows(x, kernel.shape[0], out, stride)
+    views = _windows(x, kernel.shape[0], out_shape, stride)
     return reduce(jnp.add, [view * cell for view, cell in zip(views, cells, strict=True)])

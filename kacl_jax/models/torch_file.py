@@ -1,9 +1,9 @@
-"""Reads PyTorch weight files (.pth) with numpy alone, without running any code they hold.
+"""Reads PyTorch weight files (.pth) with numpy only, and runs no code from them.
 
-A .pth file is a pickle, and a pickle is a program. The unpickler here knows five names, all of them
-plain containers or tensors; anything else in the file is an error before it is called.
-Two layouts exist: a zip archive (PyTorch ≥ 1.6), and a sequence of pickles with the raw storages
-behind them.
+A .pth file is a pickle, and a pickle can name any function to call. The unpickler here allows six names
+(a container, two functions that rebuild tensors, three storage types) and raises an error for every other
+name before it is called. Two layouts exist: a zip archive (PyTorch ≥ 1.6), and a sequence of pickles
+followed by the raw storages.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ class _TensorUnpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        # New lambdas for each call: state that a hostile file hangs on one is dropped with it.
-        known: dict[tuple[str, str], Callable[..., Any]] = {
+        # New lambdas for each call, so that attributes which a malicious file sets on one have no effect later.
+        allowed: dict[tuple[str, str], Callable[..., Any]] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _Tensor(*args[:4]),
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        if (module, name) not in known:
+        if (module, name) not in allowed:
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}, which is no part of plain weights (nothing was run)"
             )
-        return known[module, name]
+        return allowed[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _location, numel, *view = pid
@@ -78,8 +78,8 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
         else:
             with path.open("rb") as file:
                 tensors, storages = _read_legacy(file)
-        return {name: _materialise(tensor, storages) for name, tensor in tensors.items()}
-    except Exception as error:  # a damaged pickle can raise anything; all of it means one thing
+        return {name: _copy_from_storage(tensor, storages) for name, tensor in tensors.items()}
+    except Exception as error:  # a damaged pickle can raise any exception
         raise UserError(
             f"{path} cannot be read as a PyTorch state dict: {error}; save it again with "
             f"torch.save(model.state_dict(), path) or as .safetensors"
@@ -130,8 +130,8 @@ def _state_dict(value: Any) -> dict[str, _Tensor]:
     return dict(value)
 
 
-def _materialise(tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarray:
-    """Copies one strided view out of its storage; every index is checked to lie inside."""
+def _copy_from_storage(tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarray:
+    """Copies one strided tensor from its storage, after checking that every index is inside."""
     storage, offset, shape, stride = tensor
     flat = np.frombuffer(storages[storage.key], storage.dtype)
     if flat.size != storage.numel:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on a disk or in a bucket."""
+"""Publishes complete files, on a disk or in a bucket: a reader never sees a half-written file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from etils import epath
 
 from kacl_jax.runtime.errors import UserError
 
-_DRAFT = "draft-"
+_DRAFT_PREFIX = "draft-"
 
 
-def opened(path: str, flag: str) -> epath.Path:
-    """The folder or bucket path that was given by `flag`, absolute.
+def open_folder(path: str, flag: str) -> epath.Path:
+    """The absolute folder or bucket path for `path`, which the user typed after `flag`.
 
     Raises:
-        UserError: nobody can open such a path here.
+        UserError: no installed driver can open this kind of path.
     """
-    if not is_bucket(path):
+    if not is_bucket_path(path):
         return epath.Path(Path(path).expanduser().absolute())
     try:
-        found = epath.Path(path)
-        found.exists()
+        folder = epath.Path(path)
+        folder.exists()  # raises if no driver can open this kind of path
     except ImportError as error:
         raise UserError(
             f"{flag}={path} needs a driver that is not installed: {error} (pip install)"
@@ -36,51 +36,55 @@ def opened(path: str, flag: str) -> epath.Path:
         raise UserError(
             f"{flag}={path} is no path that can be opened; give a folder or gs://BUCKET/FOLDER"
         ) from error
-    return found
+    return folder
 
 
-def is_bucket(path: Any) -> bool:
+def is_bucket_path(path: Any) -> bool:
     return "://" in str(path)
 
 
 @contextmanager
-def draft(folder: epath.Path) -> Iterator[Path]:
-    """A local file to write, to be published into `folder` or below its disk; gone afterwards."""
-    where = None if is_bucket(folder) else folder
-    with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=where) as name:
+def open_draft(folder: epath.Path) -> Iterator[Path]:
+    """The path of a temporary local file; whoever writes it calls `publish` to keep it.
+
+    It lies inside `folder`, so that publishing on the same disk is a rename; for a bucket it lies in the system's
+    temporary folder. It is deleted at the end of the `with` block.
+    """
+    parent = None if is_bucket_path(folder) else folder
+    with tempfile.TemporaryDirectory(prefix=_DRAFT_PREFIX, dir=parent) as name:
         yield Path(name) / "draft"
 
 
 def remove_drafts(folder: epath.Path) -> None:
-    """What a killed process left."""
-    if not is_bucket(folder):
-        for left in Path(folder).glob(f"{_DRAFT}*"):
-            shutil.rmtree(left)
+    """Deletes the drafts of killed processes in `folder`."""
+    if not is_bucket_path(folder):
+        for draft_folder in Path(folder).glob(f"{_DRAFT_PREFIX}*"):
+            shutil.rmtree(draft_folder)
 
 
-def publish(written: Path, target: epath.Path) -> None:
-    """Gives a finished draft its name, at once; on a disk it is safe there afterwards."""
-    if is_bucket(target):
-        epath.Path(written).copy(target, overwrite=True)
+def publish(draft: Path, target: epath.Path) -> None:
+    """Moves a complete draft to `target` in one step; on a disk its content survives a power cut afterwards."""
+    if is_bucket_path(target):
+        epath.Path(draft).copy(target, overwrite=True)
         return
-    with written.open("rb") as file:
+    with draft.open("rb") as file:
         os.fsync(file.fileno())
-    written.replace(target)
+    draft.replace(target)
 
 
-def write_text(target: epath.Path, text: str, folder: epath.Path) -> None:
-    """`text` as the file `target`; drafted in `folder`."""
-    with draft(folder) as file:
-        file.write_text(text)
-        publish(file, target)
+def publish_text(target: epath.Path, text: str, folder: epath.Path) -> None:
+    """Writes `text` to the file `target`; its draft lies in `folder`."""
+    with open_draft(folder) as draft:
+        draft.write_text(text)
+        publish(draft, target)
 
 
-def same_content(source: epath.Path, target: epath.Path) -> None:
-    """`target` as another name of `source` where the disk has links, else as a copy."""
-    if not is_bucket(target):
+def link_or_copy(source: epath.Path, target: epath.Path) -> None:
+    """Makes `target` a hard link to `source` where the disk supports links, else a copy."""
+    if not is_bucket_path(target):
         try:
             os.link(source, target)
             return
         except OSError:
-            pass  # a disk without links: below
+            pass  # this disk has no hard links: copy instead
     source.copy(target)

@@ -143,7 +143,7 @@ def _called(get_hyper: Callable[..., Any], argument: list[str], path: str) -> Sw
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{command_line.place_of(error) or path}: {error}") from error
+        raise UserError(f"{command_line.place_in_config_file(error) or path}: {error}") from error
     if not isinstance(sweep, Sweep):
         raise UserError(
             f"{path}: get_hyper returns {sweep!r:.80}, not a kacl_jax.sweep.hyper.Sweep"
@@ -303,11 +303,11 @@ def main(argv: list[str]) -> int:
             return DONE
         return run_sweep(plan, points, parallel=_PARALLEL.value)
     except WorkdirInUseError as error:
-        return command_line.tell(error, WORKDIR_IN_USE)
+        return command_line.print_error(error, WORKDIR_IN_USE)
     except UserError as error:
-        return command_line.tell(error, USER_ERROR)
+        return command_line.print_error(error, USER_ERROR)
     except KeyboardInterrupt:
-        return command_line.tell("Stopped; the same command goes on from here.", INTERRUPTED)
+        return command_line.print_error("Stopped; the same command goes on from here.", INTERRUPTED)
 
 
 def _chosen(sweep: Sweep) -> list[Point]:

@@ -18,7 +18,12 @@ from ml_collections import ConfigDict
 from kacl_jax import config as config_keys
 from kacl_jax import radiomics
 from kacl_jax.data import nih, splits
-from kacl_jax.data.batches import ShardedBatches, TrainBatches, own_images, own_shards
+from kacl_jax.data.batches import (
+    ShardedBatches,
+    TrainBatches,
+    images_of_shards,
+    shards_of_process,
+)
 from kacl_jax.data.phantom import demo
 from kacl_jax.evaluation import metrics, pixel_probe
 from kacl_jax.evaluation.inference import Inference
@@ -112,7 +117,7 @@ class Experiment:
     def own_images(self) -> np.ndarray:
         """The training images whose features this process keeps: int [m]."""
         shards = self.config.data.shards
-        return own_images(self.split.train, _own_shards(shards), shards)
+        return images_of_shards(self.split.train, _own_shards(shards), shards)
 
     def own_shard_entries(self, of_shards: list[Any]) -> list[Any]:
         """The entries of this process's shards, of a list with one entry per shard."""
@@ -120,9 +125,9 @@ class Experiment:
         entries = [of_shards] if isinstance(of_shards, dict) else of_shards
         return [entries[shard] for shard in _own_shards(self.config.data.shards)]
 
-    def unreadable_files(self) -> dict[str, str]:
+    def broken_files(self) -> dict[str, str]:
         """Path → reason of the image files that any process could not read; all call it."""
-        messages = hosts.gather(self.batches.unreadable())
+        messages = hosts.gather(self.batches.broken_files())
         return dict(
             sorted((path, why) for message in messages for path, why in message.meta.items())
         )
@@ -254,7 +259,7 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
     root = workdir.parent / "phantom"
     try:
         with image_progress_bar(f"Drawing the demo set in {root}") as count:
-            demo.write_demo(root, count)
+            demo.write_demo_set(root, count)
     except OSError as error:
         raise UserError(f"The demo set cannot be written to {root} ({error})") from error
     return root
@@ -282,7 +287,7 @@ def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> S
 
 
 def _own_shards(shards: int) -> range:
-    return own_shards(shards, index=hosts.process_index(), processes=hosts.process_count())
+    return shards_of_process(shards, index=hosts.process_index(), processes=hosts.process_count())
 
 
 def _cache_name(index: int, processes: int) -> str:

@@ -44,7 +44,7 @@ def score_best_checkpoint(
         center = inference.mean_map(state, split.train)
     val_outputs = inference.logits(state, split.val)
     test_outputs = inference.outputs(state, split.test, center=center)
-    unreadable = experiment.unreadable_files()
+    unreadable = experiment.broken_files()
     message = hosts.broadcast(
         lambda: hosts.Message(
             _score_and_write(

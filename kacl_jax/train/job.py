@@ -45,7 +45,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 logging.info("report.html is not there; --mode=eval writes it.")
             return finished
         if hosts.is_leader():
-            final_test.write_run_json(experiment, experiment.batches.unreadable())
+            final_test.write_run_json(experiment, experiment.batches.broken_files())
         logging.info(experiment.describe())
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         trained = train(experiment, saved)

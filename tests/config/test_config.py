@@ -112,23 +112,25 @@ def test_the_default_is_sound() -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     config = changed(**{"protocol": "D", "train.learning_rate": -1.0, "cam.threshold": 2.0})
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         config_keys.check(config, n_devices=1)
     for key in ("protocol", "train.learning_rate", "cam.threshold"):
-        assert f"config.{key}" in str(told.value)
+        assert f"config.{key}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "shards, batch_size, told",
+    "shards, batch_size, error_text",
     [
         (1, 64, "a multiple of the 2 processes: use --config.data.shards=2"),
         (5, 60, "a multiple of the 2 processes: use --config.data.shards=4"),
         (6, 64, "train.batch_size is 64; it must be a multiple of the 6"),
     ],
 )
-def test_shards_fit_the_processes_and_the_batch(shards: int, batch_size: int, told: str) -> None:
+def test_shards_fit_the_processes_and_the_batch(
+    shards: int, batch_size: int, error_text: str
+) -> None:
     config = changed(**{"data.shards": shards, "train.batch_size": batch_size})
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=error_text):
         config_keys.check(config, n_devices=4, n_processes=2)
     config_keys.check(changed(**{"data.shards": 4}), n_devices=4, n_processes=2)
 
@@ -158,15 +160,17 @@ def test_the_arms_are_sound(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "values, told",
+    "values, error_text",
     [
         ({"radiomics.backend": "jax"}, "marks regions on the last stage"),
         ({"train.batch_size": 12, "data.findings": 14}, "14 findings need an image"),
         ({"loss.box_weight": 0.1, "data.box_share": 1.0, "protocol": "C"}, "cam.stage=4"),
     ],
 )
-def test_what_an_earlier_stage_cannot_do_is_refused(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_what_an_earlier_stage_cannot_do_is_refused(
+    values: dict[str, Any], error_text: str
+) -> None:
+    with pytest.raises(UserError, match=error_text):
         config_keys.check(changed(**values, **{"cam.stage": 3}), n_devices=4)
 
 
@@ -218,7 +222,7 @@ def test_flatten_names_every_leaf_with_dots() -> None:
 
 
 def test_every_rule_of_one_key_was_broken_above() -> None:
-    assert keys._RANGES.keys() | keys._CHOICES.keys() == {
+    assert keys._ALLOWED_RANGES.keys() | keys._ALLOWED_VALUES.keys() == {
         key for key, _ in BROKEN if key not in ("fold", "data.root", "profile.steps")
     }
 
@@ -226,7 +230,7 @@ def test_every_rule_of_one_key_was_broken_above() -> None:
 def test_every_range_and_choice_is_of_a_key_and_holds_for_its_default() -> None:
     """A rule under a misspelt key would never be asked."""
     flat = config_keys.flatten(sound())
-    assert keys._RANGES.keys() | keys._CHOICES.keys() <= flat.keys()
+    assert keys._ALLOWED_RANGES.keys() | keys._ALLOWED_VALUES.keys() <= flat.keys()
     numbers = {k for k, v in flat.items() if isinstance(v, int | float) and v not in (True, False)}
     free = {"data.split_seed"}
-    assert numbers - keys._RANGES.keys() - keys._CHOICES.keys() - {"fold"} <= free
+    assert numbers - keys._ALLOWED_RANGES.keys() - keys._ALLOWED_VALUES.keys() - {"fold"} <= free

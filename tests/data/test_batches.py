@@ -32,7 +32,7 @@ def pooled(records: Records) -> Split:
     )
 
 
-def batches(records: Records, **changes: Any) -> TrainBatches:
+def train_batches(records: Records, **changes: Any) -> TrainBatches:
     options: dict[str, Any] = {"image_size": SIZE, "batch_size": 4, "seed": 0}
     return TrainBatches(records, pooled(records), **(options | changes))
 
@@ -41,8 +41,8 @@ def take(source: TrainBatches, steps: int) -> list[Batch]:
     return [next(source) for _ in range(steps)]
 
 
-def ids(some: list[Batch]) -> list[int]:
-    return [int(i) for batch in some for i in batch["image_id"]]
+def ids(batches: list[Batch]) -> list[int]:
+    return [int(i) for batch in batches for i in batch["image_id"]]
 
 
 def assert_equal(one: list[Batch], other: list[Batch]) -> None:
@@ -63,7 +63,7 @@ def spoil(records: Records, *which: int) -> None:
 
 def test_a_batch_holds_what_the_records_say(records: Records) -> None:
     split = pooled(records)
-    source = batches(records)
+    source = train_batches(records)
     seen_box = False
     for batch in take(source, 2 * source.steps_per_epoch):
         shapes = {key: (array.shape, array.dtype) for key, array in batch.items()}
@@ -92,9 +92,9 @@ def test_a_batch_holds_what_the_records_say(records: Records) -> None:
 
 def test_pictures_are_the_named_read_and_resize(nih_root: Path) -> None:
     records = read_records(nih_root)
-    some = np.array([5, 900, 1787])
-    (batch,) = eval_batches(records, some, image_size=100, batch_size=3)
-    for row, i in enumerate(some):
+    image_ids = np.array([5, 900, 1787])
+    (batch,) = eval_batches(records, image_ids, image_size=100, batch_size=3)
+    for row, i in enumerate(image_ids):
         expected = resize(read_image(records.images.paths[i]), 100)
         np.testing.assert_array_equal(batch["image"][row, ..., 0], expected)
 
@@ -103,20 +103,20 @@ def test_pictures_are_the_named_read_and_resize(nih_root: Path) -> None:
 
 
 def test_the_seed_and_nothing_else_decides_the_order(records: Records) -> None:
-    one = take(batches(records), 25)
-    assert_equal(one, take(batches(records, threads=5), 25))
+    one = take(train_batches(records), 25)
+    assert_equal(one, take(train_batches(records, threads=5), 25))
     for other in (1, 2, 2**40):
-        assert ids(take(batches(records, seed=other), 25)) != ids(one)
+        assert ids(take(train_batches(records, seed=other), 25)) != ids(one)
     # Neighbouring seeds do not run through each other's epochs.
-    steps = batches(records).steps_per_epoch
-    first = [tuple(ids(take(batches(records, seed=s), 2 * steps))[4 * steps :]) for s in range(3)]
-    second = [tuple(ids(take(batches(records, seed=s), steps))) for s in range(3)]
+    steps = train_batches(records).steps_per_epoch
+    first = [tuple(ids(take(train_batches(records, seed=s), 2 * steps))[4 * steps :]) for s in range(3)]
+    second = [tuple(ids(take(train_batches(records, seed=s), steps))) for s in range(3)]
     assert not set(first) & set(second)
 
 
 def test_every_epoch_is_another_order_of_the_same_images(records: Records) -> None:
     train = set(pooled(records).train.tolist())
-    source = batches(records, batch_size=5)
+    source = train_batches(records, batch_size=5)
     epochs = [ids(take(source, source.steps_per_epoch)) for _ in range(30)]
     assert source.steps_per_epoch == len(train) // 5
     assert len(train) % 5  # some images are left over …
@@ -129,11 +129,11 @@ def test_every_epoch_is_another_order_of_the_same_images(records: Records) -> No
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 10, 11, 25])
 def test_a_restored_state_gives_the_same_next_batches(records: Records, stop: int) -> None:
-    source = batches(records, batch_size=3)
+    source = train_batches(records, batch_size=3)
     take(source, stop)
     state = json.loads(json.dumps(source.get_state()))
     expected = take(source, 20)
-    fresh = batches(records, batch_size=3)
+    fresh = train_batches(records, batch_size=3)
     take(fresh, 2)
     fresh.set_state(state)
     assert_equal(take(fresh, 20), expected)
@@ -142,7 +142,7 @@ def test_a_restored_state_gives_the_same_next_batches(records: Records, stop: in
 
 
 def test_taking_the_state_is_cheap(records: Records) -> None:
-    source = batches(records)
+    source = train_batches(records)
     next(source)
     start = time.perf_counter()
     for _ in range(100):
@@ -156,7 +156,7 @@ def test_taking_the_state_is_cheap(records: Records) -> None:
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_shards_are_disjoint_and_cover_the_training_images(records: Records, shards: int) -> None:
     train = set(pooled(records).train.tolist())
-    sources = [batches(records, batch_size=2, shard=k, shards=shards) for k in range(shards)]
+    sources = [train_batches(records, batch_size=2, shard=k, shards=shards) for k in range(shards)]
     steps = {source.steps_per_epoch for source in sources}
     assert steps == {len(train) // shards // 2}
     (steps_per_epoch,) = steps
@@ -172,9 +172,9 @@ def test_shards_are_disjoint_and_cover_the_training_images(records: Records, sha
 
 def test_a_shard_that_fills_no_batch_is_told(records: Records) -> None:
     with pytest.raises(UserError, match=r"do not fill a batch of 40.*batch_size"):
-        batches(records, shards=2, batch_size=40)
+        train_batches(records, shards=2, batch_size=40)
     with pytest.raises(ValueError, match="shard 2 of 2"):
-        batches(records, shard=2, shards=2)
+        train_batches(records, shard=2, shards=2)
 
 
 def test_a_split_of_other_records_is_refused(records: Records) -> None:
@@ -189,7 +189,7 @@ def test_a_split_of_other_records_is_refused(records: Records) -> None:
 def test_raise_names_the_file_and_the_flag(records: Records) -> None:
     broken = int(pooled(records).train[7])
     spoil(records, broken)
-    source = batches(records)
+    source = train_batches(records)
     with pytest.raises(UserError) as caught:
         take(source, source.steps_per_epoch + 1)
     assert records.names[broken] in str(caught.value)
@@ -204,7 +204,7 @@ def test_skip_leaves_the_file_out_and_names_it_once(
     gone = [int(train[3]), int(train[20])]
     spoil(records, gone[0])
     records.images.paths[gone[1]].unlink()
-    source = batches(records, on_error="skip")
+    source = train_batches(records, on_error="skip")
     with caplog.at_level(logging.WARNING, logger="kacl_jax"):
         seen = take(source, 6 * source.steps_per_epoch)
     assert {len(batch["image_id"]) for batch in seen} == {4}
@@ -212,19 +212,19 @@ def test_skip_leaves_the_file_out_and_names_it_once(
     expected = sorted(str(records.images.paths[i]) for i in gone)
     assert list(source.broken.as_dict()) == expected
     assert len(source.broken.as_dict()) == 2
-    told = [record.getMessage() for record in caplog.records]
-    assert sorted(path for path in expected for line in told if path in line) == expected
+    log_lines = [record.getMessage() for record in caplog.records]
+    assert sorted(path for path in expected for line in log_lines if path in line) == expected
 
 
 def test_skip_resumes_to_the_same_batches(records: Records) -> None:
     train = pooled(records).train
     spoil(records, *(int(i) for i in train[::6]))
     for stop in range(1, 15, 3):
-        source = batches(records, on_error="skip", batch_size=3)
+        source = train_batches(records, on_error="skip", batch_size=3)
         take(source, stop)
         state = source.get_state()
         expected = take(source, 12)
-        fresh = batches(records, on_error="skip", batch_size=3)
+        fresh = train_batches(records, on_error="skip", batch_size=3)
         fresh.set_state(state)
         assert_equal(take(fresh, 12), expected)
 
@@ -232,16 +232,16 @@ def test_skip_resumes_to_the_same_batches(records: Records) -> None:
 def test_a_root_of_broken_files_does_not_search_for_ever(records: Records) -> None:
     spoil(records, *(int(i) for i in pooled(records).train[2:]))
     with pytest.raises(UserError, match="do not fill a batch"):
-        next(batches(records, on_error="skip"))
+        next(train_batches(records, on_error="skip"))
     with pytest.raises(UserError, match="'raise' or 'skip', not 'ignore'"):
-        batches(records, on_error="ignore")
+        train_batches(records, on_error="ignore")
 
 
 def test_broken_files_of_other_parts_are_not_missed_in_training(records: Records) -> None:
     """Of `spare` images more than fill a batch, as many may be broken, whatever the validation part has lost."""
     split = pooled(records)
     spare = 2
-    source = batches(records, on_error="skip", batch_size=len(split.train) - spare)
+    source = train_batches(records, on_error="skip", batch_size=len(split.train) - spare)
     lost = split.train[:spare], split.val
     spoil(records, *(int(i) for i in np.concatenate(lost)))
     options: dict[str, Any] = {"image_size": SIZE, "batch_size": 4, "on_error": "skip"}
@@ -254,15 +254,15 @@ def test_broken_files_of_other_parts_are_not_missed_in_training(records: Records
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8])
 def test_evaluation_sees_each_image_once_in_order(records: Records, count: int) -> None:
-    wanted = np.random.default_rng(0).permutation(60)[:count]
-    found = list(eval_batches(records, wanted, image_size=SIZE, batch_size=4))
-    assert len(found) == -(-count // 4)
-    valid = np.concatenate([batch["valid"] for batch in found])
+    image_ids = np.random.default_rng(0).permutation(60)[:count]
+    batches = list(eval_batches(records, image_ids, image_size=SIZE, batch_size=4))
+    assert len(batches) == -(-count // 4)
+    valid = np.concatenate([batch["valid"] for batch in batches])
     assert valid.tolist() == [True] * count + [False] * (-count % 4)
-    i = np.concatenate([batch["image_id"] for batch in found])
-    np.testing.assert_array_equal(i[valid], wanted)
+    i = np.concatenate([batch["image_id"] for batch in batches])
+    np.testing.assert_array_equal(i[valid], image_ids)
     assert (i[~valid] == -1).all()
-    for batch in found:
+    for batch in batches:
         assert set(batch) == {"image", "labels", "image_id", "patient_id", "valid"}
         assert batch["image"].shape == (4, SIZE, SIZE, 1)
         v = batch["valid"]
@@ -278,15 +278,15 @@ def test_evaluation_without_images_has_no_batches(records: Records) -> None:
 
 def test_evaluation_and_broken_files(records: Records) -> None:
     spoil(records, 2, 5)
-    wanted = np.arange(9)
+    image_ids = np.arange(9)
     with pytest.raises(UserError, match=r"00000001_002\.png: is truncated.*on_error=skip"):
-        list(eval_batches(records, wanted, image_size=SIZE, batch_size=4))
+        list(eval_batches(records, image_ids, image_size=SIZE, batch_size=4))
     broken = BrokenFiles()
-    found = list(
-        eval_batches(records, wanted, image_size=SIZE, batch_size=4, on_error="skip", broken=broken)
+    batches = list(
+        eval_batches(records, image_ids, image_size=SIZE, batch_size=4, on_error="skip", broken=broken)
     )
-    assert [i for i in ids(found) if i >= 0] == [0, 1, 3, 4, 6, 7, 8]
-    assert [len(batch["valid"]) for batch in found] == [4, 4]
+    assert [i for i in ids(batches) if i >= 0] == [0, 1, 3, 4, 6, 7, 8]
+    assert [len(batch["valid"]) for batch in batches] == [4, 4]
     assert list(broken.as_dict()) == [str(records.images.paths[i]) for i in (2, 5)]
 
 

@@ -145,8 +145,8 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     ]
     text.test += [text.test[0], "00000088_000.png", text.train_val[6]]
     text.train_val.remove("00000001_001.png")
-    told = message(text.write(tmp_path))
-    for wanted in (
+    error_text = message(text.write(tmp_path))
+    for expected in (
         "Data_Entry_2017.csv: unknown label 'Noddule': row 2 (00000001_000.png). Fix: write 'Nodul",
         "'No Finding' beside a finding: row 3",
         "has an image twice: row 26 (00000003_001.png)",
@@ -163,16 +163,16 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         "test_list.txt: names an image that train_val_list.txt names too: 00000004_000.png",
         "Data_Entry_2017.csv: has an image that neither list names: 00000001_001.png",
     ):
-        assert wanted in told, told
+        assert expected in error_text, error_text
 
 
 def test_a_thousand_like_mistakes_are_one_line(tmp_path: Path) -> None:
     text = small_root(patients=300, boxed=0)
     text.labels = [line.replace("No Finding", "Nothing") for line in text.labels]
-    told = message(text.write(tmp_path, images=False), check_images=False)
-    assert told.count("Nothing") == 1
-    assert "row 3 (00000001_001.png), row 5 (00000002_001.png), row 7" in told
-    assert "and 297 more" in told
+    error_text = message(text.write(tmp_path, images=False), check_images=False)
+    assert error_text.count("Nothing") == 1
+    assert "row 3 (00000001_001.png), row 5 (00000002_001.png), row 7" in error_text
+    assert "and 297 more" in error_text
 
 
 def test_missing_columns_and_semicolons_are_named(tmp_path: Path) -> None:
@@ -180,10 +180,10 @@ def test_missing_columns_and_semicolons_are_named(tmp_path: Path) -> None:
     path = root / "Data_Entry_2017.csv"
     path.write_text(path.read_text().replace("Finding Labels", "Labels").replace("View ", "Vew "))
     (root / "BBox_List_2017.csv").write_text(BOX_HEADER.replace(",", ";") + "\n")
-    told = message(root)
-    assert "Data_Entry_2017.csv: has no column: 'Finding Labels', 'View Position'" in told
-    assert "separated by ';'" in told
-    assert "line 1" not in told  # without labels the lists are not blamed
+    error_text = message(root)
+    assert "Data_Entry_2017.csv: has no column: 'Finding Labels', 'View Position'" in error_text
+    assert "separated by ';'" in error_text
+    assert "line 1" not in error_text  # without labels the lists are not blamed
 
 
 def test_short_rows_and_unreadable_files_are_named(tmp_path: Path) -> None:
@@ -192,23 +192,23 @@ def test_short_rows_and_unreadable_files_are_named(tmp_path: Path) -> None:
     (root / "test_list.txt").rename(root / "old")
     packed = gzip.compress((root / "old").read_bytes())
     (root / "test_list.txt.gz").write_bytes(packed[: len(packed) // 2])
-    told = message(root)
-    assert "row is too short: row 2" in told
-    assert "test_list.txt.gz: cannot be read" in told
+    error_text = message(root)
+    assert "row is too short: row 2" in error_text
+    assert "test_list.txt.gz: cannot be read" in error_text
 
 
 def test_a_root_that_is_no_root_is_told_in_one_sentence(tmp_path: Path) -> None:
     assert "is not there" in message(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    told = message(tmp_path / "empty")
-    assert "is empty" in told
-    assert "BBox_List_2017.csv" in told
+    error_text = message(tmp_path / "empty")
+    assert "is empty" in error_text
+    assert "BBox_List_2017.csv" in error_text
     root = small_root().write(tmp_path / "a")
     (root / "test_list.txt").unlink()
     (root / "BBox_List_2017.csv").unlink()
-    told = message(root)
-    assert "test_list.txt: is not in" in told
-    assert "BBox_List_2017.csv: is not in" in told
+    error_text = message(root)
+    assert "test_list.txt: is not in" in error_text
+    assert "BBox_List_2017.csv: is not in" in error_text
     both = small_root().write(tmp_path / "b")
     (both / "Data_Entry_2017_v2020.csv").write_text("")
     assert "lies beside Data_Entry_2017_v2020.csv" in message(both)
@@ -216,18 +216,18 @@ def test_a_root_that_is_no_root_is_told_in_one_sentence(tmp_path: Path) -> None:
 
 def test_missing_images(tmp_path: Path) -> None:
     root = small_root().write(tmp_path)
-    whole = read_records(root)
+    all_records = read_records(root)
     gone = ["00000002_001.png", "00000009_000.png"]
     for name in gone:
         (root / "images" / name).unlink()
-    told = message(root)
-    assert "of 24 images 2 are missing: 00000002_001.png, 00000009_000.png." in told
-    assert "--config.data.allow_missing=True" in told
+    error_text = message(root)
+    assert "of 24 images 2 are missing: 00000002_001.png, 00000009_000.png." in error_text
+    assert "--config.data.allow_missing=True" in error_text
     part = read_records(root, allow_missing=True)
     assert part.missing == tuple(gone)
-    kept = ~np.isin(whole.names, gone)
+    kept = ~np.isin(all_records.names, gone)
     for key in ("names", "patients", "labels", "boxes", "has_box", "official_test"):
-        np.testing.assert_array_equal(getattr(part, key), getattr(whole, key)[kept])
+        np.testing.assert_array_equal(getattr(part, key), getattr(all_records, key)[kept])
     assert read_records(root, check_images=False).names.size == 24
     for path in (root / "images").iterdir():
         path.unlink()
@@ -371,8 +371,8 @@ def test_formats_that_pillow_does_not_write(tmp_path: Path) -> None:
 
 
 def test_broken_files_are_told_apart(tmp_path: Path) -> None:
-    whole = save(tmp_path / "whole.png", Image.fromarray(noise((200, 200)).astype(np.uint8)))
-    data = whole.read_bytes()
+    complete_file = save(tmp_path / "whole.png", Image.fromarray(noise((200, 200)).astype(np.uint8)))
+    data = complete_file.read_bytes()
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
     see_through = opaque(3)
@@ -393,12 +393,12 @@ def test_broken_files_are_told_apart(tmp_path: Path) -> None:
     cases |= {data[:cut]: "truncated" for cut in (8, 20, 33, len(data) // 2, len(data) - 1)}
     cases |= {data[:-12]: "truncated"}
     path = tmp_path / "a.png"
-    for content, why in cases.items():
+    for content, reason in cases.items():
         path.write_bytes(content)
-        with pytest.raises(BrokenImage, match=why) as caught:
+        with pytest.raises(BrokenImage, match=reason) as caught:
             read_image(path)
         assert caught.value.path == path
-        assert why in caught.value.why
+        assert reason in caught.value.reason
     with pytest.raises(BrokenImage, match="cannot be opened"):
         read_image(tmp_path / "nowhere.png")
     with pytest.raises(BrokenImage, match="cannot be opened"):

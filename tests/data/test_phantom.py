@@ -28,10 +28,10 @@ SMALL = {"patients": 8, "size": 64, "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Records:
+def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     """A set half as large as the demo's and at a lower resolution."""
     root = tmp_path_factory.mktemp("phantom") / "set"
-    demo.write(root, patients=260, size=96, seed=0)
+    demo.write_phantom(root, patients=260, size=96, seed=0)
     return read_records(root)
 
 
@@ -52,34 +52,34 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return both / float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both)
 
 
-def test_reader_gives_back_what_was_drawn(demo: Records) -> None:
+def test_reader_gives_back_what_was_drawn(records: Records) -> None:
     drawn = {s.name: s for s in studies(260)}
-    assert list(demo.names) == sorted(drawn)
+    assert list(records.names) == sorted(drawn)
     checked = 0
-    for i, name in enumerate(demo.names):
+    for i, name in enumerate(records.names):
         study = drawn[str(name)]
         assert {f.name for f in study.findings} == {
-            f for f, on in zip(demo.findings, demo.labels[i], strict=True) if on
+            f for f, on in zip(records.findings, records.labels[i], strict=True) if on
         }
-        assert {f for f, on in zip(demo.findings, demo.has_box[i], strict=True) if on} == set(
-            study.boxed
+        assert {f for f, on in zip(records.findings, records.has_box[i], strict=True) if on} == set(
+            study.findings_with_box
         )
-        assert (demo.view[i], demo.sex[i], demo.age[i]) == (
+        assert (records.view[i], records.sex[i], records.age[i]) == (
             study.view, study.anatomy.sex, study.anatomy.age,
         )  # fmt: skip
-        if study.boxed and checked < 40:
+        if study.findings_with_box and checked < 40:
             image, boxes = demo.render(study, 96)
-            np.testing.assert_array_equal(read_image(demo.images.paths[i]), image)
-            for finding in study.boxed:
-                kept = demo.boxes[i, demo.findings.index(finding)]
+            np.testing.assert_array_equal(read_image(records.images.paths[i]), image)
+            for finding in study.findings_with_box:
+                kept = records.boxes[i, records.findings.index(finding)]
                 np.testing.assert_allclose(kept, boxes[finding], atol=1e-6)
             checked += 1
     assert checked == 40
 
 
-def test_layout_is_nihs(demo: Records) -> None:
+def test_layout_is_nihs(records: Records) -> None:
     entry, boxes = (
-        (demo.root / name).read_text().splitlines()
+        (records.root / name).read_text().splitlines()
         for name in ("Data_Entry_2017.csv", "BBox_List_2017.csv")
     )
     assert entry[0] == (
@@ -94,40 +94,40 @@ def test_layout_is_nihs(demo: Records) -> None:
     assert 900 < (corners[:, :2] + corners[:, 2:]).max() <= 1024  # not the file's 96 pixels
 
 
-def test_lists_and_shares(demo: Records) -> None:
-    train, test = (set(demo.patients[demo.official_test == part]) for part in (False, True))
+def test_lists_and_shares(records: Records) -> None:
+    train, test = (set(records.patients[records.official_test == part]) for part in (False, True))
     assert train
     assert test
     assert not train & test
-    assert demo.official_test[demo.has_box.any(1)].all()
-    positives = demo.labels[demo.official_test].sum()
-    assert 0.6 < demo.has_box.sum() / positives < 0.9
-    assert 0.33 < np.mean(demo.labels.sum(1) == 0) < 0.47
-    assert (demo.labels.sum(1) > 1).sum() > 50
-    assert demo.has_box.sum(0).min() >= 8
-    assert set(demo.view) == {"AP", "PA"}
+    assert records.official_test[records.has_box.any(1)].all()
+    positives = records.labels[records.official_test].sum()
+    assert 0.6 < records.has_box.sum() / positives < 0.9
+    assert 0.33 < np.mean(records.labels.sum(1) == 0) < 0.47
+    assert (records.labels.sum(1) > 1).sum() > 50
+    assert records.has_box.sum(0).min() >= 8
+    assert set(records.view) == {"AP", "PA"}
 
 
 def test_same_arguments_same_bytes_in_any_process(tmp_path: Path) -> None:
-    demo.write(tmp_path / "one", **SMALL)
-    demo.write(tmp_path / "two", **SMALL)
+    demo.write_phantom(tmp_path / "one", **SMALL)
+    demo.write_phantom(tmp_path / "two", **SMALL)
     code = (
         "import cv2, sys; cv2.setNumThreads(1)\n"
         "from pathlib import Path\n"
         "from kacl_jax.data.phantom import demo as phantom\n"
-        f"phantom.write(Path(sys.argv[1]), **{SMALL})\n"
+        f"phantom.write_phantom(Path(sys.argv[1]), **{SMALL})\n"
     )
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(REPO)}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "three")], check=True, env=env)
     digests = {digest(tmp_path / name) for name in ("one", "two", "three")}
     assert len(digests) == 1
-    demo.write(tmp_path / "four", **{**SMALL, "seed": 4})
+    demo.write_phantom(tmp_path / "four", **{**SMALL, "seed": 4})
     assert digest(tmp_path / "four") not in digests
 
 
 def test_a_patient_does_not_depend_on_the_others(tmp_path: Path) -> None:
-    demo.write(tmp_path / "few", patients=3, size=64, seed=3)
-    demo.write(tmp_path / "more", **SMALL)
+    demo.write_phantom(tmp_path / "few", patients=3, size=64, seed=3)
+    demo.write_phantom(tmp_path / "more", **SMALL)
     for path in (tmp_path / "few" / "images").iterdir():
         assert path.read_bytes() == (tmp_path / "more" / "images" / path.name).read_bytes()
 
@@ -181,21 +181,21 @@ def test_anatomy_lies_where_it_lies_in_people() -> None:
     assert np.argmax(right_dome > level) < np.argmax(left_dome > level)  # the liver lies there
 
 
-def test_follow_ups_look_alike(demo: Records) -> None:
+def test_follow_ups_look_alike(records: Records) -> None:
     ids = np.arange(0, 300)
-    flat = np.stack([cv2.resize(read_image(demo.images.paths[i]), (32, 32)).ravel() for i in ids])
+    flat = np.stack([cv2.resize(read_image(records.images.paths[i]), (32, 32)).ravel() for i in ids])
     likeness = np.corrcoef(flat - flat.mean(0))
-    same = demo.patients[ids][:, None] == demo.patients[ids]
+    same = records.patients[ids][:, None] == records.patients[ids]
     off = ~np.eye(len(ids), dtype=bool)
     # an area under a curve: a pair of one patient is more alike than a pair of two
     assert roc_auc_score(same[off], likeness[off]) > 0.8
 
 
-def test_floors(demo: Records) -> None:
-    hits = prior_map_hits(demo)
+def test_floors(records: Records) -> None:
+    hits = prior_map_hits(records)
     assert 0.28 <= np.mean([np.mean(h > 0.1) for h in hits]) <= 0.6
     assert np.mean([np.mean(h > 0.3) for h in hits]) <= 0.42
-    assert 0.55 < np.mean(probe_auroc(demo)) <= 0.75
+    assert 0.55 < np.mean(probe_auroc(records)) <= 0.75
 
 
 def prior_map_hits(records: Records) -> list[np.ndarray]:
@@ -205,7 +205,7 @@ def prior_map_hits(records: Records) -> list[np.ndarray]:
     hits = []
     for c in range(len(records.findings)):
         ids = np.flatnonzero(records.has_box[:, c])
-        found = []
+        ious = []
         for train, test in GroupKFold(5).split(ids, groups=records.patients[ids]):
             x0, y0, x1, y1 = records.boxes[ids[train], c].T[:, :, None]
             rows, columns = (grid >= y0) & (grid < y1), (grid >= x0) & (grid < x1)
@@ -214,8 +214,8 @@ def prior_map_hits(records: Records) -> list[np.ndarray]:
             peak = parts == parts[np.unravel_index(heat.argmax(), heat.shape)]
             ys, xs = np.nonzero(peak)
             box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / side
-            found += [iou(box, records.boxes[i, c]) for i in ids[test]]
-        hits.append(np.array(found))
+            ious += [iou(box, records.boxes[i, c]) for i in ids[test]]
+        hits.append(np.array(ious))
     return hits
 
 
@@ -238,32 +238,32 @@ def probe_auroc(records: Records) -> list[float]:
 
 def test_a_finished_set_is_left_alone(tmp_path: Path) -> None:
     root = tmp_path / "set"
-    demo.write(root, **SMALL)
+    demo.write_phantom(root, **SMALL)
     times = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
-    demo.write(root, **SMALL)
+    demo.write_phantom(root, **SMALL)
     assert times == {p: p.stat().st_mtime_ns for p in root.rglob("*")}
 
 
 def test_another_set_or_other_files_are_not_overwritten(tmp_path: Path) -> None:
-    demo.write(tmp_path / "set", **SMALL)
+    demo.write_phantom(tmp_path / "set", **SMALL)
     before = digest(tmp_path / "set")
     with pytest.raises(UserError, match="another phantom"):
-        demo.write(tmp_path / "set", **{**SMALL, "seed": 4})
+        demo.write_phantom(tmp_path / "set", **{**SMALL, "seed": 4})
     assert digest(tmp_path / "set") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     with pytest.raises(UserError, match="holds other files"):
-        demo.write(tmp_path / "mine", **SMALL)
+        demo.write_phantom(tmp_path / "mine", **SMALL)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
     (tmp_path / "empty").mkdir()
-    demo.write(tmp_path / "empty", **SMALL)
+    demo.write_phantom(tmp_path / "empty", **SMALL)
     assert digest(tmp_path / "empty") == before
 
 
 @pytest.mark.parametrize("bad", [{"patients": 1}, {"size": 8}, {"seed": -1}])
 def test_impossible_numbers_are_named(tmp_path: Path, bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
-        demo.write(tmp_path / "set", **{**SMALL, **bad})
+        demo.write_phantom(tmp_path / "set", **{**SMALL, **bad})
     assert not list(tmp_path.iterdir())
 
 
@@ -273,9 +273,9 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        demo.write(tmp_path / "set", **SMALL, progress=fail)
+        demo.write_phantom(tmp_path / "set", **SMALL, progress=fail)
     assert not list(tmp_path.iterdir())
-    demo.write(tmp_path / "set", **SMALL)
+    demo.write_phantom(tmp_path / "set", **SMALL)
     assert len(read_records(tmp_path / "set").names) == len(studies(8, 3))
 
 
@@ -287,7 +287,7 @@ def test_a_killed_write_leaves_no_half_root(tmp_path: Path) -> None:
         "def progress(done, total):\n"
         "    print(done, flush=True)\n"
         "    time.sleep(60 if done == 3 else 0)\n"
-        f"phantom.write(Path(sys.argv[1]), **{SMALL}, progress=progress)\n"
+        f"phantom.write_phantom(Path(sys.argv[1]), **{SMALL}, progress=progress)\n"
     )
     root = tmp_path / "set"
     with subprocess.Popen(
@@ -298,12 +298,12 @@ def test_a_killed_write_leaves_no_half_root(tmp_path: Path) -> None:
         assert [child.stdout.readline() for _ in range(3)] == ["1\n", "2\n", "3\n"]
         child.send_signal(signal.SIGKILL)
     assert not root.exists()
-    demo.write(root, **SMALL)
+    demo.write_phantom(root, **SMALL)
     assert read_records(root).root == root
 
 
 def test_progress_counts_every_image(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    demo.write(tmp_path / "set", **SMALL, progress=lambda *counts: seen.append(counts))
+    demo.write_phantom(tmp_path / "set", **SMALL, progress=lambda *counts: seen.append(counts))
     total = len(studies(8, 3))
     assert seen == [(i, total) for i in range(1, total + 1)]

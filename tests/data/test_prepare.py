@@ -27,7 +27,7 @@ from kacl_jax.data.batches import (Batch, BrokenFiles, TrainBatches, eval_batche
 from kacl_jax.data.splits import make_split
 from kacl_jax.data.verify import check, format_problems
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.prepare import prepare
+from kacl_jax.prepare import prepare_root
 
 SIZE = 16
 SHARD = 7 * SIZE * SIZE  # seven images: small_root's 24 make four shards
@@ -48,10 +48,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_root(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`root` prepared at SIZE; read only."""
     out = tmp_path_factory.mktemp("made") / "out"
-    prepare(root=root, out=out, size=SIZE, workers=2, shard_bytes=SHARD)
+    prepare_root(root=root, out=out, size=SIZE, workers=2, shard_bytes=SHARD)
     return out
 
 
@@ -80,10 +80,10 @@ def assert_equal(one: list[Batch], other: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_both_forms_of_a_root_give_the_same_batches(root: Path, made: Path, shards: int) -> None:
+def test_both_forms_of_a_root_give_the_same_batches(root: Path, prepared_root: Path, shards: int) -> None:
     """Training over several epochs and evaluation, with broken files left out."""
     seen = {}
-    for form in (root, made):
+    for form in (root, prepared_root):
         records = read_records(form, image_size=SIZE)
         options: dict[str, Any] = {"on_error": "skip", "shard": shards - 1, "shards": shards}
         source = batches(records, SIZE, **options)
@@ -96,7 +96,7 @@ def test_both_forms_of_a_root_give_the_same_batches(root: Path, made: Path, shar
             )
         )
         seen[form] = train, evaluation, source.get_state(), list(broken.as_dict())
-    (train, evaluation, state, broken), other = seen[root], seen[made]
+    (train, evaluation, state, broken), other = seen[root], seen[prepared_root]
     assert_equal(train, other[0])
     assert_equal(evaluation, other[1])
     assert np.unique(train[0]["image"]).size > 50  # pictures, not flat grey
@@ -104,8 +104,8 @@ def test_both_forms_of_a_root_give_the_same_batches(root: Path, made: Path, shar
     assert [Path(path).name for path in broken] == ["00000003_001.png", "00000009_000.png"]
 
 
-def test_both_forms_are_the_same_data_set(root: Path, made: Path) -> None:
-    one, other = (read_records(form, image_size=SIZE) for form in (root, made))
+def test_both_forms_are_the_same_data_set(root: Path, prepared_root: Path) -> None:
+    one, other = (read_records(form, image_size=SIZE) for form in (root, prepared_root))
     assert one.checksums == other.checksums
     assert one.names.tolist() == other.names.tolist()
     assert batches(one, SIZE).steps_per_epoch == batches(other, SIZE).steps_per_epoch
@@ -118,24 +118,24 @@ def test_both_forms_are_the_same_data_set(root: Path, made: Path) -> None:
     assert len(hashes) == 1
 
 
-def test_a_broken_file_stops_training_in_both_forms(root: Path, made: Path) -> None:
-    told = []
-    for form in (root, made):
+def test_a_broken_file_stops_training_in_both_forms(root: Path, prepared_root: Path) -> None:
+    error_texts = []
+    for form in (root, prepared_root):
         records = read_records(form, image_size=SIZE)
         with pytest.raises(UserError) as caught:
             list(eval_batches(records, np.arange(24), image_size=SIZE, batch_size=4))
-        told.append(str(caught.value))
-    assert all(f"{root}/images/00000003_001.png: is empty (zero bytes)" in text for text in told)
-    assert "prepare again" in told[1]
+        error_texts.append(str(caught.value))
+    assert all(f"{root}/images/00000003_001.png: is empty (zero bytes)" in text for text in error_texts)
+    assert "prepare again" in error_texts[1]
 
 
 def test_another_image_size_is_another_data_set(
-    root: Path, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    root: Path, prepared_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="kacl_jax"):
-        records = read_records(made, image_size=SIZE)
+        records = read_records(prepared_root, image_size=SIZE)
         assert "resized again" not in caplog.text
-        shrunk = read_records(made, image_size=12)
+        shrunk = read_records(prepared_root, image_size=12)
     assert "prepared at 16 px and are resized again to 12 px" in caplog.text
 
     def settle(records: Records) -> None:
@@ -152,7 +152,7 @@ def test_another_image_size_is_another_data_set(
 
 def test_files_that_had_the_size_already_are_the_same_data_at_every_size(tmp_path: Path) -> None:
     root = small_root().write(tmp_path / "root", size=24)
-    prepare(root=root, out=tmp_path / "out", size=24, workers=1)
+    prepare_root(root=root, out=tmp_path / "out", size=24, workers=1)
     one, other = (read_records(form, image_size=16) for form in (root, tmp_path / "out"))
     assert one.checksums == other.checksums
     for i in (0, 7, 23):
@@ -164,8 +164,8 @@ def test_missing_images_are_missing_in_both_forms(tmp_path: Path) -> None:
     (root / "images" / "00000005_001.png").unlink()
     options = {"root": root, "out": tmp_path / "out", "size": SIZE, "workers": 1}
     with pytest.raises(UserError, match="of 24 images 1 are missing"):
-        prepare(**options)
-    prepare(**options, allow_missing=True)
+        prepare_root(**options)
+    prepare_root(**options, allow_missing=True)
     with pytest.raises(UserError, match="of 24 images 1 are missing: 00000005_001"):
         read_records(tmp_path / "out")
     one, other = (read_records(f, allow_missing=True) for f in (root, tmp_path / "out"))
@@ -175,7 +175,7 @@ def test_missing_images_are_missing_in_both_forms(tmp_path: Path) -> None:
 
 
 def test_real_xrays_are_kept_bit_for_bit(nih_original_root: Path, tmp_path: Path) -> None:
-    manifest = prepare(root=nih_original_root, out=tmp_path / "out", size=512, workers=2)
+    manifest = prepare_root(root=nih_original_root, out=tmp_path / "out", size=512, workers=2)
     original = read_records(nih_original_root)
     prepared = read_records(tmp_path / "out")
     assert (manifest.images, manifest.resized) == (14, 14)
@@ -183,18 +183,18 @@ def test_real_xrays_are_kept_bit_for_bit(nih_original_root: Path, tmp_path: Path
         np.testing.assert_array_equal(prepared.images.read(i, 512), resize(read_image(path), 512))
 
 
-def test_tensorflow_datasets_reads_what_was_prepared(root: Path, made: Path) -> None:
+def test_tensorflow_datasets_reads_what_was_prepared(root: Path, prepared_root: Path) -> None:
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(made / "chest_xray14" / "1.0.0")
+    builder = tfds.builder_from_directory(prepared_root / "chest_xray14" / "1.0.0")
     source = builder.as_data_source("images")
     names = [record["name"].decode() for record in source]
-    assert names == (made / "images.txt").read_text().split()
+    assert names == (prepared_root / "images.txt").read_text().split()
     assert len(names) == builder.info.splits["images"].num_examples == 22
     for k in (0, 6, 7, 21):  # across the seams of the shards
         expected = resize(read_image(root / "images" / names[k]), SIZE)
         np.testing.assert_array_equal(source[k]["image"][..., 0], expected)
-    assert len(list((made / "chest_xray14" / "1.0.0").glob("*.array_record-*-of-00004"))) == 4
+    assert len(list((prepared_root / "chest_xray14" / "1.0.0").glob("*.array_record-*-of-00004"))) == 4
 
 
 # ---- interrupted, repeated, refused
@@ -206,7 +206,7 @@ from kacl_jax.data.prepared import builder
 from kacl_jax.runtime import bucket_files
 
 root, out, shard_bytes, where = sys.argv[1:]
-prepare.prepare.__kwdefaults__["shard_bytes"] = int(shard_bytes)
+prepare.prepare_root.__kwdefaults__["shard_bytes"] = int(shard_bytes)
 
 def dying(owner, name, calls, number=signal.SIGKILL):
     real, count = getattr(owner, name), 0
@@ -223,7 +223,7 @@ if where == "while decoding":
 elif where == "gently":
     dying(builder, "read_image", 5, signal.SIGTERM)
 elif where == "while packing":
-    dying(whole, "same_content", 3)
+    dying(bucket_files, "link_or_copy", 3)
 elif where == "before the manifest":
     dying(prepare.Manifest, "to_json", 1)
 code = prepare.main([f"--root={root}", f"--out={out}", "--size=16", "--workers=1"])
@@ -248,7 +248,7 @@ def child(root: Path, out: Path, where: str) -> subprocess.CompletedProcess[str]
 
 
 def test_a_killed_preparation_goes_on_to_the_same_bytes(
-    root: Path, made: Path, tmp_path: Path
+    root: Path, prepared_root: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     killed = child(root, out, "while decoding")
@@ -268,47 +268,47 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
     done = child(root, out, "nowhere")
     assert done.returncode == 0, done.stderr
     assert "Going on: 24 of 24 images are finished" in done.stderr
-    assert content(out) == content(made)
-    (shard, *_) = sorted((out / "chest_xray14" / "1.0.0").glob("*.array_record-*"))
-    assert shard.stat().st_ino == first  # the part that the killed run had finished
+    assert content(out) == content(prepared_root)
+    (first_shard, *_) = sorted((out / "chest_xray14" / "1.0.0").glob("*.array_record-*"))
+    assert first_shard.stat().st_ino == first  # the part that the killed run had finished
 
 
-def test_a_part_that_rotted_meanwhile_is_made_again(root: Path, made: Path, tmp_path: Path) -> None:
+def test_a_part_that_rotted_meanwhile_is_made_again(root: Path, prepared_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert child(root, out, "while packing").returncode == -signal.SIGKILL
     spoil(out / "prepare" / "00001.array_record")
     (out / "prepare" / "00002.array_record").unlink()
-    prepare(root=root, out=out, size=SIZE, workers=3, shard_bytes=SHARD)
-    assert content(out) == content(made)
+    prepare_root(root=root, out=out, size=SIZE, workers=3, shard_bytes=SHARD)
+    assert content(out) == content(prepared_root)
 
 
 def test_a_finished_set_is_left_alone_and_another_job_refused(
-    root: Path, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    root: Path, prepared_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in prepared_root.rglob("*")}
     with caplog.at_level(logging.INFO, logger="kacl_jax"):
-        prepare(root=root, out=made, size=SIZE, workers=1)
+        prepare_root(root=root, out=prepared_root, size=SIZE, workers=1)
     assert "already prepared" in caplog.text
     with pytest.raises(UserError, match="was prepared at 16 px, not at 20 px; give another folder"):
-        prepare(root=root, out=made, size=20, workers=1)
+        prepare_root(root=root, out=prepared_root, size=20, workers=1)
     other = tmp_path / "other"
     shutil.copytree(root, other)
     with pytest.raises(UserError, match=f"was prepared from {root}, not from {other}"):
-        prepare(root=other, out=made, size=SIZE, workers=1)
+        prepare_root(root=other, out=prepared_root, size=SIZE, workers=1)
     with pytest.raises(UserError, match="holds other files"):
-        prepare(root=root, out=root, size=SIZE, workers=1)
+        prepare_root(root=root, out=root, size=SIZE, workers=1)
     with pytest.raises(UserError, match="is itself prepared"):
-        prepare(root=made, out=tmp_path / "out", size=SIZE, workers=1)
-    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+        prepare_root(root=prepared_root, out=tmp_path / "out", size=SIZE, workers=1)
+    assert {path: path.stat().st_mtime_ns for path in prepared_root.rglob("*")} == before
 
 
 def test_changed_tables_are_another_job(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "root")
-    prepare(root=tmp_path / "root", out=tmp_path / "out", size=SIZE, workers=1)
+    prepare_root(root=tmp_path / "root", out=tmp_path / "out", size=SIZE, workers=1)
     table = tmp_path / "root" / "Data_Entry_2017.csv"
     table.write_text(table.read_text().replace("M,PA", "F,PA"))
     with pytest.raises(UserError, match=r"prepared when Data_Entry_2017\.csv of .* read otherwise"):
-        prepare(root=tmp_path / "root", out=tmp_path / "out", size=SIZE, workers=1)
+        prepare_root(root=tmp_path / "root", out=tmp_path / "out", size=SIZE, workers=1)
 
 
 def test_a_small_disk_is_told_before_anything_is_written(
@@ -316,9 +316,9 @@ def test_a_small_disk_is_told_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=24_000_000))
     with pytest.raises(UserError, match=r"needs 0\.1 GB more and its disk has 0\.0 GB left"):
-        prepare(root=root, out=tmp_path / "out", size=2000, workers=1)
+        prepare_root(root=root, out=tmp_path / "out", size=2000, workers=1)
     assert not list(tmp_path.iterdir())
-    prepare(root=root, out=tmp_path / "out", size=SIZE, workers=1)
+    prepare_root(root=root, out=tmp_path / "out", size=SIZE, workers=1)
 
 
 def test_two_preparations_of_one_folder_do_not_mix(root: Path, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_two_preparations_of_one_folder_do_not_mix(root: Path, tmp_path: Path) -
     with (out / "prepare" / "job.json").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is preparing"):
-            prepare(root=root, out=out, size=SIZE, workers=1, shard_bytes=SHARD)
+            prepare_root(root=root, out=out, size=SIZE, workers=1, shard_bytes=SHARD)
 
 
 # ---- damage
@@ -342,18 +342,18 @@ def spoil(path: Path, at: float = 0.5) -> None:
 
 
 @pytest.fixture
-def damaged(made: Path, tmp_path: Path) -> Path:
-    """A copy of `made`, to be damaged."""
-    return Path(shutil.copytree(made, tmp_path / "copy"))
+def damaged(prepared_root: Path, tmp_path: Path) -> Path:
+    """A copy of `prepared_root`, to be damaged."""
+    return Path(shutil.copytree(prepared_root, tmp_path / "copy"))
 
 
 def shard(root: Path, k: int) -> Path:
     return root / "chest_xray14" / "1.0.0" / f"chest_xray14-images.array_record-{k:05d}-of-00004"
 
 
-def test_a_sound_set_verifies(made: Path) -> None:
+def test_a_sound_set_verifies(prepared_root: Path) -> None:
     seen: list[tuple[int, int]] = []
-    report = check(made, progress=lambda done, of: seen.append((done, of)))
+    report = check(prepared_root, progress=lambda done, of: seen.append((done, of)))
     (problem,) = report.problems  # the two files that were broken already
     assert "00000003_001.png is empty (zero bytes) (when the data were prepared" in str(problem)
     assert problem.count == 2
@@ -363,18 +363,18 @@ def test_a_sound_set_verifies(made: Path) -> None:
     assert summary["sizes"] == {"16x16": 22}
 
 
-def test_flipped_bits_are_named_and_never_seen(damaged: Path, made: Path) -> None:
+def test_flipped_bits_are_named_and_never_seen(damaged: Path, prepared_root: Path) -> None:
     """Wherever the bit is: verify names the file, and reading gives the right picture or an error."""
-    truth = read_records(made).images
-    good = shard(made, 2).read_bytes()
+    truth = read_records(prepared_root).images
+    good = shard(prepared_root, 2).read_bytes()
     used = np.flatnonzero(np.frombuffer(good, np.uint8))  # the rest of the file is padding
     refused = []
     for at in used[:: len(used) // 20]:
         spoilt = bytearray(good)
         spoilt[at] ^= 1
         shard(damaged, 2).write_bytes(spoilt)
-        told = format_problems(check(damaged).problems)
-        assert "sha256 is another: " + shard(Path(), 2).as_posix() in told
+        error_text = format_problems(check(damaged).problems)
+        assert "sha256 is another: " + shard(Path(), 2).as_posix() in error_text
         images = read_records(damaged).images
         for i in (15, 18):
             try:
@@ -394,11 +394,11 @@ def test_every_damaged_file_is_told_when_the_set_is_opened(damaged: Path) -> Non
         file.write("more.png\n")
     with pytest.raises(UserError) as caught:
         read_records(damaged)
-    told = str(caught.value)
-    assert "2 problem(s)" in told
-    assert "images.txt: is missing or damaged" in told
-    assert "00001-of-00004 (" in told
-    assert "00003-of-00004 (it is missing)" in told
+    error_text = str(caught.value)
+    assert "2 problem(s)" in error_text
+    assert "images.txt: is missing or damaged" in error_text
+    assert "00001-of-00004 (" in error_text
+    assert "00003-of-00004 (it is missing)" in error_text
 
 
 def test_a_damaged_manifest_and_other_text_files_are_told(damaged: Path) -> None:
@@ -442,29 +442,29 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
     return "gs://bucket/nih"
 
 
-def test_a_bucket_gets_the_same_bytes(root: Path, made: Path, bucket: str, tmp_path: Path) -> None:
-    prepare(root=root, out=bucket, size=SIZE, workers=2, shard_bytes=SHARD)
-    out = bucket_files.opened(bucket, "--out")
-    found = {
+def test_a_bucket_gets_the_same_bytes(root: Path, prepared_root: Path, bucket: str, tmp_path: Path) -> None:
+    prepare_root(root=root, out=bucket, size=SIZE, workers=2, shard_bytes=SHARD)
+    out = bucket_files.open_folder(bucket, "--out")
+    files = {
         str(path).removeprefix(f"{bucket}/"): path.read_bytes()
         for path in [*out.glob("*"), *out.glob("*/*/*")]
         if path.is_file()
     }
-    assert found == content(made)
+    assert files == content(prepared_root)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="the driver is there")
 def test_a_bucket_without_its_driver_is_told(root: Path) -> None:
     with pytest.raises(UserError, match=r"--out=gs://b/nih needs a driver.*gcsfs"):
-        prepare(root=root, out="gs://b/nih", size=SIZE, workers=1)
+        prepare_root(root=root, out="gs://b/nih", size=SIZE, workers=1)
 
 
 def test_a_path_of_no_known_kind_is_told(root: Path) -> None:
     with pytest.raises(UserError, match="--out=floppy://b is no path"):
-        prepare(root=root, out="floppy://b", size=SIZE, workers=1)
+        prepare_root(root=root, out="floppy://b", size=SIZE, workers=1)
 
 
 def test_a_root_in_a_bucket_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--root=gs://b/nih: .* copy them there first"):
-        prepare(root="gs://b/nih", out=tmp_path / "out", size=SIZE, workers=1)
+        prepare_root(root="gs://b/nih", out=tmp_path / "out", size=SIZE, workers=1)
     assert not (tmp_path / "out").exists()

@@ -146,12 +146,12 @@ def test_shares_of_boxes_are_nested(nih: Records) -> None:
         s = split(nih, "B", box_share=share)
         assert not (before & ~s.annotated).any()
         boxed = patients(nih, s.train) & patients(nih, nih.has_box.any(1))
-        given = patients(nih, s.annotated.any(1))
-        assert len(given) == round(share * len(boxed))
+        annotated_patients = patients(nih, s.annotated.any(1))
+        assert len(annotated_patients) == round(share * len(boxed))
         # All of a patient's boxes or none; the parts do not depend on the share.
-        whole = nih.has_box & np.isin(nih.patients, ids_of(given))[:, None]
-        whole[np.setdiff1d(np.arange(len(whole)), s.train)] = False
-        np.testing.assert_array_equal(s.annotated, whole)
+        expected = nih.has_box & np.isin(nih.patients, ids_of(annotated_patients))[:, None]
+        expected[np.setdiff1d(np.arange(len(expected)), s.train)] = False
+        np.testing.assert_array_equal(s.annotated, expected)
         for part in ("train", "val", "test", "scored"):
             np.testing.assert_array_equal(getattr(s, part), getattr(full, part))
         before = s.annotated
@@ -269,7 +269,7 @@ def test_nothing_leaks_in_afterwards(records: Records) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, error_text",
     [
         ({"train": np.array([], int)}, "train part has no images"),
         ({"test": np.array([], int), "scored": None, "floors": ()}, "test part has no images"),
@@ -281,10 +281,10 @@ def test_nothing_leaks_in_afterwards(records: Records) -> None:
         ({"protocol": "D"}, "no protocol 'D'"),
     ],
 )
-def test_nonsense_cannot_be_built(records: Records, change: dict[str, Any], told: str) -> None:
+def test_nonsense_cannot_be_built(records: Records, change: dict[str, Any], error_text: str) -> None:
     s = split(records, "C", box_share=0.0)
     change = {k: np.zeros_like(s.scored) if v is None else v for k, v in change.items()}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=error_text):
         dataclasses.replace(s, **change)
 
 
@@ -292,7 +292,7 @@ def test_nonsense_cannot_be_built(records: Records, change: dict[str, Any], told
 
 
 @pytest.mark.parametrize(
-    "protocol, change, told",
+    "protocol, change, error_text",
     [
         ("A", {"box_share": 0.5}, "--config.data.box_share=0"),
         ("D", {}, "protocol must be A, B or C"),
@@ -307,9 +307,9 @@ def test_nonsense_cannot_be_built(records: Records, change: dict[str, Any], told
     ],
 )
 def test_bad_requests_are_told(
-    records: Records, protocol: str, change: dict[str, Any], told: str
+    records: Records, protocol: str, change: dict[str, Any], error_text: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=error_text):
         split(records, protocol, **change)
 
 

@@ -199,9 +199,9 @@ def test_batch_norm_its_gradient_and_statistics_are_those_of_flax(
     stats = {name: rng.uniform(0.5, 2, 7).astype(np.float32) for name in ("mean", "var")}
     results = []
     for train in (True, False):
-        ours = batch_norm("bn", train=train, epsilon=1e-3, dtype=dtype, axis_name=None)
+        package_layer = batch_norm("bn", train=train, epsilon=1e-3, dtype=dtype, axis_name=None)
         flax = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-3, dtype=dtype)
-        for layer in (ours, flax):
+        for layer in (package_layer, flax):
 
             def apply(params: Any, x: Any, layer: Any = layer) -> Any:
                 variables = {"params": params, "batch_stats": stats}
@@ -210,12 +210,12 @@ def test_batch_norm_its_gradient_and_statistics_are_those_of_flax(
             out = pulled(lambda *a, apply=apply: apply(*a)[0], params, x)
             assert out[0].dtype == dtype
             results.append((out, jax.jit(apply)(params, x)[1]))
-    for found, expected in (results[:2], results[2:]):
+    for actual, expected in (results[:2], results[2:]):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(
                 a.astype(np.float32), b.astype(np.float32), rtol=tolerance, atol=tolerance
             ),
-            found,
+            actual,
             expected,
         )
 
@@ -269,9 +269,9 @@ def test_image_batch_norm_on_four_devices_is_that_of_the_global_batch() -> None:
         return lambda v, x: net.apply(v, x, True, mutable=["batch_stats"])
 
     expected = jax.jit(step(alone))(variables, images)
-    found = on_four_devices(step(spread), variables, images)
+    actual = on_four_devices(step(spread), variables, images)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), actual, expected
     )
     moved = jax.tree.map(
         lambda a, b: np.abs(a - b).max(), expected[1], {"batch_stats": variables["batch_stats"]}
@@ -298,10 +298,12 @@ def test_the_batch_norm_gradient_on_four_devices_is_that_of_the_global_batch() -
 
     flax = nn.BatchNorm(False, momentum=0.9, epsilon=1e-5)
     expected = jax.jit(partial(gradients, layer=flax, axis=None))(params, x, weight)
-    ours = batch_norm("bn", train=True, epsilon=1e-5, dtype=jnp.float32, axis_name="data")
-    found = on_four_devices(partial(gradients, layer=ours, axis="data"), params, x, weight)
+    package_layer = batch_norm("bn", train=True, epsilon=1e-5, dtype=jnp.float32, axis_name="data")
+    actual = on_four_devices(
+        partial(gradients, layer=package_layer, axis="data"), params, x, weight
+    )
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), actual, expected
     )
 
 
@@ -323,10 +325,10 @@ def test_a_kernels_gradient_on_four_devices_is_the_sum_over_the_global_batch(
         return x, jax.grad(lambda v: total((layer.apply(v, x) ** 2).sum()))(v)
 
     expected = jax.jit(lambda v, x: gradient(v, x, lambda value: value))(variables, x)[1]
-    found = on_four_devices(
+    actual = on_four_devices(
         lambda v, x: gradient(v, x, lambda value: jax.lax.psum(value, "data")), variables, x
     )[1]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), actual, expected)
 
 
 def test_masked_batch_norm_on_four_devices_with_uneven_and_empty_shares() -> None:

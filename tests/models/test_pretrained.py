@@ -46,12 +46,12 @@ def published_shapes(encoder: str) -> dict[str, tuple[int, ...]]:
     counts, bottleneck = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}[
         encoder
     ]
-    found: dict[str, tuple[int, ...]] = {}
+    layer_shapes: dict[str, tuple[int, ...]] = {}
 
     def conv_bn(conv: str, bn: str, out: int, inside: int, kernel: int) -> None:
-        found[f"{conv}.weight"] = (out, inside, kernel, kernel)
+        layer_shapes[f"{conv}.weight"] = (out, inside, kernel, kernel)
         for leaf in ("weight", "bias", "running_mean", "running_var"):
-            found[f"{bn}.{leaf}"] = (out,)
+            layer_shapes[f"{bn}.{leaf}"] = (out,)
 
     conv_bn("conv1", "bn1", 64, 3, 7)
     inside = 64
@@ -66,8 +66,8 @@ def published_shapes(encoder: str) -> dict[str, tuple[int, ...]]:
             for number, (features, kernel) in enumerate(plan, 1):
                 conv_bn(f"{at}.conv{number}", f"{at}.bn{number}", features, inside, kernel)
                 inside = features
-    found |= {"fc.weight": (1000, inside), "fc.bias": (1000,)}
-    return found
+    layer_shapes |= {"fc.weight": (1000, inside), "fc.bias": (1000,)}
+    return layer_shapes
 
 
 @pytest.fixture(scope="session")
@@ -84,8 +84,8 @@ def image_encoder_only(variables: Any) -> Any:
     return {c: {"image_encoder": variables[c]["image_encoder"]} for c in variables}
 
 
-def assert_close(name: str, found: np.ndarray, wanted: np.ndarray) -> None:
-    error = np.abs(found - wanted).max() / np.abs(wanted).max()
+def assert_close(name: str, actual: np.ndarray, expected: np.ndarray) -> None:
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
     assert error < 2e-5, f"{name}: relative error {error:.1e}"
 
 
@@ -122,8 +122,8 @@ def test_every_layer_computes_what_pytorch_does(
         names = [key.removeprefix("eval/") for key in golden if key.startswith("eval/")]
         assert len(names) == {"resnet18": 10, "resnet50": 18, "efficientnet_lite0": 19}[encoder]
         for name in names:
-            found = out if name == "out" else layers[name]
-            assert_close(name, seeded.sample(name, found), golden[f"eval/{name}"])
+            actual = out if name == "out" else layers[name]
+            assert_close(name, seeded.sample(name, actual), golden[f"eval/{name}"])
 
 
 def test_training_mode_moves_batch_norm_as_pytorch_measures_its_batch(
@@ -147,13 +147,13 @@ def test_training_mode_moves_batch_norm_as_pytorch_measures_its_batch(
     with np.load(GOLDEN / "encoder_resnet18.npz") as golden:
         for block, content in before.items():
             for bn in content if block != "bn1" else [None]:
-                theirs = "bn1" if bn is None else block.replace("_", ".") + f".{bn}"
-                theirs = theirs.replace("downsample_bn", "downsample.1")
+                published_name = "bn1" if bn is None else block.replace("_", ".") + f".{bn}"
+                published_name = published_name.replace("downsample_bn", "downsample.1")
                 for leaf in ("mean", "var"):
                     old = (content if bn is None else content[bn])[leaf][:8]
                     new = (after[block] if bn is None else after[block][bn])[leaf][:8]
-                    wanted = 0.9 * old + 0.1 * golden[f"{leaf}/{theirs}"]
-                    np.testing.assert_allclose(new, wanted, rtol=2e-4, atol=2e-5)
+                    expected = 0.9 * old + 0.1 * golden[f"{leaf}/{published_name}"]
+                    np.testing.assert_allclose(new, expected, rtol=2e-4, atol=2e-5)
                     checked += 1
     assert checked == 2 * 20
 
@@ -183,10 +183,10 @@ def test_data_parallel_prefixes_and_counters_are_tolerated(tmp_path: Path) -> No
     wrapped = {f"module.{name}": value for name, value in plain.items()}
     wrapped["module.bn1.num_batches_tracked"] = np.array(3)
     save_file(wrapped, tmp_path / "w.safetensors")
-    found = pretrained.load(
+    loaded = pretrained.load(
         str(tmp_path / "w.safetensors"), encoder="resnet18", variables=shapes("resnet18")
     )
-    kernel = found["params"]["image_encoder"]["layer4_1"]["conv2"]["kernel"]
+    kernel = loaded["params"]["image_encoder"]["layer4_1"]["conv2"]["kernel"]
     np.testing.assert_array_equal(kernel, plain["layer4.1.conv2.weight"].transpose(2, 3, 1, 0))
 
 
@@ -262,7 +262,7 @@ def test_a_good_spec_passes_the_check(resnet_files: dict[str, Path]) -> None:
 @pytest.mark.parametrize("name", ["tiny_zip.pth", "tiny_legacy.pth"])
 def test_both_formats_that_torch_writes_are_read_exactly(name: str) -> None:
     base = np.arange(24, dtype=np.float32)
-    wanted = {
+    expected = {
         "plain": base,
         "permuted": base.reshape(2, 3, 4).transpose(2, 0, 1),
         "view_a": base[:6].reshape(2, 3),
@@ -272,11 +272,11 @@ def test_both_formats_that_torch_writes_are_read_exactly(name: str) -> None:
         "scalar": np.array(7),
         "empty": np.zeros((0, 3), np.float32),
     }
-    found = read_pth(GOLDEN / name)
-    assert list(found) == list(wanted)
-    for key, value in wanted.items():
-        assert found[key].dtype == value.dtype
-        np.testing.assert_array_equal(found[key], value, strict=True)
+    tensors = read_pth(GOLDEN / name)
+    assert list(tensors) == list(expected)
+    for key, value in expected.items():
+        assert tensors[key].dtype == value.dtype
+        np.testing.assert_array_equal(tensors[key], value, strict=True)
 
 
 class Payload:
@@ -443,11 +443,13 @@ def test_torchvision_is_downloaded_once_and_verified_at_each_start(
     assert site.requests == [f"/models/{name}"]
     assert "downloading http://127.0.0.1" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "kacl_jax").iterdir()] == [name]
-    wanted = pretrained.load(
+    expected = pretrained.load(
         str(resnet_files["resnet18"]), encoder="resnet18", variables=shapes("resnet18")
     )
-    for found in (first, load_torchvision()):
-        pairs = jax.tree.map(np.array_equal, image_encoder_only(found), image_encoder_only(wanted))
+    for loaded in (first, load_torchvision()):
+        pairs = jax.tree.map(
+            np.array_equal, image_encoder_only(loaded), image_encoder_only(expected)
+        )
         assert jax.tree.all(pairs)
     assert len(site.requests) == 1
 

@@ -23,7 +23,7 @@ import pytest
 import tiny_run
 from same_run import assert_same_run, config, metric_lines
 
-from kacl_jax.data.batches import own_images, own_shards
+from kacl_jax.data.batches import images_of_shards, shards_of_process
 from kacl_jax.feedback.result import Result
 from kacl_jax.feedback.state import (
     Pending,
@@ -99,7 +99,7 @@ def started(
     shutil.copytree(root, broken)
     c = config(broken, data__shards=SHARDS)
     split = experiment.read_data(c, folder)[1]
-    for image in own_images(split.train, range(1, 2), SHARDS):  # of process 1 alone
+    for image in images_of_shards(split.train, range(1, 2), SHARDS):  # of process 1 alone
         (broken / "images" / split.names[image]).write_bytes(b"no picture")
 
     def chain(data: Path, workdir: Path, flags: tuple[str, ...], *ats: tuple[str, str]) -> Any:
@@ -334,7 +334,7 @@ def test_a_process_that_stays_alone_says_so() -> None:
 def test_every_image_belongs_to_one_process(processes: int) -> None:
     train_ids = np.arange(100, 141)
     parts = [
-        own_images(train_ids, own_shards(4, index=i, processes=processes), 4)
+        images_of_shards(train_ids, shards_of_process(4, index=i, processes=processes), 4)
         for i in range(processes)
     ]
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), train_ids)

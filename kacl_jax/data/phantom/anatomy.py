@@ -1,8 +1,8 @@
-"""The healthy chest of the embedded demo set: its shapes, and how an X-ray adds them up.
+"""The healthy chest of the embedded demo set: its shapes, and the frame that draws them.
 
 Body frame: u runs to the image's right (the patient's left) from the midline, v runs down from the
-image's top; both in units of the image side before the pose moves them. Opacity is additive, as
-attenuation along a ray is; the film's tone curve in `phantom_film.py` turns it into grey levels.
+image's top; both in units of the image side, before the pose moves them. Opacities add up, like
+attenuation along a ray; the tone curve in `film.py` turns their sum into grey levels.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 SIDES = (-1, 1)  # image left (the patient's right lung), image right
-TIP = 0.125  # |u| of the lungs' tips
-_SHIFT = 4  # cv2 draws at 1/16 pixel
+LUNG_TIP_U = 0.125  # |u| of the lungs' tips
+_SUBPIXEL_BITS = 4  # cv2 draws with coordinates in 1/16 pixel
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Anatomy:
     fat: float  # extra soft tissue at the flanks
     bone: float  # bone contrast
     bubble: float  # half width of the gastric air bubble, 0 without one
-    bowel: np.ndarray  # [n 4] gas below: u, v, half width, half height
+    bowel: np.ndarray  # [n 4] gas in the bowel: u, v, half width, half height
     jaw: bool  # whether the chin reaches into the picture
     pacemaker: bool
-    vessels: tuple[np.ndarray, ...]  # per level of branching: polylines [n p 2] (u v)
+    vessels: tuple[np.ndarray, ...]  # one array of polylines [n p 2] (u v) per level of branching
     clutter: np.ndarray  # [12 12] low-frequency unevenness of the tissue
 
 
@@ -57,57 +57,60 @@ class Frame:
 
     def __init__(self, size: int, pose: Pose) -> None:
         angle = np.deg2rad(pose.rotation)
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         self.size = size
-        self._matrix = turn * pose.scale
+        self._matrix = rotation * pose.scale
         self._centre = np.array([0.5, 0.45]) + np.asarray(pose.shift)
         grid = (np.arange(size) + 0.5) / size
         x, y = (grid - self._centre[0])[None, :], (grid - self._centre[1])[:, None]
-        back = np.linalg.inv(self._matrix)
-        self.u = (back[0, 0] * x + back[0, 1] * y).astype(np.float32)  # body frame, per pixel
-        self.v = (back[1, 0] * x + back[1, 1] * y + 0.45).astype(np.float32)
+        inverse = np.linalg.inv(self._matrix)
+        # Body coordinates of every pixel, [h w] each.
+        self.u = (inverse[0, 0] * x + inverse[0, 1] * y).astype(np.float32)
+        self.v = (inverse[1, 0] * x + inverse[1, 1] * y + 0.45).astype(np.float32)
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Body points [p 2] to pixel corners coordinates [p 2]."""
+        """Body points [p 2] → pixel coordinates [p 2], 0 at the corner of the first pixel."""
         body = np.asarray(points, np.float64) - np.array([0.0, 0.45])
         return np.asarray((body @ self._matrix.T + self._centre) * self.size)
 
-    def _fixed(self, points: np.ndarray) -> np.ndarray:
-        return np.round((self.pixels(points) - 0.5) * (1 << _SHIFT)).astype(np.int32)
+    def _to_fixed_point(self, points: np.ndarray) -> np.ndarray:
+        return np.round((self.pixels(points) - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
 
     def soften(self, image: np.ndarray, sigma: float) -> np.ndarray:
         """Gaussian blur; sigma in image sides."""
         return cv2.GaussianBlur(image, (0, 0), max(sigma * self.size, 0.3))
 
     def fill(self, *outlines: np.ndarray, soft: float = 0.002) -> np.ndarray:
-        """Inside of closed outlines [p 2], 0 to 1."""
+        """Mask of the inside of closed outlines [p 2], values 0 to 1."""
         canvas = np.zeros((self.size, self.size), np.uint8)
         for outline in outlines:
-            cv2.fillPoly(canvas, [self._fixed(outline)], 255, cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(canvas, [self._to_fixed_point(outline)], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
         return self.soften(canvas.astype(np.float32) / 255, soft)
 
     def stroke(
         self, curves: Sequence[np.ndarray] | np.ndarray, width: float, soft: float = 0.0015
     ) -> np.ndarray:
-        """Lines along open curves, 0 to 1; a line thinner than a pixel is drawn fainter."""
+        """Mask of lines along open curves, values 0 to 1; a line thinner than a pixel is fainter."""
         canvas = np.zeros((self.size, self.size), np.uint8)
         pixels = width * self.size
         grey = int(255 * min(1.0, pixels))
-        if isinstance(curves, np.ndarray):  # one transform for all
-            fixed = list(self._fixed(curves.reshape(-1, 2)).reshape(curves.shape))
+        if isinstance(curves, np.ndarray):  # transform all curves in one call
+            polylines = list(self._to_fixed_point(curves.reshape(-1, 2)).reshape(curves.shape))
         else:
-            fixed = [self._fixed(curve) for curve in curves]
-        cv2.polylines(canvas, fixed, False, grey, max(1, round(pixels)), cv2.LINE_AA, _SHIFT)
+            polylines = [self._to_fixed_point(curve) for curve in curves]
+        cv2.polylines(
+            canvas, polylines, False, grey, max(1, round(pixels)), cv2.LINE_AA, _SUBPIXEL_BITS
+        )
         return self.soften(canvas.astype(np.float32) / 255, soft)
 
     def depth(self, mask: np.ndarray, reach: float) -> np.ndarray:
-        """Thickness of a rounded body seen from the front: 0 at its rim, to 1 over `reach`."""
+        """Thickness of a rounded body seen from the front: rises from 0 at its rim to 1 over `reach`."""
         distance = cv2.distanceTransform((mask > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
         rounded = (1 - np.exp(-distance / (reach * self.size))).astype(np.float32)
         return self.soften(rounded, 0.004)
 
     def field(self, grid: np.ndarray) -> np.ndarray:
-        """A smooth field from a small grid of values."""
+        """Interpolates a small grid of values to a smooth image."""
         side = (self.size, self.size)
         return cv2.resize(grid.astype(np.float32), side, interpolation=cv2.INTER_CUBIC)
 
@@ -116,8 +119,8 @@ def smooth(points: Sequence[tuple[float, float]], rounds: int = 3) -> np.ndarray
     """Cuts the corners of a closed outline (Chaikin) until it is round."""
     p = np.asarray(points, np.float64)
     for _ in range(rounds):
-        after = np.roll(p, -1, 0)
-        p = np.stack([0.75 * p + 0.25 * after, 0.25 * p + 0.75 * after], 1).reshape(-1, 2)
+        following = np.roll(p, -1, 0)
+        p = np.stack([0.75 * p + 0.25 * following, 0.25 * p + 0.75 * following], 1).reshape(-1, 2)
     return p
 
 
@@ -125,14 +128,14 @@ def mirror(points: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(points, np.float64) * np.array([side, 1.0])
 
 
-def lateral(a: Anatomy, v: np.ndarray) -> np.ndarray:
-    """|u| of the rib cage's inside at height v; it narrows to the lung's tip at the apex."""
+def lateral_wall(a: Anatomy, v: np.ndarray) -> np.ndarray:
+    """|u| of the rib cage's inside at height v; it narrows to LUNG_TIP_U at the apex."""
     t = np.clip((v - a.apex) / (a.base - a.apex), 0, 1)
-    return np.asarray(TIP + (a.width - TIP) * (1 - (1 - t) ** 2.3) ** 0.58)
+    return np.asarray(LUNG_TIP_U + (a.width - LUNG_TIP_U) * (1 - (1 - t) ** 2.3) ** 0.58)
 
 
-def dome(a: Anatomy, side: int, x: np.ndarray) -> np.ndarray:
-    """v of the hemidiaphragm at |u| = x: a dome with a steep costophrenic fall."""
+def diaphragm_dome(a: Anatomy, side: int, x: np.ndarray) -> np.ndarray:
+    """v of the hemidiaphragm at |u| = x: a dome that falls steeply at the costophrenic angle."""
     f = (x - 0.06) / (a.width - 0.06) - 0.42
     top = a.base + (a.left_drop if side > 0 else 0.0)
     return np.asarray(top + np.where(f > 0, 0.20, 0.16) * f**2 + 0.55 * np.clip(f, 0, 1) ** 6)
@@ -142,12 +145,12 @@ def lung_outline(a: Anatomy, side: int) -> np.ndarray:
     """Closed outline [p 2] of one lung."""
     t = np.linspace(0, 1, 28) ** 2.2
     v = a.apex + t * (a.base - a.apex)
-    outer = np.stack([lateral(a, v), v], 1)
+    outer = np.stack([lateral_wall(a, v), v], 1)
     x = np.linspace(a.width, 0.06, 24)
-    floor = np.stack([x, dome(a, side, x)], 1)
+    floor = np.stack([x, diaphragm_dome(a, side, x)], 1)
     inner_t = np.linspace(1, 0, 28) ** 2.2
-    near = np.sqrt(1 - (1 - np.clip(inner_t / 0.17, 0, 1)) ** 2)
-    inner_x = TIP - (TIP - 0.052) * near + 0.03 * inner_t
+    narrowing = np.sqrt(1 - (1 - np.clip(inner_t / 0.17, 0, 1)) ** 2)
+    inner_x = LUNG_TIP_U - (LUNG_TIP_U - 0.052) * narrowing + 0.03 * inner_t
     inner = np.stack([inner_x, a.apex + inner_t * (a.base - a.apex)], 1)
     return mirror(np.concatenate([outer, floor, inner]), side)
 
@@ -178,26 +181,26 @@ def mediastinum_outline(a: Anatomy) -> np.ndarray:
     return np.concatenate([np.stack([u_left, v], 1), np.stack([-u_right, v], 1)[::-1]])
 
 
-def ribs(a: Anatomy, side: int) -> tuple[np.ndarray, np.ndarray]:
+def rib_arcs(a: Anatomy, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Posterior arcs [10 p 2] and anterior arcs [8 p 2] of one side, upper ribs first."""
     i = np.arange(10)[:, None]
     f = np.linspace(0, 1, 20)
     start = a.apex + a.rib_gap * i
     drop = a.rib_slope * (0.55 + 0.075 * i)
     end = start + drop
-    reach = np.maximum(lateral(a, end) + 0.012, 0.16 + 0.02 * i)
+    reach = np.maximum(lateral_wall(a, end) + 0.012, 0.16 + 0.02 * i)
     u = 0.03 + (reach - 0.03) * np.sin(f * np.pi / 2) ** 0.9
     v = start - 0.022 * np.sin(np.pi * np.minimum(f * 1.4, 1)) + drop * f**2.2
-    behind = mirror(np.stack([u, v], -1), side)
+    posterior = mirror(np.stack([u, v], -1), side)
     u = reach + (0.13 + 0.012 * i - reach) * f**1.25
     v = end + (0.045 + 0.012 * i) * f + 0.045 * np.sin(np.pi * f / 2)
-    return behind, mirror(np.stack([u, v], -1)[:8], side)
+    return posterior, mirror(np.stack([u, v], -1)[:8], side)
 
 
 def grow_vessels(
     rng: np.random.Generator, apex: float, base: float, width: float
 ) -> tuple[np.ndarray, ...]:
-    """Branching markings from both hila: polylines [n p 2], one array per level."""
+    """Lung vessels that branch from both hila: polylines [n p 2], one array per level."""
     fan = np.linspace(-1.35, 1.45, 10)
     side = np.repeat(SIDES, len(fan)).astype(np.float64)
     angle = np.tile(fan, 2) + rng.normal(0, 0.10, 2 * len(fan))
@@ -208,23 +211,23 @@ def grow_vessels(
     levels = []
     steps = np.linspace(0, 1, 6)
     for _ in range(4):
-        bent = angle[:, None] + rng.normal(0, 0.35, (len(angle), 1)) * steps
-        heading = np.stack([side[:, None] * np.cos(bent), np.sin(bent)], -1)
+        heading_angle = angle[:, None] + rng.normal(0, 0.35, (len(angle), 1)) * steps
+        heading = np.stack([side[:, None] * np.cos(heading_angle), np.sin(heading_angle)], -1)
         path = np.cumsum(heading * length[:, None, None] / 5, 1)
         path = start[:, None] + path - path[:, :1]
         levels.append(path)
-        # two go on from the tip, one leaves half way
-        at = np.tile([5, 5, 3], len(angle))
+        # two branches start at the end, one at the middle
+        branch_point = np.tile([5, 5, 3], len(angle))
         parent = np.repeat(np.arange(len(angle)), 3)
         turn = np.tile([0.28, -0.32, 0.6], len(angle)) * rng.uniform(0.5, 1.5, len(parent))
         turn[2::3] *= rng.choice([-1, 1], len(angle))
-        start, angle = path[parent, at], bent[parent, at] + turn
+        start, angle = path[parent, branch_point], heading_angle[parent, branch_point] + turn
         length, side = length[parent] * rng.uniform(0.5, 0.85, len(parent)), side[parent]
     return tuple(levels)
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """A patient's body, drawn once and kept for all follow-ups."""
+    """A random body; a patient keeps it in all follow-ups."""
     sex = "F" if rng.random() < 0.45 else "M"
     apex, base = rng.uniform(0.105, 0.15), rng.uniform(0.63, 0.72)
     width = rng.uniform(0.295, 0.35) + (0.012 if sex == "M" else 0.0)
@@ -258,6 +261,6 @@ def _draw_bowel(rng: np.random.Generator, base: float) -> np.ndarray:
     return np.stack([u, v, *rng.uniform(0.015, 0.045, (2, count))], 1)
 
 
-def breathe(a: Anatomy, rise: float) -> Anatomy:
-    """The same body with the diaphragm `rise` higher (a shallower breath)."""
+def raise_diaphragm(a: Anatomy, rise: float) -> Anatomy:
+    """The same body with its diaphragm higher by `rise`, as in a shallower breath."""
     return replace(a, base=a.base - rise)

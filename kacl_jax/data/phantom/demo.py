@@ -1,8 +1,8 @@
 """The embedded demo set: a procedural chest phantom on disk in NIH's own layout.
 
-It stands in where NIH's X-rays are not at hand, so that everything after the reader is the same
-code. `phantom_anatomy` holds the body, `phantom_film` the X-ray, `phantom_findings` the signs and
-their boxes; here patients are drawn, their images planned, rendered and written.
+It replaces NIH's X-rays where they are not available; all code after the reader is the same for both.
+`anatomy` has the body, `film` the X-ray, `findings` the signs and their boxes. This module plans
+patients and studies at random, renders the images and writes the files.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from kacl_jax.data.phantom.anatomy import Anatomy, Frame, Pose
 from kacl_jax.data.phantom.findings import Finding
 from kacl_jax.runtime.errors import UserError
 
-DRAWING = 2  # raise it when any picture changes: older sets on disk are then not taken for new ones
-MANIFEST = "phantom.json"
-# Dealt to pairs of patients in turn, so that small sets hold every finding too. None: healthy.
-DECK = (
+DRAWING_VERSION = (
+    2  # increase it when any picture changes, so that no old set on disk is taken for a new one
+)
+MANIFEST_FILE = "phantom.json"
+# The main finding of each pair of patients, in turn, so that small sets have every finding too. None: healthy.
+FINDING_DECK = (
     "Infiltration", None, "Effusion", "Nodule", None, "Cardiomegaly", "Pneumothorax", None,
     "Atelectasis", "Mass", None, "Pneumonia", None, "Infiltration", "Effusion", None,
     "Atelectasis", "Nodule", None, "Cardiomegaly", None, "Mass", "Pneumonia", None, "Pneumothorax",
 )  # fmt: skip
-BOXED = 0.75  # share of a test image's findings that get a box in the CSV
+BOXED_SHARE = 0.75  # share of a test image's findings that get a box in the CSV
 ENTRY_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
@@ -42,7 +44,7 @@ BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that one image is drawn from."""
+    """Everything that determines one image."""
 
     name: str
     patient: int
@@ -52,19 +54,19 @@ class Study:
     pose: Pose
     exposure: film.Exposure
     findings: tuple[Finding, ...]
-    boxed: tuple[str, ...]  # findings whose box is published
+    findings_with_box: tuple[str, ...]  # findings whose box is in BBox_List_2017.csv
     seed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Patient:
-    """What a patient's studies share."""
+    """What all studies of a patient have in common."""
 
     number: int
     anatomy: Anatomy
     shift: tuple[float, float]
     scale: float
-    portable: bool  # mostly filmed in bed
+    portable: bool  # most of the films are taken in bed
     chronic: tuple[Finding, ...]
 
 
@@ -77,56 +79,58 @@ def plan_patient(number: int, seed: int) -> tuple[Study, ...]:
         shift=(rng.normal(0, 0.02), rng.normal(0.01, 0.025)),
         scale=rng.uniform(0.92, 1.24),
         portable=bool(rng.random() < 0.35),
-        chronic=_chronic_findings(rng, DECK[(number // 2) % len(DECK)]),
+        chronic=_chronic_findings(rng, FINDING_DECK[(number // 2) % len(FINDING_DECK)]),
     )
     count = int(min(rng.geometric(0.45) + (rng.random() < 0.4), 7))
     return tuple(_plan_study(patient, follow_up, seed) for follow_up in range(count))
 
 
-def in_test(number: int) -> bool:
+def is_test_patient(number: int) -> bool:
     """Whether a patient is in the official test list."""
     return number % 2 == 0
 
 
-def _chronic_findings(rng: np.random.Generator, first: str | None) -> tuple[Finding, ...]:
-    if first is None:
+def _chronic_findings(rng: np.random.Generator, main: str | None) -> tuple[Finding, ...]:
+    if main is None:
         return ()
     count = int(rng.choice([0, 1, 2], p=[0.5, 0.35, 0.15]))
-    others = rng.permutation([name for name in FINDINGS_8 if name != first])[:count]
-    # mostly in opposite lungs, so that one seldom hides another
+    secondary = rng.permutation([name for name in FINDINGS_8 if name != main])[:count]
+    # mostly in opposite lungs, so that one finding seldom hides another
     side = int(rng.choice(anatomy.SIDES))
     sides = (side, -side if rng.random() < 0.8 else side, int(rng.choice(anatomy.SIDES)))
     return tuple(
-        Finding(str(name), float(rng.uniform(0.15, 1)), at, int(rng.integers(2**31)))
-        for name, at in zip((first, *others), sides, strict=False)
+        Finding(str(name), float(rng.uniform(0.15, 1)), side, int(rng.integers(2**31)))
+        for name, side in zip((main, *secondary), sides, strict=False)
     )
 
 
 def _plan_study(patient: _Patient, follow_up: int, seed: int) -> Study:
     rng = np.random.default_rng([seed, patient.number, follow_up])
     portable = patient.portable != (rng.random() < 0.2)
-    findings = tuple(
+    study_findings = tuple(
         replace(f, severity=float(np.clip(f.severity + rng.normal(0, 0.12), 0.05, 1)))
         for f in patient.chronic
         if rng.random() < 0.85
     )
     rise = rng.uniform(0.02, 0.07) if portable else rng.uniform(-0.005, 0.015)
-    moved = np.asarray(patient.shift) + rng.normal(0, 0.012, 2)
-    boxable = in_test(patient.number)
+    shift = np.asarray(patient.shift) + rng.normal(0, 0.012, 2)
+    is_test = is_test_patient(patient.number)
     return Study(
         name=f"{patient.number:08d}_{follow_up:03d}.png",
         patient=patient.number,
         follow_up=follow_up,
-        anatomy=anatomy.breathe(patient.anatomy, rise),
+        anatomy=anatomy.raise_diaphragm(patient.anatomy, rise),
         view="AP" if portable else "PA",
         pose=Pose(
             rotation=rng.normal(0, 2.5 if portable else 1.2),
-            shift=(float(moved[0]), float(moved[1])),
+            shift=(float(shift[0]), float(shift[1])),
             scale=patient.scale * rng.uniform(0.98, 1.02) * (1.04 if portable else 1.0),
         ),
         exposure=film.draw_exposure(rng, portable),
-        findings=findings,
-        boxed=tuple(f.name for f in findings if boxable and rng.random() < BOXED),
+        findings=study_findings,
+        findings_with_box=tuple(
+            f.name for f in study_findings if is_test and rng.random() < BOXED_SHARE
+        ),
         seed=(seed, patient.number, follow_up),
     )
 
@@ -134,44 +138,44 @@ def _plan_study(patient: _Patient, follow_up: int, seed: int) -> Study:
 def render(
     study: Study, size: int, *, without: tuple[str, ...] = ()
 ) -> tuple[np.ndarray, dict[str, tuple[float, float, float, float]]]:
-    """Image uint8 [size size] and the box of each drawn finding (fractions, half-open).
+    """Image uint8 [size size] and the box of each visible finding (fractions, half-open).
 
-    `without` leaves findings out and nothing else changes: same body, same exposure, same noise.
+    `without` leaves findings out; body, exposure and noise stay the same.
     """
     a, frame = study.anatomy, Frame(size, study.pose)
     portable = study.view == "AP"
-    drawn = [f for f in study.findings if f.name not in without]
+    visible = [f for f in study.findings if f.name not in without]
     ratio = a.heart_ratio + (0.03 if portable else 0.0)
     boxes = {}
-    for finding in drawn:
+    for finding in visible:
         if finding.name == "Cardiomegaly":
-            ratio = findings.widened_heart(finding) + (0.03 if portable else 0.0)
+            ratio = findings.cardiomegaly_ratio(finding) + (0.03 if portable else 0.0)
             boxes[finding.name] = findings.heart_box(a, frame, ratio)
     chest = film.draw_chest(a, frame, heart_ratio=ratio, raised_arms=not portable)
     air_left = np.ones((size, size), np.float32)
-    clear, extra = np.zeros_like(air_left), np.zeros_like(air_left)
-    for finding in drawn:
+    lucency, lines = np.zeros_like(air_left), np.zeros_like(air_left)
+    for finding in visible:
         if finding.name != "Cardiomegaly":
             sign = findings.draw_finding(finding, a, frame, chest)
             boxes[finding.name] = sign.box
-            air_left *= 1 - sign.fill
-            clear = np.maximum(clear, sign.clear)
-            extra += sign.extra
-    air = chest.air * air_left * (1 + 0.4 * clear)
-    markings = chest.markings * (1 - clear) * (0.4 + 0.6 * air_left)
-    opacity = chest.rest - film.AIR * air + markings + extra
+            air_left *= 1 - sign.opacification
+            lucency = np.maximum(lucency, sign.lucency)
+            lines += sign.lines
+    air = chest.air * air_left * (1 + 0.4 * lucency)
+    markings = chest.markings * (1 - lucency) * (0.4 + 0.6 * air_left)
+    opacity = chest.rest - film.LUNG_AIR_OPACITY * air + markings + lines
     rng = np.random.default_rng([*study.seed, 1])
     opacity = opacity + film.draw_devices(rng, frame, a, portable)
     marker = film.draw_marker(rng, size, portable)
     return film.develop(opacity, marker, study.exposure, [*study.seed, 2]), boxes
 
 
-def write_demo(root: Path, progress: Callable[[int, int], None] | None = None) -> None:
-    """The set behind configs/demo.py: 1,174 images of 470 patients, 45 MB, half a minute. See `write`."""
-    write(root, patients=470, size=256, seed=1, progress=progress)
+def write_demo_set(root: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Writes the set of configs/demo.py: 1,174 images of 470 patients, 45 MB, in half a minute."""
+    write_phantom(root, patients=470, size=256, seed=1, progress=progress)
 
 
-def write(
+def write_phantom(
     root: Path,
     *,
     patients: int,
@@ -179,12 +183,13 @@ def write(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes the set in NIH's layout: images/, Data_Entry_2017.csv, BBox_List_2017.csv, both lists.
+    """Writes a phantom set in NIH's layout: images/, Data_Entry_2017.csv, BBox_List_2017.csv, both lists.
 
-    The same arguments give the same bytes. `root` appears complete or not at all; a root that holds
-    this very set already is left alone. `progress` is called with (images done, images in all).
+    The same arguments give the same bytes. `root` gets its name only when the set is complete; a root
+    that already holds the same set is not changed. `progress` is called with (images done, all images).
 
-    Raises UserError when root holds anything else, or for numbers that make no set.
+    Raises:
+        UserError: `root` holds anything else, or a number is out of range.
     """
     if patients < 2 or size < 64 or seed < 0:
         raise UserError(
@@ -192,42 +197,42 @@ def write(
             f"got patients={patients}, size={size}, seed={seed}."
         )
     root = Path(root).absolute()
-    manifest = {"drawing": DRAWING, "patients": patients, "size": size, "seed": seed}
-    if _holds(root, manifest):
+    manifest = {"drawing": DRAWING_VERSION, "patients": patients, "size": size, "seed": seed}
+    if _holds_same_set(root, manifest):
         return
     partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_set(partial, patients, size, seed, progress)
-        (partial / MANIFEST).write_text(json.dumps(manifest) + "\n")
+        _write_files(partial, patients, size, seed, progress)
+        (partial / MANIFEST_FILE).write_text(json.dumps(manifest) + "\n")
         try:
             partial.replace(root)
         except OSError:
-            # another process may have finished the same set first
-            if not _holds(root, manifest):
+            # another process may have finished the same set meanwhile
+            if not _holds_same_set(root, manifest):
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _holds(root: Path, manifest: dict[str, int]) -> bool:
-    """Whether root holds this set; raises UserError if it holds something else."""
+def _holds_same_set(root: Path, manifest: dict[str, int]) -> bool:
+    """Whether `root` holds this set; False if it is empty or missing, UserError if it holds something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    there = root / MANIFEST
-    if not there.is_file():
+    manifest_path = root / MANIFEST_FILE
+    if not manifest_path.is_file():
         raise UserError(f"{root} holds other files; name an empty or new folder for the phantom.")
-    found = json.loads(there.read_text())
-    if found != manifest:
+    existing = json.loads(manifest_path.read_text())
+    if existing != manifest:
         raise UserError(
-            f"{root} holds another phantom ({found}, wanted {manifest}); remove it or name a new "
+            f"{root} holds another phantom ({existing}, wanted {manifest}); remove it or name a new "
             f"folder."
         )
     return True
 
 
-def _write_set(
+def _write_files(
     folder: Path,
     patients: int,
     size: int,
@@ -239,11 +244,11 @@ def _write_set(
     box_rows: list[list[str]] = []
     for done, study in enumerate(studies, 1):
         image, boxes = render(study, size)
-        good, png = cv2.imencode(".png", image)
-        if not good:
+        success, png = cv2.imencode(".png", image)
+        if not success:
             raise OSError(f"cv2 could not encode {study.name}")
         (folder / "images" / study.name).write_bytes(png.tobytes())
-        for name in study.boxed:
+        for name in study.findings_with_box:
             label = "Infiltrate" if name == "Infiltration" else name
             box = to_nih_pixels(np.asarray(boxes[name], np.float64))
             box_rows.append([study.name, label, *(f"{float(x):.6f}" for x in box), "", "", ""])
@@ -255,15 +260,17 @@ def _write_set(
 def _write_tables(folder: Path, studies: list[Study], box_rows: list[list[str]], size: int) -> None:
     with (folder / "Data_Entry_2017.csv").open("w", newline="") as file:
         file.write(ENTRY_HEADER + "\n")
-        rows = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n")
         spacing = round(0.143 * 2500 / size, 6)
         for s in studies:
             labels = "|".join(sorted(f.name for f in s.findings)) or "No Finding"
-            who = [s.patient, s.anatomy.age, s.anatomy.sex]
-            rows.writerow([s.name, labels, s.follow_up, *who, s.view, size, size, spacing, spacing])
+            person = [s.patient, s.anatomy.age, s.anatomy.sex]
+            writer.writerow(
+                [s.name, labels, s.follow_up, *person, s.view, size, size, spacing, spacing]
+            )
     with (folder / "BBox_List_2017.csv").open("w", newline="") as file:
         file.write(BOX_HEADER + "\n")
         csv.writer(file, lineterminator="\n").writerows(box_rows)
     for name, test in (("train_val_list.txt", False), ("test_list.txt", True)):
-        listed = [s.name for s in studies if in_test(s.patient) is test]
-        (folder / name).write_text("\n".join(listed))
+        names = [s.name for s in studies if is_test_patient(s.patient) is test]
+        (folder / name).write_text("\n".join(names))

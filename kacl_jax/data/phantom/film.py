@@ -1,4 +1,4 @@
-"""From a body to a film in the embedded demo set: opacities added up, devices, exposure, noise."""
+"""X-rays a body of the embedded demo set: adds up opacities, then devices, exposure and noise."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from kacl_jax.data.phantom import anatomy
 from kacl_jax.data.phantom.anatomy import SIDES, Anatomy, Frame
 
-AIR = 0.62  # opacity that a full lung takes away
+LUNG_AIR_OPACITY = 0.62  # opacity that the air of a fully inflated lung removes
 
 
 @dataclass(frozen=True)
 class Chest:
-    """Opacity of a healthy chest, taken apart where a finding changes it. All float32 [h w]."""
+    """Opacities of a healthy chest, one array for each part that findings change. All float32 [h w]."""
 
-    lungs: dict[int, np.ndarray]  # side -> mask, 0 to 1
-    air: np.ndarray  # 0 to 1, share of the ray's full lung
+    lungs: dict[int, np.ndarray]  # side → mask, values 0 to 1
+    air: np.ndarray  # 0 to 1, air along the ray, 1 in a fully inflated lung
     markings: np.ndarray  # vessels in the lungs
-    rest: np.ndarray  # everything else
+    rest: np.ndarray  # bones, soft tissue, gas in the abdomen
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """How the film was taken: `low` and `high` opacity of the window, and its defects."""
+    """How the film was exposed: the window from `low` to `high` opacity, and the film's defects."""
 
     low: float
     high: float
@@ -58,15 +58,15 @@ def _torso(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
 def _bones(a: Anatomy, frame: Frame, raised_arms: bool) -> np.ndarray:
     """Ribs, clavicles, shoulder blades, arms and spine."""
     total = np.zeros((frame.size, frame.size), np.float32)
-    behind, front = (
-        np.concatenate(arcs) for arcs in zip(*(anatomy.ribs(a, s) for s in SIDES), strict=True)
+    posterior, anterior = (
+        np.concatenate(arcs) for arcs in zip(*(anatomy.rib_arcs(a, s) for s in SIDES), strict=True)
     )
     rib = 0.020
     half = np.array([0.0, rib / 2])
-    total += 0.095 * frame.stroke(behind, rib, 0.003)
-    total += 0.045 * frame.stroke(np.concatenate([behind - half, behind + half]), 0.003)
-    total += 0.060 * frame.stroke(front, rib * 1.2, 0.0035)
-    total += 0.020 * frame.stroke(np.concatenate([front - half, front + half]), 0.003)
+    total += 0.095 * frame.stroke(posterior, rib, 0.003)
+    total += 0.045 * frame.stroke(np.concatenate([posterior - half, posterior + half]), 0.003)
+    total += 0.060 * frame.stroke(anterior, rib * 1.2, 0.0035)
+    total += 0.020 * frame.stroke(np.concatenate([anterior - half, anterior + half]), 0.003)
     total *= np.where(frame.v > a.base + 0.05, 0.55, 0.9).astype(np.float32)
     top = a.apex + 0.085
     collar = np.array([[0.030, top + 0.014], [0.07, top - 0.006], [0.12, top - 0.016],
@@ -106,14 +106,14 @@ def _spine(a: Anatomy, frame: Frame) -> np.ndarray:
                 for t, w in zip(tops, width, strict=True) for s in SIDES]  # fmt: skip
     spines = [np.array([[0, t + 0.024], [0.001, t + 0.038]]) for t in tops]
     return (
-        0.05 * frame.fill(_column(), soft=0.004)
+        0.05 * frame.fill(_vertebral_column(), soft=0.004)
         + 0.035 * frame.fill(*bodies, soft=0.003)
         + 0.03 * frame.stroke(pedicles, 0.012, 0.003)
         + 0.03 * frame.stroke(spines, 0.012, 0.003)
     )
 
 
-def _column() -> np.ndarray:
+def _vertebral_column() -> np.ndarray:
     return np.array([[-0.034, -0.1], [0.034, -0.1], [0.046, 1.2], [-0.046, 1.2]])
 
 
@@ -138,33 +138,37 @@ def _breasts(a: Anatomy, frame: Frame) -> np.ndarray:
         v = low - 0.09 + (0.115 + 0.5 * a.fat) * np.sin(theta)
         shapes.append(anatomy.mirror(np.stack([u, v], 1), side))
     mask = frame.fill(*shapes, soft=0.003)
-    # thickest at the lower fold, fading upwards
+    # thickest at the lower fold, thinner upwards
     fade = np.clip((frame.v - (low - 0.2)) / 0.2, 0, 1)
     return (0.06 + 0.9 * a.fat) * mask * fade
 
 
 def draw_chest(a: Anatomy, frame: Frame, *, heart_ratio: float, raised_arms: bool) -> Chest:
-    """The healthy chest (apart from its heart's width) as opacities."""
+    """Opacities of a chest that is healthy, apart from the width of its heart."""
     lungs = {s: frame.fill(anatomy.lung_outline(a, s), soft=0.0025) for s in SIDES}
-    both = lungs[-1] + lungs[1]
+    both_lungs = lungs[-1] + lungs[1]
     heart = frame.fill(anatomy.heart_outline(a, heart_ratio), soft=0.006)
-    middle = frame.fill(anatomy.mediastinum_outline(a), soft=0.005)
-    solid = 1 - (1 - 0.80 * heart) * (1 - 0.85 * middle)
-    thick = 0.5 + 0.5 * frame.depth(both, 0.05)
-    # the bases lie behind more soft tissue
-    thick = thick * (1 - 0.26 * np.clip((frame.v - a.apex) / (a.base - a.apex) - 0.25, 0, 1))
-    air = both * thick * (1 - solid)
+    mediastinum = frame.fill(anatomy.mediastinum_outline(a), soft=0.005)
+    solid = 1 - (1 - 0.80 * heart) * (1 - 0.85 * mediastinum)
+    thickness = 0.5 + 0.5 * frame.depth(both_lungs, 0.05)
+    # more soft tissue lies in front of the lung bases
+    thickness = thickness * (
+        1 - 0.26 * np.clip((frame.v - a.apex) / (a.base - a.apex) - 0.25, 0, 1)
+    )
+    air = both_lungs * thickness * (1 - solid)
     trunk = _torso(a, frame, raised_arms)
-    below = np.clip((frame.v - a.base) / 0.12, 0, 1) * (1 - both)
+    below = np.clip((frame.v - a.base) / 0.12, 0, 1) * (1 - both_lungs)
     rest = 0.90 * trunk + 0.14 * below * trunk
     rest += _bones(a, frame, raised_arms) * (1 - 0.5 * heart)
-    rest += 0.07 * frame.depth(heart, 0.10) * heart + 0.08 * middle * np.clip(frame.v / 0.4, 0.2, 1)
+    rest += 0.07 * frame.depth(heart, 0.10) * heart + 0.08 * mediastinum * np.clip(
+        frame.v / 0.4, 0.2, 1
+    )
     rest += _breasts(a, frame) * (1 - 0.8 * below) - _airways(a, frame) * trunk
     rest += 0.020 * frame.field(a.clutter) * trunk
     rest -= _gas(a, frame)
     if a.jaw:
         rest += 0.35 * frame.fill(_chin(), soft=0.008)
-    return Chest(lungs, air, _markings(a, frame) * both * (1 - 0.75 * solid), rest)
+    return Chest(lungs, air, _markings(a, frame) * both_lungs * (1 - 0.75 * solid), rest)
 
 
 def _chin() -> np.ndarray:
@@ -199,7 +203,7 @@ def _markings(a: Anatomy, frame: Frame) -> np.ndarray:
 
 
 def draw_devices(rng: np.random.Generator, frame: Frame, a: Anatomy, portable: bool) -> np.ndarray:
-    """Side marker, leads and lines: opacity [h w]. They say nothing about the findings."""
+    """Opacity [h w] of ECG leads, lines and a pacemaker. They are independent of the findings."""
     total = np.zeros((frame.size, frame.size), np.float32)
     if rng.random() < (0.45 if portable else 0.1):
         for _ in range(int(rng.integers(2, 5))):
@@ -232,7 +236,7 @@ def _bezier(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> np.ndarray:
 
 
 def draw_marker(rng: np.random.Generator, size: int, portable: bool) -> np.ndarray:
-    """The lead letter of the technician and, on portable films, a word: 0 to 1 [h w]."""
+    """The technician's lead letter L or R and, on some portable films, a word: values 0 to 1 [h w]."""
     canvas = np.zeros((size, size), np.uint8)
     letter, x = (
         ("L", rng.uniform(0.86, 0.94)) if rng.random() < 0.8 else ("R", rng.uniform(0.03, 0.1))
@@ -260,20 +264,22 @@ def draw_exposure(rng: np.random.Generator, portable: bool) -> Exposure:
 
 
 def develop(opacity: np.ndarray, marker: np.ndarray, e: Exposure, seed: list[int]) -> np.ndarray:
-    """Opacity to grey levels uint8 [h w]. Nothing here depends on the picture's statistics, so a
-    finding changes pixels only where it was drawn."""
+    """Opacity → grey levels uint8 [h w].
+
+    Nothing here depends on the picture's statistics, so a finding changes pixels only where it is drawn.
+    """
     size = opacity.shape[0]
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
-    lit = opacity + e.tilt[0] * ramp[None, :] + e.tilt[1] * ramp[:, None]
-    x = (lit - e.low) / (e.high - e.low)
-    # soft shoulders instead of clipping, as film and detector have
+    exposed = opacity + e.tilt[0] * ramp[None, :] + e.tilt[1] * ramp[:, None]
+    x = (exposed - e.low) / (e.high - e.low)
+    # a curve with soft ends instead of clipping, as in films and detectors
     grey = 1 / (1 + np.exp(-5.2 * (x - 0.5)))
     grey = np.clip((grey - 0.07) / 0.86, 0, None) ** e.gamma
     grey = grey * (1 - e.haze) + e.haze * 0.62 * np.clip(opacity / 0.4, 0, 1)
     rng = np.random.default_rng(seed)
-    fine = rng.standard_normal((size, size), np.float32)
-    fine = cv2.GaussianBlur(fine, (0, 0), 0.6) * 1.6
-    grey = grey + e.noise * fine * (0.5 + 0.5 * np.sqrt(np.clip(1 - grey, 0, 1)))
+    noise = rng.standard_normal((size, size), np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), 0.6) * 1.6
+    grey = grey + e.noise * noise * (0.5 + 0.5 * np.sqrt(np.clip(1 - grey, 0, 1)))
     grey = np.maximum(grey, 0.92 * marker)
     left, top, right, bottom = (round(m * size) for m in e.border)
     frame = np.zeros_like(grey)

@@ -1,8 +1,8 @@
-"""The writing side of a prepared data set: part files, and the tensorflow-datasets builder for them.
+"""Writes a prepared data set: part files, and the tensorflow-datasets builder that turns parts into shards.
 
-tensorflow-datasets throws a half-built set away, so each part is made first, on its own, whole or
-not at all, already in the form in which the builder's writer would have written it. The builder
-then gives the parts their names as shards and describes them; no pixel is copied.
+tensorflow-datasets deletes a set that it could not finish. So each part is a complete file first, in the same format
+that the builder's writer would write. The builder then only links the parts under their shard names and writes its
+description of the set; it copies no pixel.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core import writer as tfds_writer
 
-from kacl_jax.data.prepared.reader import DATASET, SPLIT, sha256_of
+from kacl_jax.data.prepared.reader import DATASET, TFDS_SPLIT, file_sha256
 from kacl_jax.images.reader import BrokenImage, read_image
 from kacl_jax.images.resize import resize
 from kacl_jax.runtime import bucket_files
 
-# Pixels of X-rays shrink to 79 % at zstd:1, and reading them back then costs four times as much.
+# zstd:1 shrinks the pixels of X-rays only to 79 %, and makes reading them four times slower.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class StoppedError(Exception):
-    """`stop` was set while a part was being made; nothing of it is left."""
+    """`stop` was set while a part was being made; the incomplete part is deleted."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One finished part: `names` are its records in order, `broken` the paths that gave none."""
+    """One finished part file.
+
+    names: image names of its records, in order. broken: paths of images without a record → reason.
+    """
 
     number: int
     names: tuple[str, ...]
@@ -47,25 +50,25 @@ class Part:
     bytes: int
     sha256: str
 
-    def records(self, folder: epath.Path) -> epath.Path:
+    def record_file(self, folder: epath.Path) -> epath.Path:
         return folder / f"{self.number:05d}.array_record"
 
 
-def features(size: int) -> tfds.features.FeaturesDict:
-    """A record: its image's file name, and uint8 [size size 1]."""
+def record_features(size: int) -> tfds.features.FeaturesDict:
+    """The fields of one record: the file name of the image, and its pixels uint8 [size size 1]."""
     image = tfds.features.Tensor(shape=(size, size, 1), dtype=np.uint8, encoding="bytes")
     return tfds.features.FeaturesDict({"name": tfds.features.Text(), "image": image})
 
 
-def finished_part(folder: epath.Path, number: int) -> Part | None:
-    """The part, if it is whole and its checksum is right."""
-    told = folder / f"{number:05d}.json"
-    if not told.exists():
+def read_finished_part(folder: epath.Path, number: int) -> Part | None:
+    """The part `number` if it is complete and its checksum is right, else None."""
+    description = folder / f"{number:05d}.json"
+    if not description.exists():
         return None
-    content = json.loads(told.read_text())
+    content = json.loads(description.read_text())
     part = Part(**(content | {"names": tuple(content["names"])}))
-    records = part.records(folder)
-    return part if records.exists() and sha256_of(records) == part.sha256 else None
+    file = part.record_file(folder)
+    return part if file.exists() and file_sha256(file) == part.sha256 else None
 
 
 def make_part(
@@ -78,18 +81,18 @@ def make_part(
     stop: threading.Event,
     progress: Callable[[], Any],
 ) -> Part:
-    """Decodes and resizes `paths` into one part; `progress` is called after each.
+    """Decodes and resizes the images `paths` into one part; calls `progress` after each image.
 
     Raises:
         StoppedError: `stop` was set.
-        OSError, RuntimeError: the disk refuses.
+        OSError, RuntimeError: the disk cannot be written.
     """
     names: list[str] = []
     broken: dict[str, str] = {}
     resized = 0
-    kind = features(size)
-    serializer = example_serializer.ExampleSerializer(kind.get_serialized_info())
-    with bucket_files.draft(folder) as draft:
+    features = record_features(size)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    with bucket_files.open_draft(folder) as draft:
         writer = array_record_module.ArrayRecordWriter(str(draft), _WRITER_OPTIONS)
         for path in paths:
             if stop.is_set():
@@ -98,22 +101,22 @@ def make_part(
             try:
                 image = read_image(path)
             except BrokenImage as error:
-                broken[path.relative_to(root).as_posix()] = error.why
+                broken[path.relative_to(root).as_posix()] = error.reason
             else:
                 resized += image.shape != (size, size)
                 example = {"name": path.name, "image": resize(image, size)[..., None]}
-                record = serializer.get_tf_example(kind.encode_example(example))
+                record = serializer.get_tf_example(features.encode_example(example))
                 writer.write(record.SerializeToString(deterministic=True))
                 names.append(path.name)
             progress()
         writer.close()
         part = Part(
-            number, tuple(names), broken, resized, draft.stat().st_size, sha256_of(draft)
+            number, tuple(names), broken, resized, draft.stat().st_size, file_sha256(draft)
         )  # fmt: skip
-        bucket_files.publish(draft, part.records(folder))
-    # Last: with it the part is finished.
-    told = folder / f"{number:05d}.json"
-    bucket_files.write_text(told, json.dumps(asdict(part)), folder)
+        bucket_files.publish(draft, part.record_file(folder))
+    # Written last: a part counts as finished once this file exists.
+    description = folder / f"{number:05d}.json"
+    bucket_files.publish_text(description, json.dumps(asdict(part)), folder)
     return part
 
 
@@ -123,17 +126,17 @@ class ChestXray14(tfds.core.ShardBasedBuilder):
     VERSION = tfds.core.Version(DATASET.split("/")[1])
 
     def __init__(
-        self, *, size: int, parts: Sequence[Part] = (), folder: epath.Path | None = None, **rest: Any
+        self, *, size: int, parts: Sequence[Part] = (), folder: epath.Path | None = None, **builder_options: Any
     ) -> None:  # fmt: skip
-        """parts: those with records, in order, lying in `folder`."""
+        """parts: the parts that have records, in order; their files are in `folder`."""
         self._size, self._parts, self._folder = size, parts, folder
-        super().__init__(**rest)
+        super().__init__(**builder_options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"Chest X-rays, resized to {self._size} pixels a side.",
-            features=features(self._size),
+            features=record_features(self._size),
             disable_shuffling=True,
         )
 
@@ -141,30 +144,30 @@ class ChestXray14(tfds.core.ShardBasedBuilder):
         def entries(part: Part) -> Callable[[], Iterator[tuple[str, None]]]:
             return lambda: ((name, None) for name in part.names)
 
-        return {SPLIT: [entries(part) for part in self._parts]}
+        return {TFDS_SPLIT: [entries(part) for part in self._parts]}
 
     def _example_writer(self) -> tfds_writer.ExampleWriter:
         assert self._folder is not None
-        records = [part.records(self._folder) for part in self._parts]
-        return _PartsInPlace(self.info.file_format, iter(records))
+        files = [part.record_file(self._folder) for part in self._parts]
+        return _LinkingWriter(self.info.file_format, iter(files))
 
 
-class _PartsInPlace(tfds_writer.ExampleWriter):
-    """Writes shard after shard by giving the next part its name there."""
+class _LinkingWriter(tfds_writer.ExampleWriter):
+    """Writes each shard as a link to the next part file (a copy where links are impossible)."""
 
-    def __init__(self, file_format: Any, records: Iterator[epath.Path]) -> None:
+    def __init__(self, file_format: Any, part_files: Iterator[epath.Path]) -> None:
         super().__init__(file_format)
-        self._records = records
+        self._part_files = part_files
 
     def write(self, path: Any, examples: Any) -> None:
-        bucket_files.same_content(next(self._records), epath.Path(path))
+        bucket_files.link_or_copy(next(self._part_files), epath.Path(path))
 
 
-def pack(out: epath.Path, folder: epath.Path, parts: Sequence[Part], size: int) -> None:
-    """Lets the builder make OUT/chest_xray14/… of the parts; what an earlier attempt left is removed."""
-    home = out / DATASET.split("/")[0]
-    if home.exists():
-        home.rmtree()
+def build_dataset(out: epath.Path, folder: epath.Path, parts: Sequence[Part], size: int) -> None:
+    """Runs the builder: OUT/chest_xray14/… from the parts. Removes what an earlier attempt left there."""
+    dataset_folder = out / DATASET.split("/")[0]
+    if dataset_folder.exists():
+        dataset_folder.rmtree()
     builder = ChestXray14(
         size=size,
         parts=[part for part in parts if part.names],
@@ -172,5 +175,5 @@ def pack(out: epath.Path, folder: epath.Path, parts: Sequence[Part], size: int) 
         data_dir=out,
         file_format="array_record",
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it would tell of a download
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints messages about a download
         builder.download_and_prepare(download_dir=folder)

@@ -1,8 +1,8 @@
-"""A prepared data set on disk: its manifest, its pictures as records, and what can be wrong with it.
+"""Reads and checks a prepared data set on disk: its manifest and its pictures, which are ArrayRecord records.
 
-Layout: manifest.json (written last: with it the set is finished), images.txt (the name of each
-record), the text files of the root it was made from, and `chest_xray14/1.0.0/`, which
-tensorflow-datasets reads too. Until it is finished, `prepare/` holds the parts.
+Layout: manifest.json (written last, so a set that has it is complete), images.txt (the image name of each record),
+copies of the text files of the original root, and `chest_xray14/1.0.0/`, which tensorflow-datasets can read too.
+While the set is being prepared, `prepare/` holds the parts.
 """
 
 from __future__ import annotations
@@ -24,29 +24,32 @@ from kacl_jax.images.reader import BrokenImage
 from kacl_jax.images.resize import resize
 from kacl_jax.runtime.errors import UserError
 
-MANIFEST = "manifest.json"
-NAMES = "images.txt"
-WORK = "prepare"
+MANIFEST_FILE = "manifest.json"
+NAMES_FILE = "images.txt"
+WORK_FOLDER = "prepare"
 DATASET = "chest_xray14/1.0.0"
-SPLIT = "images"
+TFDS_SPLIT = "images"
 
-_FORMAT = 1
-_AGAIN = "prepare the data set again, or copy this file again"
+_MANIFEST_FORMAT = 1
+_HOW_TO_REPAIR = "prepare the data set again, or copy this file again"
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be prepared. Equal jobs give equal bytes, as long as nobody changes a PNG file."""
+    """What to prepare, and how. Equal jobs give equal bytes, as long as nobody changes a PNG file."""
 
     root: str
-    size: int  # pixels of a side
+    size: int  # pixels along one side
     resize: str
     tables: dict[str, str]  # file name without .gz → sha256 of its unpacked content
-    names_sha256: str  # of the names of all images, broken ones included, one a line
+    names_sha256: str  # of the names of all images, one per line; broken images count too
 
-    def difference(self, other: Job) -> str:
-        """'' or a clause: how this (what DIR holds) differs from `other` (what is asked for)."""
+    def describe_difference(self, other: Job) -> str:
+        """'' for equal jobs, else a clause for an error message.
+
+        It says how this job (the one in the folder) differs from `other` (the one that the user asks for).
+        """
         if self.root != other.root:
             return f"from {self.root}, not from {other.root}"
         if self.size != other.size:
@@ -61,7 +64,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Shard:
-    """One ArrayRecord file; `file` is its place under the prepared root."""
+    """One ArrayRecord file; `file` is its path relative to the prepared root."""
 
     file: str
     images: int
@@ -71,40 +74,44 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished prepared data set says about itself."""
+    """The content of manifest.json: how a complete prepared data set was made, and the checksums of its files."""
 
     job: Job
-    images: int  # records, broken files not counted
-    resized: int  # how many of them had another size before
+    images: int  # how many records there are; broken files have none
+    resized: int  # how many of these images had another size as PNG files
     names_sha256: str  # of images.txt
     shards: tuple[Shard, ...]
-    broken: dict[str, str]  # path of a PNG file under the job's root → why it cannot be read
+    broken: dict[str, str]  # path of a PNG file, relative to the job's root → reason
     made_by: dict[str, str]  # package → version
-    format: int = _FORMAT
+    format: int = _MANIFEST_FORMAT
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, path: Any) -> Manifest:
-        """Raises UserError where `text` (of the file `path`) is no manifest of this version."""
+        """Parses `text`, the content of the file `path`.
+
+        Raises:
+            UserError: this is not a manifest, or one of another format version.
+        """
         try:
             content = json.loads(text)
-            if content["format"] != _FORMAT:
+            if content["format"] != _MANIFEST_FORMAT:
                 raise UserError(
                     f"{path} is of format {content['format']}, this version of kacl_jax reads "
-                    f"{_FORMAT}; prepare the data set again"
+                    f"{_MANIFEST_FORMAT}; prepare the data set again"
                 )
             job = Job(**content.pop("job"))
             shards = tuple(Shard(**shard) for shard in content.pop("shards"))
             return cls(job=job, shards=shards, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}); {_AGAIN}") from error
+            raise UserError(f"{path} is damaged ({error}); {_HOW_TO_REPAIR}") from error
 
     def checksums(self, image_size: int | None) -> dict[str, str]:
-        """Name → sha256 of what makes these pictures others than the PNG files at `image_size`.
+        """One entry, label → sha256, if pictures read at `image_size` differ from those of the PNG files.
 
-        Empty where they are the same: prepared at that very size, or never resized at all.
+        Empty if they are equal: the data were prepared at this size, or preparing resized no image.
         """
         size = self.job.size
         if image_size in (None, size) or not self.resized:
@@ -118,14 +125,14 @@ class Manifest:
 
 
 def is_prepared(root: Path) -> bool:
-    """Whether this is a finished prepared data set.
+    """Whether `root` is a complete prepared data set.
 
     Raises:
-        UserError: it is an unfinished one.
+        UserError: `root` is a prepared data set that is not complete yet.
     """
-    if (root / MANIFEST).is_file():
+    if (root / MANIFEST_FILE).is_file():
         return True
-    if (root / WORK / "job.json").is_file():
+    if (root / WORK_FOLDER / "job.json").is_file():
         raise UserError(
             f"{root} is a prepared data set that was not finished; run the same "
             "`python -m kacl_jax.prepare` command again, it goes on where it stopped"
@@ -133,61 +140,67 @@ def is_prepared(root: Path) -> bool:
     return False
 
 
-class Prepared:
-    """A finished prepared data set as a store of pictures."""
+class PreparedFolder:
+    """A complete prepared data set as a store of pictures."""
 
     def __init__(self, root: Path, problems: Problems) -> None:
-        """Checks names and the size of every file, and reads no picture.
+        """Checks images.txt and the size of every record file; reads no picture.
 
         Raises:
-            UserError: the manifest itself cannot be read.
+            UserError: the manifest cannot be read.
         """
         self.root = root
-        self.manifest = Manifest.from_json((root / MANIFEST).read_text(), root / MANIFEST)
-        text = (root / NAMES).read_text() if (root / NAMES).is_file() else ""
+        self.manifest = Manifest.from_json((root / MANIFEST_FILE).read_text(), root / MANIFEST_FILE)
+        text = (root / NAMES_FILE).read_text() if (root / NAMES_FILE).is_file() else ""
         if hashlib.sha256(text.encode()).hexdigest() != self.manifest.names_sha256:
-            problems.add(NAMES, "is missing or damaged", _AGAIN)
-        self._position = {name: k for k, name in enumerate(text.splitlines())}
-        origin = Path(self.manifest.job.root)
+            problems.add(NAMES_FILE, "is missing or damaged", _HOW_TO_REPAIR)
+        self._record_index = {name: k for k, name in enumerate(text.splitlines())}
+        png_root = Path(self.manifest.job.root)
         self.broken = {
             Path(file).name: BrokenImage(
-                origin / file, f"{why} (when the data were prepared; mend it and prepare again)"
+                png_root / file,
+                f"{reason} (when the data were prepared; mend it and prepare again)",
             )
-            for file, why in self.manifest.broken.items()
+            for file, reason in self.manifest.broken.items()
         }
         for shard in self.manifest.shards:
             path = root / shard.file
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
-                found = "it is missing" if size is None else f"{size:,} bytes, not {shard.bytes:,}"
-                problems.add(MANIFEST, "names a file that is damaged", _AGAIN,
-                             f"{shard.file} ({found})")  # fmt: skip
+                state = "it is missing" if size is None else f"{size:,} bytes, not {shard.bytes:,}"
+                problems.add(MANIFEST_FILE, "names a file that is damaged", _HOW_TO_REPAIR,
+                             f"{shard.file} ({state})")  # fmt: skip
 
     def __contains__(self, name: str) -> bool:
-        return name in self._position or name in self.broken
+        return name in self._record_index or name in self.broken
 
     def select(self, names: Sequence[str]) -> PreparedImages:
-        """The pictures of `names`, all of which must be there (be it as broken)."""
-        position = np.array([self._position.get(name, -1) for name in names], np.int64)
-        broken = {k: self.broken[names[k]] for k in np.flatnonzero(position < 0).tolist()}
-        return PreparedImages(self.root, self.manifest, names, position, broken)
+        """The pictures of `names`; the set must contain every one of them, as a record or as a broken file."""
+        record_index = np.array([self._record_index.get(name, -1) for name in names], np.int64)
+        broken = {k: self.broken[names[k]] for k in np.flatnonzero(record_index < 0).tolist()}
+        return PreparedImages(self.root, self.manifest, names, record_index, broken)
 
     def checksums(self, image_size: int | None) -> dict[str, str]:
         return self.manifest.checksums(image_size)
 
-    def check_content(self, problems: Problems, read: Callable[[int], None]) -> None:
-        """Hashes every shard that is there; after each, `read` is told how many images it has."""
+    def check_content(self, problems: Problems, on_shard_done: Callable[[int], None]) -> None:
+        """Hashes every existing shard; after each shard, calls `on_shard_done` with its number of images."""
         for shard in self.manifest.shards:
             path = self.root / shard.file
-            if path.is_file() and sha256_of(path) != shard.sha256:
-                problems.add(MANIFEST, "names a file whose sha256 is another", _AGAIN, shard.file)
-            read(shard.images)
+            if path.is_file() and file_sha256(path) != shard.sha256:
+                problems.add(
+                    MANIFEST_FILE,
+                    "names a file whose sha256 is another",
+                    _HOW_TO_REPAIR,
+                    shard.file,
+                )
+            on_shard_done(shard.images)
 
 
 class PreparedImages:
-    """Pictures out of ArrayRecord files, decoded and resized beforehand. Safe to use from threads.
+    """Pictures from ArrayRecord files, which `kacl_jax.prepare` decoded and resized. Safe to use from threads.
 
-    A record carries checksums of its own: a flipped bit is an error, never another picture.
+    Every record has its own checksums, so a flipped bit raises an error and never gives a wrong picture.
     """
 
     def __init__(
@@ -195,49 +208,50 @@ class PreparedImages:
         root: Path,
         manifest: Manifest,
         names: Sequence[str],
-        position: np.ndarray,
+        record_index: np.ndarray,
         broken: dict[int, BrokenImage],
     ) -> None:
-        """names: of the images. position: int64 [n], each one's record, −1 where it is broken."""
+        """names: of the n images. record_index: int64 [n], the record of each image, −1 if the image is broken."""
         self._root, self._shards = root, manifest.shards
-        self._names, self._position, self._broken = names, position, broken
+        self._names, self._record_index, self._broken = names, record_index, broken
         self._records: Any = None
         self._lock = threading.Lock()
 
     def read(self, image_id: int | np.integer, size: int) -> np.ndarray:
-        """As `Images.read`."""
-        position = int(self._position[image_id])
-        if position < 0:
-            why = self._broken[int(image_id)]
-            raise BrokenImage(why.path, why.why)  # a new one: its traceback is the thread's own
+        """See `Images.read`."""
+        index = int(self._record_index[image_id])
+        if index < 0:
+            error = self._broken[int(image_id)]
+            # Raise a new exception each time: threads must not share one traceback.
+            raise BrokenImage(error.path, error.reason)
         try:
-            record = self._open()[position]
-        except RuntimeError as error:  # what array_record raises for files it cannot trust
+            record = self._open_records()[index]
+        except RuntimeError as error:  # array_record raises it for a damaged file
             raise UserError(
-                f"{self._root / self._shard_of(position)} is damaged ({error}); {_AGAIN} "
+                f"{self._root / self._shard_file(index)} is damaged ({error}); {_HOW_TO_REPAIR} "
                 "(--mode=verify checks all of them)"
             ) from error
         if record["name"].decode() != self._names[int(image_id)]:
-            raise UserError(f"{self._root / NAMES} and the records disagree; {_AGAIN}")
+            raise UserError(f"{self._root / NAMES_FILE} and the records disagree; {_HOW_TO_REPAIR}")
         return resize(record["image"][..., 0], size)
 
-    def _open(self) -> Any:
-        """The records as tensorflow-datasets sees them; opened at the first read."""
+    def _open_records(self) -> Any:
+        """The tensorflow-datasets data source of all records; the first call opens it."""
         with self._lock:
             if self._records is None:
-                import tensorflow_datasets as tfds  # a second, and only where pictures are read
+                import tensorflow_datasets as tfds  # takes 1 s: import only where pictures are read
 
                 builder = tfds.builder_from_directory(self._root / DATASET)
-                self._records = builder.as_data_source(SPLIT)
+                self._records = builder.as_data_source(TFDS_SPLIT)
             return self._records
 
-    def _shard_of(self, position: int) -> str:
+    def _shard_file(self, index: int) -> str:
         ends = accumulate(shard.images for shard in self._shards)
-        return next(s.file for s, end in zip(self._shards, ends, strict=True) if position < end)
+        return next(s.file for s, end in zip(self._shards, ends, strict=True) if index < end)
 
 
-def sha256_of(path: Any) -> str:
-    """Of a file's content; `path` may be an epath."""
+def file_sha256(path: Any) -> str:
+    """The sha256 of a file's content in hex; `path` is a pathlib or an epath path."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

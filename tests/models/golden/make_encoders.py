@@ -34,33 +34,33 @@ def record(
     net: torch.nn.Module, layers: dict[str, str], run: Callable[[], torch.Tensor]
 ) -> dict[str, np.ndarray]:
     """Samples of every layer's output (ours → torch's name) and of the final feature map."""
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: object, _inputs: object, output: torch.Tensor) -> None:
-            found[f"eval/{name}"] = seeded.sample(name, nhwc(output))
+            arrays[f"eval/{name}"] = seeded.sample(name, nhwc(output))
 
         return hook
 
     modules = dict(net.named_modules())
     handles = [modules[theirs].register_forward_hook(keep(ours)) for ours, theirs in layers.items()]
     with torch.no_grad():
-        found["eval/out"] = seeded.sample("out", nhwc(run()))
+        arrays["eval/out"] = seeded.sample("out", nhwc(run()))
     for handle in handles:
         handle.remove()
-    return found
+    return arrays
 
 
 def record_batch_statistics(
     net: torch.nn.Module, run: Callable[[], torch.Tensor]
 ) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: object, inputs: tuple[torch.Tensor]) -> None:
             x = inputs[0].double()
-            found[f"mean/{name}"] = x.mean((0, 2, 3)).numpy().astype(np.float32)[:8]
-            found[f"var/{name}"] = x.var((0, 2, 3), correction=0).numpy().astype(np.float32)[:8]
+            arrays[f"mean/{name}"] = x.mean((0, 2, 3)).numpy().astype(np.float32)[:8]
+            arrays[f"var/{name}"] = x.var((0, 2, 3), correction=0).numpy().astype(np.float32)[:8]
 
         return hook
 
@@ -70,7 +70,7 @@ def record_batch_statistics(
     net.train()
     with torch.no_grad():
         run()
-    return found
+    return arrays
 
 
 def resnet(name: str) -> None:
