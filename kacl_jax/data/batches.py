@@ -133,7 +133,7 @@ class TrainBatches:
         return self._iterator.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues with the very batch that followed `get_state`."""
+        """Restores the position that `get_state` returned: the same batches follow."""
         self._iterator.set_state(state)
 
 
@@ -172,7 +172,7 @@ class ShardedBatches:
         return [shard.get_state() for shard in self._shards]
 
     def set_state(self, states: list[dict[str, Any]]) -> None:
-        """Continues with the very batch that followed `get_state`."""
+        """Restores the position that `get_state` returned: the same batches follow."""
         for shard, state in zip(self._shards, states, strict=True):
             shard.set_state(state)
 
