@@ -31,7 +31,7 @@ from kacl_jax.evaluation.metrics import RESAMPLES
 from kacl_jax.evaluation.metrics.bootstrap import clusters
 from kacl_jax.evaluation.metrics.ranking import Ranked
 from kacl_jax.radiomics import extract
-from kacl_jax.report.features import compressed
+from kacl_jax.report.features import log_compress
 from kacl_jax.step import roi
 from kacl_jax.sweep.measure import patient_weights
 from kacl_jax.train.experiment import Experiment
@@ -96,7 +96,7 @@ def _radiomics(experiment: Experiment) -> dict[str, np.ndarray]:
         nowhere = np.full(len(ids), -1)
         masks, _ = rule.mark(cams, nowhere, np.zeros((len(ids), 1, 4)), ids, step=0)
         measured = extract(images, masks, bin_width=config.radiomics.bin_width)
-        found[source] = compressed(measured.features.astype(np.float64))
+        found[source] = log_compress(measured.features.astype(np.float64))
     return found
 
 

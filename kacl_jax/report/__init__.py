@@ -1,19 +1,17 @@
-"""What a person looks at: one self-contained HTML file per run, and one per sweep.
+"""The pages for people: one self-contained HTML file per run, and the parts for that of a sweep (`sweep.page`).
 
-    run_page    what a finished run is told with, gathered from its files and its last evaluation
-    sweep_page  the same for a sweep, from sweep.csv and the points' own files
-    figures     a run's charts and their captions
-    gallery     X-rays with what was found in them, beside the radiomic features that stand out
-    contrast    what the contrastive loss did, from the points' logs
-    cases       which images are shown
-    features    radiomic features of the test images' regions: which tell positives from negatives, which stand out
-    curves      what the lines of a chart go through
+    run_page    report.html of a finished run, from its files and its last evaluation
+    figures     a run's tables and charts
+    gallery     X-rays with their maps, regions and boxes, and the radiomic features of the regions
+    cases       which images the page shows
+    features    radiomic features of the test images' regions: separating positives from negatives, or unusual
+    curves      the points of the charts' lines
     charts      lines, intervals and bars as SVG
     pictures    an X-ray with its map, region and boxes as SVG
     page        template → file
 
-Every string reaches the page through jinja2's or markupsafe's escaping. The same inputs give the same bytes.
-This file and `sweep_page` import no jax.
+Every string reaches the page through the escaping of jinja2 or markupsafe. The same inputs give the same bytes.
+This file and everything that `sweep.page` uses import no jax.
 """
 
 from __future__ import annotations

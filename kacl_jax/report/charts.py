@@ -1,6 +1,6 @@
-"""Lines, intervals and bars as SVG: text stays text, colours are the page's own (style.css).
+"""Lines, intervals and bars as SVG: text stays text, and the colours come from the page's style.css.
 
-Every function returns markup whose strings are escaped.
+Every function returns markup with all strings escaped.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-Point = tuple[float, float | None]
+ChartPoint = tuple[float, float | None]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 32, 14, 8, 30  # px around the frame: room for the ticks' text
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its range, where it is marked, and what it is called."""
+    """One axis: its range, its ticks, its label, and how a tick is written."""
 
     low: float
     high: float
@@ -28,12 +28,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One line. points: (x, y), broken where y is None. style: a class of style.css.
+    """One line.
 
-    band: (x, low, high) of an interval around it.
+    points: (x, y); the line is interrupted where y is None. style: a class of style.css.
+    band: (x, low, high) of an interval around the line.
+    dots: whether each point has a dot.
     """
 
-    points: Sequence[Point]
+    points: Sequence[ChartPoint]
     style: str
     band: Sequence[tuple[float, float, float]] = field(default=())
     dots: bool = False
@@ -49,7 +51,7 @@ def line_chart(
     rules: Iterable[tuple[tuple[float, float], tuple[float, float]]] = (),
     marks: Iterable[tuple[float, float]] = (),
 ) -> Markup:
-    """Lines over two axes. rules: thin straight lines for comparison. marks: points that stand out."""
+    """Lines over two axes. rules: thin straight lines for comparison. marks: points to highlight."""
     width, height = size
     right, bottom = width - _RIGHT, height - _BOTTOM
 
@@ -64,15 +66,17 @@ def line_chart(
         parts.append(_tag("line", "rule", x1=x0, y1=y0, x2=x1, y2=y1))
     for line in lines:
         if line.band:
-            around = [(a, low) for a, low, _ in line.band]
-            around += [(a, high) for a, _, high in reversed(line.band)]
-            path = _path([at(point) for point in around])
+            border = [(a, low) for a, low, _ in line.band]
+            border += [(a, high) for a, _, high in reversed(line.band)]
+            path = _path([at(point) for point in border])
             parts.append(_tag("path", f"band {line.style}", d=path + "Z"))
     for line in lines:
-        runs = [[at(point) for point in run] for run in _runs(line.points)]
-        parts.append(_tag("path", f"line {line.style}", d="".join(map(_path, runs))))
+        pieces = [[at(point) for point in piece] for piece in _unbroken_parts(line.points)]
+        parts.append(_tag("path", f"line {line.style}", d="".join(map(_path, pieces))))
         if line.dots:
-            parts += [_tag("circle", line.style, cx=a, cy=b, r=2.6) for run in runs for a, b in run]
+            parts += [
+                _tag("circle", line.style, cx=a, cy=b, r=2.6) for piece in pieces for a, b in piece
+            ]
     for mark in marks:
         cx, cy = at(mark)
         parts.append(_tag("circle", "mark", cx=cx, cy=cy, r=4))
@@ -89,9 +93,9 @@ def _axes(
 ) -> Markup:
     parts = []
     for tick in y.ticks:
-        _, level = at((x.low, tick))
-        parts.append(_tag("line", "grid", x1=_LEFT, y1=level, x2=right, y2=level))
-        parts.append(_text(_LEFT - 5, level + 3.5, y.text(tick), "end"))
+        _, height_of_tick = at((x.low, tick))
+        parts.append(_tag("line", "grid", x1=_LEFT, y1=height_of_tick, x2=right, y2=height_of_tick))
+        parts.append(_text(_LEFT - 5, height_of_tick + 3.5, y.text(tick), "end"))
     for tick in x.ticks:
         across, _ = at((tick, y.low))
         parts.append(_tag("line", "tick", x1=across, y1=bottom, x2=across, y2=bottom + 3))
@@ -102,9 +106,9 @@ def _axes(
 
 
 def nice_axis(values: Iterable[float], label: str = "", *, zero: bool = False) -> Axis:
-    """An axis around the values with three to six round ticks; from 0 if wanted."""
-    shown = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    low, high = (0.0 if zero else min(shown)), max(shown)
+    """An axis around the values with three to six round ticks. zero: it starts at 0."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = (0.0 if zero else min(finite)), max(finite)
     if high <= low:
         low, high = low - (0 if zero else 0.5), low + (1 if zero else 0.5)
     raw = (high - low) / 4
@@ -115,7 +119,7 @@ def nice_axis(values: Iterable[float], label: str = "", *, zero: bool = False) -
     return Axis(ticks[0], ticks[-1], ticks, label)
 
 
-def track(
+def interval_chart(
     value: float | None,
     ci95: Sequence[float] | None,
     *,
@@ -125,9 +129,9 @@ def track(
     floors: Iterable[tuple[float | None, str]] = (),
     rule: float | None = None,
 ) -> Markup:
-    """A figure as a dot with its interval on a line from low to high, floors as ticks across it.
+    """A value as a dot with its interval, on a line from low to high; each floor is a tick across the line.
 
-    floors: (value, class of style.css). rule: a thin line across, such as chance.
+    floors: (value, class of style.css). rule: a thin line across, for chance, say.
     """
     width, height = 132, 18
 
@@ -147,10 +151,10 @@ def track(
     return _svg(width, height, "track", alt, parts)
 
 
-def diverging(value: float, most: float, alt: str) -> Markup:
-    """A bar from the middle to the left or right: value in [−most, most]."""
+def signed_bar(value: float, max_value: float, alt: str) -> Markup:
+    """A bar from the middle to the left (value < 0) or to the right; it ends at ±max_value."""
     width, height, middle = 120, 12, 60
-    length = min(abs(value) / most, 1) * (middle - 2)
+    length = min(abs(value) / max_value, 1) * (middle - 2)
     left = middle - length if value < 0 else middle
     style = "below" if value < 0 else "above"
     bar = _tag("rect", style, x=left, y=2, width=length, height=8)
@@ -159,11 +163,11 @@ def diverging(value: float, most: float, alt: str) -> Markup:
 
 
 def share_bar(share: float, alt: str) -> Markup:
-    """A bar whose filled part is a share of 1."""
+    """A bar; its filled part is `share` of its width."""
     width, height = 132, 12
-    whole = _tag("rect", "rest", x=0, y=2, width=width, height=8)
-    part = _tag("rect", "above", x=0, y=2, width=width * share, height=8)
-    return _svg(width, height, "track", alt, [whole, part])
+    background = _tag("rect", "rest", x=0, y=2, width=width, height=8)
+    filled = _tag("rect", "above", x=0, y=2, width=width * share, height=8)
+    return _svg(width, height, "track", alt, [background, filled])
 
 
 def _svg(width: float, height: float, style: str, alt: str, parts: Iterable[Markup]) -> Markup:
@@ -173,11 +177,11 @@ def _svg(width: float, height: float, style: str, alt: str, parts: Iterable[Mark
 
 
 def _tag(name: str, style: str, **attributes: float | str) -> Markup:
-    told = Markup("").join(
+    attribute_text = Markup("").join(
         Markup(' {}="{}"').format(key, value if isinstance(value, str) else _px(value))
         for key, value in attributes.items()
     )
-    return Markup('<{} class="{}"{}/>').format(name, style, told)
+    return Markup('<{} class="{}"{}/>').format(name, style, attribute_text)
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> Markup:
@@ -190,15 +194,15 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{_px(a)} {_px(b)}" for a, b in points) if points else ""
 
 
-def _runs(points: Iterable[Point]) -> list[list[tuple[float, float]]]:
-    """The unbroken parts of a line."""
-    runs: list[list[tuple[float, float]]] = [[]]
+def _unbroken_parts(points: Iterable[ChartPoint]) -> list[list[tuple[float, float]]]:
+    """The parts of a line between its gaps."""
+    pieces: list[list[tuple[float, float]]] = [[]]
     for a, b in points:
         if b is None or not math.isfinite(b):
-            runs.append([])
+            pieces.append([])
         else:
-            runs[-1].append((a, b))
-    return [run for run in runs if run]
+            pieces[-1].append((a, b))
+    return [piece for piece in pieces if piece]
 
 
 def _px(value: float) -> str:

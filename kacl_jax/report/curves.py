@@ -1,4 +1,4 @@
-"""What the lines of a chart go through. Pure numpy."""
+"""The points of the charts' lines. Pure numpy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 
 Curve = list[tuple[float, float]]
-_STEP = 1 / 250  # a curve's points are at least this far apart: finer than a chart shows
+_MIN_DISTANCE = (
+    1 / 250
+)  # a curve's points are at least this far apart; a chart cannot show a finer curve
 
 
 def roc_and_pr(scores: np.ndarray, labels: np.ndarray) -> tuple[Curve, Curve] | None:
     """(false positive rate, sensitivity) and (recall, precision) at every distinct score, from the highest down.
 
-    float [n], [n] of 0 and 1; None where a class is absent. Thinned to what a chart shows; the ROC curve starts at
-    (0, 0), the PR curve at its first score.
+    Both curves are thinned to what a chart can show. The ROC curve starts at (0, 0), the PR curve at its first score.
+
+    Args:
+      scores: float [n]. labels: [n] of 0 and 1.
+
+    Returns:
+      (ROC curve, PR curve); None where a class is absent.
     """
     positive = np.asarray(labels) == 1
     if positive.all() or not positive.any():
@@ -28,29 +35,29 @@ def roc_and_pr(scores: np.ndarray, labels: np.ndarray) -> tuple[Curve, Curve] | 
     recall = true / positive.sum()
     roc = [(0.0, 0.0), *zip((false / (~positive).sum()).tolist(), recall.tolist(), strict=True)]
     pr = list(zip(recall.tolist(), (true / (last + 1)).tolist(), strict=True))
-    return _thinned(roc), _thinned(pr)
+    return _thin(roc), _thin(pr)
 
 
-def _thinned(curve: Curve) -> Curve:
+def _thin(curve: Curve) -> Curve:
     kept, last = curve[:1], len(curve) - 1
     for at, point in enumerate(curve[1:], 1):
-        if at == last or math.dist(point, kept[-1]) >= _STEP:
+        if at == last or math.dist(point, kept[-1]) >= _MIN_DISTANCE:
             kept.append(point)
     return kept
 
 
 def series(
-    lines: Sequence[Mapping[str, Any]], name: str, *, most: int = 150
+    lines: Sequence[Mapping[str, Any]], name: str, *, max_points: int = 150
 ) -> list[tuple[float, float | None]]:
-    """(step, value) of one figure over logged lines, at most `most` points, each a mean of equally many lines.
+    """(step, value) of one logged value: at most `max_points` points, each the mean of equally many lines of the log.
 
-    A null (not finite) stays a gap. Lines without the figure are left out.
+    A null in the log (the value was not finite) stays a gap. Lines without the value are left out.
     """
-    found = [(line["step"], line[name]) for line in lines if name in line]
-    width = -(-len(found) // most) or 1
+    values_of_step = [(line["step"], line[name]) for line in lines if name in line]
+    width = -(-len(values_of_step) // max_points) or 1
     points: list[tuple[float, float | None]] = []
-    for start in range(0, len(found), width):
-        chunk = found[start : start + width]
+    for start in range(0, len(values_of_step), width):
+        chunk = values_of_step[start : start + width]
         values = [value for _, value in chunk]
         mean = None if None in values else sum(values) / len(values)
         points.append((chunk[-1][0], mean))

@@ -1,4 +1,4 @@
-"""Radiomic features of regions: which tell positives from negatives, and which stand out in one image.
+"""Radiomic features of regions: which separate positives from negatives, and which are unusual in one image.
 
 Axes: k regions · n images · f features.
 """
@@ -17,8 +17,8 @@ from kacl_jax.radiomics import FEATURE_NAMES, LOG_COLUMNS
 from kacl_jax.step import scaling
 
 SHUFFLES = 200
-_FEWEST = 5  # images of a class that must have a feature for it to be judged
-_SAME = 0.9  # rank correlation above which two features tell the same
+_MIN_IMAGES_PER_CLASS = 5  # a feature that fewer images of a class have is not ranked
+_MAX_RANK_CORRELATION = 0.9  # above it two features say the same, and only the better one is listed
 
 
 class Moments(NamedTuple):
@@ -28,10 +28,11 @@ class Moments(NamedTuple):
     var: np.ndarray
 
 
-class Telling(NamedTuple):
-    """One feature's ranking of images with a finding against those without.
+class DiscriminatingFeature(NamedTuple):
+    """How well one feature ranks images with a finding above or below those without it.
 
-    auroc: above .5, larger values go with the finding. images, left_out: with and without the feature (NaN).
+    auroc: above 0.5 if larger values go with the finding. images: how many have the feature; left_out: how many do
+      not (NaN).
     """
 
     name: str
@@ -41,122 +42,139 @@ class Telling(NamedTuple):
     left_out: int
 
 
-class StandsOut(NamedTuple):
-    """One feature of one region. z: against the moments, clipped to ±10; value: as measured."""
+class OutlyingFeature(NamedTuple):
+    """One feature of one region. z: by the reference moments, clipped to ±10. value: as measured."""
 
     name: str
     z: float
     value: float
 
 
-def sample(image_ids: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the images, the same ones every time, ascending."""
-    if len(image_ids) <= most:
+def sample_images(image_ids: np.ndarray, max_images: int) -> np.ndarray:
+    """At most `max_images` of the images, the same ones in every call, in ascending order."""
+    if len(image_ids) <= max_images:
         return np.sort(image_ids)
-    return np.sort(np.random.default_rng(0).choice(image_ids, most, replace=False))
+    return np.sort(np.random.default_rng(0).choice(image_ids, max_images, replace=False))
 
 
-def compressed(features: np.ndarray) -> np.ndarray:
-    """Signed log1p on the scale-like columns, as in training: float [k f]; NaN stays NaN."""
+def log_compress(features: np.ndarray) -> np.ndarray:
+    """Signed log1p of the scale-like columns, as in training: float [k f]; NaN stays NaN."""
     return np.where(LOG_COLUMNS, np.sign(features) * np.log1p(np.abs(features)), features)
 
 
-def moments(features: np.ndarray) -> Moments:
-    """Of the defined values of float [k f]; a feature that is nowhere defined has NaN."""
-    x = compressed(features)
-    there = np.isfinite(x)
-    count = there.sum(0)
-    mean = divide(np.where(there, x, 0).sum(0), count)
-    return Moments(mean, divide(np.where(there, (x - mean) ** 2, 0).sum(0), count))
+def feature_moments(features: np.ndarray) -> Moments:
+    """Mean and variance over the defined values of float [k f]; NaN for a feature that no region has."""
+    x = log_compress(features)
+    defined = np.isfinite(x)
+    n_defined = defined.sum(0)
+    mean = divide(np.where(defined, x, 0).sum(0), n_defined)
+    return Moments(mean, divide(np.where(defined, (x - mean) ** 2, 0).sum(0), n_defined))
 
 
-def standing_out(features: np.ndarray, against: Moments, most: int = 8) -> list[StandsOut]:
+def outlying_features(
+    features: np.ndarray, reference: Moments, max_features: int = 8
+) -> list[OutlyingFeature]:
     """The features of one region, float [f], with the largest |z|; undefined ones are left out."""
-    row = (compressed(features), *against)
+    row = (log_compress(features), *reference)
     z = np.asarray(scaling.z_score(*map(jnp.asarray, row)), np.float64)
-    # A column without spread is 0 to z_score, whatever its value.
-    there = np.isfinite(features) & np.isfinite(against.mean)
-    order = sorted(np.flatnonzero(there), key=lambda i: -abs(z[i]))
-    return [StandsOut(FEATURE_NAMES[i], float(z[i]), float(features[i])) for i in order[:most]]
+    # z_score gives 0 to a column without variance, whatever the value is.
+    defined = np.isfinite(features) & np.isfinite(reference.mean)
+    order = sorted(np.flatnonzero(defined), key=lambda i: -abs(z[i]))
+    return [
+        OutlyingFeature(FEATURE_NAMES[i], float(z[i]), float(features[i]))
+        for i in order[:max_features]
+    ]
 
 
-def telling(
+def discriminating_features(
     features: np.ndarray,
     positive: np.ndarray,
     patients: np.ndarray,
     *,
     resamples: int,
-    most: int = 5,
-) -> list[Telling]:
-    """The features that rank the images best by |AUROC − ½|, each a different one: of several that rank the images
-    alike (rank correlation over .9) only the best. Judged are those that five images of each class have.
+    max_features: int = 5,
+) -> list[DiscriminatingFeature]:
+    """The features that rank the images best by |AUROC − 0.5|.
+
+    Of several features that rank the images alike (rank correlation above 0.9) only the best one is returned. Only
+    features that five images of each class have are ranked.
 
     Args:
       features: float [n f], one region of each image. positive: bool [n]. patients: int [n].
       resamples: of patients, for the intervals.
 
     Returns:
-      At most `most`; nothing where a class is absent.
+      At most `max_features`; an empty list where a class is absent.
     """
-    alone = aurocs(features, positive[:, None])[:, 0]
-    order = sorted(np.flatnonzero(_judged(features, positive)), key=lambda i: -abs(alone[i] - 0.5))
+    auroc = aurocs(features, positive[:, None])[:, 0]
+    candidates = np.flatnonzero(_has_enough_images(features, positive))
+    order = sorted(candidates, key=lambda i: -abs(auroc[i] - 0.5))
     chosen: list[int] = []
     for i in map(int, order):
-        if len(chosen) == most:
+        if len(chosen) == max_features:
             break
-        if all(abs(_rank_correlation(features[:, i], features[:, j])) <= _SAME for j in chosen):
+        if all(
+            abs(_rank_correlation(features[:, i], features[:, j])) <= _MAX_RANK_CORRELATION
+            for j in chosen
+        ):
             chosen.append(i)
-    return [_telling(i, features[:, i], positive, patients, resamples) for i in chosen]
+    return [
+        _discriminating_feature(i, features[:, i], positive, patients, resamples) for i in chosen
+    ]
 
 
-def _telling(
+def _discriminating_feature(
     i: int, values: np.ndarray, positive: np.ndarray, patients: np.ndarray, resamples: int
-) -> Telling:
-    there = np.isfinite(values)
+) -> DiscriminatingFeature:
+    defined = np.isfinite(values)
     table = metrics.auroc_table(
-        values[there][:, None], positive[there][:, None], patients[there], resamples=resamples
+        values[defined][:, None], positive[defined][:, None], patients[defined], resamples=resamples
     )
-    (alone,) = table.findings
-    n = int(there.sum())
-    return Telling(FEATURE_NAMES[i], alone.value, alone.ci95, n, len(values) - n)
+    (estimate,) = table.findings
+    n = int(defined.sum())
+    return DiscriminatingFeature(
+        FEATURE_NAMES[i], estimate.value, estimate.ci95, n, len(values) - n
+    )
 
 
-def by_chance(features: np.ndarray, positive: np.ndarray) -> float | None:
-    """|AUROC − ½| that the best of the features that `telling` judges reaches in one of twenty random orders of the
-    labels.
+def chance_level(features: np.ndarray, positive: np.ndarray) -> float | None:
+    """|AUROC − 0.5| that the best feature exceeds in one of twenty random orders of the labels.
 
-    None where there is none. The orders are of images, not of patients.
+    The features are those that `discriminating_features` ranks; None if there are none. Labels are shuffled over
+    images, not over patients.
     """
     rng = np.random.default_rng(0)
     shuffled = np.stack([rng.permutation(positive) for _ in range(SHUFFLES)], axis=1)
-    judged = features[:, _judged(features, positive)]
-    if not judged.size:
+    candidates = features[:, _has_enough_images(features, positive)]
+    if not candidates.size:
         return None
-    away = np.abs(aurocs(judged, shuffled) - 0.5)
-    reached = np.where(np.isfinite(away), away, 0).max(axis=0)
-    return float(np.quantile(reached, 0.95))
+    distance = np.abs(aurocs(candidates, shuffled) - 0.5)
+    largest = np.where(np.isfinite(distance), distance, 0).max(axis=0)
+    return float(np.quantile(largest, 0.95))
 
 
-def _judged(features: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Which of the features [n f] enough images of each class have: bool [f]."""
-    there = np.isfinite(features)
-    return (there[positive].sum(0) >= _FEWEST) & (there[~positive].sum(0) >= _FEWEST)
+def _has_enough_images(features: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """bool [f]: whether enough images of each class have the feature; float [n f]."""
+    defined = np.isfinite(features)
+    n_pos, n_neg = defined[positive].sum(0), defined[~positive].sum(0)
+    return (n_pos >= _MIN_IMAGES_PER_CLASS) & (n_neg >= _MIN_IMAGES_PER_CLASS)
 
 
 def aurocs(features: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of every feature alone for several labellings: float [n f], bool [n p] → [f p].
+    """Area under the ROC curve of every single feature for several labellings: float [n f], bool [n p] → [f p].
 
-    Images without the feature are left out; NaN where a class is absent. By ranks (Mann and Whitney 1947).
+    Images without the feature are left out; NaN where a class is absent. Computed from ranks (Mann and
+    Whitney 1947).
     """
-    there = np.isfinite(features)
-    ranks = np.where(there, rankdata(features, axis=0, nan_policy="omit"), 0.0)
-    n_pos = there.T.astype(float) @ positive
-    n_neg = there.sum(0)[:, None] - n_pos
+    defined = np.isfinite(features)
+    ranks = np.where(defined, rankdata(features, axis=0, nan_policy="omit"), 0.0)
+    n_pos = defined.T.astype(float) @ positive
+    n_neg = defined.sum(0)[:, None] - n_pos
     return divide(ranks.T @ positive - n_pos * (n_pos + 1) / 2, n_pos * n_neg)
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, over the images that have both; 0 where one is constant."""
+    """Spearman's rank correlation over the images that have both features; 0 where one of them is constant."""
     both = np.isfinite(a) & np.isfinite(b)
     first, second = rankdata(a[both]), rankdata(b[both])
     if both.sum() < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:

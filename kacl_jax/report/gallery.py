@@ -1,4 +1,4 @@
-"""The sections of a run's page that show images: the gallery, the telling features, one image at a time."""
+"""The sections of a run's page that need its images: the gallery, the discriminating features, single images."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from kacl_jax.report.features import Moments
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.step.scaling import Z_CLIP
 
-_IMAGES_AT_ONCE = 32  # their regions' masks are in memory together
-_AGAINST = {
+_IMAGES_AT_ONCE = 32  # the masks of so many images' regions are in memory together
+_REFERENCE = {
     "cam": "the training regions: CAM regions, and truth boxes where a training image had one",
     "random": "the training regions, which were random rectangles in this run",
     "whole": "the training regions: whole images, and truth boxes where a training image had one",
 }
 
-_AGAINST_SAMPLE = (
+_SAMPLE_REFERENCE = (
     "all regions of the test sample, because this run trained without radiomics of its own"
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class ReportInputs:
     """The last evaluation of a run, and how its maps become regions.
 
-    outputs: with maps, of the test part. located: of the same. rule: of the run's regions.
+    outputs: of the test images, with maps. located: the boxes from these maps. rule: of the run's regions.
     moments: of the training regions' features; None where the run has none.
-    bin_width, backend: as in `radiomics.extract`. most: images whose regions are measured; 0: none.
+    bin_width, backend: as in `radiomics.extract`.
+    max_images: of so many test images the regions are measured; 0: of none.
     resamples: of patients, for intervals.
     """
 
@@ -48,144 +49,147 @@ class Shown:
     moments: Moments | None
     bin_width: float
     backend: Literal["pyradiomics", "jax"]
-    most: int
+    max_images: int
     resamples: int
-    _row: dict[int, int] = field(init=False)
+    _row_of_image: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
         rows = {int(image): row for row, image in enumerate(self.outputs.image_id)}
-        object.__setattr__(self, "_row", rows)
+        object.__setattr__(self, "_row_of_image", rows)
 
     @property
     def findings(self) -> tuple[str, ...]:
         return self.records.findings
 
     def cam(self, image: int, finding: int) -> np.ndarray:
-        """The map, float [u v]."""
-        return np.asarray(self.outputs.class_maps()[self._row[image], finding])
+        """The map of a finding: float [u v]."""
+        return np.asarray(self.outputs.class_maps()[self._row_of_image[image], finding])
 
     def region(self, image: int, finding: int) -> np.ndarray:
-        """What radiomics measures there by the run's own rule: bool [h w]."""
+        """The region of a finding that radiomics measures, by the run's own rule: bool [h w]."""
         return self.rule.region(self.cam(image, finding))[0]
 
     def pixels(self, image: int, size: int) -> np.ndarray:
-        """uint8 [size size]."""
+        """The image: uint8 [size size]."""
         return self.records.images.read(image, size)
 
 
-def gallery(run: Shown) -> list[dict[str, Any]]:
-    """Per finding with a scored truth box: the best, the median and the worst one."""
-    located = run.located
-    names = run.records.names[located.image_id]
-    chosen = cases.extremes(located.iou, located.finding, names, len(run.findings))
-    shown = []
-    for c, some in enumerate(chosen):
-        if some:
+def gallery_sections(inputs: ReportInputs) -> list[dict[str, Any]]:
+    """For each finding with a scored truth box: the best, the median and the worst box."""
+    located = inputs.located
+    names = inputs.records.names[located.image_id]
+    cases_of_finding = cases.best_median_worst(
+        located.iou, located.finding, names, len(inputs.findings)
+    )
+    sections = []
+    for c, finding_cases in enumerate(cases_of_finding):
+        if finding_cases:
             n = int(((located.finding == c) & np.isfinite(located.iou)).sum())
-            cards = [_card(run, case, f"g{c}-{i}") for i, case in enumerate(some)]
-            shown.append({"finding": run.findings[c], "boxes": n, "cards": cards})
-    return shown
+            cards = [_card(inputs, case, f"g{c}-{i}") for i, case in enumerate(finding_cases)]
+            sections.append({"finding": inputs.findings[c], "boxes": n, "cards": cards})
+    return sections
 
 
-def _card(run: Shown, case: cases.Case, key: str) -> dict[str, Any]:
-    """One pair of an image and a finding: its picture and what is said below it."""
-    located, records = run.located, run.records
+def _card(inputs: ReportInputs, case: cases.Case, key: str) -> dict[str, Any]:
+    """One pair of an image and a finding: its picture and the text below it."""
+    located, records = inputs.located, inputs.records
     image, finding = int(located.image_id[case.row]), int(located.finding[case.row])
     iou, score = float(located.iou[case.row]), float(located.score[case.row])
     scored = np.isfinite(iou)
     name = str(records.names[image])
     picture = pictures.panels(
-        run.pixels(image, pictures.SIDE),
-        run.cam(image, finding),
-        run.region(image, finding),
-        relu=run.rule.relu,
+        inputs.pixels(image, pictures.SIDE),
+        inputs.cam(image, finding),
+        inputs.region(image, finding),
+        relu=inputs.rule.relu,
         predicted=located.box[case.row],
         truth=records.boxes[image, finding] if scored else None,
         key=key,
-        alt=f"{run.findings[finding]}, {case.why}, {name}",
+        alt=f"{inputs.findings[finding]}, {case.kind}, {name}",
     )
     return {
         "key": key,
-        "why": case.why,
+        "kind": case.kind,
         "image": name,
         "iou": iou if scored else None,
         "probability": score,
         "labels": [
-            f for f, there in zip(run.findings, records.labels[image], strict=True) if there
+            f for f, label in zip(inputs.findings, records.labels[image], strict=True) if label
         ],
-        "whole": bool(located.fallback[case.row]),
+        "is_whole_image": bool(located.fallback[case.row]),
         "picture": picture,
         "pair": (image, finding),
     }
 
 
-def interpretation(run: Shown) -> dict[str, Any]:
-    """The telling features of each finding, and for a few images what stands out in them.
+def interpretation_section(inputs: ReportInputs) -> dict[str, Any]:
+    """The discriminating features of each finding, and a few images with the outlying features of their regions.
 
-    Measures every finding's region in a sample of the test images; nothing where `most` is 0.
+    Measures the region of every finding in a sample of the test images; measures nothing if `max_images` is 0.
     """
-    c = len(run.findings)
+    c = len(inputs.findings)
     examples: list[dict[str, Any]] = [
-        {"finding": run.findings[f], "cards": cards} for f, cards in enumerate(_examples(run))
+        {"finding": inputs.findings[f], "cards": cards}
+        for f, cards in enumerate(_example_cards(inputs))
     ]
     cards = [card for part in examples for card in part["cards"]]
-    ids = features.sample(run.outputs.image_id, run.most)
+    ids = features.sample_images(inputs.outputs.image_id, inputs.max_images)
     if not len(ids):
         for card in cards:
             card["features"] = []
-        return {"images": 0, "telling": [], "examples": examples}
+        return {"images": 0, "discriminating": [], "examples": examples}
     pairs = {(int(image), f) for image in ids for f in range(c)} | {card["pair"] for card in cards}
-    measured, reasons = _measure(run, sorted(pairs))
-    of_sample = np.array([[measured[int(image), f] for f in range(c)] for image in ids])
-    against = run.moments or features.moments(of_sample.reshape(len(ids) * c, -1))
+    features_of_pair, reasons = _measure_regions(inputs, sorted(pairs))
+    sampled = np.array([[features_of_pair[int(image), f] for f in range(c)] for image in ids])
+    reference = inputs.moments or features.feature_moments(sampled.reshape(len(ids) * c, -1))
     for card in cards:
-        card["features"] = _standing_out(measured[card["pair"]], against)
+        card["features"] = _outlying_rows(features_of_pair[card["pair"]], reference)
     return {
         "images": len(ids),
-        "of": len(run.outputs.image_id),
-        "regions": len(measured),
-        "undefined": int(sum(np.isnan(row).sum() for row in measured.values())),
+        "n_test_images": len(inputs.outputs.image_id),
+        "regions": len(features_of_pair),
+        "undefined": int(sum(np.isnan(row).sum() for row in features_of_pair.values())),
         "reasons": reasons,
-        "against": _AGAINST[run.rule.source] if run.moments else _AGAINST_SAMPLE,
-        "telling": [_telling(run, ids, of_sample[:, f], f) for f in range(c)],
+        "reference": _REFERENCE[inputs.rule.source] if inputs.moments else _SAMPLE_REFERENCE,
+        "discriminating": [_discriminating_table(inputs, ids, sampled[:, f], f) for f in range(c)],
         "examples": examples,
     }
 
 
-def _examples(run: Shown) -> list[list[dict[str, Any]]]:
-    located = run.located
-    positive = run.records.labels[located.image_id, located.finding] == 1
-    chosen = cases.examples(
-        located.score, located.predicted, positive, located.finding, len(run.findings)
+def _example_cards(inputs: ReportInputs) -> list[list[dict[str, Any]]]:
+    located = inputs.located
+    positive = inputs.records.labels[located.image_id, located.finding] == 1
+    cases_of_finding = cases.surest_predictions(
+        located.score, located.predicted, positive, located.finding, len(inputs.findings)
     )
     return [
-        [_card(run, case, f"e{c}-{i}") for i, case in enumerate(some)]
-        for c, some in enumerate(chosen)
+        [_card(inputs, case, f"e{c}-{i}") for i, case in enumerate(finding_cases)]
+        for c, finding_cases in enumerate(cases_of_finding)
     ]
 
 
-def _measure(
-    run: Shown, pairs: Sequence[tuple[int, int]]
+def _measure_regions(
+    inputs: ReportInputs, pairs: Sequence[tuple[int, int]]
 ) -> tuple[dict[tuple[int, int], np.ndarray], dict[str, int]]:
-    """Features float [f] of each region, NaN where undefined, and why regions have none: reason → how many."""
-    measured: dict[tuple[int, int], np.ndarray] = {}
+    """Features float [f] of each region, NaN where undefined; and why regions have no features: reason → how many."""
+    features_of_pair: dict[tuple[int, int], np.ndarray] = {}
     reasons: dict[str, int] = {}
     bar = tqdm(desc="Measuring regions for report.html", total=len(pairs), disable=None, delay=2)
-    for chunk in _chunks(pairs, _IMAGES_AT_ONCE * len(run.findings)):
-        pixels = {image: run.pixels(image, run.rule.size) for image in {i for i, _ in chunk}}
-        found = extract(
+    for chunk in _chunks(pairs, _IMAGES_AT_ONCE * len(inputs.findings)):
+        pixels = {image: inputs.pixels(image, inputs.rule.size) for image in {i for i, _ in chunk}}
+        extracted = extract(
             [pixels[image] for image, _ in chunk],
-            [run.region(*pair) for pair in chunk],
-            backend=run.backend,
-            bin_width=run.bin_width,
+            [inputs.region(*pair) for pair in chunk],
+            backend=inputs.backend,
+            bin_width=inputs.bin_width,
         )
-        measured |= dict(zip(chunk, found.features, strict=True))
-        for reason, ready in zip(found.reasons, found.ready, strict=True):
+        features_of_pair |= dict(zip(chunk, extracted.features, strict=True))
+        for reason, ready in zip(extracted.reasons, extracted.ready, strict=True):
             if not ready:
                 reasons[reason] = reasons.get(reason, 0) + 1
         bar.update(len(chunk))
     bar.close()
-    return measured, dict(sorted(reasons.items()))
+    return features_of_pair, dict(sorted(reasons.items()))
 
 
 def _chunks(pairs: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
@@ -193,33 +197,35 @@ def _chunks(pairs: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tu
         yield pairs[start : start + size]
 
 
-def _standing_out(row: np.ndarray, against: Moments) -> list[dict[str, Any]]:
+def _outlying_rows(row: np.ndarray, reference: Moments) -> list[dict[str, Any]]:
     return [
         {
-            **_named(found.name),
-            "z": found.z,
-            "value": found.value,
-            "bar": charts.diverging(found.z, Z_CLIP / 2, f"z {found.z:+.1f}"),
+            **_family_and_feature(feature.name),
+            "z": feature.z,
+            "value": feature.value,
+            "bar": charts.signed_bar(feature.z, Z_CLIP / 2, f"z {feature.z:+.1f}"),
         }
-        for found in features.standing_out(row, against)
+        for feature in features.outlying_features(row, reference)
     ]
 
 
-def _telling(run: Shown, ids: np.ndarray, of_finding: np.ndarray, finding: int) -> dict[str, Any]:
-    """The table of one finding; of_finding float [n f]."""
-    positive = run.records.labels[ids, finding] == 1
-    chance = features.by_chance(of_finding, positive)
-    found = features.telling(
-        of_finding, positive, run.records.patients[ids], resamples=run.resamples
+def _discriminating_table(
+    inputs: ReportInputs, ids: np.ndarray, values: np.ndarray, finding: int
+) -> dict[str, Any]:
+    """The table of one finding. values: its regions' features, float [n f]."""
+    positive = inputs.records.labels[ids, finding] == 1
+    chance = features.chance_level(values, positive)
+    discriminating = features.discriminating_features(
+        values, positive, inputs.records.patients[ids], resamples=inputs.resamples
     )
     rows = [
         {
-            **_named(feature.name),
+            **_family_and_feature(feature.name),
             "auroc": feature.auroc,
             "ci95": feature.ci95,
             "left_out": feature.left_out,
-            "beyond": chance is not None and abs(feature.auroc - 0.5) > chance,
-            "track": charts.track(
+            "beyond_chance": chance is not None and abs(feature.auroc - 0.5) > chance,
+            "chart": charts.interval_chart(
                 feature.auroc,
                 feature.ci95,
                 low=0,
@@ -231,10 +237,10 @@ def _telling(run: Shown, ids: np.ndarray, of_finding: np.ndarray, finding: int) 
                 alt=f"AUROC {short(feature.auroc)} {interval(feature.ci95)}".rstrip(),
             ),
         }
-        for feature in found
+        for feature in discriminating
     ]
     return {
-        "finding": run.findings[finding],
+        "finding": inputs.findings[finding],
         "n_pos": int(positive.sum()),
         "n_neg": int((~positive).sum()),
         "chance": chance,
@@ -242,6 +248,6 @@ def _telling(run: Shown, ids: np.ndarray, of_finding: np.ndarray, finding: int) 
     }
 
 
-def _named(name: str) -> dict[str, str]:
-    _, family, feature = name.split("_")
+def _family_and_feature(name: str) -> dict[str, str]:
+    _, family, feature = name.split("_")  # original_glcm_Contrast
     return {"family": family, "feature": feature}

@@ -1,4 +1,4 @@
-"""Template and content → one file that needs nothing else."""
+"""Template and content → one HTML file that loads no other file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kacl_jax.runtime import files
 
 
 def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
-    """Render a template of this package into a file, whole or not at all.
+    """Render a template of this package into a file. The file is written completely or not at all.
 
     Raises:
       UserError: the file cannot be written.
@@ -51,10 +51,10 @@ def _environment() -> jinja2.Environment:
 
 
 def quantity(value: float) -> str:
-    """A figure of any size in four digits, without an exponent where that is short enough to read."""
+    """A number of any size in four digits; without an exponent where that is short enough to read."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def breakable(name: str) -> Markup:
-    """A name in CamelCase that may break between its words."""
+    """A name in CamelCase with optional line breaks between its words."""
     return Markup("<wbr>").join(re.findall(r"[A-Z]?[^A-Z]+|[A-Z]+", name))

@@ -1,4 +1,4 @@
-"""An X-ray with its map, region and boxes as SVG: pixels embedded once, everything drawn on them stays sharp."""
+"""An X-ray with its map, region and boxes as SVG: the pixels are embedded once, and the lines on them stay sharp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from markupsafe import Markup
 
 SIDE = 400  # px of an embedded X-ray
 _HEAT_SIDE = 48
-_LEAST_HEAT, _MOST_HEAT = 0.15, 0.6  # opacity: below the first share of the range nothing is drawn
+_HEAT_START, _MAX_OPACITY = (
+    0.15,
+    0.6,
+)  # below this share of the range the map is invisible; opacity at its maximum
 
 
 def panels(
@@ -30,20 +33,20 @@ def panels(
     Args:
       xray: uint8 [h w], `SIDE` px. cam: float [u v], raw. mask: bool [h w] of any size.
       relu: as in `regions.threshold_map`.
-      predicted, truth: boxes (x0, y0, x1, y1), fractions.
-      key: unique on the page, of letters, digits and '-'.
+      predicted, truth: boxes (x0, y0, x1, y1) as fractions of the image.
+      key: an id that is unique on the page; letters, digits and '-'.
     """
-    picture = Markup('<image id="{}" href="{}" width="{}" height="{}"/>').format(
+    xray_layer = Markup('<image id="{}" href="{}" width="{}" height="{}"/>').format(
         key, _data_uri(xray, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 82]), SIDE, SIDE
     )
-    hot = Markup('<image href="{}" width="{}" height="{}" preserveAspectRatio="none"/>').format(
-        _data_uri(heat(cam, relu=relu), ".png", []), SIDE, SIDE
-    )
-    region = _twice(Markup('d="{}"').format(outline(mask)), "path", "region")
+    heat_layer = Markup(
+        '<image href="{}" width="{}" height="{}" preserveAspectRatio="none"/>'
+    ).format(_data_uri(heat(cam, relu=relu), ".png", []), SIDE, SIDE)
+    region = _with_halo(Markup('d="{}"').format(outline(mask)), "path", "region")
     box = Markup("") if truth is None else _box(truth, "truth")
-    again = Markup('<use href="#{}"/>').format(key)
-    return _panel(picture + box, f"{alt}: the X-ray") + _panel(
-        again + hot + region + _box(predicted, "predicted") + box,
+    xray_copy = Markup('<use href="#{}"/>').format(key)
+    return _panel(xray_layer + box, f"{alt}: the X-ray") + _panel(
+        xray_copy + heat_layer + region + _box(predicted, "predicted") + box,
         f"{alt}: under its heat map, with the region and the predicted box",
     )
 
@@ -64,32 +67,32 @@ def heat(cam: np.ndarray, *, relu: bool) -> np.ndarray:
         level = np.maximum(level, 0)
     level = (level - level.min()) / (np.ptp(level) or 1)
     colour = cv2.applyColorMap(np.rint(255 * level).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    opacity = np.clip((level - _LEAST_HEAT) / (1 - _LEAST_HEAT), 0, 1) * _MOST_HEAT
+    opacity = np.clip((level - _HEAT_START) / (1 - _HEAT_START), 0, 1) * _MAX_OPACITY
     return np.dstack([colour, np.rint(255 * opacity).astype(np.uint8)])
 
 
 def outline(mask: np.ndarray) -> str:
     """The border of a region as an SVG path in a frame of `SIDE` px: bool [h w]."""
-    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     scale = SIDE / np.array([mask.shape[1], mask.shape[0]])
-    paths: Sequence[np.ndarray] = [(contour[:, 0] + 0.5) * scale for contour in found]
+    paths: Sequence[np.ndarray] = [(contour[:, 0] + 0.5) * scale for contour in contours]
     return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in path) + "Z" for path in paths)
 
 
 def _box(box: np.ndarray, style: str) -> Markup:
     x0, y0, x1, y1 = (float(v) * SIDE for v in box)
-    place = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
-    return _twice(Markup(place), "rect", style)
+    geometry = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
+    return _with_halo(Markup(geometry), "rect", style)
 
 
-def _twice(place: Markup, shape: str, style: str) -> Markup:
-    """A dark line under the bright one: seen on lung and on bone."""
-    return Markup('<{0} class="halo" {1}/><{0} class="{2}" {1}/>').format(shape, place, style)
+def _with_halo(geometry: Markup, shape: str, style: str) -> Markup:
+    """A bright line over a dark one, so that it is visible both on lung and on bone."""
+    return Markup('<{0} class="halo" {1}/><{0} class="{2}" {1}/>').format(shape, geometry, style)
 
 
 def _data_uri(pixels: np.ndarray, ending: str, options: list[int]) -> str:
-    fine, encoded = cv2.imencode(ending, pixels, options)
-    if not fine:
+    succeeded, encoded = cv2.imencode(ending, pixels, options)
+    if not succeeded:
         raise ValueError(f"pixels {pixels.dtype} {pixels.shape} cannot be encoded as {ending}")
-    kind = {".jpg": "jpeg", ".png": "png"}[ending]
-    return f"data:image/{kind};base64,{base64.b64encode(encoded.tobytes()).decode()}"
+    mime_subtype = {".jpg": "jpeg", ".png": "png"}[ending]
+    return f"data:image/{mime_subtype};base64,{base64.b64encode(encoded.tobytes()).decode()}"

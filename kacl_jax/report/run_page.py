@@ -10,12 +10,12 @@ from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.number_format import short
 from kacl_jax.evaluation.predictions import read_tested
 from kacl_jax.report import figures, gallery, page
-from kacl_jax.report.gallery import Shown
+from kacl_jax.report.gallery import ReportInputs
 from kacl_jax.runtime import files
 from kacl_jax.runtime.workdir import read_config
 
 
-def write_run(workdir: Path, shown: Shown) -> None:
+def write_run(workdir: Path, inputs: ReportInputs) -> None:
     """Write report.html beside the files that a finished evaluation has left in the workdir.
 
     Raises:
@@ -28,44 +28,49 @@ def write_run(workdir: Path, shown: Shown) -> None:
         "results": results,
         "origin": origin,
         "config": config,
-        "changed": _changed(config),
-        "reading": figures.reading(results),
-        "key_figures": figures.key_figures(results),
+        "non_default": _non_default_keys(config),
+        "comparison_sentences": figures.comparison_sentences(results),
+        "key_values": figures.key_values(results),
         "rows": figures.finding_rows(results),
-        "shown_t": [float(t) for t in figures.SHOWN_T],
+        "t_values": [float(t) for t in figures.T_KEYS],
         "curves": figures.ranking_curves(read_tested(workdir, results["findings"]), results),
-        "localization": figures.localization(results),
-        "training": figures.training(log, results),
+        "localization": figures.localization_section(results),
+        "training_charts": figures.training_charts(log, results),
         "contrast": contrastive_summary.last_epoch(log, config),
-        "feedback": figures.feedback(log, results),
-        "gallery": gallery.gallery(shown),
-        "interpretation": gallery.interpretation(shown),
-        "notes": notes(results),
+        "feedback": figures.feedback_section(log, results),
+        "gallery": gallery.gallery_sections(inputs),
+        "interpretation": gallery.interpretation_section(inputs),
+        "notes": missing_value_notes(results),
     }
     page.write(workdir / "report.html", "run.html", content)
 
 
-def notes(results: dict[str, Any]) -> list[str]:
-    """Why a figure or its interval is not there."""
-    judged = {
+def missing_value_notes(results: dict[str, Any]) -> list[str]:
+    """Why a value or its interval is missing, in sentences."""
+    leaves_of_metric = {
         "AUROC": results["classification"]["auroc"],
         "AUPRC": results["classification"]["auprc"],
         "AFP": results["localization"]["afp"],
         **{
             f"T(IoU) > {short(float(t), 1)}": results["localization"]["iou"][t]
-            for t in figures.SHOWN_T
+            for t in figures.T_KEYS
         },
     }
-    absent: dict[tuple[str, str], list[str]] = {}
-    for measure, leaves in judged.items():
+    findings_of_note: dict[tuple[str, str], list[str]] = {}
+    for metric, leaves in leaves_of_metric.items():
         for name in (*results["findings"], "mean"):
             for what, key in (("", "reason"), (" without an interval", "ci_reason")):
                 if key in leaves[name]:
-                    absent.setdefault((measure, f"{what}: {leaves[name][key]}"), []).append(name)
-    return [f"{measure} of {', '.join(names)}{why}" for (measure, why), names in absent.items()]
+                    findings_of_note.setdefault(
+                        (metric, f"{what}: {leaves[name][key]}"), []
+                    ).append(name)
+    return [
+        f"{metric} of {', '.join(names)}{reason}"
+        for (metric, reason), names in findings_of_note.items()
+    ]
 
 
-def _changed(config: dict[str, Any]) -> dict[str, Any]:
+def _non_default_keys(config: dict[str, Any]) -> dict[str, Any]:
     """The keys that differ from the defaults."""
     defaults = config_keys.flatten(config_keys.default())
     return {key: value for key, value in config.items() if defaults.get(key) != value}

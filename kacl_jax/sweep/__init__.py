@@ -1,11 +1,12 @@
-"""Many runs and what they say together.
+"""Many runs, and what they show together.
 
     __main__  the command: `python -m kacl_jax.sweep`
     hyper     arms × folds × seeds → points
-    jobs      a few processes at a time
-    measure   one finished run → its figures over resampled patients
+    jobs      runs commands, a few at a time
+    measure   one finished run → its metrics over resampled patients
     compare   arms and paired differences
     table     sweep.csv and sweep.md
+    page      report.html
 
 Nothing here imports jax.
 """

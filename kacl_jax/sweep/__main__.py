@@ -1,10 +1,10 @@
 """The command: `python -m kacl_jax.sweep --config=configs/ablations.py --workdir=… [--dry_run] [--parallel=N]`.
 
-The config file's `get_hyper` gives the points (hyper.py). Each runs as `python -m kacl_jax.main` in a process and a
-workdir of its own, WORKDIR/<arm>/fold<f>-seed<s>, with what it says in log.txt there: a point that dies takes nothing
-with it. Finished points are skipped, interrupted ones go on. After each point sweep.csv and sweep.md are written anew.
-Points share WORKDIR/compilation_cache, and with --parallel=N the GPUs and the cores.
-Exit codes as of a single run: 0 all points are finished · 1 some failed · 75 interrupted, resumable · 77 in use.
+The config file's `get_hyper` gives the points (hyper.py). Each point runs as `python -m kacl_jax.main` in a process and
+a workdir of its own, WORKDIR/<arm>/fold<f>-seed<s>, so a point that crashes does not stop the others; its output is in
+log.txt there. Finished points are skipped, interrupted points are resumed. After each point sweep.csv, sweep.md and
+report.html are written anew. Points share WORKDIR/compilation_cache, and with --parallel=N the GPUs and the cores.
+Exit codes are those of a single run: 0 all points are finished · 1 some failed · 75 interrupted, resumable · 77 in use.
 """
 
 from __future__ import annotations
@@ -50,30 +50,30 @@ COMMAND = (sys.executable, "-m", "kacl_jax.main")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What was typed, expanded: the points and what they run with."""
+    """The sweep that the command line asks for: its points, and the config and workdir of each."""
 
-    config_name: str  # with its variant
-    config: ConfigDict  # of no arm, with what was typed for every point
-    given: dict[str, Any]  # what was typed for every point
+    config_name: str  # the config file, with its variant
+    config: ConfigDict  # before an arm's overrides, with those from the command line
+    common_overrides: dict[str, Any]  # from the command line, for every point
     sweep: Sweep
     workdir: Path
-    measured: dict[Point, measure.Measured] = field(default_factory=dict)  # so far
+    measurements: dict[Point, measure.RunMeasurements] = field(default_factory=dict)  # so far
 
-    def place(self, point: Point) -> Path:
+    def point_workdir(self, point: Point) -> Path:
         """The point's workdir."""
         return self.workdir / point.name
 
     def overrides(self, point: Point) -> list[str]:
-        """What differs from the config file, as it would be typed."""
-        differing = {**self.given, **point.overrides}
+        """The keys that differ from the config file, as command-line flags."""
+        differing = {**self.common_overrides, **point.overrides}
         return [f"--config.{key}={value}" for key, value in differing.items()]
 
-    def words(self, point: Point) -> list[str]:
-        """What follows `python -m kacl_jax.main`."""
+    def arguments(self, point: Point) -> list[str]:
+        """The command-line arguments of `python -m kacl_jax.main` for this point."""
         return [
             f"--config={self.config_name}",
             *self.overrides(point),
-            f"--workdir={self.place(point)}",
+            f"--workdir={self.point_workdir(point)}",
         ]
 
     def point_config(self, point: Point) -> ConfigDict:
@@ -85,13 +85,13 @@ class Plan:
             raise UserError(f"arm {point.arm.name}: {error}") from error
         return config
 
-    def finished(self, point: Point) -> bool:
-        """Whether it was trained to its last step and tested after that, as main itself would see it."""
-        results = self.place(point) / "results.json"
+    def is_finished(self, point: Point) -> bool:
+        """Whether the point was trained to its last step and tested after that, by the same rule as main uses."""
+        results = self.point_workdir(point) / "results.json"
         if not results.exists():
             return False
         # The first validation ends the first epoch.
-        log = files.read_json_lines(self.place(point) / "metrics.jsonl")
+        log = files.read_json_lines(self.point_workdir(point) / "metrics.jsonl")
         steps = (line["step"] for line in log if line["kind"] == "val")
         epochs = point.overrides.get("train.epochs", self.config.train.epochs)
         total = epochs * next(steps, 0)
@@ -103,19 +103,19 @@ def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
 
     Args:
       config_name: the file, with its variant if it has one.
-      config: what that file gives, with what was typed over it.
+      config: the config of that file, with the overrides from the command line.
 
     Raises:
-      UserError: the file gives no sweep; an arm sets a key that there is not, or one that was typed for every point.
+      UserError: the file gives no sweep; an arm sets a key that does not exist, or one that the command line sets.
     """
     path, colon, variant = config_name.partition(":")
-    given_file = runpy.run_path(path)
-    if "get_hyper" not in given_file:
+    config_module = runpy.run_path(path)
+    if "get_hyper" not in config_module:
         raise UserError(f"{path} defines no function get_hyper, so it is no sweep; see {__file__}")
     argument = [variant] if colon else []
-    flat, raw = (config_keys.flatten(c) for c in (config, given_file["get_config"](*argument)))
-    given = {key: value for key, value in flat.items() if value != raw[key]}
-    sweep = _called(given_file["get_hyper"], argument, path)
+    flat, raw = (config_keys.flatten(c) for c in (config, config_module["get_config"](*argument)))
+    common_overrides = {key: value for key, value in flat.items() if value != raw[key]}
+    sweep = _call_get_hyper(config_module["get_hyper"], argument, path)
     problems = []
     for arm in sweep.arms:
         problems += [
@@ -123,21 +123,21 @@ def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
             for key in arm.overrides
             if key not in flat
         ]
-    set_by = defaultdict(list)
+    arms_of_key = defaultdict(list)
     for point in sweep.points:
-        for key in point.overrides.keys() & given.keys():
-            set_by[key].append(point.arm.name)
+        for key in point.overrides.keys() & common_overrides.keys():
+            arms_of_key[key].append(point.arm.name)
     problems += [
         f"--config.{key} cannot be given for every point: it is what {', '.join(dict.fromkeys(names))} set"
-        for key, names in set_by.items()
+        for key, names in arms_of_key.items()
     ]
     if problems:
         raise UserError("The sweep cannot be expanded:\n  " + "\n  ".join(problems))
-    return Plan(config_name, config, given, sweep, workdir)
+    return Plan(config_name, config, common_overrides, sweep, workdir)
 
 
-def _called(get_hyper: Callable[..., Any], argument: list[str], path: str) -> Sweep:
-    """What the config file's own function gives; whatever is wrong in it is told with its line."""
+def _call_get_hyper(get_hyper: Callable[..., Any], argument: list[str], path: str) -> Sweep:
+    """Call the config file's `get_hyper`. Any exception in it becomes a UserError that names the line."""
     try:
         sweep = get_hyper(*argument)
     except UserError:
@@ -151,25 +151,25 @@ def _called(get_hyper: Callable[..., Any], argument: list[str], path: str) -> Sw
     return sweep
 
 
-def check(plan: Plan, points: list[Point]) -> None:
-    """Refuse, before the first point starts, every point that main would refuse.
+def check_points(plan: Plan, points: list[Point]) -> None:
+    """Refuse every point that main would refuse, before the first point starts.
 
     Raises:
-      UserError: all problems, each with the points that have it.
+      UserError: lists all problems, each with the points that have it.
     """
-    from kacl_jax.models import pretrained  # with it comes jax, which takes no device by that
+    from kacl_jax.models import pretrained  # imports jax, but takes no device
 
-    refused: dict[str, list[str]] = defaultdict(list)
+    points_of_problem: dict[str, list[str]] = defaultdict(list)
     for point in points:
         try:
             config = plan.point_config(point)
-            # How many devices there are is for the points to find.
+            # The number of devices is checked when the point runs.
             config_keys.check(config, n_devices=1)
-            _check_workdir(plan.place(point), config_keys.flatten(config))
-            if not (has_checkpoint(plan.place(point)) or plan.finished(point)):
+            _check_workdir(plan.point_workdir(point), config_keys.flatten(config))
+            if not (has_checkpoint(plan.point_workdir(point)) or plan.is_finished(point)):
                 pretrained.check(config.model.pretrained, encoder=config.model.encoder)
         except UserError as error:
-            refused[str(error)].append(point.name)
+            points_of_problem[str(error)].append(point.name)
     data = plan.config.data
     if data.root not in ("", "phantom"):
         try:
@@ -180,25 +180,25 @@ def check(plan: Plan, points: list[Point]) -> None:
                 image_size=data.image_size,
             )
         except UserError as error:
-            refused[str(error)] = [point.name for point in points]
-    if refused:
-        told = [
+            points_of_problem[str(error)] = [point.name for point in points]
+    if points_of_problem:
+        lines = [
             f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {problem}"
-            for problem, names in refused.items()
+            for problem, names in points_of_problem.items()
         ]
-        raise UserError("Nothing was started.\n" + "\n".join(told))
+        raise UserError("Nothing was started.\n" + "\n".join(lines))
 
 
 def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """A workdir that was started with other values is no point of this sweep.
+    """Refuse a workdir that was started with another config.
 
-    Keys that there were not yet when it was started count as if they had had their default.
+    A key that did not exist yet when the workdir was started counts as having had its default value.
     """
     if not (workdir / "config.json").exists():
         return
     defaults = config_keys.flatten(config_keys.default())
-    old = {**defaults, **read_config(workdir)}
-    changed = changed_keys(old, config, config_keys.FREE_KEYS)
+    stored = {**defaults, **read_config(workdir)}
+    changed = changed_keys(stored, config, config_keys.FREE_KEYS)
     if changed:
         raise UserError(
             f"{workdir} was started with another config: {'; '.join(changed)}. Delete it, or give another --workdir"
@@ -206,48 +206,51 @@ def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def write_table(plan: Plan) -> str:
-    """sweep.csv, sweep.md and report.html of the finished points; returns the second.
+    """Write sweep.csv, sweep.md and report.html of the finished points; return the text of sweep.md.
 
     Raises:
       UserError: a point that ran with another config; points that cannot be compared.
     """
     for point in plan.sweep.points:
-        if point not in plan.measured and plan.finished(point):
-            _check_workdir(plan.place(point), config_keys.flatten(plan.point_config(point)))
-            plan.measured[point] = measure.measure(plan.place(point))
-    rows = compare.compare(plan.sweep.arms, plan.measured, box_share=plan.config.data.box_share)
+        if point not in plan.measurements and plan.is_finished(point):
+            _check_workdir(plan.point_workdir(point), config_keys.flatten(plan.point_config(point)))
+            plan.measurements[point] = measure.measure_run(plan.point_workdir(point))
+    rows = compare.compare_arms(
+        plan.sweep.arms, plan.measurements, box_share=plan.config.data.box_share
+    )
     title = f"Sweep {plan.config_name}"
-    text = table.as_markdown(title, plan.sweep.points, plan.measured, rows)
+    text = table.as_markdown(title, plan.sweep.points, plan.measurements, rows)
     files.write_text(plan.workdir / "sweep.csv", table.as_csv(rows))
     files.write_text(plan.workdir / "sweep.md", text)
-    if plan.measured:
-        page.write_sweep(plan.workdir, [point.name for point in plan.measured])
+    if plan.measurements:
+        page.write_sweep(plan.workdir, [point.name for point in plan.measurements])
     return text
 
 
 def run_sweep(
     plan: Plan, points: list[Point], *, parallel: int = 1, command: tuple[str, ...] = COMMAND
 ) -> int:
-    """Run what is not finished, with a new table after each point; returns the exit code.
+    """Run the points that are not finished and write the table after each; return the exit code.
 
-    command: what a point's words are appended to.
+    command: the point's arguments are appended to it.
 
     Raises:
-      UserError: before the first point starts, for any point that cannot run; WorkdirInUseError.
+      UserError: a point cannot run; raised before the first point starts.
+      WorkdirInUseError: another process uses the workdir.
     """
-    from kacl_jax.runtime import compilation  # with it comes jax, which takes no device by that
+    from kacl_jax.runtime import compilation  # imports jax, but takes no device
 
     with lock_workdir(plan.workdir):
-        check(plan, points)
+        check_points(plan, points)
         write_table(plan)
-        finished = [point for point in points if plan.finished(point)]
+        finished = [point for point in points if plan.is_finished(point)]
         for point in finished:
-            jobs.say(f"{point.name} is finished; skipped")
+            jobs.print_line(f"{point.name} is finished; skipped")
         queue = [
             jobs.Job(
                 point.name,
-                [*command, *plan.words(point), *_share_of_cores(plan, point, parallel)],
-                plan.place(point),
+                [*command, *plan.arguments(point), *_worker_arguments(plan, point, parallel)],
+                plan.point_workdir(point),
             )
             for point in points
             if point not in finished
@@ -258,42 +261,42 @@ def run_sweep(
             after_each=lambda: write_table(plan),
             environment=compilation.cache_environment(plan.workdir / "compilation_cache"),
         )
-        told = _last_table(plan)
+        has_table = _print_table(plan)
     for name, reason in outcome.failed.items():
-        jobs.say(f"failed: {name}: {reason}")
+        jobs.print_line(f"failed: {name}: {reason}")
     if outcome.interrupted:
-        jobs.say("Stopped; the same command goes on from here.")
+        jobs.print_line("Stopped; the same command goes on from here.")
         return INTERRUPTED
-    return DONE if told and not outcome.failed else USER_ERROR
+    return DONE if has_table and not outcome.failed else USER_ERROR
 
 
-def _share_of_cores(plan: Plan, point: Point, parallel: int) -> list[str]:
-    """Of several points at once each takes its part of the cores for radiomics, unless the workers were counted."""
+def _worker_arguments(plan: Plan, point: Point, parallel: int) -> list[str]:
+    """Split the cores for radiomics among points that run at once, unless `feedback.workers` sets their number."""
     if parallel == 1 or plan.point_config(point).feedback.workers:
         return []
     return [f"--config.feedback.workers={max(1, (os.cpu_count() or 1) // parallel)}"]
 
 
-def _last_table(plan: Plan) -> bool:
-    """Whether there is one; how the points ended is told in any case."""
+def _print_table(plan: Plan) -> bool:
+    """Print the last table. False if it cannot be written; the caller still has to report how the points ended."""
     try:
         print(write_table(plan))
     except UserError as error:
-        jobs.say(str(error))
+        jobs.print_line(str(error))
         return False
     print(f"In {plan.workdir}: sweep.csv, sweep.md, report.html")
     return True
 
 
 def main(argv: list[str]) -> int:
-    """Parse, expand, run, and turn what a user must know into one message and an exit code."""
+    """Parse the command line, run the sweep, and turn every UserError into one message and an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if len(argv) > 1:
             raise UserError(f"A sweep does not understand {', '.join(argv[1:])}; see --help")
         config = command_line.config()
         plan = expand(command_line.config_name(), config, command_line.workdir())
-        points = _chosen(plan.sweep)
+        points = _select_points(plan.sweep)
         if _DRY_RUN.value:
             for point in points:
                 print(f"{point.name}  {shlex.join(plan.overrides(point))}")
@@ -310,7 +313,7 @@ def main(argv: list[str]) -> int:
         return command_line.print_error("Stopped; the same command goes on from here.", INTERRUPTED)
 
 
-def _chosen(sweep: Sweep) -> list[Point]:
+def _select_points(sweep: Sweep) -> list[Point]:
     known = [arm.name for arm in sweep.arms]
     unknown = [name for name in _ONLY.value if name not in known]
     if unknown:

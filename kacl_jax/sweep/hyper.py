@@ -4,7 +4,8 @@
         arms = [Arm("focal", {"loss.focal_weight": 1.0}), Arm("kacl", against=("focal",))]
         return Sweep(arms, points(arms, folds=range(5), seeds=(0, 1, 2)))
 
-An arm is a name for some config keys; there is no other code path. Knows neither jax nor a config.
+An arm is a name for values of some config keys; arms run no code of their own. This module imports neither jax nor a
+config.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ Overrides = Mapping[str, Any]  # dotted config key → value
 class Arm:
     """One row of the table.
 
-    against: the arms whose points it is paired with, by fold, seed and patient.
-    selection_boxes: how many truth boxes a choice behind its overrides (a threshold, say) looked at. An arm that
-    saw a box in training or in such a choice stands in the table's second part.
-    exploratory: its differences are corrected for their number apart from those of the other arms.
+    against: the arms that it is compared with, paired by fold, seed and patient.
+    selection_boxes: how many truth boxes were used to choose its overrides (a threshold, say). An arm that used a
+      box in training or in such a choice is listed in the table's second part.
+    exploratory: its p-values are corrected for multiple comparisons apart from those of the other arms.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Its workdir, relative to the sweep's."""
+        """Its workdir, relative to the sweep's workdir."""
         return f"{self.arm.name}/fold{self.fold}-seed{self.seed}"
 
     @property
@@ -62,8 +63,9 @@ class Sweep:
     """Arms in the table's order, points in the order in which they run.
 
     Raises:
-      UserError: all of: an arm or point twice; a name that is no plain folder name, or a floor's; a baseline that is
-      not among the arms, or not in a tuple; a point of an unknown arm; an arm that sets `fold` or `seed`.
+      UserError: lists all of these: an arm or a point that is there twice; a name that is no plain folder name, or
+        the name of a floor; a baseline that is not among the arms, or not in a tuple; a point of an unknown arm; an
+        arm that sets `fold` or `seed`.
     """
 
     arms: Sequence[Arm]
@@ -71,8 +73,10 @@ class Sweep:
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
-        runs = [point.name for point in self.points]
-        problems = [f"{name} is there twice" for name in _twice(names) + _twice(runs)]
+        point_names = [point.name for point in self.points]
+        problems = [
+            f"{name} is there twice" for name in _duplicates(names) + _duplicates(point_names)
+        ]
         for arm in self.arms:
             if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", arm.name):
                 problems.append(f"{arm.name!r} is no plain name: letters, digits, _ . + -")
@@ -97,12 +101,12 @@ class Sweep:
 
 
 def product(**axes: Iterable[Any]) -> list[dict[str, Any]]:
-    """Every combination, the last axis fastest: product(a=(1, 2), b=(3,)) = [{a: 1, b: 3}, {a: 2, b: 3}]."""
+    """Every combination; the last axis changes fastest: product(a=(1, 2), b=(3,)) = [{a: 1, b: 3}, {a: 2, b: 3}]."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def zipped(**axes: Iterable[Any]) -> list[dict[str, Any]]:
-    """The axes side by side: zipped(a=(1, 2), b=(3, 4)) = [{a: 1, b: 3}, {a: 2, b: 4}].
+    """The n-th values of all axes together: zipped(a=(1, 2), b=(3, 4)) = [{a: 1, b: 3}, {a: 2, b: 4}].
 
     Raises ValueError where one is longer than another. Dotted keys go in as `**{"loss.temperature": (0.1, 0.5)}`.
     """
@@ -117,5 +121,5 @@ def points(arms: Iterable[Arm], *, folds: Iterable[int], seeds: Iterable[int]) -
     ]
 
 
-def _twice(names: Sequence[str]) -> list[str]:
+def _duplicates(names: Sequence[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})

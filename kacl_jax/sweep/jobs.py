@@ -1,7 +1,7 @@
-"""Many commands, a few at a time: each with its log, its devices, and an end that is told.
+"""Runs many commands, a few at a time; each has its log and its devices, and this module reports how it ended.
 
-A signal to this process is passed on as SIGTERM, once for each time it comes; the commands have sessions of their own,
-so a terminal's Ctrl-C does not reach them twice (kacl_jax.main takes the second as "at once", without saving).
+Each signal to this process is forwarded to the commands as one SIGTERM. The commands run in sessions of their own, so
+a Ctrl-C in the terminal does not reach them twice: kacl_jax.main would stop at the second signal without saving.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from types import FrameType
 from kacl_jax.runtime.errors import INTERRUPTED, NON_FINITE, WORKDIR_IN_USE, UserError
 
 LOG = "log.txt"
-_LAST_LINES = 5
+_LOG_TAIL_LINES = 5
 _POLL_S = 0.1
-_VISIBLE, _PREALLOCATE = "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_PREALLOCATE"
+_VISIBLE_DEVICES, _PREALLOCATE = "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command and the folder that its log goes to."""
+    """A command and the folder for its log."""
 
     name: str
     command: Sequence[str]
@@ -52,20 +52,20 @@ def run_jobs(
     after_each: Callable[[], object],
     environment: Mapping[str, str],
 ) -> Outcome:
-    """Run all jobs in order, `parallel` at once; a failed one is told and the rest goes on.
+    """Run all jobs in order, `parallel` at once. A failed job is reported, and the others go on.
 
     Args:
-      after_each: called when a job has ended well; a UserError there counts as a failure of that job.
-      environment: what jobs are given beside this process's own, which comes first.
+      after_each: called when a job has succeeded; a UserError from it counts as a failure of that job.
+      environment: variables for the jobs; this process's own variables override them.
 
     Raises:
       UserError: a folder that cannot be written.
     """
-    return _Jobs(jobs, parallel, after_each, environment).run()
+    return _JobRunner(jobs, parallel, after_each, environment).run()
 
 
-def say(line: str) -> None:
-    """A line for the person at the terminal, beside the table on stdout."""
+def print_line(line: str) -> None:
+    """Print a line to stderr; stdout is for the table."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -75,11 +75,11 @@ class _Running:
     number: int
     slot: int
     process: subprocess.Popen[bytes]
-    started: float
-    log_start: int  # where this start's part of the log begins
+    start_time: float
+    log_start: int  # byte of the log where the output of this start begins
 
 
-class _Jobs:
+class _JobRunner:
     def __init__(
         self,
         jobs: Sequence[Job],
@@ -90,42 +90,42 @@ class _Jobs:
         self._queue = list(enumerate(jobs, 1))
         self._total = len(jobs)
         self._after_each = after_each
-        self._devices = _devices(parallel)
+        self._device_variables = _device_variables(parallel)
         self._environment = {**environment, **os.environ}
         self._running: list[_Running] = []
         self._outcome = Outcome()
-        self._signals = self._passed_on = 0
-        self._took: list[float] = []
-        self._start = time.monotonic()
+        self._n_signals = self._n_signals_forwarded = 0
+        self._durations_s: list[float] = []
+        self._start_time = time.monotonic()
 
     def run(self) -> Outcome:
-        with self._watched():
+        with self._handle_signals():
             try:
-                while self._running or (self._queue and not self._signals):
-                    self._turn()
+                while self._running or (self._queue and not self._n_signals):
+                    self._poll()
                     time.sleep(_POLL_S)
             finally:
                 for running in self._running:
                     running.process.terminate()
-        self._outcome.interrupted |= bool(self._signals)
+        self._outcome.interrupted |= bool(self._n_signals)
         return self._outcome
 
-    def _turn(self) -> None:
+    def _poll(self) -> None:
         for running in list(self._running):
             if running.process.poll() is not None:
                 self._running.remove(running)
-                self._ended(running)
-        free = set(range(len(self._devices))) - {running.slot for running in self._running}
+                self._end_job(running)
+        free = set(range(len(self._device_variables))) - {running.slot for running in self._running}
         for slot in sorted(free):
-            if self._queue and not self._signals:
-                self._running.append(self._started(*self._queue.pop(0), slot))
-        while self._passed_on < self._signals:
-            self._passed_on += 1
+            if self._queue and not self._n_signals:
+                self._running.append(self._start_job(*self._queue.pop(0), slot))
+        while self._n_signals_forwarded < self._n_signals:
+            self._n_signals_forwarded += 1
             for running in self._running:
                 running.process.terminate()
 
-    def _started(self, number: int, job: Job, slot: int) -> _Running:
-        say(f"[{number}/{self._total}] {job.name}")
+    def _start_job(self, number: int, job: Job, slot: int) -> _Running:
+        print_line(f"[{number}/{self._total}] {job.name}")
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
             with (job.folder / LOG).open("ab") as log:
@@ -140,7 +140,7 @@ class _Jobs:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        env={**self._environment, **self._devices[slot]},
+                        env={**self._environment, **self._device_variables[slot]},
                         start_new_session=True,
                     ),
                     time.monotonic(),
@@ -149,90 +149,98 @@ class _Jobs:
         except OSError as error:
             raise UserError(f"{job.name} cannot be started in {job.folder} ({error})") from error
 
-    def _ended(self, running: _Running) -> None:
-        took = time.monotonic() - running.started
-        head = f"[{running.number}/{self._total}] {running.job.name}"
+    def _end_job(self, running: _Running) -> None:
+        duration_s = time.monotonic() - running.start_time
+        prefix = f"[{running.number}/{self._total}] {running.job.name}"
         code = running.process.returncode
-        if code == INTERRUPTED or (code == -signal.SIGTERM and self._signals):
+        if code == INTERRUPTED or (code == -signal.SIGTERM and self._n_signals):
             self._outcome.interrupted = True
-            say(f"{head} stopped after {_clock(took)}; resumable")
+            print_line(f"{prefix} stopped after {_format_duration(duration_s)}; resumable")
             return
         if code:
-            self._fail(running, head, f"{_meaning(code)} after {_clock(took)}")
+            self._record_failure(
+                running, prefix, f"{_describe_exit_code(code)} after {_format_duration(duration_s)}"
+            )
             return
-        self._took.append(took)
-        say(f"{head} done in {_clock(took)}; {self._times()}")
+        self._durations_s.append(duration_s)
+        print_line(f"{prefix} done in {_format_duration(duration_s)}; {self._time_summary()}")
         try:
             self._after_each()
         except UserError as error:
             self._outcome.failed[running.job.name] = str(error)
-            say(f"{head}: {error}")
+            print_line(f"{prefix}: {error}")
 
-    def _fail(self, running: _Running, head: str, what: str) -> None:
+    def _record_failure(self, running: _Running, prefix: str, failure: str) -> None:
         path = running.job.folder / LOG
         try:
             text = path.read_bytes()[running.log_start :].decode(errors="replace")
         except OSError as error:
             text = f"its log cannot be read ({error})"
-        lines = [line for line in text.splitlines() if line.strip()][-_LAST_LINES:]
-        self._outcome.failed[running.job.name] = f"{what}: {lines[-1] if lines else 'no word'}"
-        say(f"{head} failed: {what}; the end of {path}:")
+        lines = [line for line in text.splitlines() if line.strip()][-_LOG_TAIL_LINES:]
+        self._outcome.failed[running.job.name] = f"{failure}: {lines[-1] if lines else 'no word'}"
+        print_line(f"{prefix} failed: {failure}; the end of {path}:")
         for line in lines:
-            say(f"    {line}")
+            print_line(f"    {line}")
 
-    def _times(self) -> str:
-        elapsed = time.monotonic() - self._start
-        waiting = len(self._queue) + len(self._running) / 2  # those that run are half done
-        left = sum(self._took) / len(self._took) * waiting / len(self._devices)
-        return f"{_clock(elapsed)} elapsed, about {_clock(left)} left"
+    def _time_summary(self) -> str:
+        elapsed = time.monotonic() - self._start_time
+        waiting = len(self._queue) + len(self._running) / 2  # on average a running job is half done
+        left = (
+            sum(self._durations_s) / len(self._durations_s) * waiting / len(self._device_variables)
+        )
+        return f"{_format_duration(elapsed)} elapsed, about {_format_duration(left)} left"
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._receive) for number in numbers}
+    def _handle_signals(self) -> Iterator[None]:
+        signal_numbers = (signal.SIGINT, signal.SIGTERM)
+        previous_handlers = {
+            number: signal.signal(number, self._on_signal) for number in signal_numbers
+        }
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
-        # Not print: the signal may have come in the middle of one.
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._n_signals += 1
+        # Not print, which the signal may have interrupted.
         os.write(2, b"\nStopping: the running points save and end; once more to stop at once.\n")
 
 
-def _devices(parallel: int) -> list[dict[str, str]]:
-    """Per slot, the variables that give it its share of the GPUs; empty where there are none to share.
+def _device_variables(parallel: int) -> list[dict[str, str]]:
+    """For each slot the variables that give it its share of the GPUs; empty where there are none to share.
 
-    More slots than GPUs share them: each point then takes the memory that it needs, not three quarters of the GPU at
-    its start.
+    Where there are more slots than GPUs, several slots share one: each point then allocates GPU memory as it needs it,
+    not three quarters of the GPU at the start.
     """
-    named = os.environ.get(_VISIBLE)
-    if named is None:
-        # CUDA counts what is there from 0; a container's /dev may begin with nvidia2.
+    visible = os.environ.get(_VISIBLE_DEVICES)
+    if visible is None:
+        # CUDA numbers the devices that it finds from 0, although a container's /dev may begin with nvidia2.
         devices = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     else:
-        names = (name for name in named.split(",") if name)
-        # CUDA reads as far as the first negative number.
+        names = (name for name in visible.split(",") if name)
+        # CUDA ignores everything from the first negative number on.
         devices = list(itertools.takewhile(lambda name: not name.startswith("-"), names))
     if parallel == 1 or not devices:
         return [{} for _ in range(parallel)]
     if len(devices) < parallel:
-        taken = {_PREALLOCATE: os.environ.get(_PREALLOCATE, "false")}  # what was said stays said
-        return [{_VISIBLE: devices[i % len(devices)], **taken} for i in range(parallel)]
-    return [{_VISIBLE: ",".join(devices[i::parallel])} for i in range(parallel)]
+        memory = {
+            _PREALLOCATE: os.environ.get(_PREALLOCATE, "false")
+        }  # the user's own setting wins
+        return [{_VISIBLE_DEVICES: devices[i % len(devices)], **memory} for i in range(parallel)]
+    return [{_VISIBLE_DEVICES: ",".join(devices[i::parallel])} for i in range(parallel)]
 
 
-def _meaning(code: int) -> str:
+def _describe_exit_code(code: int) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    words = {
+    descriptions = {
         NON_FINITE: "the loss was not finite",
         WORKDIR_IN_USE: "its workdir is in use",
     }
-    return words.get(code, f"exit code {code}")
+    return descriptions.get(code, f"exit code {code}")
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))

@@ -1,7 +1,7 @@
-"""One finished run → its figures over many resamples of its test patients.
+"""One finished run → its metrics, each with its values over many resamples of the test patients.
 
-Pure numpy; reads results.json, predictions.csv, boxes.csv, metrics.jsonl, config.json and run.json of a workdir. All
-runs of a fold are resampled with the same patients, so that compare.py can pair them.
+Pure numpy. Reads results.json, predictions.csv, boxes.csv, metrics.jsonl, config.json and run.json of a workdir. All
+runs of a fold use the same resamples of patients, so that compare.py can pair the runs.
 """
 
 from __future__ import annotations
@@ -24,56 +24,61 @@ from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.workdir import read_config
 
-IOU_SHOWN = (0.1, 0.3, 0.5)
-METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in IOU_SHOWN))
+IOU_THRESHOLDS = (0.1, 0.3, 0.5)
+METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in IOU_THRESHOLDS))
 FLOORS = ("prior_map", "prior_box")
 _SPLIT_KEYS = ("protocol", "folds", "data.split_seed", "data.val_fraction", "data.findings")
-_CHUNK = 250  # resamples at once: few enough for a processor's cache
-SAME_FILES = 1e-9  # results.json and the figures of predictions.csv and boxes.csv agree to this
+_RESAMPLES_AT_ONCE = 250  # few enough for a processor's cache
+AGREEMENT_TOLERANCE = 1e-9  # between results.json and the values from predictions.csv and boxes.csv
 
 
 @dataclass(frozen=True, eq=False)
-class Figure:
-    """One metric of one run: the mean over the findings that are defined, and its resamples."""
+class ResampledValue:
+    """One metric of one run: its mean over the findings for which it is defined, and the same of each resample."""
 
-    value: float  # NaN: no finding is defined
-    draws: np.ndarray  # float64 [B]
-    n_findings: int
+    value: float  # NaN: it is defined for no finding
+    draws: np.ndarray  # float64 [B], one value per resample
+    n_findings: int  # for which it is defined
     undefined: dict[str, str]  # finding → reason
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """One finished run. `settings` must agree over a whole sweep, `part` within a fold."""
+class RunMeasurements:
+    """One finished run. `settings` must be equal in all runs of a sweep, `test_set` in all runs of a fold."""
 
     settings: dict[str, Any]
     split: str
     split_hash: str
     box_share: float
-    part: tuple[Any, ...]  # who is tested on what
+    test_set: tuple[Any, ...]  # images, patients, labels and truth boxes
     counts: dict[str, int]  # images, patients, boxes
-    figures: dict[str, Figure]  # by metric
-    prior_map: dict[str, Figure]  # T(IoU) of the box that looks at no image, paired with `figures`
-    floors: dict[str, dict[str, float | None]]  # by floor, then metric
-    commit: str = ""  # of the code that it was tested with; "": unknown
+    metric_values: dict[str, ResampledValue]  # by metric
+    prior_map: dict[
+        str, ResampledValue
+    ]  # by metric: T(IoU) of prior_map's box, paired with `metric_values`
+    floors: dict[str, dict[str, float | None]]  # by floor, then by metric
+    commit: str = ""  # of the code that tested the run; "": unknown
     contrast: Contrast | None = None  # None: no contrastive loss
 
 
-def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
+def measure_run(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> RunMeasurements:
     """Read a finished run and resample its patients.
 
     Raises:
-      UserError: a file is missing, torn, or not of the same evaluation as the others.
+      UserError: a file is missing or incomplete, or comes from another evaluation than the others.
     """
     results, origin = (files.read_json(workdir / name) for name in ("results.json", "run.json"))
     config = read_config(workdir)
     tested = read_tested(workdir, results["findings"])
     weights = patient_weights(config["fold"], clusters(tested.patients)[1], resamples)
-    figures = {**classification(tested, weights), **localization(tested, tested.iou, weights)}
-    _check_same_files(workdir, results, figures)
+    metric_values = {
+        **resampled_ranking(tested, weights),
+        **resampled_localization(tested, tested.iou, weights),
+    }
+    _check_files_agree(workdir, results, metric_values)
     floors = {name: results["localization"][name]["iou"] for name in FLOORS}
     boxes = zip(tested.box_image.tolist(), tested.box_finding.tolist(), strict=True)
-    return Measured(
+    return RunMeasurements(
         settings={
             "data checksums": origin["checksums"],
             **{key: config[key] for key in _SPLIT_KEYS},
@@ -81,7 +86,7 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
         split=results["split"],
         split_hash=results["split_hash"],
         box_share=config["data.box_share"],
-        part=(
+        test_set=(
             tested.images,
             tested.patients.tobytes(),
             tested.labels.tobytes(),
@@ -92,10 +97,10 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
             "patients": weights.shape[0],
             "boxes": len(tested.iou),
         },
-        figures=figures,
-        prior_map=localization(tested, tested.prior_map_iou, weights),
+        metric_values=metric_values,
+        prior_map=resampled_localization(tested, tested.prior_map_iou, weights),
         floors={
-            name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in IOU_SHOWN}
+            name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in IOU_THRESHOLDS}
             for name, table in floors.items()
         },
         commit=origin["git"] or "",
@@ -103,17 +108,19 @@ def measure(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> Measured:
     )
 
 
-def _check_same_files(
-    workdir: Path, results: Mapping[str, Any], figures: Mapping[str, Figure]
+def _check_files_agree(
+    workdir: Path, results: Mapping[str, Any], metric_values: Mapping[str, ResampledValue]
 ) -> None:
-    told = {f"iou_{t}": results["localization"]["iou"][str(t)]["mean"]["value"] for t in IOU_SHOWN}
-    told["auroc"] = results["classification"]["auroc"]["mean"]["value"]
-    for metric, value in told.items():
-        ours, theirs = figures[metric].value, math.nan if value is None else value
-        if not np.isclose(ours, theirs, rtol=0, atol=SAME_FILES, equal_nan=True):
+    expected = {
+        f"iou_{t}": results["localization"]["iou"][str(t)]["mean"]["value"] for t in IOU_THRESHOLDS
+    }
+    expected["auroc"] = results["classification"]["auroc"]["mean"]["value"]
+    for metric, value in expected.items():
+        from_csv, from_json = metric_values[metric].value, math.nan if value is None else value
+        if not np.isclose(from_csv, from_json, rtol=0, atol=AGREEMENT_TOLERANCE, equal_nan=True):
             raise UserError(
-                f"{workdir}: results.json says {metric} {theirs:.6f}, predictions.csv and boxes.csv say {ours:.6f}; "
-                "write them anew with the point's own command and --mode=eval"
+                f"{workdir}: results.json says {metric} {from_json:.6f}, predictions.csv and boxes.csv say "
+                f"{from_csv:.6f}; write them anew with the point's own command and --mode=eval"
             )
 
 
@@ -121,7 +128,7 @@ def _check_same_files(
 def patient_weights(fold: int, n_patients: int, resamples: int) -> np.ndarray:
     """How often each resample draws each patient, the same for all runs of a fold: float64 [patients 1+B].
 
-    Column 0 is the sample itself, everyone once.
+    Column 0 is the sample itself: each patient once.
     """
     rng = np.random.default_rng((fold, n_patients))
     even = np.full(n_patients, 1 / n_patients)
@@ -131,13 +138,13 @@ def patient_weights(fold: int, n_patients: int, resamples: int) -> np.ndarray:
     return weights
 
 
-def classification(tested: Tested, weights: np.ndarray) -> dict[str, Figure]:
-    """AUROC and AUPRC (average precision, its resamples `without_bias`), means over findings.
+def resampled_ranking(tested: Tested, weights: np.ndarray) -> dict[str, ResampledValue]:
+    """AUROC and AUPRC, means over findings. AUPRC is average precision; its resamples are `without_bias`.
 
-    weights: of `patient_weights`.
+    weights: from `patient_weights`.
     """
     cluster, n_clusters = clusters(tested.patients)
-    found = np.full((2, len(tested.findings), weights.shape[1]), math.nan)
+    areas = np.full((2, len(tested.findings), weights.shape[1]), math.nan)
     undefined = {}
     for c, name in enumerate(tested.findings):
         ranked = Ranked(tested.scores[:, c], tested.labels[:, c], cluster, n_clusters)
@@ -145,46 +152,54 @@ def classification(tested: Tested, weights: np.ndarray) -> dict[str, Figure]:
         if reason:
             undefined[name] = reason
             continue
-        for start in range(0, weights.shape[1], _CHUNK):
-            some = slice(start, start + _CHUNK)
-            found[:, c, some] = ranked.areas(weights[:, some], precision=True).T
-    found[1, :, 1:] = without_bias(found[1, :, 1:], found[1, :, 0])
+        for start in range(0, weights.shape[1], _RESAMPLES_AT_ONCE):
+            chunk = slice(start, start + _RESAMPLES_AT_ONCE)
+            areas[:, c, chunk] = ranked.areas(weights[:, chunk], precision=True).T
+    areas[1, :, 1:] = without_bias(areas[1, :, 1:], areas[1, :, 0])
     return {
-        "auroc": _mean_figure(found[0], undefined),
-        "auprc": _mean_figure(found[1], undefined),
+        "auroc": _mean_over_findings(areas[0], undefined),
+        "auprc": _mean_over_findings(areas[1], undefined),
     }
 
 
-def localization(tested: Tested, iou: np.ndarray, weights: np.ndarray) -> dict[str, Figure]:
+def resampled_localization(
+    tested: Tested, iou: np.ndarray, weights: np.ndarray
+) -> dict[str, ResampledValue]:
     """Share of a finding's truth boxes with `iou` > T, mean over findings, as `metrics.localization_tables`.
 
-    iou: float64 [m]; with a NaN among them there is no figure.
+    iou: float64 [m]. If one of them is NaN, the values are undefined.
     """
     if np.isnan(iou).any():
-        nothing = Figure(math.nan, np.full(weights.shape[1] - 1, math.nan), 0, {})
-        return {f"iou_{t}": nothing for t in IOU_SHOWN}
+        undefined_value = ResampledValue(math.nan, np.full(weights.shape[1] - 1, math.nan), 0, {})
+        return {f"iou_{t}": undefined_value for t in IOU_THRESHOLDS}
     cluster = clusters(tested.patients)[0][tested.box_image]
-    ours = tested.box_finding[:, None] == np.arange(len(tested.findings))
+    is_of_finding = tested.box_finding[:, None] == np.arange(len(tested.findings))
     undefined = {
         name: "no truth box of this finding is scored"
-        for name, there in zip(tested.findings, ours.any(axis=0), strict=True)
-        if not there
+        for name, has_boxes in zip(tested.findings, is_of_finding.any(axis=0), strict=True)
+        if not has_boxes
     }
 
-    def weigh(boxes: np.ndarray) -> np.ndarray:
+    def count_per_resample(boxes: np.ndarray) -> np.ndarray:
+        """How many of the boxes each resample holds: bool [m c] → float64 [c 1+B]."""
         per_patient = np.zeros((weights.shape[0], boxes.shape[1]))
         np.add.at(per_patient, cluster, boxes.astype(np.float64))
         return per_patient.T @ weights
 
-    judged = weigh(ours)
+    n_boxes = count_per_resample(is_of_finding)
     return {
-        f"iou_{t}": _mean_figure(divide(weigh(ours & (iou > t)[:, None]), judged), undefined)
-        for t in IOU_SHOWN
+        f"iou_{t}": _mean_over_findings(
+            divide(count_per_resample(is_of_finding & (iou > t)[:, None]), n_boxes), undefined
+        )
+        for t in IOU_THRESHOLDS
     }
 
 
-def _mean_figure(found: np.ndarray, undefined: dict[str, str]) -> Figure:
-    """found [c 1+B], the value first, NaN where undefined. A resample that lacks a finding of the value is NaN."""
-    defined = found[np.isfinite(found[:, 0])]
-    mean = defined.mean(axis=0) if len(defined) else np.full(found.shape[1], math.nan)
-    return Figure(float(mean[0]), mean[1:], len(defined), undefined)
+def _mean_over_findings(values: np.ndarray, undefined: dict[str, str]) -> ResampledValue:
+    """values [c 1+B]: column 0 holds the values, the others their resamples; NaN where undefined.
+
+    The mean of a resample is NaN if it lacks a finding over which the value's own mean is taken.
+    """
+    defined = values[np.isfinite(values[:, 0])]
+    mean = defined.mean(axis=0) if len(defined) else np.full(values.shape[1], math.nan)
+    return ResampledValue(float(mean[0]), mean[1:], len(defined), undefined)

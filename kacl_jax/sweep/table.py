@@ -1,4 +1,4 @@
-"""The table of a sweep: sweep.csv, tidy, for machines; sweep.md for people."""
+"""The table of a sweep: sweep.csv for programs, sweep.md for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kacl_jax.evaluation.number_format import interval, p_value, short, signed, 
 from kacl_jax.sweep.compare import PRIOR_MAP, Difference, Row, Runs
 from kacl_jax.sweep.hyper import Point
 from kacl_jax.sweep.measure import METRICS
-from kacl_jax.sweep.page import FAMILIES
+from kacl_jax.sweep.page import FAMILY_HEADINGS
 
 COLUMNS = [
     "family", "arm", "box_share", "selection_boxes", "metric", "value", "sd", "ci_low", "ci_high",
@@ -21,7 +21,7 @@ COLUMNS = [
     "difference_ci_high", "p", "p_holm", "n_planned", "n_common_folds", "n_common_seeds", "note",
 ]  # fmt: skip
 _NAMES = {"auroc": "AUROC", "auprc": "AUPRC"}
-_READING = (
+_EXPLANATION = (
     "Means over folds of means over findings; ± standard deviation over seeds; [95 % interval] over {resamples} "
     "resamples of each fold's test patients and seeds (n × 1: of patients only). T(IoU) is the share of a finding's "
     "truth boxes that the predicted box overlaps by more than T. Differences are paired by fold, seed and patient; p "
@@ -33,21 +33,21 @@ _READING = (
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """One line per arm, metric and baseline; what is undefined is empty, with the reason in `note`."""
+    """One line per arm, metric and baseline. An undefined value is empty, and `note` says why."""
     text = io.StringIO()
     lines = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     lines.writeheader()
     for row in rows:
         pair = row.difference
-        notes = [row.figure.note, pair.value.note if pair else ""]
-        low, high = row.figure.ci95 or (None, None)
+        notes = [row.estimate.note, pair.estimate.note if pair else ""]
+        low, high = row.estimate.ci95 or (None, None)
         line = {
             "family": row.family,
             "arm": row.arm,
             "box_share": row.box_share,
             "selection_boxes": row.selection_boxes,
             "metric": row.metric,
-            "value": _defined(row.figure.value),
+            "value": _none_if_nan(row.estimate.value),
             "sd": row.sd,
             "ci_low": low,
             "ci_high": high,
@@ -56,15 +56,15 @@ def as_csv(rows: Iterable[Row]) -> str:
             "n_findings": row.n_findings,
             "note": "; ".join(dict.fromkeys(note for note in notes if note)),
         }
-        lines.writerow(line | (_pair_columns(pair) if pair else {}))
+        lines.writerow(line | (_difference_columns(pair) if pair else {}))
     return text.getvalue()
 
 
-def _pair_columns(pair: Difference) -> dict[str, object]:
-    low, high = pair.value.ci95 or (None, None)
+def _difference_columns(pair: Difference) -> dict[str, object]:
+    low, high = pair.estimate.ci95 or (None, None)
     return {
         "baseline": pair.baseline,
-        "difference": _defined(pair.value.value),
+        "difference": _none_if_nan(pair.estimate.value),
         "difference_ci_low": low,
         "difference_ci_high": high,
         "p": pair.p,
@@ -75,41 +75,45 @@ def _pair_columns(pair: Difference) -> dict[str, object]:
     }
 
 
-def _defined(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
 def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[Row]) -> str:
-    """The whole table: both sections, what is missing, and what was tested on what."""
+    """The whole table: both sections, what is missing, and which data and code the runs were tested with."""
     lines = [f"# {title}", "", f"{len(runs)} of {len(points)} points are finished."]
     if rows:
-        resamples = len(next(iter(runs.values())).figures[METRICS[0]].draws)
-        lines += ["", _READING.format(resamples=f"{resamples:,}")]
-    for family, heading in FAMILIES.items():
-        ours = [row for row in rows if row.family == family]
-        if ours:
+        resamples = len(next(iter(runs.values())).metric_values[METRICS[0]].draws)
+        lines += ["", _EXPLANATION.format(resamples=f"{resamples:,}")]
+    for family, heading in FAMILY_HEADINGS.items():
+        family_rows = [row for row in rows if row.family == family]
+        if family_rows:
             floors = [row for row in rows if row.family == "floor"]
-            lines += ["", f"## {heading}", "", *_figures(ours + floors)]
-            lines += ["", *_differences(ours)] if any(r.difference for r in ours) else []
-    learned = contrastive_summary.rows(
+            lines += ["", f"## {heading}", "", *_value_table(family_rows + floors)]
+            lines += (
+                ["", *_difference_table(family_rows)]
+                if any(r.difference for r in family_rows)
+                else []
+            )
+    contrast_rows = contrastive_summary.rows(
         (point.arm.name, run.contrast) for point, run in runs.items()
     )
-    if learned:
+    if contrast_rows:
         lines += ["", "## What the contrastive loss did", "", contrastive_summary.READING, ""]
-        lines += _table(contrastive_summary.COLUMNS, learned)
+        lines += _markdown_table(contrastive_summary.COLUMNS, contrast_rows)
     if runs:
-        lines += ["", "## Tested on", "", *_splits(runs)]
-        lines += ["", "## Code", "", *_commits(runs)]
+        lines += ["", "## Tested on", "", *_split_table(runs)]
+        lines += ["", "## Code", "", *_commit_lines(runs)]
     for heading, notes in (
-        ("Findings left out of a fold's mean", _undefined(runs)),
+        ("Findings left out of a fold's mean", _undefined_findings(runs)),
         ("Figures without an interval", _without_interval(rows)),
-        ("Points that are not finished", _missing(points, runs)),
+        ("Points that are not finished", _unfinished_points(points, runs)),
     ):
         lines += ["", f"## {heading}", "", *notes] if notes else []
     return "\n".join(lines) + "\n"
 
 
-def _figures(rows: Sequence[Row]) -> list[str]:
+def _value_table(rows: Sequence[Row]) -> list[str]:
     head = ["arm", "boxes: training", "boxes: choosing", "folds × seeds", "findings"]
     body = []
     for arm in dict.fromkeys(row.arm for row in rows):
@@ -121,14 +125,14 @@ def _figures(rows: Sequence[Row]) -> list[str]:
                 "" if row.box_share is None else f"{100 * row.box_share:g} %",
                 "" if row.selection_boxes is None else f"{row.selection_boxes}",
                 f"{len(row.folds)} × {len(row.seeds)}" if row.seeds else f"{len(row.folds)}",
-                _findings(of_metric.values()),
-                *(_figure(of_metric.get(metric)) for metric in METRICS),
+                _finding_counts(of_metric.values()),
+                *(_value_cell(of_metric.get(metric)) for metric in METRICS),
             ]
         )
-    return _table([*head, *map(_name, METRICS)], body)
+    return _markdown_table([*head, *map(_metric_name, METRICS)], body)
 
 
-def _differences(rows: Sequence[Row]) -> list[str]:
+def _difference_table(rows: Sequence[Row]) -> list[str]:
     cells: dict[tuple[str, str], dict[str, Difference]] = defaultdict(dict)
     for row in rows:
         if row.difference is not None:
@@ -138,16 +142,22 @@ def _differences(rows: Sequence[Row]) -> list[str]:
         pair = next(iter(pairs.values()))
         common = f"{len(pair.folds)} × {len(pair.seeds)}"
         body.append(
-            [f"{arm} − {baseline}", common, *(_pair(pairs.get(metric)) for metric in METRICS)]
+            [
+                f"{arm} − {baseline}",
+                common,
+                *(_difference_cell(pairs.get(metric)) for metric in METRICS),
+            ]
         )
-    table = _table(["paired difference", "folds × seeds", *map(_name, METRICS)], body)
-    return [*table, "", f"Planned differences: {_planned(rows)}."]
+    table = _markdown_table(
+        ["paired difference", "folds × seeds", *map(_metric_name, METRICS)], body
+    )
+    return [*table, "", f"Planned differences: {_planned_counts(rows)}."]
 
 
-def _planned(rows: Sequence[Row]) -> str:
-    """How many each question has, those of exploratory arms after an "or"."""
+def _planned_counts(rows: Sequence[Row]) -> str:
+    """How many differences are planned, against arms and against prior_map; those of exploratory arms after an "or"."""
     pairs = [row.difference for row in rows if row.difference is not None]
-    told = {
+    counts = {
         kind: " or ".join(
             dict.fromkeys(
                 f"{pair.planned}"
@@ -157,19 +167,19 @@ def _planned(rows: Sequence[Row]) -> str:
         )
         for kind, to_floor in (("", False), ("to prior_map ", True))
     }
-    return "; ".join(f"{kind}{n}" for kind, n in told.items() if n) or "none"
+    return "; ".join(f"{kind}{n}" for kind, n in counts.items() if n) or "none"
 
 
-def _splits(runs: Runs) -> list[str]:
-    """Per fold: its size, and the split's hash for each share of boxes that may be trained on."""
+def _split_table(runs: Runs) -> list[str]:
+    """One row per fold: its size, and the split's hash for each share of boxes that training may use."""
     body = []
     for fold in sorted({point.fold for point in runs}):
-        ours = [run for point, run in runs.items() if point.fold == fold]
-        hashes = sorted({(run.box_share, run.split_hash) for run in ours})
-        n = ours[0].counts
+        fold_runs = [run for point, run in runs.items() if point.fold == fold]
+        hashes = sorted({(run.box_share, run.split_hash) for run in fold_runs})
+        n = fold_runs[0].counts
         body.append(
             [
-                ours[0].split,
+                fold_runs[0].split,
                 f"{n['images']:,} of {n['patients']:,} patients",
                 f"{n['boxes']:,}",
                 " · ".join(f"{100 * share:g} % {name}" for share, name in hashes),
@@ -178,11 +188,11 @@ def _splits(runs: Runs) -> list[str]:
     head = ["split", "test images", "truth boxes", "hash, by share of boxes trained on"]
     checksums = next(iter(runs.values())).settings["data checksums"]
     data = [f"- {name}: sha256 {checksum}" for name, checksum in checksums.items()]
-    return [*_table(head, body), "", *data]
+    return [*_markdown_table(head, body), "", *data]
 
 
-def _commits(runs: Runs) -> list[str]:
-    """Which points were tested with which commit: a difference across commits holds theirs, too."""
+def _commit_lines(runs: Runs) -> list[str]:
+    """Which points were tested with which commit. A difference between points of two commits includes the commits'."""
     of_commit: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for point, run in runs.items():
         of_commit[run.commit or "unknown"][point.arm.name].append(point.name.split("/")[1])
@@ -193,79 +203,80 @@ def _commits(runs: Runs) -> list[str]:
     ]
 
 
-def _undefined(runs: Runs) -> list[str]:
-    """Findings without a figure in some fold: their fold's mean is over the others."""
-    found = {
-        (point.fold, _kind(metric), finding, reason)
+def _undefined_findings(runs: Runs) -> list[str]:
+    """Findings without a value in some fold: the mean of that fold is over the other findings."""
+    reasons = {
+        (point.fold, _metric_group(metric), finding, reason)
         for point, run in runs.items()
-        for metric, figure in run.figures.items()
-        for finding, reason in figure.undefined.items()
+        for metric, value in run.metric_values.items()
+        for finding, reason in value.undefined.items()
     }
     return [
         f"- {kind} of {finding} in fold {fold}: {reason}"
-        for fold, kind, finding, reason in sorted(found)
+        for fold, kind, finding, reason in sorted(reasons)
     ]
 
 
 def _without_interval(rows: Sequence[Row]) -> list[str]:
     names: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
-        names[row.figure.note, row.metric].append(row.arm)
+        names[row.estimate.note, row.metric].append(row.arm)
         if row.difference is not None:
             pair = f"{row.arm} − {row.difference.baseline}"
-            names[row.difference.value.note, row.metric].append(pair)
+            names[row.difference.estimate.note, row.metric].append(pair)
     return [
-        f"- {_name(metric)} of {', '.join(dict.fromkeys(who))}: {note}"
-        for (note, metric), who in names.items()
+        f"- {_metric_name(metric)} of {', '.join(dict.fromkeys(arms))}: {note}"
+        for (note, metric), arms in names.items()
         if note
     ]
 
 
-def _missing(points: Sequence[Point], runs: Runs) -> list[str]:
-    absent: dict[str, list[str]] = defaultdict(list)
+def _unfinished_points(points: Sequence[Point], runs: Runs) -> list[str]:
+    missing: dict[str, list[str]] = defaultdict(list)
     for point in points:
         if point not in runs:
-            absent[point.arm.name].append(point.name.split("/")[1])
-    wanted = [point.arm.name for point in points]
+            missing[point.arm.name].append(point.name.split("/")[1])
+    arm_of_point = [point.arm.name for point in points]
     return [
-        f"- {arm}: " + ("every point" if len(names) == wanted.count(arm) else ", ".join(names))
-        for arm, names in absent.items()
+        f"- {arm}: "
+        + ("every point" if len(names) == arm_of_point.count(arm) else ", ".join(names))
+        for arm, names in missing.items()
     ]
 
 
-def _findings(rows: Iterable[Row]) -> str:
-    by_kind = {_kind(row.metric): row.n_findings for row in rows}
+def _finding_counts(rows: Iterable[Row]) -> str:
+    by_kind = {_metric_group(row.metric): row.n_findings for row in rows}
     if len(set(by_kind.values())) == 1:
         return f"{next(iter(by_kind.values()))}"
     return " · ".join(f"{kind} {n}" for kind, n in by_kind.items())
 
 
-def _figure(row: Row | None) -> str:
+def _value_cell(row: Row | None) -> str:
     if row is None:
         return ""
     spread = "" if row.sd is None else f" ± {short(row.sd)}"
-    return f"{short(row.figure.value)}{spread} {interval(row.figure.ci95)}".rstrip()
+    return f"{short(row.estimate.value)}{spread} {interval(row.estimate.ci95)}".rstrip()
 
 
-def _pair(pair: Difference | None) -> str:
+def _difference_cell(pair: Difference | None) -> str:
     if pair is None:
         return ""
     p = "" if pair.p is None else f", p {p_value(pair.p)}"
     holm = "" if pair.p_holm is None else f" ({p_value(pair.p_holm)})"
-    value = pair.value
-    ends = interval(value.ci95, write=signed)
-    return f"{signed(value.value)} {ends}".rstrip() + p + holm
+    estimate = pair.estimate
+    interval_text = interval(estimate.ci95, write=signed)
+    return f"{signed(estimate.value)} {interval_text}".rstrip() + p + holm
 
 
-def _name(metric: str) -> str:
+def _metric_name(metric: str) -> str:
     return _NAMES.get(metric) or f"T(IoU) > {threshold(float(metric.removeprefix('iou_')))}"
 
 
-def _kind(metric: str) -> str:
-    """AUROC and AUPRC are undefined together, and T(IoU) for every T."""
+def _metric_group(metric: str) -> str:
+    """The metrics that are undefined together: AUROC and AUPRC; T(IoU) for all T."""
     return "AUROC" if metric in _NAMES else "T(IoU)"
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     rows = [head, ["---"] * len(head), *body]
     return ["| " + " | ".join(row) + " |" for row in rows]

@@ -11,7 +11,7 @@ from kacl_jax.evaluation import evaluate, result_files
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.report import run_page
 from kacl_jax.report.features import Moments
-from kacl_jax.report.gallery import Shown
+from kacl_jax.report.gallery import ReportInputs
 from kacl_jax.runtime import files, hosts, provenance
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.step.state import TrainState
@@ -118,11 +118,11 @@ def _report_inputs(
     trained: TrainState,
     test_outputs: Outputs,
     evaluation: evaluate.Evaluation,
-) -> Shown:
+) -> ReportInputs:
     """What report.html shows beside the files of the workdir."""
     config = experiment.config
     moments = Moments(np.asarray(trained.feature_mean), np.asarray(trained.feature_var))
-    return Shown(
+    return ReportInputs(
         records=experiment.records,
         outputs=test_outputs,
         located=evaluation.located,
@@ -130,7 +130,7 @@ def _report_inputs(
         moments=moments if int(trained.feature_count) else None,
         bin_width=config.radiomics.bin_width,
         backend=config.radiomics.backend,
-        most=config.eval.report_images,
+        max_images=config.eval.report_images,
         resamples=config.eval.bootstrap,
     )
 

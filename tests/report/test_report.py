@@ -94,7 +94,7 @@ class Case:
     """A finished run of a toy root; `page()` writes and reads its report."""
 
     workdir: Path
-    tested: gallery.Shown
+    tested: gallery.ReportInputs
 
     def page(self) -> Page:
         run_page.write_run(self.workdir, self.tested)
@@ -105,7 +105,7 @@ class Case:
         return found
 
 
-def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Case:
+def toy_case(workdir: Path, *, without: int | None = None, max_images: int = 6) -> Case:
     """Every test image has a name that would break a page. without: a finding that no test image has."""
     records = toy_records()
     names = [f"{EVIL}{i:03d}.png" for i in range(len(records.names))]
@@ -151,7 +151,7 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
     log = [*lines, {"step": 6, "kind": "val", "auroc": 0.6}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     zeros = np.zeros(len(FEATURE_NAMES))
-    tested = gallery.Shown(
+    tested = gallery.ReportInputs(
         records=records,
         outputs=test,
         located=found.located,
@@ -159,7 +159,7 @@ def toy_case(workdir: Path, *, without: int | None = None, most: int = 6) -> Cas
         moments=Moments(zeros, zeros + 1),
         bin_width=25.0,
         backend="pyradiomics",
-        most=most,
+        max_images=max_images,
         resamples=20,
     )
     return Case(workdir, tested)
@@ -288,7 +288,7 @@ def test_the_gallery_shows_the_extremes(case: Case, shown: Page) -> None:
 def test_each_picture_is_of_its_own_finding(case: Case) -> None:
     tested, located = case.tested, case.tested.located
     maps = dict(zip(tested.outputs.image_id.tolist(), tested.outputs.class_maps(), strict=True))
-    cards = [card for part in gallery.gallery(tested) for card in part["cards"]]
+    cards = [card for part in gallery.gallery_sections(tested) for card in part["cards"]]
     assert len(cards) > 15
     for card in cards:
         image, finding = card["pair"]
@@ -319,8 +319,8 @@ def rectangle(style: str, text: str) -> list[float]:
 
 def test_each_finding_is_judged_by_its_own_regions(case: Case) -> None:
     run = case.tested
-    told = gallery.interpretation(run)["telling"]
-    ids = features.sample(run.outputs.image_id, run.most)
+    told = gallery.interpretation_section(run)["discriminating"]
+    ids = features.sample_images(run.outputs.image_id, run.max_images)
     images = [run.pixels(int(image), SIZE) for image in ids]
     for finding, part in enumerate(told):
         masks = [run.region(int(image), finding) for image in ids]
@@ -328,7 +328,7 @@ def test_each_finding_is_judged_by_its_own_regions(case: Case) -> None:
         positive = run.records.labels[ids, finding] == 1
         assert (part["n_pos"], part["n_neg"]) == (positive.sum(), (~positive).sum())
         patients = run.records.patients[ids]
-        expected = features.telling(measured, positive, patients, resamples=20)
+        expected = features.discriminating_features(measured, positive, patients, resamples=20)
         assert [row["auroc"] for row in part["rows"]] == [t.auroc for t in expected]
         assert [row["feature"] for row in part["rows"]] == [t.name.split("_")[2] for t in expected]
 
@@ -367,7 +367,7 @@ def test_without_training_features_the_sample_stands_in_and_that_is_said(case: C
 
 
 def test_a_finding_without_positives_or_boxes(tmp_path: Path) -> None:
-    case = toy_case(tmp_path, without=2, most=2)
+    case = toy_case(tmp_path, without=2, max_images=2)
     (tmp_path / "metrics.jsonl").write_text("")
     found = case.page()
     name = case.told()["findings"][2]
@@ -402,7 +402,7 @@ def test_feedback_is_told_with_its_failures(
     (tmp_path / "results.json").write_text(json.dumps(told))
     line = {"step": 1, "kind": "train", "loss": 1.0, "nt_xent": None, "hit_rate": 0.0, "age": None}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"step": 2, "ki')
-    tested = dataclasses.replace(case.tested, most=0)
+    tested = dataclasses.replace(case.tested, max_images=0)
     run_page.write_run(tmp_path, tested)
     found = Page((tmp_path / "report.html").read_text())
     assert found.row("feedback", EVIL)[-1] == "1,234"
@@ -422,7 +422,7 @@ def test_what_the_contrastive_loss_learned_stands_beside_chance(case: Case, tmp_
     terms = {"nt_xent": 4.12, "grad_norm_focal": 0.004, "grad_norm_nt_xent": 0.001}
     line = {"step": 1, "kind": "train", **terms, "ready": 32, "hit_rate": 1.0, "age": 30.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    run_page.write_run(tmp_path, dataclasses.replace(case.tested, most=0))
+    run_page.write_run(tmp_path, dataclasses.replace(case.tested, max_images=0))
     text = (tmp_path / "report.html").read_text()
     for words, value in (
         ("NT-Xent in the last epoch", "4.12"),
@@ -480,7 +480,7 @@ def test_the_training_regions_are_known_only_where_there_were_some(steps: int) -
     outputs = Outputs(np.arange(2), np.zeros((2, 8)))
     shown = final_test._report_inputs(experiment, trained, outputs, SimpleNamespace(located=None))  # type: ignore[arg-type]
     assert (shown.moments is not None) == (steps > 0)
-    assert shown.most == 400
+    assert shown.max_images == 400
 
 
 # ---- a sweep --------------------------------------------------------------------------------------------------
@@ -564,15 +564,15 @@ def test_the_floor_beside_an_arm_is_that_of_its_own_folds_and_folds_weigh_alike(
         {**row, "baseline": "focal", "difference": 0.1},
         {**row, "baseline": "prior_map", "difference": -0.05},
     ]
-    assert sweep_page._floor(rows, "iou_0.1") == [(pytest.approx(0.35), "prior-map")]
-    assert sweep_page._floor(rows, "iou_0.3") == []
+    assert sweep_page._prior_map_marks(rows, "iou_0.1") == [(pytest.approx(0.35), "prior-map")]
+    assert sweep_page._prior_map_marks(rows, "iou_0.3") == []
 
     def tables(value: float | None) -> dict[str, Any]:
         return {str(t): {"mean": {"value": value}} for t in T_IOU}
 
     three = [(0, tables(0.1)), (0, tables(0.2)), (1, tables(0.6))]
-    assert sweep_page._means(three)[0] == (0.1, pytest.approx((0.15 + 0.6) / 2))
-    assert sweep_page._means([*three, (1, tables(None))])[0] == (0.1, None)
+    assert sweep_page._mean_curve(three)[0] == (0.1, pytest.approx((0.15 + 0.6) / 2))
+    assert sweep_page._mean_curve([*three, (1, tables(None))])[0] == (0.1, None)
 
 
 def test_a_sweep_page_needs_no_jax() -> None:

@@ -23,7 +23,9 @@ def test_extremes_by_hand() -> None:
     iou = np.array([0.3, np.nan, 0.9, 0.1, 0.5, 0.2, 0.2, 0.7])
     finding = np.array([0, 0, 0, 0, 1, 2, 2, 3])
     names = np.array(["a", "b", "c", "d", "e", "g", "f", "h"])
-    found = [[(c.why, c.row) for c in some] for some in cases.extremes(iou, finding, names, 5)]
+    found = [
+        [(c.kind, c.row) for c in some] for some in cases.best_median_worst(iou, finding, names, 5)
+    ]
     assert found == [
         [("best", 2), ("median", 0), ("worst", 3)],
         [("best", 4)],
@@ -37,7 +39,7 @@ def test_examples_are_the_surest_right_and_wrong_ones() -> None:
     score = np.array([0.9, 0.8, 0.7, 0.6, 0.95])
     predicted = np.array([True, True, True, True, False])
     positive = np.array([False, True, True, False, True])
-    found = cases.examples(score, predicted, positive, np.zeros(5, int), 2)
+    found = cases.surest_predictions(score, predicted, positive, np.zeros(5, int), 2)
     assert found == [[("true positive", 1), ("false positive", 0)], []]
 
 
@@ -72,7 +74,7 @@ def test_curves_of_a_network_that_says_the_same_of_every_image() -> None:
 def test_a_long_log_is_averaged_and_a_null_is_a_gap() -> None:
     lines = [{"step": s, "loss": float(s)} for s in range(1, 1001)]
     lines[500]["loss"] = None  # type: ignore[assignment]
-    points = curves.series(lines, "loss", most=100)
+    points = curves.series(lines, "loss", max_points=100)
     assert len(points) == 100
     assert points[0] == (10, 5.5)
     assert [at for at, value in points if value is None] == [510]
@@ -111,7 +113,7 @@ def test_the_planted_feature_is_found_once_and_undefined_values_are_counted() ->
     values[:, 10] = np.where(positive, -1, 1) + 0.5 * values[:, 10]
     values[:, 20] = np.exp(values[:, 10])  # ranks the images alike
     values[:, 30] = np.where(positive, 2, 0) + values[:, 30]
-    found = features.telling(values, positive, np.arange(80), resamples=50)
+    found = features.discriminating_features(values, positive, np.arange(80), resamples=50)
     assert [t.name for t in found[:2]] == [FEATURE_NAMES[10], FEATURE_NAMES[30]]
     assert FEATURE_NAMES[20] not in [t.name for t in found]
     assert found[0].auroc < 0.1
@@ -119,7 +121,10 @@ def test_the_planted_feature_is_found_once_and_undefined_values_are_counted() ->
     assert found[0].images + found[0].left_out == 80
     away = [abs(t.auroc - 0.5) for t in found]
     assert away == sorted(away, reverse=True)
-    assert features.telling(values, np.ones(80, bool), np.arange(80), resamples=5) == []
+    assert (
+        features.discriminating_features(values, np.ones(80, bool), np.arange(80), resamples=5)
+        == []
+    )
 
 
 def test_a_feature_that_hardly_an_image_has_is_not_judged() -> None:
@@ -128,11 +133,13 @@ def test_a_feature_that_hardly_an_image_has_is_not_judged() -> None:
     rare = np.r_[np.flatnonzero(positive)[:4], np.flatnonzero(~positive)[:30]]
     values[:, 10] = np.nan
     values[rare, 10] = positive[rare]
-    found = features.telling(values, positive, np.arange(80), resamples=5, most=102)
+    found = features.discriminating_features(
+        values, positive, np.arange(80), resamples=5, max_features=102
+    )
     assert FEATURE_NAMES[10] not in [t.name for t in found]
     one_more = np.flatnonzero(positive)[4]
     values[one_more, 10] = 1
-    found = features.telling(values, positive, np.arange(80), resamples=5)
+    found = features.discriminating_features(values, positive, np.arange(80), resamples=5)
     assert found[0].name == FEATURE_NAMES[10]
 
 
@@ -150,8 +157,8 @@ def test_chance_is_what_shuffled_labels_reach() -> None:
                 for x, t in zip(values.T, there.T, strict=True)
             )
         )
-    assert features.by_chance(values, positive) == pytest.approx(np.quantile(best, 0.95))
-    assert features.by_chance(values, np.zeros(40, bool)) is None
+    assert features.chance_level(values, positive) == pytest.approx(np.quantile(best, 0.95))
+    assert features.chance_level(values, np.zeros(40, bool)) is None
 
 
 def test_what_stands_out_is_far_from_the_mean_in_its_own_units() -> None:
@@ -159,29 +166,31 @@ def test_what_stands_out_is_far_from_the_mean_in_its_own_units() -> None:
     plain, logged = (LOG_COLUMNS.index(flag) for flag in (False, True))
     row[plain], row[logged], row[50] = 7.0, -(np.e**4 - 1), np.nan
     moments = Moments(np.ones_like(row), np.full_like(row, 4.0))
-    first, second, *rest = features.standing_out(row, moments)
+    first, second, *rest = features.outlying_features(row, moments)
     assert (first.name, first.z) == (FEATURE_NAMES[plain], pytest.approx(3.0))
     assert (second.name, second.z) == (FEATURE_NAMES[logged], pytest.approx(-2.5))
     assert second.value == row[logged]
     assert FEATURE_NAMES[50] not in [r.name for r in rest]
     flat = Moments(np.ones_like(row), np.zeros_like(row))
-    assert FEATURE_NAMES[50] not in [r.name for r in features.standing_out(row, flat, most=102)]
+    assert FEATURE_NAMES[50] not in [
+        r.name for r in features.outlying_features(row, flat, max_features=102)
+    ]
 
 
 def test_moments_of_defined_values_only() -> None:
     values, _ = noise()
-    found = features.moments(values)
-    x = features.compressed(values)
+    found = features.feature_moments(values)
+    x = features.log_compress(values)
     assert np.allclose(found.mean, np.nanmean(x, 0))
     assert np.allclose(found.var, np.nanvar(x, 0))
 
 
 def test_a_sample_is_bounded_and_always_the_same() -> None:
     ids = np.arange(1000)[::-1]
-    once, again = features.sample(ids, 50), features.sample(ids, 50)
+    once, again = features.sample_images(ids, 50), features.sample_images(ids, 50)
     assert np.array_equal(once, again)
     assert len(set(once.tolist())) == 50
-    assert features.sample(ids, 5000).tolist() == list(range(1000))
+    assert features.sample_images(ids, 5000).tolist() == list(range(1000))
 
 
 def test_the_outline_is_around_the_region_and_the_heat_peaks_where_the_map_does() -> None:

@@ -19,7 +19,7 @@ from kacl_jax.evaluation.contrastive_summary import Contrast
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep import compare, measure, table
 from kacl_jax.sweep.hyper import Arm, Point
-from kacl_jax.sweep.measure import Figure, Measured
+from kacl_jax.sweep.measure import ResampledValue, RunMeasurements
 
 FINDINGS = ("Mass", "Nodule")
 B = 200
@@ -39,20 +39,20 @@ def truth_boxes(labels: np.ndarray, seed: int) -> list[tuple[int, int, float]]:
     return [(int(i), int(c), float(overlap[i, c])) for i, c in np.argwhere(labels)[::2]]
 
 
-def measured(figures: dict[str, tuple[float, np.ndarray]], share: float = 0.0) -> Measured:
+def run_with(figures: dict[str, tuple[float, np.ndarray]], share: float = 0.0) -> RunMeasurements:
     """A run of which only the figures matter."""
     told = {
-        metric: Figure(*figures.get(metric, (0.5, np.full(B, 0.5))), 2, {})
+        metric: ResampledValue(*figures.get(metric, (0.5, np.full(B, 0.5))), 2, {})
         for metric in measure.METRICS
     }
-    return Measured(
+    return RunMeasurements(
         settings={"data checksums": {}},
         split="",
         split_hash="",
         box_share=share,
-        part=(),
+        test_set=(),
         counts={"images": 1, "patients": 1, "boxes": 1},
-        figures=told,
+        metric_values=told,
         prior_map=told,
         floors={floor: {"iou_0.1": 0.4} for floor in measure.FLOORS},
     )
@@ -76,13 +76,13 @@ def test_areas_are_scikit_learns_for_every_resample(tmp_path: Path) -> None:
     """Ties and weights included; a resample is the images of each patient, as often as the patient is drawn."""
     scores, labels, patients = people(0)
     assert len(np.unique(scores[:, 0])) < 50  # there are ties
-    run = measure.measure(
+    run = measure.measure_run(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients, fold=3), resamples=40
     )
     cluster = np.unique(patients, return_inverse=True)[1]
     weights = measure.patient_weights(3, cluster.max() + 1, 40).astype(int)
     for metric, area in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
-        figure = run.figures[metric]
+        figure = run.metric_values[metric]
         wanted = []
         for k in range(41):
             images = np.repeat(np.arange(len(scores)), weights[cluster, k])
@@ -97,21 +97,21 @@ def test_a_resample_without_a_class_is_undefined(tmp_path: Path) -> None:
     """Three patients, one of them the only positive: left out of (2/3)³ of the resamples."""
     labels = np.array([[1, 1], [0, 0], [0, 0]])
     place = write_run(tmp_path, scores=labels * 0.5, labels=labels, patients=np.arange(3))
-    run = measure.measure(place, resamples=1000)
+    run = measure.measure_run(place, resamples=1000)
     weights = measure.patient_weights(0, 3, 1000)[:, 1:]
     both = (weights[0] > 0) & (weights[0] < 3)
     for metric in ("auroc", "auprc"):
-        np.testing.assert_array_equal(np.isfinite(run.figures[metric].draws), both)
+        np.testing.assert_array_equal(np.isfinite(run.metric_values[metric].draws), both)
     arm = Arm("kacl")
-    row = row_of(compare.compare([arm], {Point(arm, 0, 0): run}), "kacl")
-    assert (row.figure.value, row.figure.ci95) == (1, None)
-    assert row.figure.note == f"undefined in {1000 - both.sum()} of 1000 resamples"
+    row = row_of(compare.compare_arms([arm], {Point(arm, 0, 0): run}), "kacl")
+    assert (row.estimate.value, row.estimate.ci95) == (1, None)
+    assert row.estimate.note == f"undefined in {1000 - both.sum()} of 1000 resamples"
 
 
 def test_localization_is_counted_box_by_box(tmp_path: Path) -> None:
     scores, labels, patients = people(1)
     truth = truth_boxes(labels, 1)
-    run = measure.measure(
+    run = measure.measure_run(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients, truth=truth),
         resamples=30,
     )
@@ -124,7 +124,7 @@ def test_localization_is_counted_box_by_box(tmp_path: Path) -> None:
                 often = weights[np.flatnonzero(ids == patients[image])[0], k]
                 boxes[finding] += often
                 hits[finding] += often * (iou > t)
-            figure = run.figures[f"iou_{t}"]
+            figure = run.metric_values[f"iou_{t}"]
             got = figure.value if k == 0 else figure.draws[k - 1]
             assert got == pytest.approx(np.mean(hits / boxes), abs=1e-12)
 
@@ -145,17 +145,17 @@ def test_patients_are_drawn_with_replacement_and_alike_for_every_run_of_a_fold()
 def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
     scores, labels, patients = people(2)
     labels[:, 1] = 0
-    run = measure.measure(
+    run = measure.measure_run(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients), resamples=B
     )
-    figure = run.figures["auroc"]
+    figure = run.metric_values["auroc"]
     assert figure.value == pytest.approx(roc_auc_score(labels[:, 0], scores[:, 0]))
     assert (figure.n_findings, figure.undefined) == (1, {"Nodule": "no positive"})
-    assert np.isnan(run.figures["iou_0.1"].value)
-    assert run.figures["iou_0.1"].undefined.keys() == set(FINDINGS)
+    assert np.isnan(run.metric_values["iou_0.1"].value)
+    assert run.metric_values["iou_0.1"].undefined.keys() == set(FINDINGS)
     arm = Arm("kacl")
     runs = {Point(arm, 0, 0): run}
-    rows = compare.compare([arm], runs)
+    rows = compare.compare_arms([arm], runs)
     assert row_of(rows, "kacl").n_findings == 1
     text = table.as_markdown("t", list(runs), runs, rows)
     assert "- AUROC of Nodule in fold 0: no positive" in text
@@ -165,11 +165,11 @@ def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
 def test_what_the_contrastive_loss_did_is_read_from_the_log(tmp_path: Path) -> None:
     scores, labels, patients = people(0)
     place = write_run(tmp_path / "a", scores=scores, labels=labels, patients=patients)
-    assert measure.measure(place, resamples=B).contrast is None
+    assert measure.measure_run(place, resamples=B).contrast is None
     line = {"step": 5, "kind": "train", "nt_xent": 3.0, "ready": 32.0, "hit_rate": 1.0, "age": 40.0}
     with (place / "metrics.jsonl").open("a") as log:
         log.write(json.dumps({**line, "grad_norm_nt_xent": 0.4, "grad_norm_focal": 0.1}) + "\n")
-    found = measure.measure(place, resamples=B).contrast
+    found = measure.measure_run(place, resamples=B).contrast
     assert found is not None
     assert (found.loss, found.age) == (3.0, 40.0)
     assert found.pull == pytest.approx(1.0)
@@ -181,11 +181,11 @@ def test_files_of_different_evaluations_are_refused(tmp_path: Path) -> None:
     other = write_run(tmp_path / "x", scores=scores[:, ::-1], labels=labels, patients=patients)
     (other / "predictions.csv").replace(tmp_path / "predictions.csv")
     with pytest.raises(UserError, match=r"results\.json says auroc .* --mode=eval"):
-        measure.measure(tmp_path, resamples=B)
+        measure.measure_run(tmp_path, resamples=B)
     for torn in (b"image,patient,split\nx.png,1,test\n", b"image,patient\nx.png,1\n", b"\xff\xfe"):
         (tmp_path / "predictions.csv").write_bytes(torn)
         with pytest.raises(UserError, match="does not fit"):
-            measure.measure(tmp_path, resamples=B)
+            measure.measure_run(tmp_path, resamples=B)
 
 
 # ---- many runs --------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def grid(tmp_path: Path, arm: Arm, skill: Callable[[int], float], noise: float =
                 fold=fold,
                 seed=seed,
             )
-            runs[Point(arm, fold, seed)] = measure.measure(place, resamples=B)
+            runs[Point(arm, fold, seed)] = measure.measure_run(place, resamples=B)
     return runs
 
 
@@ -217,7 +217,7 @@ def test_a_mean_over_folds_is_never_pooled_and_its_draws_are_a_brute_force_boots
     """Scores of fold 1 are shifted: pooled, the area would be another."""
     arm, other = Arm("kacl", against=("focal",)), Arm("focal")
     runs = grid(tmp_path, other, lambda _: 0.5) | grid(tmp_path, arm, lambda _: 1.5)
-    rows = compare.compare([other, arm], runs)
+    rows = compare.compare_arms([other, arm], runs)
 
     parts = {
         (point.arm.name, point.fold, point.seed): predictions.read_tested(
@@ -240,10 +240,10 @@ def test_a_mean_over_folds_is_never_pooled_and_its_draws_are_a_brute_force_boots
         for name in ("focal", "kacl")
     }
     row = row_of(rows, "kacl")
-    assert row.figure.value == pytest.approx(by_hand["kacl"].mean(), abs=1e-12)
+    assert row.estimate.value == pytest.approx(by_hand["kacl"].mean(), abs=1e-12)
     assert row.sd == pytest.approx(np.std(by_hand["kacl"].mean(axis=0), ddof=1), abs=1e-12)
     assert row.difference is not None
-    assert row.difference.value.value == pytest.approx(
+    assert row.difference.estimate.value == pytest.approx(
         (by_hand["kacl"] - by_hand["focal"]).mean(), abs=1e-12
     )
 
@@ -259,8 +259,8 @@ def test_a_mean_over_folds_is_never_pooled_and_its_draws_are_a_brute_force_boots
             areas = [area("kacl", fold, s, images) - area("focal", fold, s, images) for s in seeds]
             folds.append(np.mean(areas))
         loop.append(np.mean(folds))
-    assert row.difference.value.ci95 is not None
-    low, high = row.difference.value.ci95
+    assert row.difference.estimate.ci95 is not None
+    low, high = row.difference.estimate.ci95
     spread = np.std(loop)
     np.testing.assert_allclose([low, high], np.percentile(loop, [2.5, 97.5]), atol=0.4 * spread)
 
@@ -269,11 +269,11 @@ def test_a_seed_is_drawn_with_its_own_run() -> None:
     """One fold, two seeds with constant figures 0 and 1: a resample's mean is 0, ½ or 1, ½ half of the time."""
     arm = Arm("kacl")
     runs = {
-        Point(arm, 0, s): measured({"auroc": (float(s), np.full(4000, float(s)))}) for s in (0, 1)
+        Point(arm, 0, s): run_with({"auroc": (float(s), np.full(4000, float(s)))}) for s in (0, 1)
     }
     cells = {(p.fold, p.seed): run for p, run in runs.items()}
-    _, draws = compare._stacked(cells, (0,), (0, 1), "auroc")
-    values, counts = np.unique(compare._averaged(draws, (0,)), return_counts=True)
+    _, draws = compare._stack_values(cells, (0,), (0, 1), "auroc")
+    values, counts = np.unique(compare._average_draws(draws, (0,)), return_counts=True)
     np.testing.assert_array_equal(values, [0, 0.5, 1])
     np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.03)
 
@@ -284,15 +284,15 @@ def test_equal_arms_differ_by_nothing_and_a_better_one_by_something(tmp_path: Pa
     runs = grid(tmp_path, focal, lambda _: 0.5)
     runs |= {replace(point, arm=same): run for point, run in runs.items()}
     runs |= grid(tmp_path, better, lambda _: 2.5)
-    rows = compare.compare([focal, same, better], runs)
+    rows = compare.compare_arms([focal, same, better], runs)
     none = row_of(rows, "twins").difference
     assert none is not None
-    assert (none.value.value, none.value.ci95, none.p) == (0, None, 1)
+    assert (none.estimate.value, none.estimate.ci95, none.p) == (0, None, 1)
     more = row_of(rows, "bettr").difference
     assert more is not None
-    assert more.value.ci95 is not None
+    assert more.estimate.ci95 is not None
     assert more.p is not None
-    assert more.value.ci95[0] > 0
+    assert more.estimate.ci95[0] > 0
     assert more.p == pytest.approx(2 / (B + 1))  # no resample on the other side
     assert more.p_holm == pytest.approx(2 * more.p)  # two arms in the family
 
@@ -312,8 +312,8 @@ def test_two_arms_that_are_alike_seldom_differ() -> None:
             part = predictions.Tested(
                 ("Mass",), (), np.arange(80), labels, scores, none, none, np.zeros(0), np.zeros(0)
             )
-            draws.append(measure.classification(part, weights)["auroc"].draws)
-        p = compare.two_sided(draws[0] - draws[1])
+            draws.append(measure.resampled_ranking(part, weights)["auroc"].draws)
+        p = compare.two_sided_p(draws[0] - draws[1])
         assert p is not None
         found.append(p)
     assert 0.015 < np.mean(np.array(found) < 0.05) < 0.1
@@ -345,14 +345,14 @@ def test_holm_is_over_a_familys_planned_differences_in_one_metric() -> None:
     boxed = Arm("boxed", {"data.box_share": 1.0}, against=("focal",))
     rng = np.random.default_rng(0)
 
-    def run(shift: float, share: float = 0.0) -> Measured:
+    def run(shift: float, share: float = 0.0) -> RunMeasurements:
         figure = 0.5 + shift, 0.5 + shift + 0.01 * rng.normal(size=B)
-        return measured({"auroc": figure, "iou_0.1": figure}, share)
+        return run_with({"auroc": figure, "iou_0.1": figure}, share)
 
     runs = {Point(focal, 0, 0): run(0)}
     runs |= {Point(arm, 0, 0): run(0.02 * i) for i, arm in enumerate(arms)}
     runs |= {Point(boxed, 0, 0): run(0.02, share=1.0), Point(apart, 0, 0): run(0.02)}
-    rows = compare.compare([focal, *arms, boxed, late, apart], runs)
+    rows = compare.compare_arms([focal, *arms, boxed, late, apart], runs)
     for metric in ("auroc", "iou_0.1"):  # of the latter every arm's difference to prior_map apart
         pairs = [row_of(rows, arm.name, metric).difference for arm in arms]
         p = [pair.p for pair in pairs if pair is not None and pair.p is not None]
@@ -362,7 +362,7 @@ def test_holm_is_over_a_familys_planned_differences_in_one_metric() -> None:
             alone = row_of(rows, name, metric).difference
             assert alone is not None
             assert alone.p_holm == alone.p
-    rows = compare.compare([focal, *arms, boxed, late], runs, box_share=1.0)
+    rows = compare.compare_arms([focal, *arms, boxed, late], runs, box_share=1.0)
     pair = row_of(
         rows, "a"
     ).difference  # without a box; of an arm that is not run the base's share counts
@@ -371,27 +371,30 @@ def test_holm_is_over_a_familys_planned_differences_in_one_metric() -> None:
 
 
 def test_only_what_both_arms_have_complete_is_compared() -> None:
-    assert compare.rectangle([]) == ((), ())
+    assert compare.complete_folds_and_seeds([]) == ((), ())
     cells = [(f, 0) for f in range(5)] + [(f, 1) for f in range(3)]
-    assert compare.rectangle(cells) == ((0, 1, 2, 3, 4), (0,))
-    assert compare.rectangle([*cells, (3, 1), (4, 1)]) == ((0, 1, 2, 3, 4), (0, 1))
-    assert compare.rectangle([(0, 2), (1, 2), (0, 1), (1, 1), (2, 1)]) == ((0, 1, 2), (1,))
+    assert compare.complete_folds_and_seeds(cells) == ((0, 1, 2, 3, 4), (0,))
+    assert compare.complete_folds_and_seeds([*cells, (3, 1), (4, 1)]) == ((0, 1, 2, 3, 4), (0, 1))
+    assert compare.complete_folds_and_seeds([(0, 2), (1, 2), (0, 1), (1, 1), (2, 1)]) == (
+        (0, 1, 2),
+        (1,),
+    )
     many = [(f, s) for f in range(5) for s in range(60)]  # not every subset of seeds is tried
-    assert compare.rectangle(many) == (tuple(range(5)), tuple(range(60)))
+    assert compare.complete_folds_and_seeds(many) == (tuple(range(5)), tuple(range(60)))
     focal, kacl = Arm("focal"), Arm("kacl", against=("focal",))
     level = {f: {"auroc": (f / 10, np.full(B, f / 10))} for f in range(3)}
-    runs = {Point(focal, f, s): measured(level[f]) for f in range(2) for s in (0, 1)}
+    runs = {Point(focal, f, s): run_with(level[f]) for f in range(2) for s in (0, 1)}
     shifted = {f: {"auroc": (f / 10 + 0.05, np.full(B, f / 10 + 0.05))} for f in range(3)}
-    runs |= {Point(kacl, f, 0): measured(shifted[f]) for f in (1, 2)}
-    row = row_of(compare.compare([focal, kacl], runs), "kacl")
-    assert (row.folds, row.seeds, row.figure.value) == ((1, 2), (0,), pytest.approx(0.2))
+    runs |= {Point(kacl, f, 0): run_with(shifted[f]) for f in (1, 2)}
+    row = row_of(compare.compare_arms([focal, kacl], runs), "kacl")
+    assert (row.folds, row.seeds, row.estimate.value) == ((1, 2), (0,), pytest.approx(0.2))
     assert row.difference is not None
     assert (row.difference.folds, row.difference.seeds) == ((1,), (0,))
-    assert row.difference.value.value == pytest.approx(0.05)
+    assert row.difference.estimate.value == pytest.approx(0.05)
     del runs[Point(kacl, 1, 0)]
-    alone = row_of(compare.compare([focal, kacl], runs), "kacl").difference
+    alone = row_of(compare.compare_arms([focal, kacl], runs), "kacl").difference
     assert alone is not None
-    assert (alone.p, alone.value.note) == (None, "no point in common yet")
+    assert (alone.p, alone.estimate.note) == (None, "no point in common yet")
 
 
 CHANGES = {
@@ -407,13 +410,13 @@ def test_what_was_tested_on_something_else_is_refused(tmp_path: Path, told: str)
     scores, labels, patients = people(4)
     common = {"scores": scores, "labels": labels, "patients": patients}
     focal, kacl = Arm("focal"), Arm("kacl")
-    one = measure.measure(write_run(tmp_path / "a", **common), resamples=B)
+    one = measure.measure_run(write_run(tmp_path / "a", **common), resamples=B)
     other = write_run(tmp_path / "b", **{**common, **CHANGES[told]})
-    runs = {Point(focal, 0, 0): one, Point(kacl, 0, 0): measure.measure(other, resamples=B)}
+    runs = {Point(focal, 0, 0): one, Point(kacl, 0, 0): measure.measure_run(other, resamples=B)}
     with pytest.raises(UserError, match="focal/fold0-seed0 and kacl/fold0-seed0 have different"):
-        compare.compare([focal, kacl], runs)
+        compare.compare_arms([focal, kacl], runs)
     with pytest.raises(UserError, match=told):
-        compare.compare([focal, kacl], runs)
+        compare.compare_arms([focal, kacl], runs)
 
 
 def test_another_share_of_boxes_has_another_hash_and_is_still_compared(tmp_path: Path) -> None:
@@ -423,17 +426,17 @@ def test_another_share_of_boxes_has_another_hash_and_is_still_compared(tmp_path:
     one = write_run(tmp_path / "a", **common)
     other = write_run(tmp_path / "b", **common, split_hash="xyz", **{"data.box_share": 1.0})
     runs = {
-        Point(arm, 0, 0): measure.measure(place, resamples=B)
+        Point(arm, 0, 0): measure.measure_run(place, resamples=B)
         for arm, place in ((focal, one), (guided, other))
     }
-    rows = compare.compare([focal, guided], runs)
+    rows = compare.compare_arms([focal, guided], runs)
     assert {row.arm: row.family for row in rows} == {
         "focal": "weak",
         "guided": "box",
         "prior_map": "floor",
         "prior_box": "floor",
     }
-    assert compare.family(Arm("x", selection_boxes=5), 0.0) == "box"
+    assert compare.arm_family(Arm("x", selection_boxes=5), 0.0) == "box"
 
 
 def test_every_arm_is_paired_with_the_box_that_looks_at_no_image(tmp_path: Path) -> None:
@@ -442,10 +445,10 @@ def test_every_arm_is_paired_with_the_box_that_looks_at_no_image(tmp_path: Path)
     common = {"scores": scores, "labels": labels, "patients": patients, "truth": truth}
     arm = Arm("focal")
     place = write_run(tmp_path / "a", **common, prior=lambda iou: iou**2)
-    run = measure.measure(place, resamples=B)
+    run = measure.measure_run(place, resamples=B)
     pairs = {
         row.metric: row.difference
-        for row in compare.compare([arm], {Point(arm, 0, 0): run})
+        for row in compare.compare_arms([arm], {Point(arm, 0, 0): run})
         if row.difference is not None
     }
     assert pairs.keys() == {"iou_0.1", "iou_0.3", "iou_0.5"}
@@ -462,8 +465,8 @@ def test_every_arm_is_paired_with_the_box_that_looks_at_no_image(tmp_path: Path)
         pair = pairs[f"iou_{t}"]
         assert pair is not None
         assert pair.baseline == compare.PRIOR_MAP
-        assert pair.value.value == pytest.approx(differences[0], abs=1e-12)
-        assert pair.value.ci95 == pytest.approx(np.percentile(differences[1:], [2.5, 97.5]))
+        assert pair.estimate.value == pytest.approx(differences[0], abs=1e-12)
+        assert pair.estimate.ci95 == pytest.approx(np.percentile(differences[1:], [2.5, 97.5]))
         assert pair.p_holm == pair.p  # the only arm
 
 
@@ -474,11 +477,11 @@ def test_without_other_patients_boxes_there_is_no_difference_to_them(tmp_path: P
     arm = Arm("focal")
     one = truth[0][2]
     place = write_run(tmp_path / "a", **common, prior=lambda iou: "" if iou == one else iou)
-    runs = {Point(arm, 0, 0): measure.measure(place, resamples=B)}
-    rows = compare.compare([arm], runs)
+    runs = {Point(arm, 0, 0): measure.measure_run(place, resamples=B)}
+    rows = compare.compare_arms([arm], runs)
     pairs = [row.difference for row in rows if row.difference is not None]
     assert len(pairs) == 3
-    assert all(np.isnan(pair.value.value) and pair.p is None for pair in pairs)
+    assert all(np.isnan(pair.estimate.value) and pair.p is None for pair in pairs)
     assert "| focal − prior_map | 1 × 1 |  |  | – | – | – |" in table.as_markdown(
         "t", list(runs), runs, rows
     )
@@ -494,17 +497,17 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     late = Point(kacl, 2, 0)
     learned = Contrast(loss=3.0, chance=4.0, pull=0.5, ready=1.0, age=40.0)
     runs[Point(kacl, 0, 0)] = replace(runs[Point(kacl, 0, 0)], contrast=learned)
-    rows = compare.compare([focal, kacl], runs)
+    rows = compare.compare_arms([focal, kacl], runs)
     lines = list(csv.DictReader(io.StringIO(table.as_csv(rows))))
     # focal: five metrics, three of them against prior_map; kacl: those, and against focal; two floors of three.
     assert len(lines) == 5 + 5 + 3 + 2 * 3
     (line,) = [line for line in lines if (line["arm"], line["metric"]) == ("kacl", "auroc")]
     row = row_of(rows, "kacl")
     assert row.difference is not None
-    assert row.figure.ci95 is not None
-    assert float(line["value"]) == row.figure.value
-    assert float(line["ci_high"]) == row.figure.ci95[1]
-    assert float(line["difference"]) == row.difference.value.value
+    assert row.estimate.ci95 is not None
+    assert float(line["value"]) == row.estimate.value
+    assert float(line["ci_high"]) == row.estimate.ci95[1]
+    assert float(line["difference"]) == row.difference.estimate.value
     assert float(line["p_holm"]) == row.difference.p_holm
     assert line["n_planned"] == "1"
     assert (line["n_folds"], line["n_seeds"], line["n_findings"]) == ("2", "2", "2")
@@ -518,7 +521,7 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     assert boxed.startswith("Boxes in training, or in choosing")
     assert "| kacl | 0 % | 7 | 2 × 2 |" in boxed
     assert "| kacl |" not in weak
-    value = f"{row.figure.value:.3f}".lstrip("0")
+    value = f"{row.estimate.value:.3f}".lstrip("0")
     assert f"| {value} ± " in boxed
     assert "| prior_map, all folds |" in weak
     assert "| prior_map, all folds |" in boxed

@@ -128,13 +128,15 @@ def parsed(words: list[str]) -> Any:
 def configured(plan: sweep.Plan) -> None:
     """config.json of every point, which main would write and the fake cannot."""
     for point in plan.sweep.points:
-        plan.place(point).mkdir(parents=True, exist_ok=True)
+        plan.point_workdir(point).mkdir(parents=True, exist_ok=True)
         config = config_keys.flatten(plan.point_config(point))
-        (plan.place(point) / "config.json").write_text(json.dumps({"config": config, "data": {}}))
+        (plan.point_workdir(point) / "config.json").write_text(
+            json.dumps({"config": config, "data": {}})
+        )
 
 
 def called(plan: sweep.Plan, point: Point) -> list[str] | None:
-    path = plan.place(point) / "called.json"
+    path = plan.point_workdir(point) / "called.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -254,7 +256,7 @@ def test_every_point_of_the_ablations_is_a_config_that_main_understands(variant:
         config = plan.point_config(point)
         config_keys.check(config, n_devices=1)
         if point.arm not in seen:
-            assert parsed(plan.words(point)[:-1]).to_dict() == config.to_dict()
+            assert parsed(plan.arguments(point)[:-1]).to_dict() == config.to_dict()
             seen.add(point.arm)
         base = config_keys.flatten(plan.config) | {"fold": point.fold, "seed": point.seed}
         assert config_keys.flatten(config) == {**base, **point.arm.overrides}
@@ -319,17 +321,17 @@ def test_a_point_runs_in_its_own_workdir_and_a_finished_one_is_skipped(
         f"--workdir={tmp_path / 'out' / 'other' / 'fold0-seed0'}",
         os.environ.get("CUDA_VISIBLE_DEVICES"),
     ]
-    log = (plan.place(points[2]) / "log.txt").read_text()
+    log = (plan.point_workdir(points[2]) / "log.txt").read_text()
     assert log.startswith(f"$ {shlex.join(fake)}")
     assert log.endswith("running other\n")
     table = (tmp_path / "out" / "sweep.md").read_bytes()
     assert "Sweep" in (tmp_path / "out" / "report.html").read_text()
 
-    shutil.rmtree(plan.place(points[1]))
-    results = plan.place(points[2]) / "results.json"
+    shutil.rmtree(plan.point_workdir(points[1]))
+    results = plan.point_workdir(points[2]) / "results.json"
     results.write_text(results.read_text().replace('"trained_steps": 6', '"trained_steps": 3'))
     for point in points:
-        (plan.place(point) / "called.json").unlink(missing_ok=True)
+        (plan.point_workdir(point) / "called.json").unlink(missing_ok=True)
     configured(again := plan_of(tmp_path, log_every=5))
     assert sweep.run_sweep(again, points, command=fake) == DONE
     assert [called(plan, point) is not None for point in points] == [False, True, True, False]
@@ -358,7 +360,7 @@ def test_the_sweep_outlives_failed_points_and_names_them(
         assert f"- {variant}: every point" in shown.out
         assert "first line" in shown.err or variant != "dies"
         if variant == "dies":
-            assert "first line" in (plan.place(points[0]) / "log.txt").read_text()
+            assert "first line" in (plan.point_workdir(points[0]) / "log.txt").read_text()
         assert called(plan, points[-1]) is not None
         shutil.rmtree(tmp_path / "out")
 
@@ -373,14 +375,16 @@ def test_several_points_run_at_once_each_with_its_devices(
     assert sweep.run_sweep(plan, points, parallel=2, command=fake) == DONE
     devices = [(called(plan, point) or [])[-1] for point in points]
     assert devices == ["0,2,4", "1,3"]
-    shared = jobs._devices(6)
+    shared = jobs._device_variables(6)
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shared] == ["0", "1", "2", "3", "4", "0"]
     # Sharing a GPU, none may take most of its memory at the start.
     assert {share["XLA_PYTHON_CLIENT_PREALLOCATE"] for share in shared} == {"false"}
-    assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in jobs._devices(5)[0]
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in jobs._device_variables(5)[0]
     for hidden, shares in (("-1", [{}, {}]), ("3,1,-1,2", ["3", "1"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert [share.get("CUDA_VISIBLE_DEVICES", {}) for share in jobs._devices(2)] == shares
+        assert [
+            share.get("CUDA_VISIBLE_DEVICES", {}) for share in jobs._device_variables(2)
+        ] == shares
 
 
 def test_points_share_the_cores_and_what_is_compiled(
@@ -400,14 +404,14 @@ def test_points_share_the_cores_and_what_is_compiled(
     words = [[w for w in called(plan, p) or [] if "workers" in (w or "")] for p in (first, *others)]
     assert words == [[], *[["--config.feedback.workers=2"]] * 2]
     for point in (first, *others):
-        environment = json.loads((plan.place(point) / "environment.json").read_text())
+        environment = json.loads((plan.point_workdir(point) / "environment.json").read_text())
         assert environment["JAX_COMPILATION_CACHE_DIR"] == str(broken.parent.absolute())
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     (tmp_path / "counted").mkdir()
     counted = plan_of(tmp_path / "counted", **{"feedback.workers": 3})
     configured(counted)
     assert sweep.run_sweep(counted, counted.sweep.points[:1], parallel=2, command=fake) == DONE
-    place = counted.place(counted.sweep.points[0])
+    place = counted.point_workdir(counted.sweep.points[0])
     environment = json.loads((place / "environment.json").read_text())
     assert environment["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
     assert "--config.feedback.workers=3" in json.loads((place / "called.json").read_text())
@@ -475,9 +479,9 @@ def test_a_signal_stops_the_running_point_once_and_the_same_command_goes_on(
         assert (folds[1] / "called.json").exists() is (place == folds[1])
     plan = plan_of(tmp_path, "slow")
     points = [p for p in plan.sweep.points if p.arm.name == "slow"]
-    assert plan.finished(points[0])
+    assert plan.is_finished(points[0])
     assert sweep.run_sweep(plan, points, command=fake) == DONE
-    assert plan.finished(points[1])
+    assert plan.is_finished(points[1])
 
 
 # ---- what is refused before anything runs -----------------------------------------------------------------------
@@ -497,7 +501,7 @@ def test_all_points_are_checked_before_the_first_one_starts(
         sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
     plan = plan_of(tmp_path)
     configured(plan)
-    path = plan.place(plan.sweep.points[3]) / "config.json"
+    path = plan.point_workdir(plan.sweep.points[3]) / "config.json"
     path.write_text(path.read_text().replace('"cam.relu": false', '"cam.relu": true'))
     with pytest.raises(UserError, match=r"other/fold1-seed0: .* cam\.relu: True → False"):
         sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
@@ -509,11 +513,11 @@ def test_all_points_are_checked_before_the_first_one_starts(
 def test_a_key_that_is_younger_than_a_finished_point_counts_as_its_default(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     configured(plan)
-    path = plan.place(plan.sweep.points[0]) / "config.json"
+    path = plan.point_workdir(plan.sweep.points[0]) / "config.json"
     old = json.loads(path.read_text())
     del old["config"]["cam.threshold"]
     path.write_text(json.dumps(old))
-    sweep.check(plan, list(plan.sweep.points))
+    sweep.check_points(plan, list(plan.sweep.points))
 
 
 def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) -> None:
@@ -528,7 +532,7 @@ def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) ->
     path.write_text(CONFIG.replace('"cam.relu": False', '"cam.relu": "no"'))
     plan = sweep.expand(str(path), parsed([f"--config={path}"]), tmp_path)
     with pytest.raises(UserError, match="arm other: "):
-        sweep.check(plan, list(plan.sweep.points))
+        sweep.check_points(plan, list(plan.sweep.points))
 
 
 @pytest.mark.parametrize(
