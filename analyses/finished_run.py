@@ -1,4 +1,4 @@
-"""A finished run, taken up again from its workdir: what `maps` and `radiomic_probe` look at."""
+"""Restores a finished run from its workdir, for `maps` and `radiomic_probe`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kacl_jax.train import checkpoint
 from kacl_jax.train.experiment import Experiment, build_experiment
 
 
-def experiment(workdir: Path) -> Experiment:
-    """With the config that it was trained with."""
+def restore_experiment(workdir: Path) -> Experiment:
+    """The experiment, built with the config that the run was trained with."""
     config = config_keys.default()
     stored = read_config(workdir)
     config.update_from_flattened_dict(
@@ -23,7 +23,7 @@ def experiment(workdir: Path) -> Experiment:
 
 
 def best_state(experiment: Experiment) -> Any:
-    """The placed TrainState of the checkpoint that was scored."""
+    """The TrainState of the checkpoint that the run's test scored, placed on the devices."""
     workdir = experiment.workdir
     best = files.read_json(workdir / "results.json")["best_step"]
     restored = checkpoint.Checkpoints(workdir / "checkpoints").restore(best)

@@ -1,9 +1,9 @@
-"""What frozen ImageNet features give away: a logistic regression on the encoder's mean features, the mark to pass.
+"""What frozen ImageNet features say about the labels: a logistic regression on the encoder's mean features.
 
     python -m analyses.linear_probe --config=configs/nih.py:pooled --config.data.root=… [any other key]
 
-Prints the mean AUROC on the test part of the config's fold, for a few strengths of regularisation; nothing is trained
-but the regression, on the training and validation part.
+Prints the mean AUROC on the test part of the config's fold, for a few strengths of regularisation. Only the regression
+is trained, on the training and validation part. A trained network should do better than this.
 """
 
 from __future__ import annotations
@@ -33,26 +33,33 @@ def main(_: Any) -> None:
     experiment = build_experiment(CONFIG.value, Path(tempfile.mkdtemp()))
     features = mean_features(experiment)
     records, split = experiment.records, experiment.split
-    fit = np.concatenate([split.train, split.val])
+    fit_ids = np.concatenate([split.train, split.val])
     print(
         f"{split.name} ({split.hash}), {CONFIG.value.model.encoder}, {CONFIG.value.data.image_size} px"
     )
     for strength in (1e-4, 1e-3, 1e-2):
-        scores = probabilities(features, records.labels, fit, split.test, strength)
+        scores = predict_probabilities(features, records.labels, fit_ids, split.test, strength)
         table = metrics.auroc_table(
             scores, records.labels[split.test], records.patients[split.test]
         )
         print(f"C = {strength:g}: mean AUROC {table.mean.value:.3f} {table.mean.ci95}")
 
 
-def probabilities(
-    features: np.ndarray, labels: np.ndarray, fit: np.ndarray, seen: np.ndarray, strength: float
+def predict_probabilities(
+    features: np.ndarray,
+    labels: np.ndarray,
+    fit_ids: np.ndarray,
+    test_ids: np.ndarray,
+    strength: float,
 ) -> np.ndarray:
-    """Of the images `seen`, [m c], by one regression per finding on the images `fit`; features [n k], labels [n c]."""
+    """Probabilities of the images `test_ids`, [m c], from one regression per finding on the images `fit_ids`.
+
+    features [n k], labels [n c].
+    """
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=strength))
     return np.stack(
         [
-            probe.fit(features[fit], finding[fit]).predict_proba(features[seen])[:, 1]
+            probe.fit(features[fit_ids], finding[fit_ids]).predict_proba(features[test_ids])[:, 1]
             for finding in labels.T
         ],
         axis=1,
@@ -60,7 +67,7 @@ def probabilities(
 
 
 def mean_features(experiment: Experiment) -> np.ndarray:
-    """float32 [n k]: the pretrained encoder's feature map, average_gradients over its cells."""
+    """float32 [n k]: the pretrained encoder's feature map, averaged over its cells."""
     state, model = experiment.initial_state(), experiment.programs.model
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 

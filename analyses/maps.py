@@ -1,15 +1,15 @@
-"""What carries a class map that saw no box past the image-free heat map: the same trained networks, read in other ways.
+"""Can class maps that saw no box localize better than the image-free heat map if they are read in another way?
 
     python -m analyses.maps RUN [RUN …] [--against RUN [RUN …]] [--fast] [--out=maps.json]
 
-RUN: the workdir of a finished run of `configs/ablations.py`, arm focal, one per fold (its maps feed nothing back in
-training, so that any way of reading them belongs to the same network). Each way is scored twice: by the paper's rule
-(ReLU, > .5), which no box chose, and by the rule that is best on the truth boxes of the fold's validation patients.
+RUN: the workdir of a finished run of `configs/ablations.py`, arm focal, one per fold. (Its training does not depend on
+how the maps are read.) Each way of reading is scored with two rules: the paper's rule (ReLU, > 0.5), which no
+box chose, and the rule that is best on the truth boxes of the fold's validation patients.
 Every truth box is scored once, by the network that has not seen its patient. The maps are kept in RUN/maps*.npz.
---against: runs of another arm on the same folds, in the same order; differences are then to theirs, read the same way
-and by the rule that is best on their own validation boxes, instead of to prior_map. So a threshold that suits one arm
-only does not count as its merit.
---fast leaves out the larger images and the earlier stage, nine tenths of the time.
+--against: runs of another arm on the same folds, in the same order. Differences are then to these runs instead of to
+prior_map; they are read in the same way, with the rule that is best on their own validation boxes. So an arm gets no
+credit for a threshold that suits only its own maps.
+--fast leaves out the larger images and the earlier stage, which take nine tenths of the time.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.inference import Inference
 from kacl_jax.evaluation.metrics import Table
 from kacl_jax.runtime import files
-from kacl_jax.step.gradcam import mask_box, regions
+from kacl_jax.step.regions import bounding_box, threshold_map
 from kacl_jax.train.experiment import Experiment
 
-PAPER = (True, 0.5)
-RULES = [PAPER] + [
+PAPER_RULE = (True, 0.5)
+RULES = [PAPER_RULE] + [
     rule
     for rule in itertools.product((True, False), (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
-    if rule != PAPER
+    if rule != PAPER_RULE
 ]
-SHOWN = (0.1, 0.3, 0.5)
-SELECT_T = 0.1  # what a rule is chosen by on validation
+PRINTED_T = (0.1, 0.3, 0.5)
+SELECTION_T = 0.1  # the rule with the best T(IoU) > 0.1 on validation is chosen
 
 
 def main() -> None:
@@ -53,73 +53,74 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    folds = [_fold(workdir, arguments.fast) for workdir in arguments.runs]
-    against = [_fold(workdir, arguments.fast) for workdir in arguments.against]
+    folds = [_load_fold(workdir, arguments.fast) for workdir in arguments.runs]
+    against = [_load_fold(workdir, arguments.fast) for workdir in arguments.against]
     if against and not _same_boxes(folds, against):
         parser.error("--against must name runs of the same folds, in the same order")
-    told = {}
-    for way, read in WAYS.items():
-        if arguments.fast and way in SLOW:
+    scores = {}
+    for way, reader in READERS.items():
+        if arguments.fast and way in SLOW_READERS:
             continue
         print(f"{way} …", flush=True)
-        told[way] = _told(folds, read, against)
-    prior = _merged(folds, lambda fold: fold.prior)
+        scores[way] = _score_reader(folds, reader, against)
+    prior = _test_values(folds, lambda fold: fold.prior)
     tables = metrics.localization_tables(prior, **_boxes(folds))
-    told["prior_map"] = {"no box": {"accuracy": _leaves(tables)}}
-    told["prior_map"]["no box"] |= {"rules": [], "difference": None}
-    _print(told, folds, "the others" if against else "prior_map")
+    scores["prior_map"] = {"no box": {"accuracy": _values_and_intervals(tables)}}
+    scores["prior_map"]["no box"] |= {"rules": [], "difference": None}
+    _print_tables(scores, folds, "the others" if against else "prior_map")
     if arguments.out:
-        runs, others = (
-            [str(workdir) for workdir in some] for some in (arguments.runs, arguments.against)
+        runs, baselines = (
+            [str(workdir) for workdir in workdirs]
+            for workdirs in (arguments.runs, arguments.against)
         )
-        files.write_json(arguments.out, {"runs": runs, "against": others, "ways": told})
+        files.write_json(arguments.out, {"runs": runs, "against": baselines, "ways": scores})
 
 
 # ---- the ways of reading ----------------------------------------------------------------------------------------
 
 
-def _plain(maps: Maps) -> np.ndarray:
+def _plain_map(maps: Maps) -> np.ndarray:
     return maps["plain"]
 
 
-def _flipped(maps: Maps) -> np.ndarray:
+def _mirror_mean(maps: Maps) -> np.ndarray:
     """Mean over the image and its mirror image."""
     return (maps["plain"] + maps["mirrored"]) / 2
 
 
-def _scales(maps: Maps) -> np.ndarray:
+def _scale_mean(maps: Maps) -> np.ndarray:
     """Mean over three sizes of the image, on the finest grid."""
     finest = maps["double"].shape[2:]
     return np.mean([_resized(maps[n], finest) for n in ("plain", "half more", "double")], axis=0)
 
 
-def _finer(maps: Maps) -> np.ndarray:
-    """The image at twice the size that the network was trained on: a grid twice as fine."""
+def _double_size(maps: Maps) -> np.ndarray:
+    """The image at twice the size that the network was trained with: a grid twice as fine."""
     return maps["double"]
 
 
-def _earlier(maps: Maps) -> np.ndarray:
+def _earlier_stage(maps: Maps) -> np.ndarray:
     return maps["stage 3"]
 
 
-def _centred(read: Callable[[Maps], np.ndarray]) -> Callable[[Maps], np.ndarray]:
+def _center(reader: Callable[[Maps], np.ndarray]) -> Callable[[Maps], np.ndarray]:
     def centred(maps: Maps) -> np.ndarray:
-        values = read(maps)
+        values = reader(maps)
         return values - values[maps["train"]].mean(0)
 
     return centred
 
 
-def _patterned(read: Callable[[Maps], np.ndarray]) -> Callable[[Maps], np.ndarray]:
-    """Plus the finding's pattern: the mean centred map of the training images that carry its label."""
-    return lambda maps: read(maps) + _pattern(maps, _centred(read)(maps))
+def _add_pattern(reader: Callable[[Maps], np.ndarray]) -> Callable[[Maps], np.ndarray]:
+    """The map plus the finding's pattern: the mean centred map of the training images with its label."""
+    return lambda maps: reader(maps) + _pattern(maps, _center(reader)(maps))
 
 
-def _pattern_alone(read: Callable[[Maps], np.ndarray]) -> Callable[[Maps], np.ndarray]:
-    """The finding's pattern alone: labels instead of boxes, and no look at the tested image."""
+def _pattern_only(reader: Callable[[Maps], np.ndarray]) -> Callable[[Maps], np.ndarray]:
+    """The finding's pattern alone: it comes from labels instead of boxes and looks at no test image."""
 
     def alone(maps: Maps) -> np.ndarray:
-        centred = _centred(read)(maps)
+        centred = _center(reader)(maps)
         return np.broadcast_to(_pattern(maps, centred), centred.shape)
 
     return alone
@@ -131,24 +132,24 @@ def _pattern(maps: Maps, centred: np.ndarray) -> np.ndarray:
     return (total / positive.sum(0)[:, None, None]).astype(np.float32)
 
 
-WAYS: dict[str, Callable[[Maps], np.ndarray]] = {
-    "as it is": _plain,
-    "mirror average": _flipped,
-    "three scales": _scales,
-    "twice the size": _finer,
-    "earlier stage": _earlier,
-    "centred": _centred(_plain),
-    "centred, mirror average": _centred(_flipped),
-    "centred, three scales": _centred(_scales),
-    "centred, twice the size": _centred(_finer),
-    "centred, earlier stage": _centred(_earlier),
-    "centred + label pattern": _patterned(_centred(_plain)),
-    "mirror average + label pattern": _patterned(_flipped),
-    "label pattern, no image": _pattern_alone(_plain),
-    "label pattern of mirror averages, no image": _pattern_alone(_flipped),
+READERS: dict[str, Callable[[Maps], np.ndarray]] = {
+    "as it is": _plain_map,
+    "mirror average": _mirror_mean,
+    "three scales": _scale_mean,
+    "twice the size": _double_size,
+    "earlier stage": _earlier_stage,
+    "centred": _center(_plain_map),
+    "centred, mirror average": _center(_mirror_mean),
+    "centred, three scales": _center(_scale_mean),
+    "centred, twice the size": _center(_double_size),
+    "centred, earlier stage": _center(_earlier_stage),
+    "centred + label pattern": _add_pattern(_center(_plain_map)),
+    "mirror average + label pattern": _add_pattern(_mirror_mean),
+    "label pattern, no image": _pattern_only(_plain_map),
+    "label pattern of mirror averages, no image": _pattern_only(_mirror_mean),
 }
 
-SLOW = {way for way in WAYS if re.search("scales|twice|earlier", way)}
+SLOW_READERS = {way for way in READERS if re.search("scales|twice|earlier", way)}
 
 Maps = dict[str, np.ndarray]
 
@@ -158,8 +159,13 @@ Maps = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """maps: by view, float32 [n c u v] of the images `ids`; train bool [n]; labels [n c]. The truth boxes' arrays:
-    row of `ids`, finding, float64 [4] box, patient, whether it is validation's; prior: prior_map's IoU."""
+    """The maps and the truth boxes of one fold; n images, c findings, k truth boxes.
+
+    maps: of each view, float32 [n c u v]; and of the same images 'train', bool [n], and 'labels', [n c].
+    row: [k], each box's row among the n images. finding: [k]. truth: float64 [k 4]. patient: [k].
+    validation: bool [k], the box is of a validation patient. prior: float64 [k], the IoU of prior_map's box.
+    size: of the images in px.
+    """
 
     maps: Maps
     row: np.ndarray
@@ -172,24 +178,26 @@ class Fold:
     n_findings: int
 
 
-def _fold(workdir: Path, fast: bool) -> Fold:
-    experiment = finished_run.experiment(workdir)
+def _load_fold(workdir: Path, fast: bool) -> Fold:
+    experiment = finished_run.restore_experiment(workdir)
     records, split = experiment.records, experiment.split
     ids = np.concatenate([split.train, split.val, split.test])
     maps = {"train": np.arange(len(ids)) < len(split.train), "labels": records.labels[ids]}
-    maps |= _views(workdir, experiment, ids, fast)
+    maps |= _load_views(workdir, experiment, ids, fast)
     validation = records.has_box & np.isin(np.arange(len(records.names)), split.val)[:, None]
     pair = np.argwhere(split.scored | validation)
     truth = records.boxes[tuple(pair.T)].astype(np.float64)
     prior = np.full(len(pair), np.nan)
     for give, score in split.floors:
         for c in range(len(records.findings)):
-            ours = (pair[:, 1] == c) & score[tuple(pair.T)]
-            prior[ours] = metrics.iou(metrics.prior_map(records.boxes[give[:, c], c]), truth[ours])
-    place = {image: row for row, image in enumerate(ids.tolist())}
+            scored = (pair[:, 1] == c) & score[tuple(pair.T)]
+            prior[scored] = metrics.iou(
+                metrics.prior_map(records.boxes[give[:, c], c]), truth[scored]
+            )
+    row_of_image = {image: row for row, image in enumerate(ids.tolist())}
     return Fold(
         maps=maps,
-        row=np.array([place[image] for image in pair[:, 0].tolist()]),
+        row=np.array([row_of_image[image] for image in pair[:, 0].tolist()]),
         finding=pair[:, 1],
         truth=truth,
         patient=records.patients[pair[:, 0]],
@@ -200,11 +208,11 @@ def _fold(workdir: Path, fast: bool) -> Fold:
     )
 
 
-def _views(workdir: Path, experiment: Experiment, ids: np.ndarray, fast: bool) -> Maps:
-    """float32 [n c u v] of each view, computed once."""
-    kept = workdir / ("maps-fast.npz" if fast else "maps.npz")
-    if kept.exists():
-        with np.load(kept) as arrays:
+def _load_views(workdir: Path, experiment: Experiment, ids: np.ndarray, fast: bool) -> Maps:
+    """float32 [n c u v] of each view; computed once, then read from the file."""
+    cache = workdir / ("maps-fast.npz" if fast else "maps.npz")
+    if cache.exists():
+        with np.load(cache) as arrays:
             return dict(arrays)
     state = finished_run.best_state(experiment)
     programs, size = experiment.programs, experiment.config.data.image_size
@@ -223,13 +231,13 @@ def _views(workdir: Path, experiment: Experiment, ids: np.ndarray, fast: bool) -
     }
     if fast:
         views = {name: views[name] for name in ("plain", "mirrored")}
-    found = {}
+    maps = {}
     for name, (step, side) in views.items():
         print(f"{workdir}: {name} …", flush=True)
         outputs = _inference(experiment, step, side).outputs(state, ids, center=None)
-        found[name] = outputs.class_maps()[outputs.rows(ids)][np.argsort(np.argsort(ids))]
-    np.savez(kept, **found)
-    return found
+        maps[name] = outputs.class_maps()[outputs.rows(ids)][np.argsort(np.argsort(ids))]
+    np.savez(cache, **maps)
+    return maps
 
 
 def _inference(experiment: Experiment, step: Any, side: int) -> Inference:
@@ -249,37 +257,40 @@ def _inference(experiment: Experiment, step: Any, side: int) -> Inference:
 # ---- scores -----------------------------------------------------------------------------------------------------
 
 
-def _told(
-    folds: list[Fold], read: Callable[[Maps], np.ndarray], against: list[Fold]
+def _score_reader(
+    folds: list[Fold], reader: Callable[[Maps], np.ndarray], against: list[Fold]
 ) -> dict[str, Any]:
-    """By how the rule came to be: accuracy, paired difference to `against` or prior_map, and the rules used."""
-    prior = _merged(folds, lambda fold: fold.prior)
-    ours, theirs = _read(folds, read), _read(against, read) if against else {}
+    """For each way to choose the rule: accuracy, paired difference to `against` or prior_map, and the rules."""
+    prior = _test_values(folds, lambda fold: fold.prior)
+    run_ious = _read_test_boxes(folds, reader)
+    baseline_ious = _read_test_boxes(against, reader) if against else {}
     boxes = _boxes(folds)
-    told = {}
-    for how, (found, rules) in ours.items():
-        other = theirs[how][0] if against else prior
-        told[how] = {
+    scores = {}
+    for choice, (iou, rules) in run_ious.items():
+        baseline = baseline_ious[choice][0] if against else prior
+        scores[choice] = {
             "rules": rules,
-            "accuracy": _leaves(metrics.localization_tables(found, **boxes)),
-            "difference": _leaves(metrics.localization_differences(found, other, **boxes)),
+            "accuracy": _values_and_intervals(metrics.localization_tables(iou, **boxes)),
+            "difference": _values_and_intervals(
+                metrics.localization_differences(iou, baseline, **boxes)
+            ),
         }
-    return told
+    return scores
 
 
-def _read(
-    folds: list[Fold], read: Callable[[Maps], np.ndarray]
+def _read_test_boxes(
+    folds: list[Fold], reader: Callable[[Maps], np.ndarray]
 ) -> dict[str, tuple[np.ndarray, list[tuple[bool, float]]]]:
-    """By how the rule came to be: IoU float64 [k] of the test boxes of all folds, and the rules."""
-    values = [read(fold.maps) for fold in folds]
-    ways = {
-        "no box": [PAPER] * len(folds),
+    """For each way to choose the rule: IoU float64 [k] of the test boxes of all folds, and the rules."""
+    values = [reader(fold.maps) for fold in folds]
+    rules_of_choice = {
+        "no box": [PAPER_RULE] * len(folds),
         "chosen on validation boxes": [
-            _chosen(fold, value) for fold, value in zip(folds, values, strict=True)
+            _best_rule(fold, value) for fold, value in zip(folds, values, strict=True)
         ],
     }
     return {
-        how: (
+        choice: (
             np.concatenate(
                 [
                     _overlaps(fold, value, *rule)[~fold.validation]
@@ -288,7 +299,7 @@ def _read(
             ),
             rules,
         )
-        for how, rules in ways.items()
+        for choice, rules in rules_of_choice.items()
     }
 
 
@@ -303,41 +314,48 @@ def _same_boxes(folds: list[Fold], others: list[Fold]) -> bool:
 
 def _overlaps(fold: Fold, maps: np.ndarray, relu: bool, threshold: float) -> np.ndarray:
     """IoU float64 [k] of each truth box with its map's box."""
-    found = np.zeros(len(fold.row))
+    iou = np.zeros(len(fold.row))
     for i, (row, finding) in enumerate(zip(fold.row, fold.finding, strict=True)):
-        region = regions(maps[row, finding], size=fold.size, relu=relu, threshold=threshold)
-        found[i] = metrics.iou(mask_box(region.mask), fold.truth[i])
-    return found
+        region = threshold_map(maps[row, finding], size=fold.size, relu=relu, threshold=threshold)
+        iou[i] = metrics.iou(bounding_box(region.mask), fold.truth[i])
+    return iou
 
 
-def _chosen(fold: Fold, maps: np.ndarray) -> tuple[bool, float]:
-    """The rule with the most validation boxes hit, each finding weighted alike; ties go to the earlier rule."""
-    at = fold.validation
-    few = dataclasses.replace(
-        fold, row=fold.row[at], finding=fold.finding[at], truth=fold.truth[at]
+def _best_rule(fold: Fold, maps: np.ndarray) -> tuple[bool, float]:
+    """The rule that hits the most validation boxes, with equal weight for each finding; of equal rules the first."""
+    rows = fold.validation
+    validation_fold = dataclasses.replace(
+        fold, row=fold.row[rows], finding=fold.finding[rows], truth=fold.truth[rows]
     )
 
     def accuracy(rule: tuple[bool, float]) -> float:
-        hit = _overlaps(few, maps, *rule) > SELECT_T
-        return float(np.mean([hit[few.finding == c].mean() for c in np.unique(few.finding)]))
+        hit = _overlaps(validation_fold, maps, *rule) > SELECTION_T
+        return float(
+            np.mean(
+                [
+                    hit[validation_fold.finding == c].mean()
+                    for c in np.unique(validation_fold.finding)
+                ]
+            )
+        )
 
     return max(RULES, key=accuracy)
 
 
 def _boxes(folds: list[Fold]) -> dict[str, Any]:
     return {
-        "finding": _merged(folds, lambda fold: fold.finding),
-        "patients": _merged(folds, lambda fold: fold.patient),
+        "finding": _test_values(folds, lambda fold: fold.finding),
+        "patients": _test_values(folds, lambda fold: fold.patient),
         "n_findings": folds[0].n_findings,
         "thresholds": metrics.T_IOU,
     }
 
 
-def _merged(folds: list[Fold], values: Callable[[Fold], np.ndarray]) -> np.ndarray:
+def _test_values(folds: list[Fold], values: Callable[[Fold], np.ndarray]) -> np.ndarray:
     return np.concatenate([values(fold)[~fold.validation] for fold in folds])
 
 
-def _leaves(tables: tuple[Table, ...]) -> dict[str, Any]:
+def _values_and_intervals(tables: tuple[Table, ...]) -> dict[str, Any]:
     return {
         f"{t:g}": {"value": table.mean.value, "ci95": table.mean.ci95}
         for t, table in zip(metrics.T_IOU, tables, strict=True)
@@ -350,31 +368,31 @@ def _resized(maps: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     return np.stack(list(flat)).reshape(n, c, *grid)
 
 
-def _print(told: dict[str, Any], folds: list[Fold], other: str) -> None:
+def _print_tables(scores: dict[str, Any], folds: list[Fold], other: str) -> None:
     chosen_on = sum(int(fold.validation.sum()) for fold in folds)
     print(
-        f"\n{len(folds)} folds, {len(_merged(folds, lambda f: f.prior))} truth boxes scored once each; "
+        f"\n{len(folds)} folds, {len(_test_values(folds, lambda f: f.prior))} truth boxes scored once each; "
         f"rules chosen on {chosen_on} boxes of validation patients (each fold on its own); "
         f"in brackets the difference to {other}\n"
     )
     for heading in ("no box", "chosen on validation boxes"):
-        print(f"| {heading} | " + " | ".join(f"T(IoU) > {t:g}" for t in SHOWN) + " | rule |")
-        print("|---" * (len(SHOWN) + 2) + "|")
-        for way, found in told.items():
-            if heading in found:
-                print(f"| {way} | " + " | ".join(_cells(found[heading])) + " |")
+        print(f"| {heading} | " + " | ".join(f"T(IoU) > {t:g}" for t in PRINTED_T) + " | rule |")
+        print("|---" * (len(PRINTED_T) + 2) + "|")
+        for way, score in scores.items():
+            if heading in score:
+                print(f"| {way} | " + " | ".join(_cells(score[heading])) + " |")
         print()
 
 
-def _cells(found: dict[str, Any]) -> Iterator[str]:
-    for t in map("{:g}".format, SHOWN):
-        text, difference = f"{found['accuracy'][t]['value']:.3f}", found["difference"]
+def _cells(score: dict[str, Any]) -> Iterator[str]:
+    for t in map("{:g}".format, PRINTED_T):
+        text, difference = f"{score['accuracy'][t]['value']:.3f}", score["difference"]
         if difference:
             low, high = difference[t]["ci95"] or (np.nan, np.nan)
             text += f" ({difference[t]['value']:+.3f} [{low:+.3f}, {high:+.3f}])"
         yield text
     yield ", ".join(
-        sorted({f"{'ReLU' if relu else 'no ReLU'} > {t:g}" for relu, t in found["rules"]})
+        sorted({f"{'ReLU' if relu else 'no ReLU'} > {t:g}" for relu, t in score["rules"]})
     )
 
 

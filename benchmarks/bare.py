@@ -1,4 +1,4 @@
-"""A bare train step for the benchmarks: KACL as configs/nih.py trains it under protocol A, and one drawn batch."""
+"""A bare train step for the benchmarks: KACL as configs/nih.py trains it under protocol A, and one random batch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kacl_jax.step.programs import Programs
 FINDINGS, FEATURES = 8, len(radiomics.FEATURE_NAMES)
 
 
-def programs(
+def make_programs(
     encoder: str, *, optimizer: optax.GradientTransformation | None = None, **model: Any
 ) -> Programs:
-    """The step without augmentation and warm-up; `model` holds further arguments of KACL."""
+    """The step without augmentation and warm-up. model: further arguments of KACL."""
     return Programs(
         model=KACL(encoder, FINDINGS, axis_name=AXIS, **model),
         optimizer=optimizer or optax.adam(1e-4),
@@ -35,14 +35,14 @@ def programs(
     )
 
 
-def variables(model: KACL, size: int) -> Any:
-    """The first variables of a model for images of this many pixels a side."""
+def initial_variables(model: KACL, size: int) -> Any:
+    """The initial variables of a model for square images of `size` px."""
     images, features = jnp.zeros((1, size, size, 3)), jnp.zeros((1, FEATURES))
     return model.init(jax.random.key(0), images, features, jnp.zeros(1, bool), train=False)
 
 
-def batch(size: int, b: int) -> dict[str, np.ndarray]:
-    """White noise, two images a patient, no box, every row with features."""
+def random_batch(size: int, b: int) -> dict[str, np.ndarray]:
+    """White noise: two images per patient, no box, all rows with features."""
     random = np.random.default_rng(0)
     return {
         "image": random.integers(0, 256, (b, size, size, 1)).astype(np.uint8),

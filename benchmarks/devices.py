@@ -1,4 +1,4 @@
-"""How fast a device could be at best: the denominator of model FLOP utilisation."""
+"""The peak speed of a device: the denominator of model FLOP utilisation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 peak of one jax device in FLOP/s, by the beginning of its device_kind.
-PEAK = {
+# Dense bfloat16 peak of one jax device in FLOP/s; the key is how its device_kind begins.
+PEAK_FLOPS = {
     "TPU v6 lite": 918e12,  # cloud.google.com/tpu/docs/v6e
     "TPU v5 lite": 197e12,  # cloud.google.com/tpu/docs/v5e
     "TPU v5p": 459e12,  # cloud.google.com/tpu/docs/v5p
@@ -20,11 +20,11 @@ PEAK = {
 }
 
 
-def peak(device: jax.Device) -> tuple[float | None, str]:
-    """(FLOP/s, where the figure comes from); a CPU is measured, an unknown accelerator has None."""
+def peak_flops(device: jax.Device) -> tuple[float | None, str]:
+    """(FLOP/s, where the number comes from). A CPU is measured; for an unknown accelerator it is None."""
     if device.platform == "cpu":
         return _matmul_rate(), "the fastest of ten float32 products of 2048×2048 matrices, this run"
-    for kind, flops in PEAK.items():
+    for kind, flops in PEAK_FLOPS.items():
         if device.device_kind.startswith(kind):
             return flops, "data sheet, dense bfloat16"
     return None, f"no data sheet figure is known here for {device.device_kind!r}"

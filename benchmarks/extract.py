@@ -2,11 +2,11 @@
 
     python benchmarks/extract.py [--rounds=40] [--out=extract.json]
 
-Square regions of 60, 150 and 300 px on smooth 512 px images made here (8 grey levels of bin width 25 and film grain),
-or of real X-rays with --images=FOLDER. Medians over rounds in turns, ms of one region:
+Square regions of 60, 150 and 300 px on smooth synthetic images of 512 px (8 grey levels of bin width 25 and film grain),
+or on real X-rays with --images=FOLDER. Medians over rounds in which all take turns, ms of one region:
 `execute` on the full image · `tuned`, the call of kacl_jax.radiomics.host (cropped, classes called directly) ·
 `scatter`, pure XLA · `numba`, counts by numba and formulas by XLA · `extract`, the public function with the host's
-share (cropping, binning) and the fastest of these. The first call of each, compilation included, is told apart.
+share (cropping, binning) and the fastest of these. The first call, which includes compilation, is reported apart.
 """
 
 from __future__ import annotations
@@ -44,37 +44,39 @@ COUNTING: tuple[extraction.Counting, ...] = (
 N = 8
 
 
-def images(folder: str) -> list[np.ndarray]:
+def load_images(folder: str) -> list[np.ndarray]:
     if folder:
         paths = sorted(Path(folder).glob("*.png"))[: 7 * N : 7]
         return [cv2.resize(cv2.imread(str(p), cv2.IMREAD_GRAYSCALE), (512, 512)) for p in paths]
     random = np.random.default_rng(0)
-    made = []
+    phantoms = []
     for _ in range(N):
         smooth = cv2.GaussianBlur(random.normal(size=(512, 512)), (0, 0), 40)
         grey = (
             cv2.normalize(smooth, None, 20, 220, cv2.NORM_MINMAX)
             + random.normal(size=(512, 512)) * 3
         )
-        made.append(np.clip(grey, 0, 255).astype(np.uint8))
-    return made
+        phantoms.append(np.clip(grey, 0, 255).astype(np.uint8))
+    return phantoms
 
 
-def medians(ways: dict[str, tuple[Callable[[int], Any], int]], rounds: int) -> dict[str, float]:
-    """ms of one region by each of the ways, in turns, so that what slows the machine slows them all.
+def median_ms(
+    contenders: dict[str, tuple[Callable[[int], Any], int]], rounds: int
+) -> dict[str, float]:
+    """ms of one region for each contender. They take turns, so that a busy machine slows all of them alike.
 
-    ways: name → (function of an image's number, regions that one call measures).
+    contenders: name → (function of the number of an image, regions that one call measures).
     """
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds):
-        for name, (function, regions) in ways.items():
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(rounds):
+        for name, (function, regions) in contenders.items():
             start = time.perf_counter()
-            function(turn % N)
-            taken[name].append((time.perf_counter() - start) / regions)
-    return {name: float(np.median(times)) * 1e3 for name, times in taken.items()}
+            function(round_ % N)
+            seconds[name].append((time.perf_counter() - start) / regions)
+    return {name: float(np.median(times)) * 1e3 for name, times in seconds.items()}
 
 
-def plain() -> Callable[[np.ndarray, np.ndarray], Any]:
+def documented_extractor() -> Callable[[np.ndarray, np.ndarray], Any]:
     extractor = RadiomicsFeatureExtractor(binWidth=25, force2D=False, additionalInfo=False)
     extractor.disableAllFeatures()
     for family in FAMILIES:
@@ -91,25 +93,25 @@ def plain() -> Callable[[np.ndarray, np.ndarray], Any]:
     return run
 
 
-def row_of(size: int, grey: list[np.ndarray], rounds: int) -> dict[str, float]:
+def time_size(size: int, grey: list[np.ndarray], rounds: int) -> dict[str, float]:
     mask = np.zeros((512, 512), bool)
     mask[100 : 100 + size, 90 : 90 + size] = True
-    tuned, execute = host.Extractor(), plain()
+    tuned, execute = host.Extractor(), documented_extractor()
 
-    def whole(_: int) -> None:
+    def extract_all(_: int) -> None:
         extraction.extract(grey, [mask] * N, backend="jax")
 
-    ways: dict[str, tuple[Callable[[int], Any], int]] = {
+    contenders: dict[str, tuple[Callable[[int], Any], int]] = {
         "execute": (lambda row: execute(grey[row], mask), 1),
         "tuned": (lambda row: tuned.extract(grey[row], mask), 1),
-        "extract": (whole, N),
+        "extract": (extract_all, N),
     }
     compile_s = {}
-    for by in COUNTING:
-        run, room, compile_s[f"{by}_compile_s"] = on_device(grey, mask, size, by)
-        ways[by] = (run, room)
-    whole(0)
-    ms = medians(ways, rounds)
+    for counting in COUNTING:
+        run, room, compile_s[f"{counting}_compile_s"] = prepare_program(grey, mask, size, counting)
+        contenders[counting] = (run, room)
+    extract_all(0)
+    ms = median_ms(contenders, rounds)
     ratios = {
         f"{slow}_over_{fast}": round(ms[slow] / ms[fast], 1)
         for fast in (*COUNTING, "extract")
@@ -118,20 +120,20 @@ def row_of(size: int, grey: list[np.ndarray], rounds: int) -> dict[str, float]:
     return {"px": size, **{f"{k}_ms": round(v, 3) for k, v in ms.items()}, **ratios, **compile_s}
 
 
-def on_device(
-    grey: list[np.ndarray], mask: np.ndarray, size: int, by: extraction.Counting
+def prepare_program(
+    grey: list[np.ndarray], mask: np.ndarray, size: int, counting: extraction.Counting
 ) -> tuple[Callable[[int], Any], int, float]:
-    """(features of a full program's tiles, how many those are, seconds of the first call)."""
+    """(function that measures the tiles of a full program, number of tiles, seconds of its first call)."""
     crops = [host.crop(image, mask) for image in grey]
     levels = [bins.levels(*crop, bin_width=25.0, bin_count=None) for crop in crops]
-    side, most, _ = extraction._bucket(levels[0], np.dtype(np.uint8), by)
-    room = extraction._room(side, by)
+    side, most, _ = extraction._bucket(levels[0], np.dtype(np.uint8), counting)
+    room = extraction._room(side, counting)
     pixels = np.zeros((room, side, side), np.uint8)
     level = np.zeros_like(pixels)
     for row in range(room):
         pixels[row, 1 : size + 1, 1 : size + 1] = crops[row % N][0]
         level[row, 1 : size + 1, 1 : size + 1] = levels[row % N]
-    program = extraction._program(most, by)
+    program = extraction._program(most, counting)
 
     def run(_: int) -> Any:
         return jax.block_until_ready(program(pixels, level, used=np.int32(room)))
@@ -147,8 +149,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", default="")
     flags = parser.parse_args()
-    grey = images(flags.images)
-    told: dict[str, Any] = {
+    grey = load_images(flags.images)
+    report: dict[str, Any] = {
         "versions": {
             "pyradiomics": host._pyradiomics_version(),
             **{name: version(name) for name in ("numpy", "jax", "jaxlib")},
@@ -157,12 +159,12 @@ def main() -> None:
         "images": flags.images or "made here",
         "rows": [],
     }
-    print(json.dumps(told["versions"]))
+    print(json.dumps(report["versions"]))
     for size in SIZES:
-        told["rows"].append(row_of(size, grey, flags.rounds))
-        print(json.dumps(told["rows"][-1]), flush=True)
+        report["rows"].append(time_size(size, grey, flags.rounds))
+        print(json.dumps(report["rows"][-1]), flush=True)
     if flags.out:
-        Path(flags.out).write_text(json.dumps(told, indent=1) + "\n")
+        Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

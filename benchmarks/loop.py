@@ -1,9 +1,9 @@
-"""The real loop, timed: images/s, where a step's time goes, FLOP, utilisation, compilation, memory. Prints JSON.
+"""Times the real loop: images/s, the parts of a step's time, FLOP, utilisation, compilation, memory. Prints JSON.
 
     python -m benchmarks.loop --config=configs/bench.py [--config.data.root=…] [--json=FILE] [--workdir=DIR]
 
-The workdir (default: a temporary one) keeps the compilation cache: on the same workdir a second call shows what a
-warm start compiles. Checkpoints and measured regions of an earlier call there are removed first.
+The workdir (default: a temporary one) keeps the compilation cache, so a second call with the same workdir shows what a
+warm start compiles. Checkpoints and features that an earlier call left there are removed first.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import compilation
 from kacl_jax.train import checkpoint, clock, experiment, loop
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-_FROM_CACHE = "/jax/compilation_cache/cache_hits"
-_ANEW = "/jax/compilation_cache/cache_misses"
+_COMPILE_DURATION = "/jax/core/compile/backend_compile_duration"
+_CACHE_HITS = "/jax/compilation_cache/cache_hits"
+_CACHE_MISSES = "/jax/compilation_cache/cache_misses"
 
 
-class Repeated:
-    """Hands out the first batch again and again, and is the pipeline in all else."""
+class RepeatedBatch:
+    """Returns the first batch again and again; everything else is left to the pipeline."""
 
     def __init__(self, batches: Any) -> None:
         self._batches, self._batch = batches, next(batches)
@@ -53,11 +53,11 @@ class Repeated:
         return getattr(self._batches, name)
 
 
-def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Train as the config says and tell what it took."""
+def time_training(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Train with the config and report times, FLOP, compilation and memory."""
     compile_s, events = [], Counter[str]()
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: compile_s.append(seconds) if name == _COMPILED else None
+        lambda name, seconds, **_: compile_s.append(seconds) if name == _COMPILE_DURATION else None
     )
     jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
     workdir = workdir.absolute()
@@ -65,21 +65,25 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for file in workdir.glob("features.sqlite*"):
         file.unlink()
     compilation.use_cache(workdir / "compilation_cache")
-    parts = experiment.build_experiment(config, workdir)
+    setup = experiment.build_experiment(config, workdir)
     synthetic = config.data.root == "phantom"
     if synthetic:
-        parts = dataclasses.replace(parts, batches=Repeated(parts.batches))
+        setup = dataclasses.replace(setup, batches=RepeatedBatch(setup.batches))
     start = time.perf_counter()
-    counted = loop.train(parts, checkpoint.Checkpoints(workdir / "checkpoints"))
+    counters = loop.train(setup, checkpoint.Checkpoints(workdir / "checkpoints"))
     run_s = time.perf_counter() - start
-    told, device = counted.throughput, parts.parallel.devices[0]
-    compiled = {"s": sum(compile_s), "programs": events[_ANEW], "from_cache": events[_FROM_CACHE]}
-    images_per_s = told["images_per_s"]
+    throughput, device = counters.throughput, setup.parallel.devices[0]
+    compiled = {
+        "s": sum(compile_s),
+        "programs": events[_CACHE_MISSES],
+        "from_cache": events[_CACHE_HITS],
+    }
+    images_per_s = throughput["images_per_s"]
     step_s = config.train.batch_size / images_per_s
-    flops = _flops(parts)
-    best, source = devices.peak(device)
+    flops = _step_flops(setup)
+    peak, source = devices.peak_flops(device)
     return {
-        "device": f"{len(parts.parallel.devices)} × {device.platform}:{device.device_kind}",
+        "device": f"{len(setup.parallel.devices)} × {device.platform}:{device.device_kind}",
         "host": {"cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "jax": jax.__version__,
         "config": {
@@ -91,25 +95,25 @@ def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "backend": config.radiomics.backend,
         },
         "batch": "synthetic: one batch, in memory" if synthetic else "real: through the pipeline",
-        "steps": parts.total_steps,
+        "steps": setup.total_steps,
         "images_per_s": images_per_s,
-        "rois_per_s": told["rois_per_s"],
+        "rois_per_s": throughput["rois_per_s"],
         "step_s": step_s,
         "run_s": run_s,
-        "split": _split(told["waits"], run_s),
+        "split": _time_split(throughput["waits"], run_s),
         "flop_per_step_and_device": flops,
-        "peak_flop_per_s": {"value": best, "source": source},
-        "model_flop_utilisation": None if best is None else flops / step_s / best,
+        "peak_flop_per_s": {"value": peak, "source": source},
+        "model_flop_utilisation": None if peak is None else flops / step_s / peak,
         "compilation": compiled,
         "memory": _memory(device),
-        "feedback": counted.feedback(),
+        "feedback": counters.feedback(),
     }
 
 
-def _split(waits: dict[str, float], run_s: float) -> dict[str, float]:
-    """Seconds of the loop's thread over the run. The rest: compiling, dispatching, waiting for radiomics, logging.
+def _time_split(waits: dict[str, float], run_s: float) -> dict[str, float]:
+    """Seconds of the loop's thread over the run. The rest is compiling, dispatching, waiting for radiomics, logging.
 
-    The last checkpoint is part of the rest too: the figures are taken while it is written.
+    The last checkpoint is part of the rest too, because the times are read while it is written.
     """
     parts = {name: waits[name] for name in clock.PARTS}
     return {
@@ -119,43 +123,45 @@ def _split(waits: dict[str, float], run_s: float) -> dict[str, float]:
     }
 
 
-def _flops(parts: experiment.Experiment) -> float:
-    """As XLA counts them in the step before it is compiled (convolutions that it leaves to cuDNN count nothing
-    afterwards), on one device."""
-    batch = dict(next(parts.batches))
+def _step_flops(setup: experiment.Experiment) -> float:
+    """FLOP of a step on one device, as XLA counts them before compilation.
+
+    After compilation XLA does not count the convolutions that it leaves to cuDNN.
+    """
+    batch = dict(next(setup.batches))
     b = len(batch["image_id"])
     batch |= {
         "radiomics": np.zeros((b, len(FEATURE_NAMES)), np.float32),
         "ready": np.zeros(b, bool),
         "age": np.zeros(b, np.int32),
     }
-    step = parts.parallel.compile(
-        parts.programs.train_step, ("replicated", "replicated", "sharded"), donate_state=True
+    step = setup.parallel.compile(
+        setup.programs.train_step, ("replicated", "replicated", "sharded"), donate_state=True
     )
-    state = parts.parallel.replicate(parts.initial_state())
-    found: float = step.lower(state, parts.parallel.shard(batch)).cost_analysis()["flops"]
-    return found
+    state = setup.parallel.replicate(setup.initial_state())
+    flops: float = step.lower(state, setup.parallel.shard(batch)).cost_analysis()["flops"]
+    return flops
 
 
 def _memory(device: jax.Device) -> dict[str, float | None]:
-    """Peak bytes of the device, where it tells, and of this process."""
-    told = device.memory_stats() or {}
+    """Peak bytes of the device (None if it does not report them) and of this process."""
+    stats = device.memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     return {
-        "device": told.get("peak_bytes_in_use"),
+        "device": stats.get("peak_bytes_in_use"),
         "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
 
 
 def main(_: list[str]) -> None:
-    told = flags.FLAGS
+    arguments = flags.FLAGS
     logging.getLogger().setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:
-        found = measure(told.config, Path(told.workdir or Path(temporary) / "run"))
-    text = json.dumps(found, indent=1, allow_nan=False)
+        report = time_training(arguments.config, Path(arguments.workdir or Path(temporary) / "run"))
+    text = json.dumps(report, indent=1, allow_nan=False)
     print(text)
-    if told.json:
-        Path(told.json).write_text(text + "\n")
+    if arguments.json:
+        Path(arguments.json).write_text(text + "\n")
 
 
 if __name__ == "__main__":

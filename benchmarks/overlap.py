@@ -1,9 +1,9 @@
-"""How much of the radiomics work hides behind the train step: the loop synchronous, asynchronous and without radiomics.
+"""How much radiomics work runs in parallel to the train step: the loop synchronous, asynchronous, without radiomics.
 
     python -m benchmarks.overlap [patients]
 
-Three short runs of the same phantom, one after the other, on the same machine. What radiomics costs the loop is the
-difference to the first row; what the workers did meanwhile is ROI/s.
+Three short runs on the same phantom, one after the other, on the same machine. The difference to the first row is what
+radiomics costs the loop; ROI/s is what the workers did in the meantime.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def main(patients: int = 150) -> None:
             "asynchronous, lag 8": {"feedback.lag": 8, "loss.box_weight": 0.0},
             "synchronous, lag 0": {"feedback.lag": 0, "loss.box_weight": 0.0},
         }.items():
-            found = job.train_and_evaluate(
+            results = job.train_and_evaluate(
                 _config(root, overrides), Path(folder) / name.replace(" ", "-")
             )
-            rates, feedback = found["throughput"], found["feedback"]
+            rates, feedback = results["throughput"], results["feedback"]
             hit = "–" if feedback["hit_rate"] is None else f"{feedback['hit_rate']:.2f}"
             print(
                 f"{name:34}{rates['images_per_s']:10.1f}{rates['rois_per_s']:8.1f}"

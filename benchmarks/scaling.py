@@ -1,4 +1,4 @@
-"""The figures of docs/scaling.md that the code itself can give: what a step computes, holds and sends.
+"""The numbers of docs/scaling.md that the code itself can give: what a step computes, stores and sends.
 
     python -m benchmarks.scaling                    counts of parameters and statistics; seconds
     python -m benchmarks.scaling flops              FLOPs of a train step from XLA's own cost analysis; minutes
@@ -6,7 +6,7 @@
     python -m benchmarks.scaling host FOLDER        CPU time of a region and of a PNG (X-rays in FOLDER); a minute
     python -m benchmarks.scaling throughput         the estimate of images/s from the constants below; at once
 
-Only the last is an estimate. Nothing here was run on the machines it speaks of.
+Only the last is an estimate. Nothing was measured on the machines that it lists.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Two devices on any machine: enough to make XLA write down what it would send.
+# Two devices on any machine are enough for XLA to compile the collectives.
 if __name__ == "__main__" and "collectives" in sys.argv:
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
@@ -37,61 +37,64 @@ from kacl_jax.step.programs import Programs
 
 ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
 
-# Of one image of a KACL train step (`flops`).
+# Per image, of a KACL train step (from `flops`).
 GFLOP = {
     ("resnet18", 224): 9.99,
     ("resnet18", 512): 54.33,
     ("resnet50", 224): 24.05,
     ("resnet50", 512): 127.51,
 }
-# CPU ms (`host`): a region whose side is 29 % of the image's; marking it, on the one thread of each process that runs
-# the loop; decoding a PNG of 1024 px.
+# CPU ms (from `host`): measuring a region whose side is 29 % of the image's; marking it, in the one thread of each
+# process that runs the loop; decoding a PNG of 1024 px.
 REGION_MS = {224: 7.4, 512: 16.5}
 MARK_MS = {224: 0.35, 512: 1.85}
 PNG_MS = 6.4
-# Peak bf16 TFLOP/s of one accelerator, how many, hosts, physical cores of all hosts; sources in docs/scaling.md.
+# Peak bf16 TFLOP/s of one accelerator, number of accelerators, hosts, physical cores of all hosts; sources in
+# docs/scaling.md.
 MACHINES = {
     "v5e-8": (197, 8, 1, 112),
     "v4-32": (275, 16, 4, 480),
     "8×H100": (989, 8, 1, 104),
 }
 MFU = (0.05, 0.20)  # assumed
-# Images of NIH's training list less a tenth for validation; config.py's default.
+# Images of NIH's training list without a tenth for validation; the default number of epochs.
 TRAINING, EPOCHS = 77_900, 20
 
 
-def shapes(program: Programs, size: int) -> Any:
-    """The TrainState's shapes, without computing anything."""
-    return jax.eval_shape(lambda: program.init(bare.variables(program.model, size), size))
+def state_shapes(program: Programs, size: int) -> Any:
+    """The shapes of the TrainState, without computing anything."""
+    return jax.eval_shape(lambda: program.init(bare.initial_variables(program.model, size), size))
 
 
-def count(tree: Any) -> int:
-    """Numbers in all leaves together."""
+def count_numbers(tree: Any) -> int:
+    """How many numbers all leaves hold together."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def compiled(encoder: str, size: int, b: int) -> Any:
-    """The train step as XLA compiles it for the devices that are there."""
-    program = bare.programs(encoder, depthwise="grouped")
-    step = DataParallel("shard_map").run(
+def compile_step(encoder: str, size: int, b: int) -> Any:
+    """The train step as XLA compiles it for the devices of this machine."""
+    program = bare.make_programs(encoder, depthwise="grouped")
+    step = DataParallel("shard_map").compile(
         program.train_step, ("replicated", "replicated", "sharded")
     )
-    return step.lower(shapes(program, size), bare.batch(size, b)).compile()
+    return step.lower(state_shapes(program, size), bare.random_batch(size, b)).compile()
 
 
 def counts() -> None:
     print(f"{'encoder':20}{'parameters':>12}{'statistics':>12}{'gradient MB':>13}{'state MB':>10}")
     for encoder in ENCODERS:
-        state = shapes(bare.programs(encoder), 512)
-        p, s = count(state.params), count(state.batch_stats)
-        print(f"{encoder:20}{p:12,}{s:12,}{4 * p / 1e6:13.1f}{4 * count(state) / 1e6:10.1f}")
+        state = state_shapes(bare.make_programs(encoder), 512)
+        p, s = count_numbers(state.params), count_numbers(state.batch_stats)
+        print(
+            f"{encoder:20}{p:12,}{s:12,}{4 * p / 1e6:13.1f}{4 * count_numbers(state) / 1e6:10.1f}"
+        )
 
 
 def flops(b: int = 8) -> None:
-    # Not EfficientNet: the analysis counts its depthwise convolutions as if they were dense.
+    # Without EfficientNet, because the analysis counts its depthwise convolutions as if they were dense.
     for encoder in ("resnet18", "resnet50"):
         for size in (224, 512):
-            step = compiled(encoder, size, b)
+            step = compile_step(encoder, size, b)
             work = step.cost_analysis()["flops"] / b / 1e9
             held = step.memory_analysis().temp_size_in_bytes / b / 1e6
             print(f"{encoder:10}{size:5} px{work:9.2f} GFLOP/image{held:9.1f} MB/image", flush=True)
@@ -101,7 +104,7 @@ def collectives(b: int = 32) -> None:
     """Bytes that enter each kind of collective, per device and step."""
     for encoder in ENCODERS:
         sent: dict[str, int] = {}
-        for kind, size in _collectives(compiled(encoder, 64, b).as_text()):
+        for kind, size in _collectives(compile_step(encoder, 64, b).as_text()):
             sent[kind] = sent.get(kind, 0) + size
         print(f"{encoder:20}" + "  ".join(f"{kind} {n:,} B" for kind, n in sorted(sent.items())))
 
@@ -109,7 +112,7 @@ def collectives(b: int = 32) -> None:
 def _collectives(hlo: str) -> list[tuple[str, int]]:
     """(kind, bytes of its result) of every collective in compiled HLO text."""
     width = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
-    found = []
+    collectives_of_step = []
     for line in hlo.splitlines():
         operation = re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter)(-start)?\(", line)
         if operation:
@@ -117,12 +120,12 @@ def _collectives(hlo: str) -> list[tuple[str, int]]:
             sizes = [
                 width[t] * int(np.prod([int(n) for n in d.split(",") if n])) for t, d in arrays
             ]
-            found.append((operation[2], sum(sizes)))
-    return found
+            collectives_of_step.append((operation[2], sum(sizes)))
+    return collectives_of_step
 
 
 def host(folder: str) -> None:
-    """Process time of one core, which a busy machine does not change much; medians."""
+    """Medians of the process time on one core, which hardly depends on how busy the machine is."""
     extractor = Extractor(bin_width=25.0)
     grey = [
         cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in sorted(Path(folder).glob("*.png"))[:32]
@@ -154,7 +157,7 @@ def _median_ms(calls: list[Callable[[], Any]]) -> float:
 
 
 def throughput() -> None:
-    """Estimates of images/s: the devices alone at the assumed MFU, what the hosts could do for them, and the least."""
+    """Estimates of images/s: the devices alone at the assumed MFU, each task of the hosts alone, and the minimum."""
     print(
         "machine  encoder    px        devices   PNG 1024   measured    marked        least  minutes: alone    least"
     )
@@ -180,10 +183,10 @@ def _span(values: list[float]) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Two digits: more would pretend."""
+    """Two digits; more would suggest a precision that the estimate does not have."""
     return f"{float(f'{value:.1e}'):,.0f}" if value >= 1 else f"{value:.1f}"
 
 
 if __name__ == "__main__":
-    which = sys.argv[1] if len(sys.argv) > 1 else "counts"
-    {f.__name__: f for f in (counts, flops, collectives, host, throughput)}[which](*sys.argv[2:])
+    command = sys.argv[1] if len(sys.argv) > 1 else "counts"
+    {f.__name__: f for f in (counts, flops, collectives, host, throughput)}[command](*sys.argv[2:])

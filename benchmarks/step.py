@@ -2,7 +2,7 @@
 
     python -m benchmarks.step [encoder] [image size] [batch]
 
-Compared, interleaved, medians of several rounds:
+Medians over several rounds in which these take turns:
   supervised     focal loss only, no map
   KACL           the train step as it is: both losses, class maps, Grad-CAM, statistics
   second pass    KACL's step plus a second forward pass for the CAM, as hooks on a trained network do it
@@ -30,7 +30,7 @@ ROUNDS = 7
 
 
 def main(encoder: str = "resnet18", size: int = 224, batch_size: int = 16) -> None:
-    program = bare.programs(encoder)
+    program = bare.make_programs(encoder)
     supervised = dataclasses.replace(
         program, loss=dataclasses.replace(program.loss, focal_weight=1.0)
     )
@@ -49,9 +49,9 @@ def main(encoder: str = "resnet18", size: int = 224, batch_size: int = 16) -> No
         return new, rows
 
     parallel = DataParallel("shard_map")
-    variables = jax.jit(lambda: bare.variables(program.model, size))()
+    variables = jax.jit(lambda: bare.initial_variables(program.model, size))()
     state = parallel.replicate(program.init(variables, size))
-    batch = parallel.shard(bare.batch(size, batch_size))
+    batch = parallel.shard(bare.random_batch(size, batch_size))
     steps = {
         "supervised": parallel.compile(focal_only, ("replicated",)),
         "KACL": parallel.compile(program.train_step, ("replicated", "replicated", "sharded")),
@@ -62,7 +62,7 @@ def main(encoder: str = "resnet18", size: int = 224, batch_size: int = 16) -> No
         for name, step in steps.items():
             start = time.perf_counter()
             jax.block_until_ready(step(state, batch))
-            if round_:  # the first compiles
+            if round_:  # the first round compiles
                 seconds[name].append(time.perf_counter() - start)
     device = jax.devices()[0]
     print(
@@ -100,7 +100,7 @@ def focal_gradients(program: Programs) -> Callable[[TrainState, Batch], tuple[An
 
 
 def _flops(step: Any, state: TrainState, batch: Any) -> float:
-    # Of the program before it is compiled: afterwards what XLA leaves to cuDNN counts nothing.
+    # Counted before compilation: afterwards XLA does not count the operations that it leaves to cuDNN.
     return step.lower(state, batch).cost_analysis()["flops"]
 
 

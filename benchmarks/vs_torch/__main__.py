@@ -1,19 +1,20 @@
-"""KACL here against KACL in PyTorch: the same weights, batch and losses, on the same device, in turns.
+"""This KACL against KACL in PyTorch: the same weights, batch and losses, on the same device, in turns.
 
     python -m benchmarks.vs_torch [image size] [batch] [rounds] [rounds of the loops]
 
 Steps (ResNet-18; PyTorch channels_last, on a GPU with bfloat16 AMP and torch.compile), medians of rounds in turns:
   model        forward and gradients of the focal loss, nothing updated
   supervised   the same with Adam
-  KACL         both losses, Grad-CAM, Adam; the features are given
+  KACL         both losses, Grad-CAM, Adam; the features come with the batch
 
-Whole loops on the same drawn X-rays of 1024 px, NIH's size, without boxes, so that each image costs one region:
+Whole loops on the same phantom X-rays of 1024 px, NIH's size, without boxes, so that each image costs one region:
   PyTorch      data loader, forward, Grad-CAM, regions, pyradiomics, losses, update, one after the other
   KACL         kacl_jax.train as it is: workers beside the step, `feedback.lag` steps later
 
-On a busy machine pin it to one core (taskset -c 0): PyTorch's threads spin at their barriers and lose more than ours.
+On a busy machine pin it to one core (taskset -c 0): there PyTorch loses more than jax, because its threads spin at
+their barriers.
 
-First both sides must agree on loss and map. PyTorch is needed here only: pip install torch.
+Before timing, both sides must agree on loss and map. Only this benchmark needs PyTorch: pip install torch.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import optax
 from benchmarks import bare
 from benchmarks.step import focal_gradients
 from kacl_jax.runtime.devices import DataParallel
+from kacl_jax.step.scaling import z_score_radiomics
 from kacl_jax.step.state import TrainState
 
 try:
@@ -60,32 +62,34 @@ def main(size: int = 224, batch_size: int = 16, rounds: int = 7, loop_rounds: in
     device = jax.devices()[0]
     print(f"ResNet-18, {size} px, batch {batch_size}, {device.platform}:{device.device_kind}")
     print(f"jax {jax.__version__}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}\n")
-    batch = bare.batch(size, batch_size)
-    ours = Ours(batch, size)
-    theirs = Theirs(batch, ours.variables, ours.scaled)
-    _agree(ours, theirs)
+    batch = bare.random_batch(size, batch_size)
+    jax_steps = JaxSteps(batch, size)
+    torch_steps = TorchSteps(batch, jax_steps.variables, jax_steps.scaled)
+    _check_agreement(jax_steps, torch_steps)
     print(f"{'step':12}{'torch s':>10}{'jax s':>10}{'torch / jax':>13}")
     for name in ("model", "supervised", "KACL"):
-        seconds = _in_turns({"torch": theirs.steps[name], "jax": ours.steps[name]}, rounds)
-        _row(name, seconds)
+        seconds = _time_in_turns(
+            {"torch": torch_steps.steps[name], "jax": jax_steps.steps[name]}, rounds
+        )
+        _print_row(name, seconds)
     print()
     if loop_rounds:
-        loops(size, batch_size, loop_rounds)
+        time_loops(size, batch_size, loop_rounds)
 
 
-class Ours:
+class JaxSteps:
     """The steps of kacl_jax on one device; every call starts from the same state."""
 
     def __init__(self, batch: dict[str, np.ndarray], size: int) -> None:
-        program = bare.programs(
+        program = bare.make_programs(
             "resnet18",
             optimizer=optax.chain(optax.add_decayed_weights(DECAY), optax.adam(LEARNING_RATE)),
             dtype=jnp.bfloat16 if GPU else jnp.float32,
         )
-        self.variables = jax.jit(lambda: bare.variables(program.model, size))()
+        self.variables = jax.jit(lambda: bare.initial_variables(program.model, size))()
         parallel = DataParallel("shard_map", jax.devices()[:1])
         state = parallel.replicate(program.init(self.variables, size))
-        placed = parallel.shard(batch)
+        device_batch = parallel.shard(batch)
         gradients = focal_gradients(program)
 
         def supervised(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
@@ -96,24 +100,24 @@ class Ours:
             return new, loss
 
         def features(state: TrainState, batch: Any) -> tuple[jax.Array]:
-            return (program._z_scored(state, batch)[0],)
+            return (z_score_radiomics(state, batch, program.log_columns)[0],)
 
-        everywhere = ("replicated",)
-        runs = {
-            "model": parallel.compile(gradients, everywhere * 3),
-            "supervised": parallel.compile(supervised, everywhere * 2),
-            "KACL": parallel.compile(program.train_step, (*everywhere * 2, "sharded")),
+        replicated = ("replicated",)
+        functions = {
+            "model": parallel.compile(gradients, replicated * 3),
+            "supervised": parallel.compile(supervised, replicated * 2),
+            "KACL": parallel.compile(program.train_step, (*replicated * 2, "sharded")),
         }
         self.steps: dict[str, Callable[[], Any]] = {
-            name: lambda run=run: jax.block_until_ready(run(state, placed))
-            for name, run in runs.items()
+            name: lambda run=run: jax.block_until_ready(run(state, device_batch))
+            for name, run in functions.items()
         }
-        (scaled,) = parallel.compile(features, ("sharded",))(state, placed)
+        (scaled,) = parallel.compile(features, ("sharded",))(state, device_batch)
         self.scaled = np.array(scaled)
 
 
-class Theirs:
-    """The steps of torch_kacl.py; they go on from step to step, as PyTorch does."""
+class TorchSteps:
+    """The steps of torch_kacl.py; each call continues from the state that the last one left, as usual in PyTorch."""
 
     def __init__(self, batch: dict[str, np.ndarray], variables: Any, scaled: np.ndarray) -> None:
         net = torch_kacl.TorchKACL(bare.FINDINGS, bare.FEATURES)
@@ -121,54 +125,57 @@ class Theirs:
         net = net.to(DEVICE, memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE, weight_decay=DECAY)
         images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
-        told = {
+        device_batch = {
             "image": images.to(DEVICE, memory_format=torch.channels_last),
             "labels": torch.from_numpy(batch["labels"]).to(DEVICE),
             "patient_id": torch.from_numpy(batch["patient_id"]).to(DEVICE),
         }
         features = torch.from_numpy(scaled).to(DEVICE)
-        runs = torch_kacl.steps(net, optimizer, amp=GPU, compiled=GPU)
+        functions = torch_kacl.steps(net, optimizer, amp=GPU, compiled=GPU)
 
-        def waited(run: Any) -> Any:
-            found = run(told, features)
+        def run_and_synchronize(run: Any) -> Any:
+            outputs = run(device_batch, features)
             if GPU:
                 torch.cuda.synchronize()
-            return found
+            return outputs
 
         self.steps: dict[str, Callable[[], Any]] = {
-            name: lambda run=run: waited(run) for name, run in runs.items()
+            name: lambda run=run: run_and_synchronize(run) for name, run in functions.items()
         }
 
 
-def _agree(ours: Ours, theirs: Theirs) -> None:
-    """Both compute the same losses and maps from the same weights; KACL last, for it updates PyTorch's.
+def _check_agreement(jax_steps: JaxSteps, torch_steps: TorchSteps) -> None:
+    """Check that both compute the same losses and maps from the same weights.
 
-    In bfloat16 two findings of an image can be level, and each side then marks another one.
+    KACL's step comes last, because it updates PyTorch's weights. In bfloat16 two findings of an image can have equal
+    logits; then the two sides may mark different findings.
     """
     tolerance = 2e-2 if GPU else 1e-4
-    _, focal, _ = ours.steps["model"]()
-    np.testing.assert_allclose(float(theirs.steps["model"]()[0]), float(focal), rtol=tolerance)
-    _, metrics, rows = ours.steps["KACL"]()
-    loss, cam = theirs.steps["KACL"]()
+    _, focal, _ = jax_steps.steps["model"]()
+    np.testing.assert_allclose(float(torch_steps.steps["model"]()[0]), float(focal), rtol=tolerance)
+    _, metrics, rows = jax_steps.steps["KACL"]()
+    loss, cam = torch_steps.steps["KACL"]()
     np.testing.assert_allclose(float(loss), float(metrics["loss"]), rtol=tolerance)
-    expected, found = np.asarray(rows["cam"]), cam.cpu().numpy()
-    far = np.abs(found - expected).max((1, 2)) > tolerance * 10 * np.abs(expected).max()
-    if far.mean() > (0.05 if GPU else 0):
-        raise SystemExit(f"Grad-CAM differs in {far.sum()} of {len(far)} images")
+    expected, torch_cam = np.asarray(rows["cam"]), cam.cpu().numpy()
+    differs = np.abs(torch_cam - expected).max((1, 2)) > tolerance * 10 * np.abs(expected).max()
+    if differs.mean() > (0.05 if GPU else 0):
+        raise SystemExit(f"Grad-CAM differs in {differs.sum()} of {len(differs)} images")
     print(
         f"agreed: focal loss {float(focal):.6f}, total {float(loss):.6f}, "
-        f"Grad-CAM in {(~far).sum()} of {len(far)} images\n"
+        f"Grad-CAM in {(~differs).sum()} of {len(differs)} images\n"
     )
 
 
 def _torch_weights(variables: Any) -> dict[str, torch.Tensor]:
     """Flax's variables under PyTorch's names and layouts."""
-    found = {}
+    weights = {}
     for tree in (variables["params"], variables["batch_stats"]):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             *names, kind = (key.key for key in path)
-            found[_torch_name(names, kind)] = torch.from_numpy(_torch_layout(np.array(leaf), kind))
-    return found
+            weights[_torch_name(names, kind)] = torch.from_numpy(
+                _torch_layout(np.array(leaf), kind)
+            )
+    return weights
 
 
 def _torch_name(names: list[str], kind: str) -> str:
@@ -193,25 +200,25 @@ def _torch_layout(leaf: np.ndarray, kind: str) -> np.ndarray:
     return np.ascontiguousarray(leaf.T if leaf.ndim == 2 else leaf.transpose(3, 2, 0, 1))
 
 
-def _in_turns(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def _time_in_turns(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(rounds + 1):
         for name, function in functions.items():
             start = time.perf_counter()
             function()
-            if round_:  # the first compiles
+            if round_:  # the first round compiles
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
-def _row(name: str, seconds: dict[str, list[float]]) -> None:
+def _print_row(name: str, seconds: dict[str, list[float]]) -> None:
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     pairs = zip(seconds["torch"], seconds["jax"], strict=True)
-    ratio = statistics.median(theirs / ours for theirs, ours in pairs)
+    ratio = statistics.median(torch_s / jax_s for torch_s, jax_s in pairs)
     print(f"{name:12}{medians['torch']:10.3f}{medians['jax']:10.3f}{ratio:13.2f}", flush=True)
 
 
-def loops(size: int, batch_size: int, rounds: int) -> None:
+def time_loops(size: int, batch_size: int, rounds: int) -> None:
     """Each loop in a process of its own, in turns, from the same files."""
     from kacl_jax.data.phantom import demo
 
@@ -235,11 +242,11 @@ def loops(size: int, batch_size: int, rounds: int) -> None:
                 for name, rate in json.loads(done.stdout.splitlines()[-1]).items():
                     rates.setdefault(name, []).append(rate)
                     print(f"  {name}: {rate:.2f} images/s", file=sys.stderr, flush=True)
-    ours = rates.pop("kacl_jax, asynchronous")
+    kacl_rates = rates.pop("kacl_jax, asynchronous")
     print(f"{'whole loop':42}{'images/s':>10}{'kacl_jax is × as fast':>24}")
-    print(f"{'kacl_jax, asynchronous':42}{statistics.median(ours):10.2f}")
+    print(f"{'kacl_jax, asynchronous':42}{statistics.median(kacl_rates):10.2f}")
     for name, values in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))
+        ratio = statistics.median(a / b for a, b in zip(kacl_rates, values, strict=True))
         print(f"{name:42}{statistics.median(values):10.2f}{ratio:24.2f}")
 
 

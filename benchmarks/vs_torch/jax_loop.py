@@ -1,4 +1,4 @@
-"""One side of vs_torch.py's whole loops: kacl_jax's own, asynchronous. Prints images/s as JSON.
+"""One of the two loops that benchmarks.vs_torch compares: kacl_jax's own, asynchronous. Prints images/s as JSON.
 
 python -m benchmarks.vs_torch.jax_loop ROOT SIZE BATCH
 """
@@ -22,14 +22,16 @@ def main(root: str, size: int, batch_size: int) -> None:
     config.data.root, config.data.image_size = root, size
     config.train.batch_size, config.train.epochs = batch_size, 3
     config.train.checkpoint_every = 0
-    # As here, so there: beside the files, compiled once for all rounds.
+    # Beside the image files, so that the step is compiled once for all rounds.
     compilation.use_cache(Path(root) / "compilation_cache")
     with tempfile.TemporaryDirectory() as folder:
-        parts = experiment.build_experiment(config, Path(folder))
-        counters = loop.train(parts, checkpoint.Checkpoints(Path(folder) / "checkpoints"))
-    # The last steps' regions are measured after the clock stops: their images do not count.
-    whole = 1 - config.feedback.lag / parts.total_steps
-    print(json.dumps({"kacl_jax, asynchronous": counters.throughput["images_per_s"] * whole}))
+        setup = experiment.build_experiment(config, Path(folder))
+        counters = loop.train(setup, checkpoint.Checkpoints(Path(folder) / "checkpoints"))
+    # The regions of the last steps are measured after the clock has stopped, so their images do not count.
+    measured_share = 1 - config.feedback.lag / setup.total_steps
+    print(
+        json.dumps({"kacl_jax, asynchronous": counters.throughput["images_per_s"] * measured_share})
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """KACL as a PyTorch user would write it: ResNet-18, focal loss and NT-Xent, Grad-CAM at the forward's own map, and
-pyradiomics in the loop, synchronously. The opponent of vs_torch.py; PyTorch is no dependency of the package.
+pyradiomics in the loop, synchronously. benchmarks.vs_torch compares with it; the package does not depend on PyTorch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class BasicBlock(nn.Module):
-    """torchvision's, under its names."""
+    """torchvision's BasicBlock, with the same parameter names."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -59,23 +59,23 @@ class ResNet18(nn.Module):
         return x
 
 
-def head(width: int, features: int = 128) -> nn.Sequential:
+def projection_head(width: int, features: int = 128) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, features))
 
 
 class TorchKACL(nn.Module):
-    """Both networks and their heads, the sizes of kacl_jax.models.KACL."""
+    """Both networks and their heads, with the sizes of kacl_jax.models.KACL."""
 
     def __init__(self, findings: int, features: int) -> None:
         super().__init__()
         self.encoder = ResNet18()
         self.classifier = nn.Linear(512, findings)
-        self.image_head = head(512)
+        self.image_head = projection_head(512)
         layers: list[nn.Module] = []
         for before in (features, 128):
             layers += [nn.Linear(before, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()]
         self.radiomics_encoder = nn.Sequential(*layers)
-        self.radiomics_head = head(128)
+        self.radiomics_head = projection_head(128)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
@@ -105,30 +105,30 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
 def nt_xent(
     z_image: Tensor, z_radiomics: Tensor, patient_id: Tensor, temperature: float = 0.5
 ) -> Tensor:
-    """All 2b views are anchors; other images of the anchor's patient are no negatives."""
+    """NT-Xent with all 2b views as anchors; other images of the anchor's patient are no negatives."""
     b = len(z_image)
     z = torch.cat([z_image, z_radiomics]).float()
     similarity = z @ z.T / temperature
-    itself = torch.arange(2 * b, device=z.device)
-    positive = itself.roll(b)
+    index = torch.arange(2 * b, device=z.device)
+    positive = index.roll(b)
     patient = patient_id.repeat(2)
-    out = patient[:, None] == patient
-    out[itself, positive] = False
-    out[itself, itself] = True
-    return F.cross_entropy(similarity.masked_fill(out, -torch.inf), positive)
+    excluded = patient[:, None] == patient
+    excluded[index, positive] = False
+    excluded[index, index] = True
+    return F.cross_entropy(similarity.masked_fill(excluded, -torch.inf), positive)
 
 
 def grad_cam(feature_map: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """[b u v] of the positive finding with the highest logit (without one, of the highest), through the head only."""
-    among = torch.where((labels > 0).any(1, keepdim=True), labels > 0, True)
-    finding = torch.where(among, logits, -torch.inf).argmax(1, keepdim=True)
+    candidates = torch.where((labels > 0).any(1, keepdim=True), labels > 0, True)
+    finding = torch.where(candidates, logits, -torch.inf).argmax(1, keepdim=True)
     score = logits.gather(1, finding).sum()
     (gradient,) = torch.autograd.grad(score, feature_map, retain_graph=True)
     return (gradient.sum((2, 3), keepdim=True) * feature_map).sum(1).detach()
 
 
 def region(cam: np.ndarray, size: int, threshold: float = 0.5) -> np.ndarray:
-    """float [u v] → bool [size size]: ReLU, min-max, threshold, the component of the peak; never empty."""
+    """float [u v] → bool [size size]: ReLU, min-max scaling, threshold, the component with the peak; never empty."""
     heat = np.maximum(cv2.resize(cam, (size, size), interpolation=cv2.INTER_LINEAR), 0)
     whole = np.zeros((size, size), bool)
     whole[1:-1, 1:-1] = True
@@ -140,7 +140,7 @@ def region(cam: np.ndarray, size: int, threshold: float = 0.5) -> np.ndarray:
     return mask if min(sides) >= 3 else whole
 
 
-def extractor() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def documented_extractor() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """pyradiomics as its documentation shows it: uint8 [h w], bool [h w] → float32 [f]."""
     import logging
 
@@ -148,15 +148,15 @@ def extractor() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     from radiomics import featureextractor
 
     logging.getLogger("radiomics").setLevel(logging.ERROR)
-    inner = featureextractor.RadiomicsFeatureExtractor(binWidth=25)
-    inner.disableAllFeatures()
+    extractor = featureextractor.RadiomicsFeatureExtractor(binWidth=25)
+    extractor.disableAllFeatures()
     for family in ("firstorder", "glcm", "glrlm", "glszm", "gldm", "ngtdm", "shape2D"):
-        inner.enableFeatureClassByName(family)
+        extractor.enableFeatureClassByName(family)
 
     def extract(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
         image = sitk.GetImageFromArray(pixels.astype(np.float32))
-        found = inner.execute(image, sitk.GetImageFromArray(mask.astype(np.uint8)))
-        values = [float(np.real(v)) for k, v in found.items() if k.startswith("original_")]
+        features = extractor.execute(image, sitk.GetImageFromArray(mask.astype(np.uint8)))
+        values = [float(np.real(v)) for k, v in features.items() if k.startswith("original_")]
         return np.nan_to_num(np.array(values, np.float32))
 
     return extract

@@ -1,4 +1,4 @@
-"""The other side of vs_torch.py's whole loops: PyTorch, synchronous. Prints images/s as JSON.
+"""One of the two loops that benchmarks.vs_torch compares: PyTorch, synchronous. Prints images/s as JSON.
 
 python -m benchmarks.vs_torch.torch_loop ROOT SIZE BATCH
 
@@ -30,7 +30,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Images(torch.utils.data.Dataset):
-    """The files of a root, for the network and as they are."""
+    """The images of a root: resized for the network, and as they are in the files."""
 
     def __init__(self, root: str, size: int) -> None:
         self.size = size
@@ -53,8 +53,8 @@ class Images(torch.utils.data.Dataset):
         }
 
 
-class Scaling:
-    """Signed log1p of some columns, then running mean and variance."""
+class RunningScaler:
+    """z-scores of features: signed log1p of some columns, then running mean and variance."""
 
     def __init__(self) -> None:
         self.mean, self.var, self.count = np.zeros(len(LOG_COLUMNS)), np.ones(len(LOG_COLUMNS)), 0
@@ -79,16 +79,16 @@ def main(root: str, size: int, batch_size: int) -> None:
         generator=torch.Generator().manual_seed(0),
     )
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    inner = Extractor(25.0)
+    extractor = Extractor(25.0)
 
     def tuned(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
         try:
-            return inner.extract(pixels, mask)
+            return extractor.extract(pixels, mask)
         except RadiomicsError:
             return np.zeros(len(FEATURE_NAMES), np.float32)
 
-    documented = torch_kacl.extractor()
-    ways = {
+    documented = torch_kacl.documented_extractor()
+    contenders = {
         "documented, file's pixels": (documented, "file"),
         "documented": (documented, "image"),
         "tuned": (tuned, "image"),
@@ -96,23 +96,23 @@ def main(root: str, size: int, batch_size: int) -> None:
     net = torch_kacl.TorchKACL(8, len(FEATURE_NAMES))
     net = net.to(DEVICE, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), 1e-4, weight_decay=1e-5)
-    scaling = Scaling()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    scaler = RunningScaler()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for step in range(STEPS + 1):
-        for name, (extract, key) in ways.items():
+        for name, (extract, key) in contenders.items():
             start = time.perf_counter()
             rows = next(batches)
             pixels = rows[key].numpy().reshape(batch_size, *rows[key].shape[-2:])
             batch = {part: rows[part].to(DEVICE) for part in ("image", "labels", "patient_id")}
-            args: Any = (net, optimizer, batch, pixels, extract, scaling)
+            args: Any = (net, optimizer, batch, pixels, extract, scaler)
             torch_kacl.synchronous_step(*args, amp=DEVICE == "cuda")
             if step:
                 seconds[name].append(time.perf_counter() - start)
     print(
         json.dumps(
             {
-                f"PyTorch, pyradiomics {name}": batch_size / statistics.mean(taken)
-                for name, taken in seconds.items()
+                f"PyTorch, pyradiomics {name}": batch_size / statistics.mean(step_seconds)
+                for name, step_seconds in seconds.items()
             }
         )
     )

@@ -55,30 +55,30 @@ def line_chart(
     width, height = size
     right, bottom = width - _RIGHT, height - _BOTTOM
 
-    def at(point: tuple[float, float]) -> tuple[float, float]:
+    def to_svg(point: tuple[float, float]) -> tuple[float, float]:
         across = (point[0] - x.low) / (x.high - x.low or 1)
         up = (point[1] - y.low) / (y.high - y.low or 1)
         return _LEFT + across * (right - _LEFT), bottom - up * (bottom - _TOP)
 
-    parts = [_axes(x, y, at, right, bottom, height)]
+    parts = [_axes(x, y, to_svg, right, bottom, height)]
     for start, end in rules:
-        (x0, y0), (x1, y1) = at(start), at(end)
+        (x0, y0), (x1, y1) = to_svg(start), to_svg(end)
         parts.append(_tag("line", "rule", x1=x0, y1=y0, x2=x1, y2=y1))
     for line in lines:
         if line.band:
             border = [(a, low) for a, low, _ in line.band]
             border += [(a, high) for a, _, high in reversed(line.band)]
-            path = _path([at(point) for point in border])
+            path = _path([to_svg(point) for point in border])
             parts.append(_tag("path", f"band {line.style}", d=path + "Z"))
     for line in lines:
-        pieces = [[at(point) for point in piece] for piece in _unbroken_parts(line.points)]
+        pieces = [[to_svg(point) for point in piece] for piece in _unbroken_parts(line.points)]
         parts.append(_tag("path", f"line {line.style}", d="".join(map(_path, pieces))))
         if line.dots:
             parts += [
                 _tag("circle", line.style, cx=a, cy=b, r=2.6) for piece in pieces for a, b in piece
             ]
     for mark in marks:
-        cx, cy = at(mark)
+        cx, cy = to_svg(mark)
         parts.append(_tag("circle", "mark", cx=cx, cy=cy, r=4))
     return _svg(width, height, "chart", alt, parts)
 
@@ -86,18 +86,18 @@ def line_chart(
 def _axes(
     x: Axis,
     y: Axis,
-    at: Callable[[tuple[float, float]], tuple[float, float]],
+    to_svg: Callable[[tuple[float, float]], tuple[float, float]],
     right: float,
     bottom: float,
     height: float,
 ) -> Markup:
     parts = []
     for tick in y.ticks:
-        _, height_of_tick = at((x.low, tick))
+        _, height_of_tick = to_svg((x.low, tick))
         parts.append(_tag("line", "grid", x1=_LEFT, y1=height_of_tick, x2=right, y2=height_of_tick))
         parts.append(_text(_LEFT - 5, height_of_tick + 3.5, y.text(tick), "end"))
     for tick in x.ticks:
-        across, _ = at((tick, y.low))
+        across, _ = to_svg((tick, y.low))
         parts.append(_tag("line", "tick", x1=across, y1=bottom, x2=across, y2=bottom + 3))
         parts.append(_text(across, bottom + 14, x.text(tick), "middle"))
     parts.append(_tag("line", "axis", x1=_LEFT, y1=bottom, x2=right, y2=bottom))
@@ -135,19 +135,21 @@ def interval_chart(
     """
     width, height = 132, 18
 
-    def at(v: float) -> float:
+    def to_svg(v: float) -> float:
         return 4 + (min(max(v, low), high) - low) / (high - low) * (width - 8)
 
     parts = [_tag("line", "grid", x1=4, y1=9, x2=width - 4, y2=9)]
     if rule is not None:
-        parts.append(_tag("line", "rule", x1=at(rule), y1=1, x2=at(rule), y2=17))
+        parts.append(_tag("line", "rule", x1=to_svg(rule), y1=1, x2=to_svg(rule), y2=17))
     for floor, style in floors:
         if floor is not None:
-            parts.append(_tag("line", f"line {style}", x1=at(floor), y1=2, x2=at(floor), y2=16))
+            parts.append(
+                _tag("line", f"line {style}", x1=to_svg(floor), y1=2, x2=to_svg(floor), y2=16)
+            )
     if ci95 is not None:
-        parts.append(_tag("line", "line run", x1=at(ci95[0]), y1=9, x2=at(ci95[1]), y2=9))
+        parts.append(_tag("line", "line run", x1=to_svg(ci95[0]), y1=9, x2=to_svg(ci95[1]), y2=9))
     if value is not None:
-        parts.append(_tag("circle", "run", cx=at(value), cy=9, r=3.6))
+        parts.append(_tag("circle", "run", cx=to_svg(value), cy=9, r=3.6))
     return _svg(width, height, "track", alt, parts)
 
 

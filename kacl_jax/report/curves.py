@@ -40,8 +40,8 @@ def roc_and_pr(scores: np.ndarray, labels: np.ndarray) -> tuple[Curve, Curve] | 
 
 def _thin(curve: Curve) -> Curve:
     kept, last = curve[:1], len(curve) - 1
-    for at, point in enumerate(curve[1:], 1):
-        if at == last or math.dist(point, kept[-1]) >= _MIN_DISTANCE:
+    for i, point in enumerate(curve[1:], 1):
+        if i == last or math.dist(point, kept[-1]) >= _MIN_DISTANCE:
             kept.append(point)
     return kept
 

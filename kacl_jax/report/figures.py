@@ -27,7 +27,7 @@ LOCALIZATION_LINES = (
     ("random-map", "random_map", "random_map", "smooth noise in place of the map, the same rule"),
     ("ceiling", "grid_ceiling", "grid_ceiling", "the best box of whole cells of the map’s grid"),
 )
-_UNIT = Axis(0, 1, (0, 0.2, 0.4, 0.6, 0.8, 1), text=lambda v: short(v, 1))
+_UNIT_AXIS = Axis(0, 1, (0, 0.2, 0.4, 0.6, 0.8, 1), text=lambda v: short(v, 1))
 _LOSS_NAMES = {
     "loss": "total loss",
     "focal": "focal",
@@ -60,7 +60,7 @@ def localization_section(results: Mapping[str, Any]) -> dict[str, Any]:
     )
     alt = f"Share of truth boxes with IoU over T, mean over findings. This run: {values_text}."
     return {
-        "chart": charts.line_chart(lines, x, _UNIT, alt=alt, size=(380, 290)),
+        "chart": charts.line_chart(lines, x, _UNIT_AXIS, alt=alt, size=(380, 290)),
         "rows": rows,
         "wang": {"style": "wang", "description": WANG_LABEL, "values": WANG_2017},
         "thresholds": T_IOU,
@@ -185,16 +185,16 @@ def ranking_curves(tested: Tested, results: Mapping[str, Any]) -> list[dict[str,
             chart_of_curve = {
                 "roc": charts.line_chart(
                     [Line(roc, "run")],
-                    _axis("1 − specificity"),
-                    _UNIT,
+                    _labelled_unit_axis("1 − specificity"),
+                    _UNIT_AXIS,
                     alt=f"ROC curve of {name}, AUROC {short(auroc['value'])}",
                     size=(200, 200),
                     rules=[((0, 0), (1, 1))],
                 ),
                 "pr": charts.line_chart(
                     [Line(pr, "pr")],
-                    _axis("recall"),
-                    _UNIT,
+                    _labelled_unit_axis("recall"),
+                    _UNIT_AXIS,
                     alt=f"Precision against recall of {name}, AUPRC {short(auprc['value'])}",
                     size=(200, 200),
                     rules=[((0, auprc["prevalence"]), (1, auprc["prevalence"]))],
@@ -204,7 +204,7 @@ def ranking_curves(tested: Tested, results: Mapping[str, Any]) -> list[dict[str,
     return sections
 
 
-def _axis(label: str) -> Axis:
+def _labelled_unit_axis(label: str) -> Axis:
     return Axis(0, 1, (0, 0.5, 1), label, lambda v: short(v, 1) if v % 1 else f"{v:g}")
 
 
@@ -267,7 +267,7 @@ def _chart_over_steps(
     values = [value for _, value in points if value is not None]
     if not values:
         return []
-    x = charts.nice_axis([0, *(at for at, _ in points)], "step", zero=True)
+    x = charts.nice_axis([0, *(step for step, _ in points)], "step", zero=True)
     alt = f"{title}: from {values[0]:.3g} at step {points[0][0]:g} to {values[-1]:.3g} at step {points[-1][0]:g}"
     line = Line(points, "run", dots=len(points) <= 20)
     y = charts.nice_axis(values, zero=zero)

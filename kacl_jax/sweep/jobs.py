@@ -90,7 +90,7 @@ class _JobRunner:
         self._queue = list(enumerate(jobs, 1))
         self._total = len(jobs)
         self._after_each = after_each
-        self._device_variables = _device_variables(parallel)
+        self._slot_variables = _device_variables(parallel)
         self._environment = {**environment, **os.environ}
         self._running: list[_Running] = []
         self._outcome = Outcome()
@@ -115,7 +115,7 @@ class _JobRunner:
             if running.process.poll() is not None:
                 self._running.remove(running)
                 self._end_job(running)
-        free = set(range(len(self._device_variables))) - {running.slot for running in self._running}
+        free = set(range(len(self._slot_variables))) - {running.slot for running in self._running}
         for slot in sorted(free):
             if self._queue and not self._n_signals:
                 self._running.append(self._start_job(*self._queue.pop(0), slot))
@@ -140,7 +140,7 @@ class _JobRunner:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        env={**self._environment, **self._device_variables[slot]},
+                        env={**self._environment, **self._slot_variables[slot]},
                         start_new_session=True,
                     ),
                     time.monotonic(),
@@ -185,9 +185,7 @@ class _JobRunner:
     def _time_summary(self) -> str:
         elapsed = time.monotonic() - self._start_time
         waiting = len(self._queue) + len(self._running) / 2  # on average a running job is half done
-        left = (
-            sum(self._durations_s) / len(self._durations_s) * waiting / len(self._device_variables)
-        )
+        left = sum(self._durations_s) / len(self._durations_s) * waiting / len(self._slot_variables)
         return f"{_format_duration(elapsed)} elapsed, about {_format_duration(left)} left"
 
     @contextmanager
@@ -225,9 +223,8 @@ def _device_variables(parallel: int) -> list[dict[str, str]]:
     if parallel == 1 or not devices:
         return [{} for _ in range(parallel)]
     if len(devices) < parallel:
-        memory = {
-            _PREALLOCATE: os.environ.get(_PREALLOCATE, "false")
-        }  # the user's own setting wins
+        # The user's own setting wins.
+        memory = {_PREALLOCATE: os.environ.get(_PREALLOCATE, "false")}
         return [{_VISIBLE_DEVICES: devices[i % len(devices)], **memory} for i in range(parallel)]
     return [{_VISIBLE_DEVICES: ",".join(devices[i::parallel])} for i in range(parallel)]
 

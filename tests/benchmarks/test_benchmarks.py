@@ -183,7 +183,7 @@ def test_the_loop_in_bfloat16_stays_close_and_leaves_a_trace(config: Any, tmp_pa
 
 def test_the_loops_benchmark_tells_every_figure(config: Any, tmp_path: Path) -> None:
     config.train.epochs = 2
-    found = loop.measure(config, tmp_path / "run")
+    found = loop.time_training(config, tmp_path / "run")
     json.dumps(found, allow_nan=False)
     assert found["steps"] == 6
     assert found["batch"].startswith("real")
