@@ -2,7 +2,7 @@
 
     python benchmarks/extract.py [--rounds=40] [--out=extract.json]
 
-Square regions of 60, 150 and 300 px on smooth synthetic images of 512 px (8 grey levels of bin width 25 and film grain),
+Square regions of 60, 150 and 300 px on smooth images made here, 512 px (8 grey levels of bin width 25 and film grain),
 or on real X-rays with --images=FOLDER. Medians over rounds in which all take turns, ms of one region:
 `execute` on the full image · `tuned`, the call of kacl_jax.radiomics.host (cropped, classes called directly) ·
 `scatter`, pure XLA · `numba`, counts by numba and formulas by XLA · `extract`, the public function with the host's

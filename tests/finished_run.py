@@ -1,4 +1,4 @@
-"""The files that a finished run leaves behind, with figures made up by a test."""
+"""Writes the files of a finished run, with values that a test chooses."""
 
 from __future__ import annotations
 
@@ -32,8 +32,11 @@ def write_run(
     checksums: dict[str, str] = CHECKSUMS,
     **changed: Any,
 ) -> Path:
-    """scores, labels [n c]; truth: (image, finding, IoU of the predicted box); prior: that of prior_map's
-    box from it; changed: dotted config keys."""
+    """Write the files into workdir and return it.
+
+    scores, labels: [n c]. truth: (image, finding, IoU of the predicted box). prior: that IoU → the IoU of prior_map's
+    box. changed: dotted config keys.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     names = [f"{i:08d}_000.png" for i in range(len(scores))]
     with (workdir / "predictions.csv").open("w", newline="") as file:
@@ -48,7 +51,7 @@ def write_run(
         lines.writerow(
             ["image", "finding", "x", "y", "w", "h", "score", "iou", "iobb", "prior_map_iou"]
         )
-        lines.writerow([names[0], findings[0], 1, 1, 9, 9, 0.5, "", "", ""])  # a false box
+        lines.writerow([names[0], findings[0], 1, 1, 9, 9, 0.5, "", "", ""])  # no truth box
         for image, finding, iou in truth:
             lines.writerow([names[image], findings[finding], 1, 1, 9, 9, 0.5, iou, iou, prior(iou)])
     config = {**config_keys.flatten(config_keys.default()), "protocol": "C"}

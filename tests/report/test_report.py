@@ -85,8 +85,8 @@ class Page(HTMLParser):
             self.captions[-1] += data
 
     def row(self, section: str, name: str) -> list[str]:
-        (found,) = [r for r in self.tables[section] if r and r[0].strip() == name]
-        return [" ".join(cell.split()) for cell in found]
+        (row,) = [r for r in self.tables[section] if r and r[0].strip() == name]
+        return [" ".join(cell.split()) for cell in row]
 
 
 @dataclasses.dataclass
@@ -94,15 +94,15 @@ class Case:
     """A finished run of a toy root; `page()` writes and reads its report."""
 
     workdir: Path
-    tested: gallery.ReportInputs
+    inputs: gallery.ReportInputs
 
     def page(self) -> Page:
-        run_page.write_run(self.workdir, self.tested)
+        run_page.write_run(self.workdir, self.inputs)
         return Page((self.workdir / "report.html").read_text())
 
-    def told(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.workdir / "results.json").read_text())
-        return found
+    def results(self) -> dict[str, Any]:
+        results: dict[str, Any] = json.loads((self.workdir / "results.json").read_text())
+        return results
 
 
 def toy_case(workdir: Path, *, without: int | None = None, max_images: int = 6) -> Case:
@@ -151,7 +151,7 @@ def toy_case(workdir: Path, *, without: int | None = None, max_images: int = 6) 
     log = [*lines, {"step": 6, "kind": "val", "auroc": 0.6}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     zeros = np.zeros(len(FEATURE_NAMES))
-    tested = gallery.ReportInputs(
+    inputs = gallery.ReportInputs(
         records=records,
         outputs=test,
         located=found.located,
@@ -162,7 +162,7 @@ def toy_case(workdir: Path, *, without: int | None = None, max_images: int = 6) 
         max_images=max_images,
         resamples=20,
     )
-    return Case(workdir, tested)
+    return Case(workdir, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +234,9 @@ def test_what_cannot_be_written_is_told_and_nothing_half_written_stays(tmp_path:
 
 
 def test_the_numbers_are_those_of_results_json(case: Case, shown: Page) -> None:
-    told = case.told()
-    ranking, places = told["classification"], told["localization"]
-    for name in (*told["findings"], "mean"):
+    results = case.results()
+    ranking, places = results["classification"], results["localization"]
+    for name in (*results["findings"], "mean"):
         shown_as = f"mean of {ranking['auroc']['mean']['n_findings']}" if name == "mean" else name
         _, positive, _, auroc, auprc, prevalence, boxes, _, *accuracy = shown.row(
             "findings", shown_as
@@ -255,7 +255,7 @@ def test_the_numbers_are_those_of_results_json(case: Case, shown: Page) -> None:
 
 
 def test_localization_stands_beside_its_floors_and_wang(case: Case, shown: Page) -> None:
-    places = case.told()["localization"]
+    places = case.results()["localization"]
     for name, way in {
         "this run": places,
         **{n: places[n] for n in ("prior_map", "prior_box", "random_map", "grid_ceiling")},
@@ -279,25 +279,25 @@ def test_the_gallery_shows_the_extremes(case: Case, shown: Page) -> None:
     with (case.workdir / "boxes.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["iou"]]
     text = " ".join(" ".join(shown.captions).split())
-    for finding in case.told()["findings"]:
+    for finding in case.results()["findings"]:
         iou = [float(row["iou"]) for row in rows if row["finding"] == finding]
         for why, value in (("best", max(iou)), ("worst", min(iou))):
             assert re.search(rf"{why} · p \S+ · IoU {re.escape(f(value))} ", text)
 
 
 def test_each_picture_is_of_its_own_finding(case: Case) -> None:
-    tested, located = case.tested, case.tested.located
-    maps = dict(zip(tested.outputs.image_id.tolist(), tested.outputs.class_maps(), strict=True))
-    cards = [card for part in gallery.gallery_sections(tested) for card in part["cards"]]
+    inputs, located = case.inputs, case.inputs.located
+    maps = dict(zip(inputs.outputs.image_id.tolist(), inputs.outputs.class_maps(), strict=True))
+    cards = [card for part in gallery.gallery_sections(inputs) for card in part["cards"]]
     assert len(cards) > 15
     for card in cards:
         image, finding = card["pair"]
         text = str(card["picture"])
         (row,) = np.flatnonzero((located.image_id == image) & (located.finding == finding))
         drawn = {style: rectangle(style, text) for style in ("truth", "predicted")}
-        assert drawn["truth"] == pytest.approx(tested.records.boxes[image, finding], abs=1e-3)
+        assert drawn["truth"] == pytest.approx(inputs.records.boxes[image, finding], abs=1e-3)
         assert drawn["predicted"] == pytest.approx(located.box[row], abs=1e-3)
-        assert regions.bounding_box(tested.region(image, finding)) == pytest.approx(
+        assert regions.bounding_box(inputs.region(image, finding)) == pytest.approx(
             located.box[row]
         )
         (png,) = re.findall(r"data:image/png;base64,([^\"]+)", text)
@@ -318,11 +318,11 @@ def rectangle(style: str, text: str) -> list[float]:
 
 
 def test_each_finding_is_judged_by_its_own_regions(case: Case) -> None:
-    run = case.tested
-    told = gallery.interpretation_section(run)["discriminating"]
+    run = case.inputs
+    tables = gallery.interpretation_section(run)["discriminating"]
     ids = features.sample_images(run.outputs.image_id, run.max_images)
     images = [run.pixels(int(image), SIZE) for image in ids]
-    for finding, part in enumerate(told):
+    for finding, part in enumerate(tables):
         masks = [run.region(int(image), finding) for image in ids]
         measured = extract(images, masks).features
         positive = run.records.labels[ids, finding] == 1
@@ -334,7 +334,7 @@ def test_each_finding_is_judged_by_its_own_regions(case: Case) -> None:
 
 
 def test_where_a_region_is_a_box_its_box_is_measured(case: Case) -> None:
-    run = case.tested
+    run = case.inputs
     boxed = dataclasses.replace(run, rule=dataclasses.replace(run.rule, shape="box"))
     image = int(run.outputs.image_id[0])
     mask, box = run.region(image, 0), boxed.region(image, 0)
@@ -346,7 +346,7 @@ def test_where_a_region_is_a_box_its_box_is_measured(case: Case) -> None:
 def test_a_sample_is_said_and_chance_is_shown(case: Case, shown: Page) -> None:
     text = " ".join((case.workdir / "report.html").read_text().split())
     assert (
-        f"in 6 test images (a sample with a fixed seed, of {len(case.tested.outputs.image_id)})"
+        f"in 6 test images (a sample with a fixed seed, of {len(case.inputs.outputs.image_id)})"
         in text
     )
     assert "These are associations" in text
@@ -356,7 +356,7 @@ def test_a_sample_is_said_and_chance_is_shown(case: Case, shown: Page) -> None:
 
 
 def test_without_training_features_the_sample_stands_in_and_that_is_said(case: Case) -> None:
-    alone = dataclasses.replace(case, tested=dataclasses.replace(case.tested, moments=None))
+    alone = dataclasses.replace(case, inputs=dataclasses.replace(case.inputs, moments=None))
     found = alone.page()
     text = (case.workdir / "report.html").read_text()
     assert "all regions of the test sample" in text
@@ -370,7 +370,7 @@ def test_a_finding_without_positives_or_boxes(tmp_path: Path) -> None:
     case = toy_case(tmp_path, without=2, max_images=2)
     (tmp_path / "metrics.jsonl").write_text("")
     found = case.page()
-    name = case.told()["findings"][2]
+    name = case.results()["findings"][2]
     row = found.row("findings", name)
     assert row[3] == row[4] == "–"
     assert row[6] == "0"
@@ -388,7 +388,7 @@ def test_feedback_is_told_with_its_failures(
 ) -> None:
     for name in ("results.json", "run.json", "config.json", "predictions.csv", "boxes.csv"):
         (tmp_path / name).write_bytes((case.workdir / name).read_bytes())
-    told = case.told() | {
+    results = case.results() | {
         "feedback": {
             "hit_rate": 0.25,
             "mean_age_steps": None,
@@ -399,11 +399,11 @@ def test_feedback_is_told_with_its_failures(
         },
         "throughput": {"images_per_s": 1.0, "rois_per_s": 2.0, "waits": {"radiomics_s": 0.0}},
     }
-    (tmp_path / "results.json").write_text(json.dumps(told))
+    (tmp_path / "results.json").write_text(json.dumps(results))
     line = {"step": 1, "kind": "train", "loss": 1.0, "nt_xent": None, "hit_rate": 0.0, "age": None}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"step": 2, "ki')
-    tested = dataclasses.replace(case.tested, max_images=0)
-    run_page.write_run(tmp_path, tested)
+    inputs = dataclasses.replace(case.inputs, max_images=0)
+    run_page.write_run(tmp_path, inputs)
     found = Page((tmp_path / "report.html").read_text())
     assert found.row("feedback", EVIL)[-1] == "1,234"
     assert [row[-1] for row in found.tables["feedback"] if row[0] in regions] == [
@@ -422,7 +422,7 @@ def test_what_the_contrastive_loss_learned_stands_beside_chance(case: Case, tmp_
     terms = {"nt_xent": 4.12, "grad_norm_focal": 0.004, "grad_norm_nt_xent": 0.001}
     line = {"step": 1, "kind": "train", **terms, "ready": 32, "hit_rate": 1.0, "age": 30.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    run_page.write_run(tmp_path, dataclasses.replace(case.tested, max_images=0))
+    run_page.write_run(tmp_path, dataclasses.replace(case.inputs, max_images=0))
     text = (tmp_path / "report.html").read_text()
     for words, value in (
         ("NT-Xent in the last epoch", "4.12"),
@@ -434,15 +434,15 @@ def test_what_the_contrastive_loss_learned_stands_beside_chance(case: Case, tmp_
 
 def test_one_test_image(case: Case) -> None:
     """No image is predicted, sampled or boxed but one."""
-    located = case.tested.located
+    located = case.inputs.located
     keep = np.zeros(len(located.image_id), bool)
     one = dataclasses.replace(
         located, **{f.name: getattr(located, f.name)[keep] for f in dataclasses.fields(located)}
     )
-    some = case.tested.outputs
+    some = case.inputs.outputs
     single = Outputs(some.image_id[:1], some.logits[:1], some.class_maps()[:1])
     dataclasses.replace(
-        case, tested=dataclasses.replace(case.tested, located=one, outputs=single)
+        case, inputs=dataclasses.replace(case.inputs, located=one, outputs=single)
     ).page()
     assert "No truth box is scored" in (case.workdir / "report.html").read_text()
 
@@ -534,7 +534,7 @@ def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path
     assert found.row("section-1", "prior_map")[1:3] == ["", ".400"]
     assert found.row("section-1", "kacl − focal")[1] == "+.050 [−.010, .110] p < .001 (.001)"
     assert found.row("section-2", "guided")[1:] == ["–", "", "1 × 1", "20 %", "7", "8"]
-    auroc = f(case.told()["classification"]["auroc"]["mean"]["value"])
+    auroc = f(case.results()["classification"]["auroc"]["mean"]["value"])
     assert found.row("points", "focal")[1].startswith(auroc)
     assert found.row("points", "kacl")[2] == "–"
     assert found.row("contrast", "kacl")[1:] == ["1", "3.00", "4.14", "1.00", "100 %", "40"]

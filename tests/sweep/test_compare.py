@@ -1,4 +1,4 @@
-"""Arms against each other: figures, intervals and p-values, each against another way of getting them."""
+"""Arms against each other: values, intervals and p-values, each against another way of getting them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ FINDINGS = ("Mass", "Nodule")
 B = 200
 
 
-def people(seed: int, n: int = 60, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def random_scores(
+    seed: int, n: int = 60, skill: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """scores [n c] with ties, labels [n c], patients [n] with one to four images each."""
     rng = np.random.default_rng(seed)
     patients = np.sort(rng.integers(0, n // 2, n)) + 1000
@@ -39,10 +41,10 @@ def truth_boxes(labels: np.ndarray, seed: int) -> list[tuple[int, int, float]]:
     return [(int(i), int(c), float(overlap[i, c])) for i, c in np.argwhere(labels)[::2]]
 
 
-def run_with(figures: dict[str, tuple[float, np.ndarray]], share: float = 0.0) -> RunMeasurements:
-    """A run of which only the figures matter."""
-    told = {
-        metric: ResampledValue(*figures.get(metric, (0.5, np.full(B, 0.5))), 2, {})
+def run_with(values: dict[str, tuple[float, np.ndarray]], share: float = 0.0) -> RunMeasurements:
+    """A run of which only the values matter."""
+    metric_values = {
+        metric: ResampledValue(*values.get(metric, (0.5, np.full(B, 0.5))), 2, {})
         for metric in measure.METRICS
     }
     return RunMeasurements(
@@ -52,8 +54,8 @@ def run_with(figures: dict[str, tuple[float, np.ndarray]], share: float = 0.0) -
         box_share=share,
         test_set=(),
         counts={"images": 1, "patients": 1, "boxes": 1},
-        metric_values=told,
-        prior_map=told,
+        metric_values=metric_values,
+        prior_map=metric_values,
         floors={floor: {"iou_0.1": 0.4} for floor in measure.FLOORS},
     )
 
@@ -74,7 +76,7 @@ def row_of(rows: list[compare.Row], arm: str, metric: str = "auroc") -> compare.
 
 def test_areas_are_scikit_learns_for_every_resample(tmp_path: Path) -> None:
     """Ties and weights included; a resample is the images of each patient, as often as the patient is drawn."""
-    scores, labels, patients = people(0)
+    scores, labels, patients = random_scores(0)
     assert len(np.unique(scores[:, 0])) < 50  # there are ties
     run = measure.measure_run(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients, fold=3), resamples=40
@@ -109,7 +111,7 @@ def test_a_resample_without_a_class_is_undefined(tmp_path: Path) -> None:
 
 
 def test_localization_is_counted_box_by_box(tmp_path: Path) -> None:
-    scores, labels, patients = people(1)
+    scores, labels, patients = random_scores(1)
     truth = truth_boxes(labels, 1)
     run = measure.measure_run(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients, truth=truth),
@@ -143,7 +145,7 @@ def test_patients_are_drawn_with_replacement_and_alike_for_every_run_of_a_fold()
 
 
 def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
-    scores, labels, patients = people(2)
+    scores, labels, patients = random_scores(2)
     labels[:, 1] = 0
     run = measure.measure_run(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients), resamples=B
@@ -163,7 +165,7 @@ def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_what_the_contrastive_loss_did_is_read_from_the_log(tmp_path: Path) -> None:
-    scores, labels, patients = people(0)
+    scores, labels, patients = random_scores(0)
     place = write_run(tmp_path / "a", scores=scores, labels=labels, patients=patients)
     assert measure.measure_run(place, resamples=B).contrast is None
     line = {"step": 5, "kind": "train", "nt_xent": 3.0, "ready": 32.0, "hit_rate": 1.0, "age": 40.0}
@@ -176,7 +178,7 @@ def test_what_the_contrastive_loss_did_is_read_from_the_log(tmp_path: Path) -> N
 
 
 def test_files_of_different_evaluations_are_refused(tmp_path: Path) -> None:
-    scores, labels, patients = people(3)
+    scores, labels, patients = random_scores(3)
     write_run(tmp_path, scores=scores, labels=labels, patients=patients)
     other = write_run(tmp_path / "x", scores=scores[:, ::-1], labels=labels, patients=patients)
     (other / "predictions.csv").replace(tmp_path / "predictions.csv")
@@ -195,7 +197,7 @@ def grid(tmp_path: Path, arm: Arm, skill: Callable[[int], float], noise: float =
     """Two folds, two seeds; a fold's patients, labels and part of the scores are the same for every arm."""
     runs = {}
     for fold in range(2):
-        scores, labels, patients = people(10 + fold, skill=skill(fold))
+        scores, labels, patients = random_scores(10 + fold, skill=skill(fold))
         for seed in range(2):
             rng = np.random.default_rng((fold, seed, len(arm.name)))
             own = np.clip(scores + 0.3 * fold + noise * rng.normal(size=scores.shape), -1, 2)
@@ -407,7 +409,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("told", CHANGES)
 def test_what_was_tested_on_something_else_is_refused(tmp_path: Path, told: str) -> None:
-    scores, labels, patients = people(4)
+    scores, labels, patients = random_scores(4)
     common = {"scores": scores, "labels": labels, "patients": patients}
     focal, kacl = Arm("focal"), Arm("kacl")
     one = measure.measure_run(write_run(tmp_path / "a", **common), resamples=B)
@@ -420,7 +422,7 @@ def test_what_was_tested_on_something_else_is_refused(tmp_path: Path, told: str)
 
 
 def test_another_share_of_boxes_has_another_hash_and_is_still_compared(tmp_path: Path) -> None:
-    scores, labels, patients = people(4)
+    scores, labels, patients = random_scores(4)
     common = {"scores": scores, "labels": labels, "patients": patients}
     focal, guided = Arm("focal"), Arm("guided", against=("focal",))
     one = write_run(tmp_path / "a", **common)
@@ -440,7 +442,7 @@ def test_another_share_of_boxes_has_another_hash_and_is_still_compared(tmp_path:
 
 
 def test_every_arm_is_paired_with_the_box_that_looks_at_no_image(tmp_path: Path) -> None:
-    scores, labels, patients = people(5)
+    scores, labels, patients = random_scores(5)
     truth = truth_boxes(labels, 5)
     common = {"scores": scores, "labels": labels, "patients": patients, "truth": truth}
     arm = Arm("focal")
@@ -471,7 +473,7 @@ def test_every_arm_is_paired_with_the_box_that_looks_at_no_image(tmp_path: Path)
 
 
 def test_without_other_patients_boxes_there_is_no_difference_to_them(tmp_path: Path) -> None:
-    scores, labels, patients = people(6)
+    scores, labels, patients = random_scores(6)
     truth = truth_boxes(labels, 6)
     common = {"scores": scores, "labels": labels, "patients": patients, "truth": truth}
     arm = Arm("focal")

@@ -125,7 +125,7 @@ def parsed(words: list[str]) -> Any:
     return values.config
 
 
-def configured(plan: sweep.Plan) -> None:
+def write_configs(plan: sweep.Plan) -> None:
     """config.json of every point, which main would write and the fake cannot."""
     for point in plan.sweep.points:
         plan.point_workdir(point).mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def configured(plan: sweep.Plan) -> None:
         )
 
 
-def called(plan: sweep.Plan, point: Point) -> list[str] | None:
+def recorded_arguments(plan: sweep.Plan, point: Point) -> list[str] | None:
     path = plan.point_workdir(point) / "called.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -304,14 +304,14 @@ def test_a_point_runs_in_its_own_workdir_and_a_finished_one_is_skipped(
     tmp_path: Path, fake: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = plan_of(tmp_path, log_every=5)
-    configured(plan)
+    write_configs(plan)
     points = list(plan.sweep.points)
     assert sweep.run_sweep(plan, points, command=fake) == DONE
     told = capfd.readouterr()
     assert "[4/4] other/fold1-seed0 done in 0:0" in told.err
     assert "elapsed, about 0:00:00 left" in told.err
     assert told.out.count("| other − good | 2 × 1 |") == 1
-    assert called(plan, points[2]) == [
+    assert recorded_arguments(plan, points[2]) == [
         f"--config={tmp_path / 'sweep_config.py'}",
         "--config.log_every=5",
         "--config.fold=0",
@@ -332,9 +332,14 @@ def test_a_point_runs_in_its_own_workdir_and_a_finished_one_is_skipped(
     results.write_text(results.read_text().replace('"trained_steps": 6', '"trained_steps": 3'))
     for point in points:
         (plan.point_workdir(point) / "called.json").unlink(missing_ok=True)
-    configured(again := plan_of(tmp_path, log_every=5))
+    write_configs(again := plan_of(tmp_path, log_every=5))
     assert sweep.run_sweep(again, points, command=fake) == DONE
-    assert [called(plan, point) is not None for point in points] == [False, True, True, False]
+    assert [recorded_arguments(plan, point) is not None for point in points] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert "good/fold0-seed0 is finished; skipped" in capfd.readouterr().err
     assert (tmp_path / "out" / "sweep.md").read_bytes() == table
     with pytest.raises(UserError, match="another config: log_every: 5 → 10"):
@@ -351,7 +356,7 @@ def test_the_sweep_outlives_failed_points_and_names_them(
         ("vanishes", ("exit code 1", "its log cannot be read .*")),
     ):
         plan = plan_of(tmp_path, variant)
-        configured(plan)
+        write_configs(plan)
         points = [p for p in plan.sweep.points if p.arm.name in (variant, "good")][::-1]
         assert sweep.run_sweep(plan, points, command=fake) == USER_ERROR
         shown = capfd.readouterr()
@@ -361,7 +366,7 @@ def test_the_sweep_outlives_failed_points_and_names_them(
         assert "first line" in shown.err or variant != "dies"
         if variant == "dies":
             assert "first line" in (plan.point_workdir(points[0]) / "log.txt").read_text()
-        assert called(plan, points[-1]) is not None
+        assert recorded_arguments(plan, points[-1]) is not None
         shutil.rmtree(tmp_path / "out")
 
 
@@ -370,10 +375,10 @@ def test_several_points_run_at_once_each_with_its_devices(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
     plan = plan_of(tmp_path, "together")  # each waits for the other
-    configured(plan)
+    write_configs(plan)
     points = [p for p in plan.sweep.points if p.arm.name == "together"]
     assert sweep.run_sweep(plan, points, parallel=2, command=fake) == DONE
-    devices = [(called(plan, point) or [])[-1] for point in points]
+    devices = [(recorded_arguments(plan, point) or [])[-1] for point in points]
     assert devices == ["0,2,4", "1,3"]
     shared = jobs._device_variables(6)
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shared] == ["0", "1", "2", "3", "4", "0"]
@@ -393,7 +398,7 @@ def test_points_share_the_cores_and_what_is_compiled(
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(sweep.os, "cpu_count", lambda: 5)
     plan = plan_of(tmp_path)
-    configured(plan)
+    write_configs(plan)
     broken = plan.workdir / "compilation_cache" / "jit_step-cache"
     broken.parent.mkdir()
     broken.write_bytes(b"")  # what a kill leaves
@@ -401,7 +406,10 @@ def test_points_share_the_cores_and_what_is_compiled(
     assert sweep.run_sweep(plan, [first], command=fake) == DONE
     assert sweep.run_sweep(plan, others, parallel=2, command=fake) == DONE
     assert not broken.exists()
-    words = [[w for w in called(plan, p) or [] if "workers" in (w or "")] for p in (first, *others)]
+    words = [
+        [w for w in recorded_arguments(plan, p) or [] if "workers" in (w or "")]
+        for p in (first, *others)
+    ]
     assert words == [[], *[["--config.feedback.workers=2"]] * 2]
     for point in (first, *others):
         environment = json.loads((plan.point_workdir(point) / "environment.json").read_text())
@@ -409,7 +417,7 @@ def test_points_share_the_cores_and_what_is_compiled(
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     (tmp_path / "counted").mkdir()
     counted = plan_of(tmp_path / "counted", **{"feedback.workers": 3})
-    configured(counted)
+    write_configs(counted)
     assert sweep.run_sweep(counted, counted.sweep.points[:1], parallel=2, command=fake) == DONE
     place = counted.point_workdir(counted.sweep.points[0])
     environment = json.loads((place / "environment.json").read_text())
@@ -424,7 +432,7 @@ def test_how_points_ended_is_told_without_a_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plan = plan_of(tmp_path, "dies")
-    configured(plan)
+    write_configs(plan)
     points = [p for p in plan.sweep.points if p.arm.name == "dies"]
     tables = iter([""])  # before the first point; afterwards the disk is full
 
@@ -445,9 +453,9 @@ import sys, pathlib
 sys.path[:0] = ["tests", "tests/sweep"]
 sys.argv = sys.argv[:1]
 from kacl_jax.sweep import __main__ as sweep
-from test_sweep import configured, plan_of
+from test_sweep import write_configs, plan_of
 plan = plan_of(pathlib.Path({tmp!r}), "slow")
-configured(plan)
+write_configs(plan)
 points = [p for p in plan.sweep.points if p.arm.name == "slow"]
 sys.exit(sweep.run_sweep(plan, points, command={fake!r}))
 """
@@ -500,19 +508,19 @@ def test_all_points_are_checked_before_the_first_one_starts(
     with pytest.raises(UserError, match=r"good/fold0-seed0 and 3 more: .*/not/there.pth"):
         sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
     plan = plan_of(tmp_path)
-    configured(plan)
+    write_configs(plan)
     path = plan.point_workdir(plan.sweep.points[3]) / "config.json"
     path.write_text(path.read_text().replace('"cam.relu": false', '"cam.relu": true'))
     with pytest.raises(UserError, match=r"other/fold1-seed0: .* cam\.relu: True → False"):
         sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
-    assert not any(called(plan, point) for point in plan.sweep.points)
+    assert not any(recorded_arguments(plan, point) for point in plan.sweep.points)
     with lock_workdir(plan.workdir), pytest.raises(WorkdirInUseError):
         sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
 
 
 def test_a_key_that_is_younger_than_a_finished_point_counts_as_its_default(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
-    configured(plan)
+    write_configs(plan)
     path = plan.point_workdir(plan.sweep.points[0]) / "config.json"
     old = json.loads(path.read_text())
     del old["config"]["cam.threshold"]
