@@ -347,7 +347,7 @@ def _boxes(folds: list[Fold]) -> dict[str, Any]:
         "finding": _test_values(folds, lambda fold: fold.finding),
         "patients": _test_values(folds, lambda fold: fold.patient),
         "n_findings": folds[0].n_findings,
-        "thresholds": metrics.T_IOU,
+        "thresholds": metrics.IOU_THRESHOLDS,
     }
 
 
@@ -358,7 +358,7 @@ def _test_values(folds: list[Fold], values: Callable[[Fold], np.ndarray]) -> np.
 def _values_and_intervals(tables: tuple[Table, ...]) -> dict[str, Any]:
     return {
         f"{t:g}": {"value": table.mean.value, "ci95": table.mean.ci95}
-        for t, table in zip(metrics.T_IOU, tables, strict=True)
+        for t, table in zip(metrics.IOU_THRESHOLDS, tables, strict=True)
     }
 
 

@@ -28,8 +28,8 @@ from analyses.linear_probe import mean_features, predict_probabilities
 from kacl_jax.data.batches import eval_batches
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import RESAMPLES
-from kacl_jax.evaluation.metrics.bootstrap import clusters
-from kacl_jax.evaluation.metrics.ranking import Ranked
+from kacl_jax.evaluation.metrics.bootstrap import index_patients
+from kacl_jax.evaluation.metrics.ranking import Ranking
 from kacl_jax.radiomics import extract
 from kacl_jax.report.features import log_compress
 from kacl_jax.step import regions
@@ -73,7 +73,7 @@ def _fold_aurocs(experiment: Experiment) -> dict[str, np.ndarray]:
     print(
         f"{split.name} ({split.hash}): {(~is_complete).sum()} of {len(is_complete)} images left out"
     )
-    cluster, n_clusters = clusters(records.patients[parts[2]])
+    cluster, n_clusters = index_patients(records.patients[parts[2]])
     weights = patient_weights(experiment.config.fold, n_clusters, RESAMPLES)
     return {
         row: _mean_aurocs(
@@ -130,7 +130,7 @@ def _mean_aurocs(
 ) -> np.ndarray:
     """AUROC for each column of weights [patients k], mean over the findings that have both classes."""
     aurocs = [
-        Ranked(scores[:, c], labels[:, c], cluster, len(weights)).areas(weights, precision=False)
+        Ranking(scores[:, c], labels[:, c], cluster, len(weights)).areas(weights, precision=False)
         for c in range(labels.shape[1])
         if 0 < labels[:, c].sum() < len(labels)
     ]

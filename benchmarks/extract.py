@@ -38,7 +38,7 @@ from kacl_jax.radiomics import FAMILIES, extraction, host
 from kacl_jax.radiomics.counts import bins
 
 SIZES = (60, 150, 300)
-COUNTING: tuple[extraction.Counting, ...] = (
+COUNTING: tuple[extraction.CountingMethodMethod, ...] = (
     ("scatter", "numba") if importlib.util.find_spec("numba") else ("scatter",)
 )
 N = 8
@@ -121,19 +121,19 @@ def time_size(size: int, grey: list[np.ndarray], rounds: int) -> dict[str, float
 
 
 def prepare_program(
-    grey: list[np.ndarray], mask: np.ndarray, size: int, counting: extraction.Counting
+    grey: list[np.ndarray], mask: np.ndarray, size: int, counting: extraction.CountingMethod
 ) -> tuple[Callable[[int], Any], int, float]:
     """(function that measures the tiles of a full program, number of tiles, seconds of its first call)."""
     crops = [host.crop(image, mask) for image in grey]
-    levels = [bins.levels(*crop, bin_width=25.0, bin_count=None) for crop in crops]
-    side, most, _ = extraction._bucket(levels[0], np.dtype(np.uint8), counting)
-    room = extraction._room(side, counting)
+    levels = [bins.grey_levels(*crop, bin_width=25.0, bin_count=None) for crop in crops]
+    side, most, _ = extraction._choose_bucket(levels[0], np.dtype(np.uint8), counting)
+    room = extraction._batch_size(side, counting)
     pixels = np.zeros((room, side, side), np.uint8)
     level = np.zeros_like(pixels)
     for row in range(room):
         pixels[row, 1 : size + 1, 1 : size + 1] = crops[row % N][0]
         level[row, 1 : size + 1, 1 : size + 1] = levels[row % N]
-    program = extraction._program(most, counting)
+    program = extraction._compiled_program(most, counting)
 
     def run(_: int) -> Any:
         return jax.block_until_ready(program(pixels, level, used=np.int32(room)))

@@ -67,11 +67,14 @@ def write_run(
         np.array([finding for _, finding, _ in truth], int),
         patients[[image for image, *_ in truth]],
         n_findings=len(findings),
-        thresholds=metrics.T_IOU,
+        thresholds=metrics.IOU_THRESHOLDS,
         resamples=0,
     )
-    iou = {str(t): _mean(table.mean.value) for t, table in zip(metrics.T_IOU, tables, strict=True)}
-    floor = {str(t): _mean(0.5 - t / 2) for t in metrics.T_IOU}
+    iou = {
+        str(t): _mean(table.mean.value)
+        for t, table in zip(metrics.IOU_THRESHOLDS, tables, strict=True)
+    }
+    floor = {str(t): _mean(0.5 - t / 2) for t in metrics.IOU_THRESHOLDS}
     _json(
         workdir / "results.json",
         {

@@ -1,4 +1,4 @@
-"""How far a run learned its contrastive task, and how hard that pulled beside the labels. Pure Python."""
+"""How well a run learned its contrastive task, and how strong that loss's gradient was. Pure Python."""
 
 from __future__ import annotations
 
@@ -16,75 +16,90 @@ READING = (
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Means over the logged steps of a run's last epoch; NaN where there is no such thing, ∞ for λ = 0."""
+class ContrastiveSummary:
+    """Means over the logged steps of a run's last epoch; NaN where a value does not apply."""
 
     loss: float  # NT-Xent, in nats
-    chance: float  # the same if every other row were as likely the partner: ln(2n − 1)
-    pull: float  # (1 − λ) · NT-Xent's gradient at the feature map ÷ λ · the focal loss's
-    ready: float  # share of the rows that had a partner
-    age: float  # steps since the partners' regions were marked
+    chance_loss: (
+        float  # NT-Xent if every other row were equally likely the partner: ln(2n − 1), in nats
+    )
+    gradient_ratio: float  # (1 − λ) · NT-Xent's gradient norm at the feature map ÷ (λ · the focal loss's); ∞ for λ = 0
+    partner_share: float  # share of the rows that had a partner
+    age: float  # mean number of steps since the partners' regions were marked
 
 
-def last_epoch(log: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Contrast | None:
-    """None where the run had no contrastive loss, or never came to it.
+def summarise_last_epoch(
+    log: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
+) -> ContrastiveSummary | None:
+    """The summary, or None where the run has no contrastive loss or logged none in its last epoch.
 
     Args:
-      log: the lines of metrics.jsonl. config: dotted keys.
+      log: the lines of metrics.jsonl.
+      config: the run's config as a flat mapping with dotted keys.
     """
-    epochs = [line["step"] for line in log if line["kind"] == "val"]
-    begin = epochs[-2] if len(epochs) > 1 else 0
-    told = [
+    validation_steps = [line["step"] for line in log if line["kind"] == "val"]
+    previous_epoch_end = validation_steps[-2] if len(validation_steps) > 1 else 0
+    lines = [
         line
         for line in log
         if line["kind"] == "train"
-        and line["step"] > begin
+        and line["step"] > previous_epoch_end
         and line.get("nt_xent") is not None
         and line["grad_norm_focal"] is not None
     ]
-    if not told:
+    if not lines:
         return None
 
-    def mean(name: str) -> float:
-        return sum(line[name] for line in told) / len(told)
+    def mean_of(name: str) -> float:
+        return sum(line[name] for line in lines) / len(lines)
 
-    radiomics = config.get("loss.positive", "radiomics") == "radiomics"
-    rows = [line["ready"] if radiomics else config["train.batch_size"] for line in told]
+    uses_radiomics = config.get("loss.positive", "radiomics") == "radiomics"
+    n_rows = [line["ready"] if uses_radiomics else config["train.batch_size"] for line in lines]
     weight = config["loss.focal_weight"]
-    focal = weight * mean("grad_norm_focal")
-    return Contrast(
-        loss=mean("nt_xent"),
-        chance=sum(math.log(2 * n - 1) for n in rows) / len(rows),
-        pull=(1 - weight) * mean("grad_norm_nt_xent") / focal if focal else math.inf,
-        ready=mean("hit_rate") if radiomics else math.nan,
-        age=mean("age") if radiomics else math.nan,
+    focal_gradient = weight * mean_of("grad_norm_focal")
+    return ContrastiveSummary(
+        loss=mean_of("nt_xent"),
+        chance_loss=sum(math.log(2 * n - 1) for n in n_rows) / len(n_rows),
+        gradient_ratio=(1 - weight) * mean_of("grad_norm_nt_xent") / focal_gradient
+        if focal_gradient
+        else math.inf,
+        partner_share=mean_of("hit_rate") if uses_radiomics else math.nan,
+        age=mean_of("age") if uses_radiomics else math.nan,
     )
 
 
-def mean(runs: Sequence[Contrast]) -> Contrast:
-    """The mean of each figure over runs."""
-    return Contrast(*(sum(values) / len(runs) for values in zip(*map(astuple, runs), strict=True)))
+def mean_summary(summaries: Sequence[ContrastiveSummary]) -> ContrastiveSummary:
+    """The mean of each value over runs."""
+    return ContrastiveSummary(
+        *(sum(values) / len(summaries) for values in zip(*map(astuple, summaries), strict=True))
+    )
 
 
-def rows(points: Iterable[tuple[str, Contrast | None]]) -> list[list[str]]:
-    """(arm, its contrastive loss) of every point → COLUMNS of every arm that has one, means over its points."""
-    of_arm: dict[str, list[Contrast]] = {}
-    for arm, found in points:
-        if found is not None:
-            of_arm.setdefault(arm, []).append(found)
-    return [[arm, f"{len(some)}", *cells(mean(some))] for arm, some in of_arm.items()]
+def table_rows(points: Iterable[tuple[str, ContrastiveSummary | None]]) -> list[list[str]]:
+    """One row of COLUMNS for each arm, from (arm, summary) of every point: means over the arm's points.
+
+    Points whose summary is None are left out.
+    """
+    summaries_by_arm: dict[str, list[ContrastiveSummary]] = {}
+    for arm, summary in points:
+        if summary is not None:
+            summaries_by_arm.setdefault(arm, []).append(summary)
+    return [
+        [arm, f"{len(summaries)}", *format_cells(mean_summary(summaries))]
+        for arm, summaries in summaries_by_arm.items()
+    ]
 
 
-def cells(found: Contrast) -> list[str]:
-    """One text for each figure; – where there is none."""
+def format_cells(summary: ContrastiveSummary) -> list[str]:
+    """One text for each value; – for NaN."""
     texts = (
-        f"{found.loss:.2f}",
-        f"{found.chance:.2f}",
-        f"{found.pull:.2f}",
-        f"{100 * found.ready:.0f} %",
-        f"{found.age:.0f}",
+        f"{summary.loss:.2f}",
+        f"{summary.chance_loss:.2f}",
+        f"{summary.gradient_ratio:.2f}",
+        f"{100 * summary.partner_share:.0f} %",
+        f"{summary.age:.0f}",
     )
     return [
         "–" if math.isnan(value) else text
-        for value, text in zip(astuple(found), texts, strict=True)
+        for value, text in zip(astuple(summary), texts, strict=True)
     ]

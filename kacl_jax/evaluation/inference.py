@@ -1,4 +1,4 @@
-"""Logits and class maps of many images: the one path from a trained state to what is evaluated."""
+"""Logits and class maps of many images, computed from a trained state."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from kacl_jax.runtime.devices import DataParallel
 class Inference:
     """Runs `Programs.eval_step` over images of a data root.
 
-    Several processes share the images: each looks at its part, all call every method and get what all found, in the
-    order that one process would have. Nothing passes between them until then, so none waits for another's batch.
+    Several processes share the images. All of them must call each method. Each one computes its own part and all
+    return the outputs of all images, in the order that a single process would give. The processes exchange data only
+    at the end of a method, so that none waits for another's batch.
 
-    parallel: the devices of this process; batch_size: on them; eval_step: the per-device function; the rest as in
-    `data.pipeline.eval_batches`.
+    Args:
+      parallel: the devices of this process.
+      eval_step: the per-device function.
+      batch_size: images per batch, on all devices of this process together.
+      The others are as in `data.batches.eval_batches`.
     """
 
     def __init__(
@@ -48,54 +52,57 @@ class Inference:
         }
 
     def logits(self, state: Any, ids: np.ndarray) -> Outputs:
-        """Logits of the images, without their maps.
+        """Logits of the images, without their class maps.
 
-        state: a placed TrainState. ids: int64, indices into the records; broken images may be left out.
+        state: a TrainState on the devices. ids: int64 indices into the records; broken images may be missing from the
+        result.
         """
-        found = self._all_rows(state, ids, ("logits",))
-        return Outputs(found["image_id"], found["logits"])
+        arrays = self._collect_outputs(state, ids, ("logits",))
+        return Outputs(arrays["image_id"], arrays["logits"])
 
     def outputs(self, state: Any, ids: np.ndarray, *, center: np.ndarray | None) -> Outputs:
         """Logits and class maps of the images; `center` [c u v] is subtracted from every map if given."""
-        found = self._all_rows(state, ids, ("logits", "maps"))
-        maps = found["maps"]
+        arrays = self._collect_outputs(state, ids, ("logits", "maps"))
+        maps = arrays["maps"]
         if center is not None:
             maps = maps - center
-        return Outputs(found["image_id"], found["logits"], maps)
+        return Outputs(arrays["image_id"], arrays["logits"], maps)
 
     def mean_map(self, state: Any, ids: np.ndarray) -> np.ndarray:
         """The mean raw class map of the images: float32 [c u v]."""
-        total, count = np.zeros(()), 0
-        for rows in self._rows(state, ids, ("maps",)):
-            total = total + rows["maps"].sum(0, dtype=np.float64)
-            count += len(rows["maps"])
-        told = [t for t in hosts.gather(count, {"total": total}) if t.meta]
-        whole = sum((t.arrays["total"] for t in told[1:]), told[0].arrays["total"])
-        return (whole / sum(t.meta for t in told)).astype(np.float32)
+        total, n_images = np.zeros(()), 0
+        for batch in self._output_batches(state, ids, ("maps",)):
+            total = total + batch["maps"].sum(0, dtype=np.float64)
+            n_images += len(batch["maps"])
+        gathered = [process for process in hosts.gather(n_images, {"total": total}) if process.meta]
+        sum_of_maps = sum(
+            (process.arrays["total"] for process in gathered[1:]), gathered[0].arrays["total"]
+        )
+        return (sum_of_maps / sum(process.meta for process in gathered)).astype(np.float32)
 
-    def _all_rows(
+    def _collect_outputs(
         self, state: Any, ids: np.ndarray, names: tuple[str, ...]
     ) -> dict[str, np.ndarray]:
-        """image_id int [m] and the named outputs [m …], of all processes."""
-        batches = list(self._rows(state, ids, names))
+        """image_id int [m] and the named outputs [m …] of the images of all processes."""
+        batches = list(self._output_batches(state, ids, names))
         joined = {
-            name: np.concatenate([rows[name] for rows in batches])
+            name: np.concatenate([batch[name] for batch in batches])
             for name in (batches[0] if batches else ())
         }
-        told = [t.arrays for t in hosts.gather(arrays=joined) if t.arrays]
-        return {name: np.concatenate([arrays[name] for arrays in told]) for name in told[0]}
+        gathered = [process.arrays for process in hosts.gather(arrays=joined) if process.arrays]
+        return {name: np.concatenate([arrays[name] for arrays in gathered]) for name in gathered[0]}
 
-    def _rows(
+    def _output_batches(
         self, state: Any, ids: np.ndarray, names: tuple[str, ...]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The rows of this process's part of the images, batch by batch."""
+        """As `_collect_outputs`, batch by batch, for this process's part of the images only."""
         own = np.array_split(ids, hosts.process_count())[hosts.process_index()]
         state = self._parallel.on_own_devices(state, "replicated")
         for batch in eval_batches(self._records, own, **self._options):
-            (rows,) = self._step(state, self._parallel.shard({"image": batch["image"]}))
-            host = self._parallel.fetch({name: rows[name] for name in names}, "sharded")
+            (outputs,) = self._step(state, self._parallel.shard({"image": batch["image"]}))
+            arrays = self._parallel.fetch({name: outputs[name] for name in names}, "sharded")
             valid = batch["valid"]
             yield {
                 "image_id": batch["image_id"][valid],
-                **{name: values[valid] for name, values in host.items()},
+                **{name: values[valid] for name, values in arrays.items()},
             }

@@ -1,6 +1,6 @@
-"""From class maps to boxes and points, and how they meet the truth: one function per table.
+"""Predicted boxes and points from class maps, and their agreement with the truth boxes: one function per table.
 
-Nothing depends on the order of the rows of `Outputs`.
+No result depends on the order of the rows of `Outputs`.
 
 Axes: c findings · u v map cells · k pairs of an image and a finding.
 """
@@ -16,29 +16,29 @@ from scipy import ndimage
 from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics
-from kacl_jax.evaluation.metrics import T_IOBB, T_IOU, Table
-from kacl_jax.evaluation.operating_points import OperatingPoint, decided
+from kacl_jax.evaluation.metrics import IOBB_THRESHOLDS, IOU_THRESHOLDS, Table
+from kacl_jax.evaluation.operating_points import OperatingPoint, is_predicted_positive
 from kacl_jax.evaluation.outputs import Outputs, probabilities
 from kacl_jax.step.regions import threshold_map
 
-AFP_IOU = 0.1  # a predicted box is false unless it hits a truth box at IoU > this
+AFP_IOU = 0.1  # a predicted box is false unless its IoU with a truth box is greater than this
 FLOORS = ("random_map", "prior_box", "prior_map", "grid_ceiling")
 RULES = ("single", "best_of")
 Overlaps = dict[
     str, dict[str, np.ndarray]
-]  # by floor, then measure: float64 [k], of each located pair
-MEASURES: dict[str, tuple[float, ...]] = {"iou": T_IOU, "iobb": T_IOBB}
+]  # by floor, then measure: float64 [k], one per pair of PredictedBoxes
+OVERLAP_THRESHOLDS: dict[str, tuple[float, ...]] = {"iou": IOU_THRESHOLDS, "iobb": IOBB_THRESHOLDS}
 
-Tables = dict[str, tuple[Table, ...]]  # measure → one table per threshold of MEASURES
+Tables = dict[str, tuple[Table, ...]]  # measure → one table per threshold of OVERLAP_THRESHOLDS
 
 
 @dataclass(frozen=True, eq=False)
-class Located:
+class PredictedBoxes:
     """Predicted boxes of k (image, finding) pairs of the test part, by image id, then finding.
 
     The pairs are those with a scored truth box and those predicted positive. Overlaps and peak are
-    NaN where there is no scored truth box. `best_*` belong to the rule best_of: the best of all
-    components, chosen with the truth in hand.
+    NaN where there is no scored truth box. `best_*` belong to the rule best_of: the largest overlap
+    of any component with the truth box, which needs to know the truth.
     """
 
     image_id: np.ndarray  # int64 [k]
@@ -49,77 +49,80 @@ class Located:
     box: np.ndarray  # float64 [k 4]: rule single
     fallback: (
         np.ndarray
-    )  # bool [k]: the map marked nothing, the box is the image less a rim of 1 px
+    )  # bool [k]: no pixel is above the threshold; the box is the image without a rim of 1 px
     iou: np.ndarray  # float64 [k]
     iobb: np.ndarray
     best_iou: np.ndarray
     best_iobb: np.ndarray
-    peak: np.ndarray  # float64 [k 2] (x, y), fractions; NaN also where the map points nowhere
+    peak: np.ndarray  # float64 [k 2] (x, y), fractions; NaN also where the map has no peak
 
 
-def locate(
+def predict_boxes(
     outputs: Outputs,
     records: Records,
     split: Split,
-    points: tuple[OperatingPoint, ...],
+    operating_points: tuple[OperatingPoint, ...],
     *,
     size: int,
     relu: bool,
     threshold: float,
-) -> Located:
-    """Map → box for every scored truth box and every predicted-positive pair of the test part.
+) -> PredictedBoxes:
+    """Class map → box for every scored truth box and every predicted-positive pair of the test part.
 
-    size, relu, threshold as in `regions.threshold_map`. Boxes are taken in float64.
+    size, relu, threshold: as in `regions.threshold_map`. Boxes are computed in float64.
     """
     maps, rows = outputs.class_maps(), outputs.rows(split.test)
     probability = probabilities(outputs, rows, records)
-    predicted = decided(probability, points)
+    predicted = is_predicted_positive(probability, operating_points)
     scored = split.scored[outputs.image_id[rows]]
-    pair = np.argwhere(predicted | scored)
-    row, finding = rows[pair[:, 0]], pair[:, 1]
-    at = tuple(pair.T)
-    return _located(
-        (maps[place] for place in zip(row, finding, strict=True)),
+    pairs = np.argwhere(predicted | scored)
+    output_row, finding = rows[pairs[:, 0]], pairs[:, 1]
+    kept = tuple(pairs.T)
+    return _boxes_from_maps(
+        (maps[index] for index in zip(output_row, finding, strict=True)),
         records,
-        image_id=outputs.image_id[row].astype(np.int64),
+        image_id=outputs.image_id[output_row].astype(np.int64),
         finding=finding,
-        score=probability[at],
-        predicted=predicted[at],
-        scored=scored[at],
+        score=probability[kept],
+        predicted=predicted[kept],
+        scored=scored[kept],
         size=size,
         relu=relu,
         threshold=threshold,
     )
 
 
-def locate_at_random(
-    located: Located,
+def predict_boxes_from_random_maps(
+    predicted_boxes: PredictedBoxes,
     records: Records,
     grid: tuple[int, int],
     *,
     size: int,
     relu: bool,
     threshold: float,
-) -> Located:
-    """What the same rule makes of `metrics.random_map`s on the same u × v `grid`, for the scored truth boxes."""
-    at = located.scored
-    image_id, finding = located.image_id[at], located.finding[at]
+) -> PredictedBoxes:
+    """The boxes that the same rule predicts from `metrics.random_map`s on the same u × v `grid`.
+
+    Only for the pairs with a scored truth box.
+    """
+    scored = predicted_boxes.scored
+    image_id, finding = predicted_boxes.image_id[scored], predicted_boxes.finding[scored]
     pairs = zip(image_id.tolist(), finding.tolist(), strict=True)
-    return _located(
+    return _boxes_from_maps(
         (metrics.random_map(*grid, (0, *pair)) for pair in pairs),
         records,
         image_id=image_id,
         finding=finding,
-        score=located.score[at],
-        predicted=located.predicted[at],
-        scored=at[at],
+        score=predicted_boxes.score[scored],
+        predicted=predicted_boxes.predicted[scored],
+        scored=scored[scored],
         size=size,
         relu=relu,
         threshold=threshold,
     )
 
 
-def _located(
+def _boxes_from_maps(
     maps: Iterable[np.ndarray],
     records: Records,
     *,
@@ -131,27 +134,32 @@ def _located(
     size: int,
     relu: bool,
     threshold: float,
-) -> Located:
+) -> PredictedBoxes:
     """maps: one [u v] for each of the k pairs."""
     k = len(image_id)
     box, fallback, peak = np.zeros((k, 4)), np.zeros(k, bool), np.full((k, 2), np.nan)
-    overlap = {name: np.full(k, np.nan) for name in ("iou", "iobb", "best_iou", "best_iobb")}
-    for i, cam in enumerate(maps):
-        found = threshold_map(cam, size=size, relu=relu, threshold=threshold)
-        candidates = _component_boxes(found.labels)
-        box[i], fallback[i] = candidates[found.peak - 1], found.fallback
+    overlaps = {name: np.full(k, np.nan) for name in ("iou", "iobb", "best_iou", "best_iobb")}
+    for i, class_map in enumerate(maps):
+        components = threshold_map(class_map, size=size, relu=relu, threshold=threshold)
+        component_boxes = _component_boxes(components.labels)
+        box[i], fallback[i] = component_boxes[components.peak - 1], components.fallback
         if scored[i]:
-            peak[i] = _peak(cam, relu)
+            peak[i] = _peak(class_map, relu)
             truth = records.boxes[image_id[i], finding[i]]
-            for name, measure in (("iou", metrics.iou), ("iobb", metrics.iobb)):
-                values = measure(candidates, truth)
-                overlap[name][i], overlap[f"best_{name}"][i] = values[found.peak - 1], values.max()
-    return Located(image_id, finding, score, predicted, scored, box, fallback, **overlap, peak=peak)
+            for name, overlap_of in (("iou", metrics.iou), ("iobb", metrics.iobb)):
+                values = overlap_of(component_boxes, truth)
+                overlaps[name][i], overlaps[f"best_{name}"][i] = (
+                    values[components.peak - 1],
+                    values.max(),
+                )
+    return PredictedBoxes(
+        image_id, finding, score, predicted, scored, box, fallback, **overlaps, peak=peak
+    )
 
 
-def _peak(cam: np.ndarray, relu: bool) -> tuple[float, float]:
-    """The centre (x, y) of the first highest cell; NaN where the map is flat or not finite: it points nowhere."""
-    heat = np.maximum(cam, 0) if relu else cam
+def _peak(class_map: np.ndarray, relu: bool) -> tuple[float, float]:
+    """The centre (x, y) of the first highest cell; NaN where the map is flat or not finite."""
+    heat = np.maximum(class_map, 0) if relu else class_map
     if not np.isfinite(heat).all() or heat.min() == heat.max():
         return np.nan, np.nan
     row, column = np.unravel_index(heat.argmax(), heat.shape)
@@ -159,184 +167,202 @@ def _peak(cam: np.ndarray, relu: bool) -> tuple[float, float]:
 
 
 def _component_boxes(labels: np.ndarray) -> np.ndarray:
-    """int32 [h w], components counted from 1 → float64 [components 4] in fractions."""
+    """Bounding boxes of the components, numbered from 1 in labels int32 [h w]: float64 [components 4], fractions."""
     h, w = labels.shape
     edges = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
     return np.array(edges, np.float64) / [w, h, w, h]
 
 
-def localization(
-    located: Located, records: Records, *, resamples: int = metrics.RESAMPLES
+def localization_accuracy(
+    predicted_boxes: PredictedBoxes, records: Records, *, resamples: int = metrics.RESAMPLES
 ) -> dict[str, Tables]:
     """Localization accuracy by rule: {'single' | 'best_of': {'iou' | 'iobb': tables}}."""
     overlaps = {
-        "single": {"iou": located.iou, "iobb": located.iobb},
-        "best_of": {"iou": located.best_iou, "iobb": located.best_iobb},
+        "single": {"iou": predicted_boxes.iou, "iobb": predicted_boxes.iobb},
+        "best_of": {"iou": predicted_boxes.best_iou, "iobb": predicted_boxes.best_iobb},
     }
-    return _localization_tables(located, records, overlaps, resamples)
+    return _accuracy_tables(predicted_boxes, records, overlaps, resamples)
 
 
-def floors(
-    located: Located,
+def floor_accuracy(
+    predicted_boxes: PredictedBoxes,
     records: Records,
-    prior: Overlaps,
+    prior_overlaps: Overlaps,
     grid: tuple[int, int],
     *,
     resamples: int = metrics.RESAMPLES,
 ) -> dict[str, Tables]:
-    """What a box scores that looks at no image, and what the u × v `grid` of the map could score.
+    """Accuracy of boxes made without any image, and the best accuracy that the u × v `grid` of the map allows.
 
-    prior: of `prior_overlaps`. The truth boxes and denominators are those of `localization`.
+    prior_overlaps: from `measure_prior_overlaps`. Truth boxes and denominators are those of `localization_accuracy`.
     """
-    overlaps = dict(prior)
-    scored = located.scored
-    truth = records.boxes[located.image_id[scored], located.finding[scored]].astype(np.float64)
+    overlaps = dict(prior_overlaps)
+    scored = predicted_boxes.scored
+    truth = records.boxes[predicted_boxes.image_id[scored], predicted_boxes.finding[scored]].astype(
+        np.float64
+    )
     ceilings = {"iou": metrics.grid_ceiling, "iobb": metrics.grid_ceiling_iobb}
-    overlaps["grid_ceiling"] = {m: np.full(len(scored), np.nan) for m in MEASURES}
-    for measure, ceiling in ceilings.items():
-        overlaps["grid_ceiling"][measure][scored] = ceiling(truth, *grid)
-    return _localization_tables(located, records, overlaps, resamples)
+    overlaps["grid_ceiling"] = {m: np.full(len(scored), np.nan) for m in OVERLAP_THRESHOLDS}
+    for measure, ceiling_of in ceilings.items():
+        overlaps["grid_ceiling"][measure][scored] = ceiling_of(truth, *grid)
+    return _accuracy_tables(predicted_boxes, records, overlaps, resamples)
 
 
-def above_prior_map(
-    located: Located,
+def accuracy_above_prior_map(
+    predicted_boxes: PredictedBoxes,
     records: Records,
-    prior: Overlaps,
+    prior_overlaps: Overlaps,
     *,
     resamples: int = metrics.RESAMPLES,
 ) -> Tables:
-    """Localization accuracy of rule single less prior_map's on the same truth boxes, paired."""
-    blind, at = prior["prior_map"], located.scored
-    ours = {"iou": located.iou, "iobb": located.iobb}
+    """Localization accuracy of rule single minus that of prior_map, paired by truth box."""
+    prior, scored = prior_overlaps["prior_map"], predicted_boxes.scored
+    overlaps = {"iou": predicted_boxes.iou, "iobb": predicted_boxes.iobb}
     return {
         measure: metrics.localization_differences(
-            ours[measure][at],
-            blind[measure][at],
-            located.finding[at],
-            records.patients[located.image_id[at]],
+            overlaps[measure][scored],
+            prior[measure][scored],
+            predicted_boxes.finding[scored],
+            records.patients[predicted_boxes.image_id[scored]],
             n_findings=len(records.findings),
             thresholds=thresholds,
             resamples=resamples,
         )
-        for measure, thresholds in MEASURES.items()
+        for measure, thresholds in OVERLAP_THRESHOLDS.items()
     }
 
 
-def prior_overlaps(located: Located, records: Records, split: Split) -> Overlaps:
-    """What prior_box and prior_map overlap of the truth, NaN where none is due.
+def measure_prior_overlaps(
+    predicted_boxes: PredictedBoxes, records: Records, split: Split
+) -> Overlaps:
+    """Overlaps of prior_box and prior_map with the truth boxes; NaN where a pair has no prior or no scored box.
 
-    They take, for each pair of split.floors, the boxes of the first mask and are scored on the second's.
+    For each pair of masks in split.floors, the priors are made of the boxes of the first mask and scored on those of
+    the second.
     """
-    truth = records.boxes[located.image_id, located.finding].astype(np.float64)
+    truth = records.boxes[predicted_boxes.image_id, predicted_boxes.finding].astype(np.float64)
     overlaps = {
-        name: {measure: np.full(len(truth), np.nan) for measure in MEASURES}
+        name: {measure: np.full(len(truth), np.nan) for measure in OVERLAP_THRESHOLDS}
         for name in ("prior_box", "prior_map")
     }
-    for ours, boxes in _others(located, records, split):
-        for name, prior in (("prior_box", metrics.prior_box), ("prior_map", metrics.prior_map)):
-            box = prior(boxes)
-            overlaps[name]["iou"][ours] = metrics.iou(box, truth[ours])
-            overlaps[name]["iobb"][ours] = metrics.iobb(box, truth[ours])
+    for pairs, boxes in _pairs_and_prior_boxes(predicted_boxes, records, split):
+        for name, make_prior in (
+            ("prior_box", metrics.prior_box),
+            ("prior_map", metrics.prior_map),
+        ):
+            box = make_prior(boxes)
+            overlaps[name]["iou"][pairs] = metrics.iou(box, truth[pairs])
+            overlaps[name]["iobb"][pairs] = metrics.iobb(box, truth[pairs])
     return overlaps
 
 
-def _others(
-    located: Located, records: Records, split: Split
+def _pairs_and_prior_boxes(
+    predicted_boxes: PredictedBoxes, records: Records, split: Split
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(pairs bool [k], boxes float [m 4] of other patients that these pairs' priors are made of)."""
+    """(pairs bool [k], boxes float [m 4] of other patients from which the priors of these pairs are made)."""
     for source, target in split.floors:
         for c in range(len(records.findings)):
-            ours = located.scored & (located.finding == c) & target[located.image_id, c]
+            pairs = (
+                predicted_boxes.scored
+                & (predicted_boxes.finding == c)
+                & target[predicted_boxes.image_id, c]
+            )
             boxes = records.boxes[source[:, c], c]
-            if ours.any() and len(boxes):
-                yield ours, boxes
+            if pairs.any() and len(boxes):
+                yield pairs, boxes
 
 
 def pointing_game(
-    located: Located, records: Records, *, resamples: int = metrics.RESAMPLES
+    predicted_boxes: PredictedBoxes, records: Records, *, resamples: int = metrics.RESAMPLES
 ) -> Table:
-    """The share of truth boxes that hold their map's peak; a map that points nowhere misses."""
-    truth = records.boxes[located.image_id, located.finding]
+    """The share of truth boxes that contain their map's peak; a map without a peak is a miss."""
+    truth = records.boxes[predicted_boxes.image_id, predicted_boxes.finding]
     hit = np.full(len(truth), np.nan)
-    hit[located.scored] = metrics.inside(located.peak[located.scored], truth[located.scored])
-    return _pointing_table(hit, located, records, resamples)
+    hit[predicted_boxes.scored] = metrics.point_in_box(
+        predicted_boxes.peak[predicted_boxes.scored], truth[predicted_boxes.scored]
+    )
+    return _pointing_table(hit, predicted_boxes, records, resamples)
 
 
 def prior_pointing_game(
-    located: Located,
+    predicted_boxes: PredictedBoxes,
     records: Records,
     split: Split,
     *,
     resamples: int = metrics.RESAMPLES,
 ) -> Table:
-    """The same of prior_map's heat map, whose peak has seen other patients' boxes and no image."""
-    truth = records.boxes[located.image_id, located.finding]
+    """As `pointing_game` for the heat map of prior_map, which is made of other patients' boxes and no image."""
+    truth = records.boxes[predicted_boxes.image_id, predicted_boxes.finding]
     hit = np.full(len(truth), np.nan)
-    for ours, boxes in _others(located, records, split):
-        hit[ours] = metrics.inside(metrics.prior_peak(boxes), truth[ours])
-    return _pointing_table(hit, located, records, resamples)
+    for pairs, boxes in _pairs_and_prior_boxes(predicted_boxes, records, split):
+        hit[pairs] = metrics.point_in_box(metrics.prior_peak(boxes), truth[pairs])
+    return _pointing_table(hit, predicted_boxes, records, resamples)
 
 
-def _pointing_table(hit: np.ndarray, located: Located, records: Records, resamples: int) -> Table:
-    truth = located.scored
+def _pointing_table(
+    hit: np.ndarray, predicted_boxes: PredictedBoxes, records: Records, resamples: int
+) -> Table:
+    scored = predicted_boxes.scored
     return metrics.pointing_table(
-        hit[truth],
-        located.finding[truth],
-        records.patients[located.image_id[truth]],
+        hit[scored],
+        predicted_boxes.finding[scored],
+        records.patients[predicted_boxes.image_id[scored]],
         n_findings=len(records.findings),
         resamples=resamples,
     )
 
 
-def _localization_tables(
-    located: Located,
+def _accuracy_tables(
+    predicted_boxes: PredictedBoxes,
     records: Records,
     overlaps: Overlaps,
     resamples: int,
 ) -> dict[str, Tables]:
-    truth = located.scored
+    scored = predicted_boxes.scored
 
-    def tables(measure: str, overlap: np.ndarray) -> tuple[Table, ...]:
+    def tables_of(measure: str, overlap: np.ndarray) -> tuple[Table, ...]:
         return metrics.localization_tables(
-            overlap[truth],
-            located.finding[truth],
-            records.patients[located.image_id[truth]],
+            overlap[scored],
+            predicted_boxes.finding[scored],
+            records.patients[predicted_boxes.image_id[scored]],
             n_findings=len(records.findings),
-            thresholds=MEASURES[measure],
+            thresholds=OVERLAP_THRESHOLDS[measure],
             resamples=resamples,
         )
 
     return {
-        name: {measure: tables(measure, overlap) for measure, overlap in of.items()}
-        for name, of in overlaps.items()
+        name: {measure: tables_of(measure, overlap) for measure, overlap in by_measure.items()}
+        for name, by_measure in overlaps.items()
     }
 
 
-def false_boxes(
-    located: Located,
+def false_boxes_per_image(
+    predicted_boxes: PredictedBoxes,
     outputs: Outputs,
     records: Records,
     split: Split,
-    points: tuple[OperatingPoint, ...],
+    operating_points: tuple[OperatingPoint, ...],
     *,
     resamples: int = metrics.RESAMPLES,
 ) -> Table:
     """AFP (Wang et al. 2017): false boxes per image of the test part, rule `single`.
 
     A predicted-positive (image, finding) gives one box. It is false unless that pair has a scored
-    truth box and IoU > .1. Pairs that carry the label but no scored box cannot be judged: such
-    images count neither above nor below the line.
+    truth box and IoU > 0.1. Pairs that have the label but no scored box cannot be judged: such an
+    image counts neither in the numerator nor in the denominator of that finding.
     """
     ids = outputs.image_id[outputs.rows(split.test)]
-    considered = (records.labels[ids] == 0) | split.scored[ids]
-    false = np.zeros(considered.shape, bool)
-    wrong = located.predicted & ~(located.iou > AFP_IOU)
-    false[np.searchsorted(ids, located.image_id[wrong]), located.finding[wrong]] = True
-    judged = considered & np.isfinite([point.threshold for point in points])
+    can_be_judged = (records.labels[ids] == 0) | split.scored[ids]
+    false_box = np.zeros(can_be_judged.shape, bool)
+    is_false = predicted_boxes.predicted & ~(predicted_boxes.iou > AFP_IOU)
+    false_box[
+        np.searchsorted(ids, predicted_boxes.image_id[is_false]), predicted_boxes.finding[is_false]
+    ] = True
+    counted = can_be_judged & np.isfinite([point.threshold for point in operating_points])
     reasons = [
         point.reason or ("" if n else "no image can be judged")
-        for point, n in zip(points, considered.sum(axis=0), strict=True)
+        for point, n in zip(operating_points, can_be_judged.sum(axis=0), strict=True)
     ]
     return metrics.false_box_table(
-        false, judged, records.patients[ids], reasons, resamples=resamples
+        false_box, counted, records.patients[ids], reasons, resamples=resamples
     )

@@ -1,4 +1,4 @@
-"""How a figure is written in the terminal, in tables and in reports: .500, [.400, .600], +.020, p < .001."""
+"""Text of numbers in the terminal, in tables and in reports: .500, [.400, .600], +.020, p < .001."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """.500 for 0.5, the columns are narrow; – for None and NaN."""
+    """.500 for 0.5, without the leading zero because columns are narrow; – for None and NaN."""
     if value is None or math.isnan(value):
         return "–"
     text = f"{abs(value):.{digits}f}"
@@ -23,12 +23,12 @@ def signed(value: float | None, digits: int = 3) -> str:
 def interval(
     ends: Sequence[float] | None, digits: int = 3, write: Callable[[float, int], str] = short
 ) -> str:
-    """[.400, .600], each end as `write` has it; nothing for None."""
+    """[.400, .600], each end formatted by `write`; the empty string for None."""
     return "" if ends is None else f"[{write(ends[0], digits)}, {write(ends[1], digits)}]"
 
 
 def p_value(p: float | None) -> str:
-    """A p-value in three digits, or < .001."""
+    """A p-value with three digits, or < .001."""
     return "< .001" if p is not None and p < 0.001 else short(p)
 
 

@@ -1,4 +1,4 @@
-"""Where "yes" begins: operating points, chosen on the validation part, and what they are worth on the test part.
+"""Operating points: thresholds chosen on the validation part, and their metrics on the test part.
 
 Axes: n images · c findings.
 """
@@ -13,66 +13,75 @@ from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import Table
-from kacl_jax.evaluation.outputs import Outputs, part
+from kacl_jax.evaluation.outputs import Outputs, labelled_scores
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A finding is predicted where its probability ≥ threshold (NaN with a reason: never)."""
+    """A finding is predicted where its probability ≥ threshold; never where that is NaN, and `reason` says why."""
 
     threshold: float
     youden_j: float
     reason: str = ""
 
 
-def operating_points(
+def choose_operating_points(
     outputs: Outputs, records: Records, split: Split
 ) -> tuple[OperatingPoint, ...]:
     """Per finding the threshold with the highest Youden J (TPR − FPR) on the validation part.
 
-    Of several the highest is taken: fewer positives for the same J.
+    Of several such thresholds the highest is taken: it predicts fewer positives for the same J.
     """
-    val = part(outputs, records, split.val)
+    val = labelled_scores(outputs, records, split.val)
     return tuple(
-        _youden(val.probability[:, i], val.labels[:, i] == 1) for i in range(len(records.findings))
+        _highest_youden(val.probability[:, i], val.labels[:, i] == 1)
+        for i in range(len(records.findings))
     )
 
 
-def _youden(scores: np.ndarray, positive: np.ndarray) -> OperatingPoint:
-    reason = metrics.one_class(int(positive.sum()), int((~positive).sum()))
+def _highest_youden(scores: np.ndarray, positive: np.ndarray) -> OperatingPoint:
+    reason = metrics.missing_class_reason(int(positive.sum()), int((~positive).sum()))
     if reason:
         nan = float("nan")
         return OperatingPoint(nan, nan, f"{reason} in the validation part")
-    levels, group = np.unique(scores, return_inverse=True)
+    levels, level_index = np.unique(scores, return_inverse=True)
     n_pos, n_neg = int(positive.sum()), int((~positive).sum())
-    # Times both counts J is a whole number: a tie is one.
-    gain = np.where(positive, n_neg, -n_pos)
-    whole = np.zeros(len(levels), np.int64)
-    np.add.at(whole, group, gain)
-    youden = np.cumsum(whole[::-1])  # of "score ≥ level", the highest level first
-    best = int(youden.argmax())
-    return OperatingPoint(float(levels[::-1][best]), int(youden[best]) / (n_pos * n_neg))
+    # J · n_pos · n_neg is a whole number, so ties are found exactly.
+    gains = np.where(positive, n_neg, -n_pos)
+    gain_per_level = np.zeros(len(levels), np.int64)
+    np.add.at(gain_per_level, level_index, gains)
+    scaled_j = np.cumsum(
+        gain_per_level[::-1]
+    )  # J · n_pos · n_neg of "score ≥ level", the highest level first
+    best_index = int(scaled_j.argmax())
+    return OperatingPoint(
+        float(levels[::-1][best_index]), int(scaled_j[best_index]) / (n_pos * n_neg)
+    )
 
 
-def decided(probability: np.ndarray, points: tuple[OperatingPoint, ...]) -> np.ndarray:
+def is_predicted_positive(
+    probability: np.ndarray, operating_points: tuple[OperatingPoint, ...]
+) -> np.ndarray:
     """Whether each finding is predicted: probability float64 [n c] → bool [n c]."""
-    return probability >= [point.threshold for point in points]  # NaN: never
+    return probability >= [
+        point.threshold for point in operating_points
+    ]  # False where the threshold is NaN
 
 
-def decisions(
+def operating_point_tables(
     outputs: Outputs,
     records: Records,
     split: Split,
-    points: tuple[OperatingPoint, ...],
+    operating_points: tuple[OperatingPoint, ...],
     *,
     resamples: int = metrics.RESAMPLES,
 ) -> dict[str, Table]:
-    """Sensitivity, specificity and predictive values of the points on the test part, by name."""
-    test = part(outputs, records, split.test)
+    """Sensitivity, specificity and predictive values of the operating points on the test part, by name."""
+    test = labelled_scores(outputs, records, split.test)
     return metrics.decision_tables(
-        decided(test.probability, points),
+        is_predicted_positive(test.probability, operating_points),
         test.labels,
         test.patients,
-        [point.reason for point in points],
+        [point.reason for point in operating_points],
         resamples=resamples,
     )

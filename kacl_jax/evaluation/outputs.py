@@ -1,6 +1,6 @@
-"""What a network says about images, and the rows of it that a table looks at.
+"""The outputs of a network for many images, and the selection of those that a table needs.
 
-Axes: m images with outputs · n images looked at · c findings · u v map cells.
+Axes: m images with outputs · n selected images · c findings · u v map cells.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from kacl_jax.data.nih import Records
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What the network says about m images, in any order.
+    """A network's outputs for m images, in any order.
 
     image_id: int [m], distinct. logits: float32 [m c]. maps: float32 [m c u v], the raw class maps
-    (centred where cam.center says so) in the frame of the original image; None where only the
-    classification is wanted.
+    (centred if cam.center is set) in the frame of the original image; None if they were not
+    computed.
     """
 
     image_id: np.ndarray
@@ -36,19 +36,22 @@ class Outputs:
             raise ValueError("an image has more than one row of outputs")
 
     def class_maps(self) -> np.ndarray:
-        """float32 [m c u v]; raises ValueError where they were not computed."""
+        """float32 [m c u v]; raises ValueError if they were not computed."""
         if self.maps is None:
             raise ValueError("localization needs the class maps")
         return self.maps
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of these images, ascending by id; images without outputs are left out."""
+        """Row numbers of the images `ids`, ascending by id; images without outputs are omitted."""
         order = np.argsort(self.image_id)
         return order[np.isin(self.image_id[order], ids)]
 
 
 def probabilities(outputs: Outputs, rows: np.ndarray, records: Records) -> np.ndarray:
-    """float64 [rows c]. Every figure is taken from what predictions.csv shows."""
+    """Probabilities float64 [rows c]: those of predictions.csv, from which all tables are computed.
+
+    Raises ValueError on a logit that is not finite.
+    """
     probability = expit(outputs.logits[rows].astype(np.float64))
     if not np.isfinite(probability).all():
         row, finding = np.argwhere(~np.isfinite(probability))[0]
@@ -57,8 +60,8 @@ def probabilities(outputs: Outputs, rows: np.ndarray, records: Records) -> np.nd
     return probability
 
 
-class Part(NamedTuple):
-    """Some images, ascending by id, with what is said about them and what is true."""
+class LabelledScores(NamedTuple):
+    """Probabilities, labels and patients of n images, ascending by image id."""
 
     image_id: np.ndarray  # int [n]
     probability: np.ndarray  # float64 [n c]
@@ -66,11 +69,11 @@ class Part(NamedTuple):
     patients: np.ndarray  # int64 [n]
 
 
-def part(outputs: Outputs, records: Records, ids: np.ndarray) -> Part:
-    """The images among `ids` that have outputs."""
+def labelled_scores(outputs: Outputs, records: Records, ids: np.ndarray) -> LabelledScores:
+    """Scores and labels of those images among `ids` that have outputs."""
     rows = outputs.rows(ids)
     image_id = outputs.image_id[rows]
-    return Part(
+    return LabelledScores(
         image_id,
         probabilities(outputs, rows, records),
         records.labels[image_id],

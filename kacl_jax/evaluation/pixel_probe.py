@@ -1,7 +1,7 @@
-"""What is there to learn without seeing anything: a logistic probe on 16×16 pixels, the floor for AUROC.
+"""A logistic regression on 16×16 pixels: the floor for AUROC.
 
-A data set on which the probe does well (position, exposure, body size give the finding away) says little about a
-network.
+If this probe scores well on a data set, then position, exposure or body size predict the finding, and a network's
+AUROC there says little.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from kacl_jax.evaluation import metrics
 SIZE = 16
 
 
-def pixel_probe(
+def score_pixel_probe(
     records: Records, split: Split, *, on_error: OnError, threads: int, resamples: int
 ) -> metrics.Table:
     """AUROC on the test part of a logistic regression per finding, fitted to the training part's pixels.
 
-    A finding that the training part has not, or has everywhere, is scored as if the probe said nothing (AUROC .5).
+    A finding that no or every training image has gets constant scores (AUROC 0.5).
     """
-    fit_ids, fit_pixels = _pixels(records, split.train, on_error, threads)
-    ids, pixels = _pixels(records, split.test, on_error, threads)
-    scores = np.zeros((len(ids), len(records.findings)))
+    train_ids, train_pixels = _read_pixels(records, split.train, on_error, threads)
+    test_ids, test_pixels = _read_pixels(records, split.test, on_error, threads)
+    scores = np.zeros((len(test_ids), len(records.findings)))
     for finding in range(len(records.findings)):
-        labels = records.labels[fit_ids, finding]
+        labels = records.labels[train_ids, finding]
         if labels.min() < labels.max():
             probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-            scores[:, finding] = probe.fit(fit_pixels, labels).predict_proba(pixels)[:, 1]
+            scores[:, finding] = probe.fit(train_pixels, labels).predict_proba(test_pixels)[:, 1]
     return metrics.auroc_table(
-        scores, records.labels[ids], records.patients[ids], resamples=resamples
+        scores, records.labels[test_ids], records.patients[test_ids], resamples=resamples
     )
 
 
-def _pixels(
+def _read_pixels(
     records: Records, ids: np.ndarray, on_error: OnError, threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(image ids [m], grey levels float64 [m 256]) of the images that can be read."""
-    seen, pixels = [], []
+    image_ids, pixels = [], []
     for batch in eval_batches(
         records, ids, image_size=SIZE, batch_size=256, on_error=on_error, threads=threads
     ):
-        seen.append(batch["image_id"][batch["valid"]])
+        image_ids.append(batch["image_id"][batch["valid"]])
         pixels.append(batch["image"][batch["valid"]].reshape(-1, SIZE * SIZE).astype(np.float64))
-    return np.concatenate(seen), np.concatenate(pixels)
+    return np.concatenate(image_ids), np.concatenate(pixels)

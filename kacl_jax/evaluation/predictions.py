@@ -1,4 +1,4 @@
-"""What a finished run says of its test part, read back from predictions.csv and boxes.csv."""
+"""A finished run's predictions on its test part, read from predictions.csv and boxes.csv."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kacl_jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
-    """The test part of one run, as its files tell it. n images, m truth boxes, c findings."""
+class SavedPredictions:
+    """The test part of one run, from its files. n images, m truth boxes, c findings."""
 
     findings: tuple[str, ...]
     images: tuple[str, ...]  # [n]
@@ -25,36 +25,40 @@ class Tested:
     box_image: np.ndarray  # int64 [m], a row of `images`
     box_finding: np.ndarray  # int64 [m]
     iou: np.ndarray  # float64 [m], of the predicted box
-    prior_map_iou: np.ndarray  # float64 [m], of the box that looks at no image, or NaN
+    prior_map_iou: (
+        np.ndarray
+    )  # float64 [m], of the box of prior_map, which uses no image; NaN where there is none
 
 
-def read_tested(workdir: Path, findings: Sequence[str]) -> Tested:
+def read_predictions(workdir: Path, findings: Sequence[str]) -> SavedPredictions:
     """predictions.csv and boxes.csv of a run, test part only.
 
     Raises:
       UserError: a file is missing, or a row or column does not fit.
     """
     try:
-        rows = [row for row in _csv(workdir / "predictions.csv") if row["split"] == "test"]
-        boxes = [row for row in _csv(workdir / "boxes.csv") if row["iou"]]
-        place = {row["image"]: i for i, row in enumerate(rows)}
-        number = {name: c for c, name in enumerate(findings)}
-        tested = Tested(
+        rows = [row for row in _read_csv(workdir / "predictions.csv") if row["split"] == "test"]
+        boxes = [row for row in _read_csv(workdir / "boxes.csv") if row["iou"]]
+        image_row = {row["image"]: i for i, row in enumerate(rows)}
+        finding_column = {name: c for c, name in enumerate(findings)}
+        predictions = SavedPredictions(
             findings=tuple(findings),
-            images=tuple(place),
+            images=tuple(image_row),
             patients=np.array([int(row["patient"]) for row in rows], np.int64),
             labels=np.array([[int(row[f"label_{f}"]) for f in findings] for row in rows]),
             scores=np.array([[float(row[f"prob_{f}"]) for f in findings] for row in rows]),
-            box_image=np.array([place[row["image"]] for row in boxes], np.int64),
-            box_finding=np.array([number[row["finding"]] for row in boxes], np.int64),
+            box_image=np.array([image_row[row["image"]] for row in boxes], np.int64),
+            box_finding=np.array([finding_column[row["finding"]] for row in boxes], np.int64),
             iou=np.array([float(row["iou"]) for row in boxes]),
             prior_map_iou=np.array([float(row["prior_map_iou"] or math.nan) for row in boxes]),
         )
-        if not (rows and np.isfinite(tested.scores).all() and np.isfinite(tested.iou).all()):
+        if not (
+            rows and np.isfinite(predictions.scores).all() and np.isfinite(predictions.iou).all()
+        ):
             raise ValueError("no test image, or a figure that is not finite")
-        if len(place) < len(rows):
+        if len(image_row) < len(rows):
             raise ValueError("an image twice")
-        return tested
+        return predictions
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"predictions.csv or boxes.csv in {workdir} has a row or column that does not fit ({error}); write them "
@@ -62,7 +66,7 @@ def read_tested(workdir: Path, findings: Sequence[str]) -> Tested:
         ) from error
 
 
-def _csv(path: Path) -> list[dict[str, str]]:
+def _read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))

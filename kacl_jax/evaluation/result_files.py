@@ -1,7 +1,7 @@
-"""The files that evaluation leaves behind.
+"""The files that evaluation writes.
 
-Every file is written whole or not at all. Floats are written with all their digits, rows in a
-fixed order: two runs that computed the same leave the same bytes.
+Every file is written completely or not at all. Floats are written with all their digits and rows in a fixed order:
+equal results give equal bytes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ import numpy as np
 from kacl_jax.data.nih import Records, to_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation.evaluate import Evaluation
-from kacl_jax.evaluation.localization import AFP_IOU, FLOORS, MEASURES, Located, Tables
-from kacl_jax.evaluation.metrics import BINS, DECISIONS, Calibration, Estimate, Table
+from kacl_jax.evaluation.localization import (
+    AFP_IOU,
+    FLOORS,
+    OVERLAP_THRESHOLDS,
+    PredictedBoxes,
+    Tables,
+)
+from kacl_jax.evaluation.metrics import DECISION_METRICS, N_BINS, Calibration, Estimate, Table
 from kacl_jax.evaluation.outputs import Outputs, probabilities
 from kacl_jax.evaluation.subgroups import Subgroup
 from kacl_jax.runtime import files
 
-FEEDBACK = ("hit_rate", "mean_age_steps", "failures", "regions", "late", "dropped")
-THROUGHPUT = ("images_per_s", "rois_per_s", "waits")
+FEEDBACK_KEYS = ("hit_rate", "mean_age_steps", "failures", "regions", "late", "dropped")
+THROUGHPUT_KEYS = ("images_per_s", "rois_per_s", "waits")
 
 
 def write_predictions(
@@ -36,46 +42,53 @@ def write_predictions(
     header = ["image", "patient", "split"]
     header += [f"{kind}_{name}" for kind in ("prob", "label") for name in records.findings]
 
-    def rows() -> Iterable[list[Any]]:
+    def make_rows() -> Iterable[list[Any]]:
         for part, ids, outputs in (("val", split.val, val), ("test", split.test, test)):
-            at = outputs.rows(ids)
-            scores = probabilities(outputs, at, records).tolist()
-            for image, scored in zip(outputs.image_id[at].tolist(), scores, strict=True):
+            output_rows = outputs.rows(ids)
+            scores = probabilities(outputs, output_rows, records).tolist()
+            for image, probability in zip(
+                outputs.image_id[output_rows].tolist(), scores, strict=True
+            ):
                 labels = records.labels[image].tolist()
-                yield [records.names[image], records.patients[image], part, *scored, *labels]
+                yield [records.names[image], records.patients[image], part, *probability, *labels]
 
-    files.write_text(path, _csv(header, rows()))
+    files.write_text(path, _csv_text(header, make_rows()))
 
 
-def write_boxes(path: Path, records: Records, located: Located, prior_map_iou: np.ndarray) -> None:
-    """boxes.csv: image,finding,x,y,w,h,score,iou,iobb,prior_map_iou; rule single, one row per scored
-    truth box and per predicted-positive (image, finding), a pair that is both once. The box is the
-    predicted one, in NIH's 1024-pixel frame; score is the probability. iou, iobb and the IoU of the
-    box that looks at no image (float64 [k], `locate.prior_overlaps`) are empty without truth,
-    the last also where no other patient has a box of the finding.
+def write_boxes(
+    path: Path, records: Records, predicted_boxes: PredictedBoxes, prior_map_iou: np.ndarray
+) -> None:
+    """boxes.csv: image,finding,x,y,w,h,score,iou,iobb,prior_map_iou; rule single.
+
+    There is one row per (image, finding) that has a scored truth box or is predicted positive. The box is the
+    predicted one, in NIH's 1024-pixel frame; score is the probability. iou, iobb and prior_map_iou (float64 [k], from
+    `localization.measure_prior_overlaps`) are empty without a scored truth box, the last also where no other patient
+    has a box of the finding.
     """
-    pixels = to_nih_pixels(located.box).tolist()
-    overlaps = np.stack([located.iou, located.iobb], axis=1).tolist()
+    pixels = to_nih_pixels(predicted_boxes.box).tolist()
+    overlaps = np.stack([predicted_boxes.iou, predicted_boxes.iobb], axis=1).tolist()
 
-    def rows() -> Iterable[list[Any]]:
-        for k, (image, finding) in enumerate(zip(located.image_id, located.finding, strict=True)):
-            overlap = overlaps[k] if located.scored[k] else [""] * 2
-            blind = float(prior_map_iou[k])
+    def make_rows() -> Iterable[list[Any]]:
+        for k, (image, finding) in enumerate(
+            zip(predicted_boxes.image_id, predicted_boxes.finding, strict=True)
+        ):
+            overlap = overlaps[k] if predicted_boxes.scored[k] else [""] * 2
+            prior_iou = float(prior_map_iou[k])
             name = records.findings[finding]
             yield [
                 records.names[image],
                 name,
                 *pixels[k],
-                float(located.score[k]),
+                float(predicted_boxes.score[k]),
                 *overlap,
-                "" if math.isnan(blind) else blind,
+                "" if math.isnan(prior_iou) else prior_iou,
             ]
 
     header = ["image", "finding", *"xywh", "score", "iou", "iobb", "prior_map_iou"]
-    files.write_text(path, _csv(header, rows()))
+    files.write_text(path, _csv_text(header, make_rows()))
 
 
-def results(
+def build_results(
     evaluation: Evaluation,
     records: Records,
     split: Split,
@@ -85,21 +98,23 @@ def results(
     throughput: Mapping[str, Any] | None,
     pixel_probe: Table | None = None,
 ) -> dict[str, Any]:
-    """results.json as a dict of plain values; what is undefined is None beside a `reason`.
+    """results.json as a dict of plain values; an undefined value is None, with a `reason` beside it.
 
-    feedback and throughput are plain dicts with the keys of FEEDBACK and THROUGHPUT, None where
-    no region was measured or nothing timed. pixel_probe: AUROC of `probe.pixel_probe`, if it was run.
+    feedback, throughput: plain dicts with the keys of FEEDBACK_KEYS and THROUGHPUT_KEYS; None if no region was
+    measured or nothing was timed. pixel_probe: AUROC of `pixel_probe.score_pixel_probe`, if it was run.
     """
-    names, located = records.findings, evaluation.located
-    localization: dict[str, Any] = _measures(evaluation.accuracy["single"], names)
-    localization["best_of"] = _measures(evaluation.accuracy["best_of"], names)
-    localization["afp"] = _leaves(evaluation.afp, names)
-    localization["pointing_game"] = _leaves(evaluation.pointing["single"], names)
-    localization |= {name: _measures(evaluation.floors[name], names) for name in FLOORS}
-    localization["above_prior_map"] = _measures(evaluation.above_prior_map, names)
+    names, predicted_boxes = records.findings, evaluation.predicted_boxes
+    localization: dict[str, Any] = _overlap_leaves(evaluation.accuracy["single"], names)
+    localization["best_of"] = _overlap_leaves(evaluation.accuracy["best_of"], names)
+    localization["afp"] = _table_leaves(evaluation.afp, names)
+    localization["pointing_game"] = _table_leaves(evaluation.pointing["single"], names)
+    localization |= {
+        name: _overlap_leaves(evaluation.floor_accuracy[name], names) for name in FLOORS
+    }
+    localization["above_prior_map"] = _overlap_leaves(evaluation.above_prior_map, names)
     for name in ("random_map", "prior_map"):
-        localization[name]["pointing_game"] = _leaves(evaluation.pointing[name], names)
-    seen = {
+        localization[name]["pointing_game"] = _table_leaves(evaluation.pointing[name], names)
+    n_images = {
         part: len(outputs.rows(ids))
         for part, ids, outputs in (
             ("val", split.val, evaluation.val),
@@ -114,53 +129,53 @@ def results(
         "split_hash": split.hash,
         "findings": list(names),
         "classification": {
-            "auroc": _leaves(evaluation.auroc, names),
-            "auprc": _auprc(evaluation.auprc, names),
-            **({"pixel_probe": _leaves(pixel_probe, names)} if pixel_probe else {}),
-            "operating_point": _operating_points(evaluation, names),
-            "calibration": _calibration(evaluation.calibration, names),
+            "auroc": _table_leaves(evaluation.auroc, names),
+            "auprc": _auprc_leaves(evaluation.auprc, names),
+            **({"pixel_probe": _table_leaves(pixel_probe, names)} if pixel_probe else {}),
+            "operating_point": _operating_point_leaves(evaluation, names),
+            "calibration": _calibration_leaves(evaluation.calibration, names),
         },
         "localization": localization,
         "subgroups": {
-            attribute: {name: _subgroup(group, names) for name, group in groups.items()}
+            attribute: {name: _subgroup_leaves(group, names) for name, group in groups.items()}
             for attribute, groups in evaluation.subgroups.items()
         },
         "evaluation": {
-            "images": seen,
+            "images": n_images,
             "skipped": {
-                "val": len(split.val) - seen["val"],
-                "test": len(split.test) - seen["test"],
-                "boxes": int(split.scored.sum() - located.scored.sum()),
+                "val": len(split.val) - n_images["val"],
+                "test": len(split.test) - n_images["test"],
+                "boxes": int(split.scored.sum() - predicted_boxes.scored.sum()),
             },
             "grid": list(evaluation.test.class_maps().shape[2:]),
-            "predicted_boxes": len(located.box),
-            "whole_image_boxes": int(located.fallback.sum()),
+            "predicted_boxes": len(predicted_boxes.box),
+            "whole_image_boxes": int(predicted_boxes.fallback.sum()),
             "afp_iou": AFP_IOU,
             "resamples": evaluation.resamples,
         },
-        "feedback": dict.fromkeys(FEEDBACK) if feedback is None else dict(feedback),
-        "throughput": dict.fromkeys(THROUGHPUT) if throughput is None else dict(throughput),
+        "feedback": dict.fromkeys(FEEDBACK_KEYS) if feedback is None else dict(feedback),
+        "throughput": dict.fromkeys(THROUGHPUT_KEYS) if throughput is None else dict(throughput),
     }
 
 
-def _measures(tables: Tables, names: Sequence[str]) -> dict[str, Any]:
+def _overlap_leaves(tables: Tables, names: Sequence[str]) -> dict[str, Any]:
     return {
         measure: {
-            str(threshold): _leaves(table, names)
-            for threshold, table in zip(MEASURES[measure], of_measure, strict=True)
+            str(threshold): _table_leaves(table, names)
+            for threshold, table in zip(OVERLAP_THRESHOLDS[measure], tables_of_measure, strict=True)
         }
-        for measure, of_measure in tables.items()
+        for measure, tables_of_measure in tables.items()
     }
 
 
-def _leaves(table: Table, names: Sequence[str]) -> dict[str, Any]:
-    leaves = {name: _leaf(e) for name, e in zip(names, table.findings, strict=True)}
-    mean = _leaf(table.mean)
-    absent = [name for name, leaf in leaves.items() if leaf["value"] is None]
-    return {**leaves, "mean": {**mean, "left_out": absent} if absent else mean}
+def _table_leaves(table: Table, names: Sequence[str]) -> dict[str, Any]:
+    leaves = {name: _estimate_leaf(e) for name, e in zip(names, table.findings, strict=True)}
+    mean = _estimate_leaf(table.mean)
+    undefined = [name for name, leaf in leaves.items() if leaf["value"] is None]
+    return {**leaves, "mean": {**mean, "left_out": undefined} if undefined else mean}
 
 
-def _leaf(estimate: Estimate) -> dict[str, Any]:
+def _estimate_leaf(estimate: Estimate) -> dict[str, Any]:
     leaf: dict[str, Any] = {
         "value": None if math.isnan(estimate.value) else estimate.value,
         "ci95": None if estimate.ci95 is None else list(estimate.ci95),
@@ -175,50 +190,53 @@ def _leaf(estimate: Estimate) -> dict[str, Any]:
     return leaf
 
 
-def _auprc(table: Table, names: Sequence[str]) -> dict[str, Any]:
-    """Beside each figure the prevalence, which is what random scores reach."""
-    leaves = _leaves(table, names)
-    defined = []
+def _auprc_leaves(table: Table, names: Sequence[str]) -> dict[str, Any]:
+    """AUPRC leaves, each with the prevalence, which is the AUPRC of random scores."""
+    leaves = _table_leaves(table, names)
+    prevalences = []
     for name in names:
         leaf = leaves[name]
-        images = leaf["n_pos"] + leaf["n_neg"]
-        leaf["prevalence"] = leaf["n_pos"] / images if images else None
+        n_images = leaf["n_pos"] + leaf["n_neg"]
+        leaf["prevalence"] = leaf["n_pos"] / n_images if n_images else None
         if leaf["value"] is not None:
-            defined.append(leaf["prevalence"])
-    leaves["mean"]["prevalence"] = float(np.mean(defined)) if defined else None
+            prevalences.append(leaf["prevalence"])
+    leaves["mean"]["prevalence"] = float(np.mean(prevalences)) if prevalences else None
     return leaves
 
 
-def _operating_points(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
-    """The threshold chosen on the validation part, and what it does on the test part."""
+def _operating_point_leaves(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
+    """For each finding the threshold chosen on the validation part, and its metrics on the test part."""
 
     def leaf(i: int) -> dict[str, Any]:
-        point = evaluation.points[i]
-        worth = {name: _leaf(evaluation.decisions[name].findings[i]) for name in DECISIONS}
+        point = evaluation.operating_points[i]
+        metric_leaves = {
+            name: _estimate_leaf(evaluation.operating_point_tables[name].findings[i])
+            for name in DECISION_METRICS
+        }
         if point.reason:
-            return {"value": None, "youden_j": None, "reason": point.reason, **worth}
-        return {"value": point.threshold, "youden_j": point.youden_j, **worth}
+            return {"value": None, "youden_j": None, "reason": point.reason, **metric_leaves}
+        return {"value": point.threshold, "youden_j": point.youden_j, **metric_leaves}
 
     return {name: leaf(i) for i, name in enumerate(names)}
 
 
-def _calibration(calibration: Calibration, names: Sequence[str]) -> dict[str, Any]:
+def _calibration_leaves(calibration: Calibration, names: Sequence[str]) -> dict[str, Any]:
     curves = ([dataclasses.asdict(b) for b in curve] for curve in calibration.reliability)
     return {
-        "brier": _leaves(calibration.brier, names),
-        "ece": _leaves(calibration.ece, names),
-        "bins": BINS,
+        "brier": _table_leaves(calibration.brier, names),
+        "ece": _table_leaves(calibration.ece, names),
+        "bins": N_BINS,
         "binning": "equal mass: by rank of the probability, equal probabilities together",
         "reliability": dict(zip(names, curves, strict=True)),
     }
 
 
-def _subgroup(group: Subgroup, names: Sequence[str]) -> dict[str, Any]:
-    auroc = _leaves(group.auroc, names)
+def _subgroup_leaves(group: Subgroup, names: Sequence[str]) -> dict[str, Any]:
+    auroc = _table_leaves(group.auroc, names)
     return {"images": group.images, "patients": group.patients, "auroc": auroc}
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

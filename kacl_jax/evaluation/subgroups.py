@@ -9,22 +9,22 @@ import numpy as np
 from kacl_jax.data.nih import Records
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import Table
-from kacl_jax.evaluation.outputs import Outputs, part
+from kacl_jax.evaluation.outputs import Outputs, labelled_scores
 
 AGE_BANDS = {"<40": (0, 39), "40-60": (40, 60), ">60": (61, 999)}  # years, both ends included
-UNKNOWN = "unknown"  # blank, or not one of the others; there only if an image is in it
+UNKNOWN = "unknown"  # attribute is blank or has another value; present only if it holds an image
 
 
 @dataclass(frozen=True)
 class Subgroup:
-    """images and patients that have outputs, and their AUROC."""
+    """Numbers of images and patients that have outputs, and their AUROC."""
 
     images: int
     patients: int
     auroc: Table
 
 
-def subgroups(
+def subgroup_auroc(
     outputs: Outputs,
     records: Records,
     ids: np.ndarray,
@@ -33,30 +33,30 @@ def subgroups(
 ) -> dict[str, dict[str, Subgroup]]:
     """{'sex' | 'age' | 'view': {group: its AUROC}} over the images `ids`.
 
-    The mean of a subgroup is over the findings of which it has both classes: compare means only where n_findings
-    agree.
+    The mean of a subgroup is over the findings of which it has both classes. Compare the means of two subgroups only
+    if their n_findings are equal.
     """
-    whole = part(outputs, records, ids)
+    scores = labelled_scores(outputs, records, ids)
 
-    def scored(member: np.ndarray) -> Subgroup:
-        ours = member[whole.image_id]
-        patients = whole.patients[ours]
-        table = metrics.auroc_table(
-            whole.probability[ours], whole.labels[ours], patients, resamples=resamples
+    def score_group(member: np.ndarray) -> Subgroup:
+        in_group = member[scores.image_id]
+        patients = scores.patients[in_group]
+        auroc = metrics.auroc_table(
+            scores.probability[in_group], scores.labels[in_group], patients, resamples=resamples
         )
-        return Subgroup(int(ours.sum()), len(np.unique(patients)), table)
+        return Subgroup(int(in_group.sum()), len(np.unique(patients)), auroc)
 
-    found: dict[str, dict[str, Subgroup]] = {}
-    for attribute, groups in _members(records).items():
-        found[attribute] = {name: scored(member) for name, member in groups.items()}
-        rest = ~np.logical_or.reduce(list(groups.values()))
-        if rest[whole.image_id].any():
-            found[attribute][UNKNOWN] = scored(rest)
-    return found
+    by_attribute: dict[str, dict[str, Subgroup]] = {}
+    for attribute, masks in _group_masks(records).items():
+        by_attribute[attribute] = {name: score_group(member) for name, member in masks.items()}
+        in_no_group = ~np.logical_or.reduce(list(masks.values()))
+        if in_no_group[scores.image_id].any():
+            by_attribute[attribute][UNKNOWN] = score_group(in_no_group)
+    return by_attribute
 
 
-def _members(records: Records) -> dict[str, dict[str, np.ndarray]]:
-    """Who belongs where: bool over all images of the root."""
+def _group_masks(records: Records) -> dict[str, dict[str, np.ndarray]]:
+    """Members of each group by attribute, then group: bool over all images of the root."""
     return {
         "sex": {name: records.sex == name for name in ("F", "M")},
         "age": {

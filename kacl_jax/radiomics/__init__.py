@@ -1,8 +1,8 @@
-"""Radiomic features: their names and order, in pyradiomics' own spelling, and `extract`.
+"""Radiomic features: their names and order, spelled as in pyradiomics, and `extract`.
 
     from kacl_jax.radiomics import FEATURE_NAMES, extract
 
-This file imports neither jax nor pyradiomics until `extract` is asked for: worker processes pass through it.
+This file imports jax and pyradiomics only when `extract` is first accessed, because worker processes import it too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["FAMILIES", "FEATURE_NAMES", "LOG_COLUMNS", "Extraction", "extract"]
 
 FAMILIES: tuple[str, ...] = ("shape2D", "firstorder", "glcm", "glrlm", "glszm", "gldm", "ngtdm")
 
-_NAMES: dict[str, str] = {
+_NAMES_BY_FAMILY: dict[str, str] = {
     "shape2D": """
         Elongation MajorAxisLength MaximumDiameter MeshSurface MinorAxisLength Perimeter
         PerimeterSurfaceRatio PixelSurface Sphericity
@@ -59,15 +59,16 @@ _NAMES: dict[str, str] = {
 }
 
 FEATURE_NAMES: tuple[str, ...] = tuple(
-    f"original_{family}_{name}" for family in FAMILIES for name in _NAMES[family].split()
+    f"original_{family}_{name}" for family in FAMILIES for name in _NAMES_BY_FAMILY[family].split()
 )
 
-# Columns that get a signed log1p before the z-score. Decided once, on 240 real regions (truth boxes
-# and CAM-like blobs at 128, 224 and 512 px): the scale-like ones, whose 99th percentile is over
-# four times the median, with a median above 1 (log1p bends nothing below) and less skew after it.
-# firstorder_Minimum, which also fits, stays linear beside the other grey levels. Coarseness is
-# here although it is small, for pyradiomics gives it 10^6 where a region is one grey level.
-_LOG: dict[str, str] = {
+# Features that get a signed log1p before the z-score, chosen on 240 real regions (truth boxes and
+# CAM-like blobs at 128, 224 and 512 px). They behave like sizes: their 99th percentile is more than
+# four times the median, their median is above 1 (log1p is almost linear below), and log1p makes
+# them less skewed. firstorder_Minimum also meets these conditions, but stays linear like the other
+# grey values. Coarseness is included although it is small, because pyradiomics sets it to 10^6
+# where a region has only one grey level.
+_LOG_NAMES_BY_FAMILY: dict[str, str] = {
     "shape2D": """
         MajorAxisLength MaximumDiameter MeshSurface MinorAxisLength Perimeter PixelSurface
     """,
@@ -90,7 +91,9 @@ _LOG: dict[str, str] = {
 }
 
 LOG_COLUMNS: tuple[bool, ...] = tuple(
-    name in _LOG[family].split() for family in FAMILIES for name in _NAMES[family].split()
+    name in _LOG_NAMES_BY_FAMILY[family].split()
+    for family in FAMILIES
+    for name in _NAMES_BY_FAMILY[family].split()
 )
 
 

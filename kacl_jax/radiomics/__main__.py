@@ -3,10 +3,10 @@
     python -m kacl_jax.radiomics --images=FOLDER --masks=FOLDER --out=features.csv
     python -m kacl_jax.radiomics --images=FOLDER --boxes=boxes.csv --out=features.csv
 
-Masks: one image of the same name and size per image, the region is where it is not 0. Boxes: a CSV with the columns
-image, x, y, w, h in pixels of the image, or with --frame=1024 in NIH's frame, as in a run's boxes.csv. Each row of the
-table is one region: image, region (its row among the image's boxes), ready, reason, then the 102 features (empty where
-there is no number).
+Masks: for each image one image of the same name and size; the region is where it is not 0. Boxes: a CSV with the
+columns image, x, y, w, h in pixels of the image, or with --frame=1024 in NIH's frame, as in a run's boxes.csv. Each row
+of the table is one region: image, region (its number among the image's boxes, from 0), ready, reason, then the 102
+features (an empty cell where a feature is NaN).
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from tqdm import tqdm
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime.errors import UserError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_AT_ONCE = 64  # regions held in memory
-_NOTHING = np.full(len(FEATURE_NAMES), np.nan)
-Region = tuple[str, int, Path, Any]  # image name, number, image file, mask file or box
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_REGIONS_AT_ONCE = 64  # regions in memory at once
+_NO_FEATURES = np.full(len(FEATURE_NAMES), np.nan)
+# (image name, number of the region in its image, image file, mask file or (box, frame))
+Region = tuple[str, int, Path, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bin_count", type=int)
     flags = parser.parse_args(arguments)
     try:
-        run(**vars(flags))
+        write_table(**vars(flags))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(
+def write_table(
     *,
     images: Path,
     masks: Path | None,
@@ -70,40 +71,48 @@ def run(
     bin_width: float,
     bin_count: int | None,
 ) -> None:
-    """Write the table. A region that cannot be read or measured is a row that is not ready, with its reason.
+    """Write the table. A region that cannot be read or has no features gets a row that is not ready, with the reason.
 
-    Rows are written as they come, into a file beside `out` that takes its name at the end: what was computed before an
-    interruption stays there.
+    Rows are written one after the other to a file beside `out`, which is renamed to `out` at the end. After an
+    interruption that file still has the rows computed so far.
 
     Raises:
-      UserError: before anything is computed, for what concerns the whole table.
+      UserError: for an error in the arguments or input files as a whole, before anything is computed.
     """
     if (masks is None) == (boxes is None):
         raise UserError("Give either --masks or --boxes")
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={out} must end in .csv or .parquet")
-    parquet = _parquet() if out.suffix == ".parquet" else None
-    regions = _of_masks(images, masks) if masks is not None else _of_boxes(images, boxes, frame)
+    convert_to_parquet = _parquet_converter() if out.suffix == ".parquet" else None
+    regions = (
+        _regions_from_masks(images, masks)
+        if masks is not None
+        else _regions_from_boxes(images, boxes, frame)
+    )
     partial = out.with_name(out.name + ".part")
     not_ready = 0
     with (
-        _writable(partial) as file,
-        tqdm(disable=None, total=len(regions), unit="region", desc=str(out)) as bar,
+        _open_for_writing(partial) as file,
+        tqdm(disable=None, total=len(regions), unit="region", desc=str(out)) as progress_bar,
     ):
         writer = csv.writer(file)
         writer.writerow(["image", "region", "ready", "reason", *FEATURE_NAMES])
-        how: dict[str, Any] = {"backend": backend, "bin_width": bin_width, "bin_count": bin_count}
-        for start in range(0, len(regions), _AT_ONCE):
-            for region, (values, ready, reason) in _measured(
-                regions[start : start + _AT_ONCE], how
+        options: dict[str, Any] = {
+            "backend": backend,
+            "bin_width": bin_width,
+            "bin_count": bin_count,
+        }
+        for start in range(0, len(regions), _REGIONS_AT_ONCE):
+            for region, (values, ready, reason) in _extract_features(
+                regions[start : start + _REGIONS_AT_ONCE], options
             ):
                 not_ready += not ready
                 cells = ["" if np.isnan(value) else float(value) for value in values]
                 writer.writerow([region[0], region[1], bool(ready), reason, *cells])
-                bar.update()
+                progress_bar.update()
             file.flush()
-    if parquet is not None:
-        parquet(partial)
+    if convert_to_parquet is not None:
+        convert_to_parquet(partial)
     partial.replace(out)
     if not_ready:
         print(
@@ -112,28 +121,28 @@ def run(
         )
 
 
-def _measured(
-    part: Sequence[Region], how: Mapping[str, Any]
+def _extract_features(
+    regions: Sequence[Region], options: Mapping[str, Any]
 ) -> Iterator[tuple[Region, tuple[np.ndarray, bool, str]]]:
-    """Each region with its features, whether they are there, and if not, why."""
+    """Each region with (its features, whether it is ready, the reason why it is not)."""
     from kacl_jax.radiomics import extract
 
-    read, problems = _read_all(part)
-    images, masks = ([pair[i] for pair in read.values()] for i in (0, 1))
-    found = extract(images, masks, dtype="float64", **how)
-    measured = dict(zip(read, zip(*found, strict=True), strict=True))
-    for k, region in enumerate(part):
-        yield region, measured[k] if k in read else (_NOTHING, False, problems[k])
+    readable, problems = _read_regions(regions)
+    images, masks = ([pair[i] for pair in readable.values()] for i in (0, 1))
+    extraction = extract(images, masks, dtype="float64", **options)
+    result_of = dict(zip(readable, zip(*extraction, strict=True), strict=True))
+    for k, region in enumerate(regions):
+        yield region, result_of[k] if k in readable else (_NO_FEATURES, False, problems[k])
 
 
-def _read_all(
-    part: Sequence[Region],
+def _read_regions(
+    regions: Sequence[Region],
 ) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], dict[int, str]]:
-    """By place in `part`: (grey pixels and mask, or why there are none)."""
-    read, problems = {}, {}
-    for k, region in enumerate(part):
+    """(grey pixels and mask, reason why there are none), both by position in `regions`."""
+    readable, problems = {}, {}
+    for k, region in enumerate(regions):
         try:
-            pixels, mask = _read(region)
+            pixels, mask = _read_region(region)
         except UserError as error:
             problems[k] = str(error)
             continue
@@ -142,11 +151,11 @@ def _read_all(
         elif not mask.any():
             problems[k] = "the mask is empty"
         else:
-            read[k] = pixels, mask
-    return read, problems
+            readable[k] = pixels, mask
+    return readable, problems
 
 
-def _writable(path: Path) -> TextIO:
+def _open_for_writing(path: Path) -> TextIO:
     try:
         return path.open("w", newline="", encoding="utf-8")
     except OSError as error:
@@ -155,19 +164,19 @@ def _writable(path: Path) -> TextIO:
         ) from error
 
 
-def _of_masks(images: Path, masks: Path) -> list[Region]:
-    found = {path.stem: path for path in _pictures(masks)}
-    files = _pictures(images)
-    missing = [path.name for path in files if path.stem not in found]
+def _regions_from_masks(images: Path, masks: Path) -> list[Region]:
+    mask_files = {path.stem: path for path in _list_images(masks)}
+    files = _list_images(images)
+    missing = [path.name for path in files if path.stem not in mask_files]
     if missing:
         raise UserError(f"{masks} has no mask for {len(missing)} images, the first is {missing[0]}")
-    return [(path.name, 0, path, found[path.stem]) for path in files]
+    return [(path.name, 0, path, mask_files[path.stem]) for path in files]
 
 
-def _of_boxes(images: Path, boxes: Path | None, frame: int | None) -> list[Region]:
-    files = {path.name: path for path in _pictures(images)}
+def _regions_from_boxes(images: Path, boxes: Path | None, frame: int | None) -> list[Region]:
+    files = {path.name: path for path in _list_images(images)}
     regions: list[Region] = []
-    problems, seen = [], dict[str, int]()
+    problems, last_number = [], dict[str, int]()
     assert boxes is not None
     if not boxes.is_file():
         raise UserError(f"--boxes={boxes} is not a file")
@@ -193,31 +202,31 @@ def _of_boxes(images: Path, boxes: Path | None, frame: int | None) -> list[Regio
             if row["image"] not in files:
                 problems.append(f"{boxes} line {line}: {row['image']} is not in {images}")
                 continue
-            number = seen[row["image"]] = seen.get(row["image"], -1) + 1
+            number = last_number[row["image"]] = last_number.get(row["image"], -1) + 1
             regions.append((row["image"], number, files[row["image"]], (box, frame)))
     if problems:
         raise UserError("\n  ".join(["The boxes cannot be used:", *problems]))
     return regions
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    if not found:
-        raise UserError(f"{folder} holds no image ({', '.join(_SUFFIXES)})")
-    return found
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
+    if not files:
+        raise UserError(f"{folder} holds no image ({', '.join(_IMAGE_SUFFIXES)})")
+    return files
 
 
-def _read(region: Region) -> tuple[np.ndarray, np.ndarray]:
-    _, _, path, where = region
-    pixels = _grey(path)
-    if isinstance(where, Path):
-        return pixels, _mask(where)
-    (x, y, w, h), frame = where
-    down, across = (side / frame if frame else 1.0 for side in pixels.shape)
+def _read_region(region: Region) -> tuple[np.ndarray, np.ndarray]:
+    _, _, path, mask_or_box = region
+    pixels = _read_grey(path)
+    if isinstance(mask_or_box, Path):
+        return pixels, _read_mask(mask_or_box)
+    (x, y, w, h), frame = mask_or_box
+    y_scale, x_scale = (side / frame if frame else 1.0 for side in pixels.shape)
     y0, y1, x0, x1 = (
-        max(round(v), 0) for v in (y * down, (y + h) * down, x * across, (x + w) * across)
+        max(round(v), 0) for v in (y * y_scale, (y + h) * y_scale, x * x_scale, (x + w) * x_scale)
     )
     mask = np.zeros(pixels.shape, bool)
     mask[y0:y1, x0:x1] = True
@@ -226,8 +235,8 @@ def _read(region: Region) -> tuple[np.ndarray, np.ndarray]:
     return pixels, mask
 
 
-def _grey(path: Path) -> np.ndarray:
-    """uint8 [h w]; 16 bits become 8 as in training, by the whole range."""
+def _read_grey(path: Path) -> np.ndarray:
+    """uint8 [h w]; 16 bits are scaled to 8 by the full range, as in training."""
     pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     if pixels is None:
         raise UserError(f"{path} cannot be read as an image")
@@ -242,15 +251,15 @@ def _grey(path: Path) -> np.ndarray:
     return pixels
 
 
-def _mask(path: Path) -> np.ndarray:
-    """bool [h w]: where any channel but opacity is not 0, whatever the depth."""
-    found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if found is None:
+def _read_mask(path: Path) -> np.ndarray:
+    """bool [h w]: where any channel except opacity is not 0, for any bit depth."""
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if mask is None:
         raise UserError(f"{path} cannot be read as an image")
-    return found != 0 if found.ndim == 2 else (found[..., :3] != 0).any(-1)
+    return mask != 0 if mask.ndim == 2 else (mask[..., :3] != 0).any(-1)
 
 
-def _parquet() -> Callable[[Path], None]:
+def _parquet_converter() -> Callable[[Path], None]:
     try:
         from pyarrow import csv as arrow_csv
         from pyarrow import parquet
@@ -260,7 +269,7 @@ def _parquet() -> Callable[[Path], None]:
         ) from error
 
     def convert(path: Path) -> None:
-        """The CSV table at `path` becomes a Parquet table."""
+        """Replace the CSV table at `path` by a Parquet table."""
         parquet.write_table(arrow_csv.read_csv(path), path)
 
     return convert

@@ -1,8 +1,9 @@
 """Radiomic features of many regions: by pyradiomics on the host, or by the same formulas in JAX.
 
-The JAX side cuts every region out of its image, pads it to one of a few tile sides and computes tiles of one side
-together: any size of region, a few compiled programs. On a CPU with numba installed, numba counts and JAX computes the
-formulas. Regions or bin counts beyond the largest tile go to the host path, which is slow but has no limit.
+The JAX backend cuts every region out of its image, pads it to one of a few tile sides and computes tiles of the same
+side together, so that a few compiled programs serve regions of any size. On a CPU with numba installed, numba counts
+the matrices and JAX computes the formulas. Regions larger than the largest tile, or with too many grey levels, go to
+the host path, which is slow but has no limit.
 """
 
 from __future__ import annotations
@@ -24,27 +25,29 @@ from kacl_jax.radiomics.counts.matrices import Formulation
 from kacl_jax.radiomics.host import RadiomicsError
 from kacl_jax.runtime.errors import UserError
 
-Counting = Formulation | Literal["numba"]
-# px, of a tile: a region's sides plus 2 or more. numba's count does not pay for an empty margin.
-SIDES: dict[Counting, tuple[int, ...]] = {
+CountingMethod = Formulation | Literal["numba"]
+# px: the longer side of a region plus 2 must fit. numba has few, because its time hardly depends on the empty margin.
+TILE_SIDES: dict[CountingMethod, tuple[int, ...]] = {
     "numba": (64, 160, 320, 544),
     "scatter": (64, 112, 160, 224, 320, 544),
     "matmul": (64, 112, 160, 224, 320, 544),
 }
-LARGEST = 544
-LEVELS = (16, 64)
-# Of tiles in one program: bounds memory.
-_TILE_PIXELS: dict[Counting, int] = {
+LARGEST_TILE = 544
+LEVEL_LIMITS = (16, 64)
+# Limits of one batch of tiles, to bound its memory.
+_MAX_BATCH_PIXELS: dict[CountingMethod, int] = {
     "numba": 8 * 192**2,
     "scatter": 8 * 192**2,
     "matmul": 64 * 192**2,
 }
-_MOST_TILES: dict[Counting, int] = {"numba": 8, "scatter": 8, "matmul": 64}
+_MAX_BATCH_TILES: dict[CountingMethod, int] = {"numba": 8, "scatter": 8, "matmul": 64}
 
 
 class Extraction(NamedTuple):
-    """features: [n f] in the order of FEATURE_NAMES, NaN where pyradiomics gives NaN; a row that is not ready is NaN.
-    ready: bool [n]. reasons: for each region, why it is not ready, or why the JAX backend left it to the host; else ''.
+    """The features of n regions.
+
+    features: [n f] in the order of FEATURE_NAMES, NaN where pyradiomics gives NaN and in every row that is not ready.
+    ready: bool [n]. reasons: for each region, why it is not ready or why the JAX backend left it to the host; else ''.
     """
 
     features: np.ndarray
@@ -64,36 +67,38 @@ def extract(
     """The 102 two-dimensional features of one region per image.
 
     Args:
-      images: uint8 or float [n h w], grey 0–255, or a sequence of [h w] of any sizes.
-      masks: bool [n h w] or a sequence, the regions.
-      backend: 'pyradiomics' on the host, or 'jax' on the default device with pyradiomics' values.
+      images: uint8 or float [n h w], grey values 0–255, or a sequence of [h w] of any sizes.
+      masks: bool [n h w] or a sequence of bool [h w]: the regions.
+      backend: 'pyradiomics' on the host, or 'jax' on the default device, which gives the same values.
       bin_width: of the grey level bins, in grey values.
-      bin_count: that many bins between a region's extremes, instead of a width.
+      bin_count: number of bins between a region's lowest and highest grey value, instead of a width.
       dtype: of the features; the JAX backend also computes in it.
 
     Raises:
-      UserError: one line for each problem, naming the item: shape, dtype, NaN pixels, empty mask.
+      UserError: one line for each problem, with the number of the item: shape, dtype, NaN pixels, empty mask.
 
     Warns:
-      UserWarning: where all grey values lie in [0, 1] and one bin would hold them all.
+      UserWarning: if all grey values of an image lie in [0, 1], so that one bin would contain them all.
     """
-    _check(images, masks, backend, bin_width, bin_count, dtype)
+    _check_arguments(images, masks, backend, bin_width, bin_count, dtype)
     regions = [
-        _region(image, mask, backend, bin_width, bin_count)
+        _prepare_region(image, mask, backend, bin_width, bin_count)
         for image, mask in zip(images, masks, strict=True)
     ]
     features = np.full((len(regions), len(FEATURE_NAMES)), np.nan, dtype)
-    ready = np.array([region.way is not None for region in regions], bool)
+    ready = np.array([region.target is not None for region in regions], bool)
     reasons = [region.reason for region in regions]
-    rows: dict[_Bucket | Literal["host"] | None, list[int]] = defaultdict(list)
+    rows_by_target: dict[_Bucket | Literal["host"] | None, list[int]] = defaultdict(list)
     for row, region in enumerate(regions):
-        rows[region.way].append(row)
-    rows.pop(None, None)
-    on_host = rows.pop("host", [])
-    for bucket, ours in rows.items():
+        rows_by_target[region.target].append(row)
+    rows_by_target.pop(None, None)
+    on_host = rows_by_target.pop("host", [])
+    for bucket, bucket_rows in rows_by_target.items():
         assert isinstance(bucket, _Bucket)
-        for chunk in _chunks(ours, bucket.side):
-            features[chunk] = _on_device([regions[row] for row in chunk], bucket, dtype)
+        for batch_rows in _split_into_batches(bucket_rows, bucket.side):
+            features[batch_rows] = _compute_batch(
+                [regions[row] for row in batch_rows], bucket, dtype
+            )
     if on_host:
         extractor = host.Extractor(bin_width, bin_count)
     for row in on_host:
@@ -107,108 +112,117 @@ def extract(
 
 
 class _Bucket(NamedTuple):
-    """Which program computes a region: one for each tile side, number of grey levels and kind of pixels."""
+    """The compiled program for a region: one for each tile side, number of grey levels and dtype of the pixels."""
 
     side: int
-    levels: int
-    kind: np.dtype
+    n_levels: int
+    pixel_dtype: np.dtype
 
 
 class _Region(NamedTuple):
-    """A region cut out of its image, pixels and mask [h w]; level: its grey level bins, 0 outside, for the JAX backend.
+    """A region cut out of its image.
 
-    way: what computes it; None where pyradiomics refuses it. reason: as in `Extraction`.
+    pixels, mask: [h w]. level: grey levels [h w], 0 outside of the region; only for the JAX backend. target: the
+    program that computes it, or the host; None where pyradiomics refuses it. reason: as in `Extraction`.
     """
 
     pixels: np.ndarray
     mask: np.ndarray
     level: np.ndarray
-    way: _Bucket | Literal["host"] | None
+    target: _Bucket | Literal["host"] | None
     reason: str
 
 
-def _region(
+def _prepare_region(
     image: np.ndarray, mask: np.ndarray, backend: str, bin_width: float, bin_count: int | None
 ) -> _Region:
-    pixels, mask = host.crop(_grey(image), mask)
+    pixels, mask = host.crop(_uint8_or_float32(image), mask)
     level = np.zeros((0, 0), np.int16)
     try:
-        host.refuse_what_pyradiomics_refuses(mask)
+        host.check_mask(mask)
     except RadiomicsError as error:
         return _Region(pixels, mask, level, None, error.reason)
     if backend == "pyradiomics":
         return _Region(pixels, mask, level, "host", "")
-    level = bins.levels(pixels, mask, bin_width=bin_width, bin_count=bin_count)
-    over = _over_a_limit(level)
-    if over:
-        return _Region(pixels, mask, level, "host", over)
-    return _Region(pixels, mask, level, _bucket(level, pixels.dtype, counting()), "")
+    level = bins.grey_levels(pixels, mask, bin_width=bin_width, bin_count=bin_count)
+    reason = _limit_reason(level)
+    if reason:
+        return _Region(pixels, mask, level, "host", reason)
+    return _Region(
+        pixels, mask, level, _choose_bucket(level, pixels.dtype, choose_counting_method()), ""
+    )
 
 
 @functools.cache
-def counting() -> Counting:
-    """What counts fastest here: see `compiled` and `matrices`."""
+def choose_counting_method() -> CountingMethod:
+    """The fastest method on the default device: see `by_numba` and `matrices`."""
     if jax.default_backend() != "cpu":
         return "matmul"
     return "numba" if importlib.util.find_spec("numba") else "scatter"
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
+def _uint8_or_float32(image: np.ndarray) -> np.ndarray:
     return image if image.dtype == np.uint8 else image.astype(np.float32)
 
 
-def _over_a_limit(level: np.ndarray) -> str:
-    if max(level.shape) + 2 > LARGEST:
+def _limit_reason(level: np.ndarray) -> str:
+    if max(level.shape) + 2 > LARGEST_TILE:
         h, w = level.shape
-        return f"on the host: {h}×{w} px is over {LARGEST - 2} px"
-    if level.max() > LEVELS[-1]:
-        return f"on the host: {level.max()} grey levels are over {LEVELS[-1]}"
+        return f"on the host: {h}×{w} px is over {LARGEST_TILE - 2} px"
+    if level.max() > LEVEL_LIMITS[-1]:
+        return f"on the host: {level.max()} grey levels are over {LEVEL_LIMITS[-1]}"
     return ""
 
 
-def _bucket(level: np.ndarray, kind: np.dtype, by: Counting) -> _Bucket:
-    """The smallest tile side and level number that hold a region."""
-    side = next(side for side in SIDES[by] if side >= max(level.shape) + 2)
-    return _Bucket(side, next(n for n in LEVELS if n >= level.max()), kind)
+def _choose_bucket(level: np.ndarray, pixel_dtype: np.dtype, method: CountingMethod) -> _Bucket:
+    """The smallest tile side and number of grey levels that are enough for a region."""
+    side = next(side for side in TILE_SIDES[method] if side >= max(level.shape) + 2)
+    return _Bucket(
+        side, next(n_levels for n_levels in LEVEL_LIMITS if n_levels >= level.max()), pixel_dtype
+    )
 
 
-def _room(side: int, by: Counting) -> int:
-    """How many tiles of one side go through the program at once."""
-    return max(1, min(_MOST_TILES[by], _TILE_PIXELS[by] // side**2))
+def _batch_size(side: int, method: CountingMethod) -> int:
+    """How many tiles of one side the program computes at once."""
+    return max(1, min(_MAX_BATCH_TILES[method], _MAX_BATCH_PIXELS[method] // side**2))
 
 
-def _chunks(rows: list[int], side: int) -> list[list[int]]:
-    room = _room(side, counting())
-    return [rows[start : start + room] for start in range(0, len(rows), room)]
+def _split_into_batches(rows: list[int], side: int) -> list[list[int]]:
+    batch_size = _batch_size(side, choose_counting_method())
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
-def _on_device(regions: list[_Region], bucket: _Bucket, dtype: str) -> np.ndarray:
-    shape = (_room(bucket.side, counting()), bucket.side, bucket.side)
-    pixels, level = np.zeros(shape, bucket.kind), np.zeros(shape, np.uint8)
+def _compute_batch(regions: list[_Region], bucket: _Bucket, dtype: str) -> np.ndarray:
+    shape = (_batch_size(bucket.side, choose_counting_method()), bucket.side, bucket.side)
+    pixels, level = np.zeros(shape, bucket.pixel_dtype), np.zeros(shape, np.uint8)
     for row, region in enumerate(regions):
         h, w = region.level.shape
         window = np.s_[row, 1 : 1 + h, 1 : 1 + w]
         pixels[window], level[window] = region.pixels, region.level
     with jax.enable_x64(dtype == "float64"):
-        found = _program(bucket.levels, counting())(pixels, level, used=np.int32(len(regions)))
-        return np.asarray(found)[: len(regions)]
+        features = _compiled_program(bucket.n_levels, choose_counting_method())(
+            pixels, level, used=np.int32(len(regions))
+        )
+        return np.asarray(features)[: len(regions)]
 
 
 @functools.cache
-def _program(levels: int, by: Counting) -> Callable[..., jax.Array]:
-    if by != "numba":
-        return jax.jit(functools.partial(tiles.features, levels=levels, formulation=by))
+def _compiled_program(n_levels: int, method: CountingMethod) -> Callable[..., jax.Array]:
+    if method != "numba":
+        return jax.jit(functools.partial(tiles.features, n_levels=n_levels, formulation=method))
     from kacl_jax.radiomics.counts import by_numba
 
-    formulas = jax.jit(tiles.formulas)
+    features_from_counts = jax.jit(tiles.features_from_counts)
 
-    def run(pixels: np.ndarray, level: np.ndarray, *, used: np.int32) -> jax.Array:
-        return formulas(by_numba.count(pixels, level, levels=levels), pixels, level)
+    def count_and_compute(pixels: np.ndarray, level: np.ndarray, *, used: np.int32) -> jax.Array:
+        return features_from_counts(
+            by_numba.count_matrices(pixels, level, n_levels=n_levels), pixels, level
+        )
 
-    return run
+    return count_and_compute
 
 
-def _check(images, masks, backend, bin_width, bin_count, dtype):  # type: ignore[no-untyped-def]
+def _check_arguments(images, masks, backend, bin_width, bin_count, dtype):  # type: ignore[no-untyped-def]
     problems = []
     if backend not in ("pyradiomics", "jax"):
         problems.append(f"backend is {backend!r}; it must be 'pyradiomics' or 'jax'")
@@ -220,25 +234,25 @@ def _check(images, masks, backend, bin_width, bin_count, dtype):  # type: ignore
         problems.append(f"bin_count is {bin_count!r}; it must be ≥ 1 or None")
     if len(images) != len(masks):
         problems.append(f"there are {len(images)} images and {len(masks)} masks")
-    unit = []
+    unit_items = []
     for item, (image, mask) in enumerate(zip(images, masks, strict=False)):
-        what = _wrong_with(np.asarray(image), np.asarray(mask))
-        if what:
-            problems.append(f"item {item}: {what}")
+        problem = _item_problem(np.asarray(image), np.asarray(mask))
+        if problem:
+            problems.append(f"item {item}: {problem}")
         elif image.dtype != np.uint8 and image.min() >= 0 and image.max() <= 1:
-            unit.append(item)
+            unit_items.append(item)
     if problems:
         raise UserError("Radiomics cannot be computed:\n  " + "\n  ".join(problems))
-    if unit and bin_count is None and bin_width >= 1:
+    if unit_items and bin_count is None and bin_width >= 1:
         warnings.warn(
-            f"{len(unit)} images (first: item {unit[0]}) have all grey values in [0, 1]; with bin_width "
+            f"{len(unit_items)} images (first: item {unit_items[0]}) have all grey values in [0, 1]; with bin_width "
             f"{bin_width:g} they fall into one or two bins: scale them to 0–255",
             UserWarning,
             stacklevel=3,
         )
 
 
-def _wrong_with(image: np.ndarray, mask: np.ndarray) -> str:
+def _item_problem(image: np.ndarray, mask: np.ndarray) -> str:
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
         return f"the image is {image.dtype}; it must be uint8 or float, grey 0–255"
     if mask.dtype != np.bool_:

@@ -1,6 +1,6 @@
-"""From tiles to features on the device: counts, then formulas, for many regions at once.
+"""Features of many tiles at once on the device: counts first, then formulas.
 
-A tile is a square cut of the image around one region, with grey levels 0 outside the region and an empty rim of one
+A tile is a square part of the image around one region, with grey level 0 outside of the region and an empty rim of one
 pixel or more. Axes: n regions · s side of the tile · f radiomic features.
 """
 
@@ -23,82 +23,89 @@ def features(
     pixels: jax.Array,
     level: jax.Array,
     *,
-    levels: int,
+    n_levels: int,
     formulation: Formulation,
     used: jax.Array | None = None,
 ) -> jax.Array:
     """All features in the order of FEATURE_NAMES.
 
     Args:
-      pixels: uint8 or float [n s s], grey values; what is outside the region plays no part.
-      level: int [n s s], 0 outside the region and on the rim, else 1 … `levels`.
-      levels: the highest level that may occur.
-      formulation: see `matrices`. 'scatter' takes the regions one after the other (their tiles stay in the cache),
+      pixels: uint8 or float [n s s], grey values; those outside of the region have no influence.
+      level: int [n s s], grey levels 1 … `n_levels` inside the region, 0 outside and on the rim.
+      n_levels: the highest grey level that may occur.
+      formulation: see `matrices`. 'scatter' computes the regions one after the other (their tiles stay in the cache),
         'matmul' all together.
-      used: int32, how many of the n are regions (the first ones); the others' features mean nothing.
+      used: int32, how many of the n tiles hold a region (the first ones); the features of the others are undefined.
 
     Returns:
       float [n f] of jax's default precision; NaN where pyradiomics gives NaN.
     """
 
-    def count(pixels: jax.Array, level: jax.Array) -> Matrices:
-        return matrices.count(pixels, level, levels=levels, formulation=formulation)
+    def count_one(pixels: jax.Array, level: jax.Array) -> Matrices:
+        return matrices.count_matrices(pixels, level, n_levels=n_levels, formulation=formulation)
 
     if formulation == "matmul":
-        counted = jax.vmap(count)(pixels, level)
+        counts = jax.vmap(count_one)(pixels, level)
     else:
-        counted = _one_by_one(count, (pixels, level), used)
-    return formulas(counted, pixels, level)
+        counts = _map_sequentially(count_one, (pixels, level), used)
+    return features_from_counts(counts, pixels, level)
 
 
-def formulas(counted: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Array:
+def features_from_counts(counts: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Array:
     """Features float [n f] from the counts of n regions; pixels and level as in `features`."""
-    return jax.vmap(_formulas)(counted, pixels, level)
+    return jax.vmap(_features_of_region)(counts, pixels, level)
 
 
-def _one_by_one(function: Any, arrays: tuple[jax.Array, ...], used: jax.Array | None) -> Any:
+def _map_sequentially(function: Any, arrays: tuple[jax.Array, ...], used: jax.Array | None) -> Any:
     n = len(arrays[0])
 
-    def turn(row: jax.Array, results: Any) -> Any:
+    def update_row(row: jax.Array, results: Any) -> Any:
         result = function(*(x[row] for x in arrays))
-        return jax.tree.map(lambda all_, one: all_.at[row].set(one), results, result)
+        return jax.tree.map(
+            lambda stacked, row_result: stacked.at[row].set(row_result), results, result
+        )
 
     shapes = jax.eval_shape(function, *(x[0] for x in arrays))
-    # Under shard_map what a loop carries must vary over the devices from the start, as the arrays do.
+    # Under shard_map the loop state must vary over the devices from the start, as the arrays do: hence "+ zero".
     zero = 0 * arrays[0].ravel()[0].astype(jnp.int32)
     empty = jax.tree.map(
-        lambda one: jnp.zeros((n, *one.shape), one.dtype) + zero.astype(one.dtype), shapes
+        lambda row_result: (
+            jnp.zeros((n, *row_result.shape), row_result.dtype) + zero.astype(row_result.dtype)
+        ),
+        shapes,
     )
-    return jax.lax.fori_loop(0, n if used is None else used, turn, empty)
+    return jax.lax.fori_loop(0, n if used is None else used, update_row, empty)
 
 
-def _formulas(counted: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Array:
+def _features_of_region(counts: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Array:
     if pixels.dtype == jnp.uint8:
-        first = firstorder.of_histogram(counted.histogram, counted.levels)
+        firstorder_values = firstorder.features_of_histogram(counts.histogram, counts.level_counts)
     else:
-        first = firstorder.of_values(pixels, level > 0, counted.levels)
-    found = {
-        "shape2D": shape2d.features(counted.outline),
-        "firstorder": first,
-        "glcm": glcm.features(counted.glcm, counted.levels),
-        "glrlm": glrlm.features(counted.glrlm, counted.lines),
-        "glszm": glszm.features(counted.zones),
-        "gldm": gldm.features(counted.gldm),
-        "ngtdm": ngtdm.features(counted.levels, counted.difference),
+        firstorder_values = firstorder.features_of_values(pixels, level > 0, counts.level_counts)
+    by_family = {
+        "shape2D": shape2d.features(counts.outline),
+        "firstorder": firstorder_values,
+        "glcm": glcm.features(counts.glcm, counts.level_counts),
+        "glrlm": glrlm.features(counts.glrlm, counts.valid_directions),
+        "glszm": glszm.features(counts.zones),
+        "gldm": gldm.features(counts.gldm),
+        "ngtdm": ngtdm.features(counts.level_counts, counts.tone_difference),
     }
-    named = {
-        f"original_{family}_{name}": x for family in FAMILIES for name, x in found[family].items()
+    by_name = {
+        f"original_{family}_{name}": x
+        for family in FAMILIES
+        for name, x in by_family[family].items()
     }
-    return jnp.stack([named[name] for name in FEATURE_NAMES])
+    return jnp.stack([by_name[name] for name in FEATURE_NAMES])
 
 
-def of_regions(
+def region_features(
     images: jax.Array,
     masks: jax.Array,
-    table: jax.Array,
+    level_table: jax.Array,
     *,
     side: int,
-    levels: int,
+    n_levels: int,
     formulation: Formulation,
 ) -> tuple[jax.Array, jax.Array]:
     """Features of one region per image, cropped, binned and counted on the device.
@@ -106,41 +113,41 @@ def of_regions(
     Args:
       images: uint8 [n h w].
       masks: bool [n h w].
-      table: uint8 [256 256] from `bins.table`.
+      level_table: uint8 [256 256] from `bins.level_table`.
       side: of the tile.
-      levels: the highest grey level that can be counted.
+      n_levels: the highest grey level that can be counted.
       formulation: see `matrices`.
 
     Returns:
-      (float [n f], int32 [n]): what is wrong with a region, a place in `PROBLEMS`, 0 for nothing; its features are
-      zeros then.
+      (features float [n f], problem int32 [n]). problem is an index into `PROBLEMS`: 0 for none, else why the region
+      has no features; these are zeros then.
     """
 
-    def cropped(image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        (top, height), (left, width) = _interval(mask.any(1)), _interval(mask.any(0))
+    def crop_to_tile(image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        (top, height), (left, width) = _extent(mask.any(1)), _extent(mask.any(0))
         low = jnp.where(mask, image, 255).min()
-        level = jnp.where(mask, table[low][image], 0)
-        wrong = [
+        level = jnp.where(mask, level_table[low][image], 0)
+        has_problem = [
             jnp.minimum(height, width) < 2,
             jnp.maximum(height, width) + 2 > side,
-            level.max() > levels,
+            level.max() > n_levels,
         ]
 
-        def cut(x: jax.Array) -> jax.Array:
+        def cut_tile(x: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice(jnp.pad(x, (1, side)), (top, left), (side, side))
 
-        # A larger region is cut off by the rim; it is not ready.
-        rim = jnp.pad(jnp.ones((side - 2, side - 2), bool), 1)
-        tile = jnp.where(rim, jnp.minimum(cut(level), levels), 0)
-        return cut(image), tile, jnp.select(wrong, [1, 2, 3], 0)
+        # A region larger than the tile is cut off at the rim; its problem is not 0.
+        inside_rim = jnp.pad(jnp.ones((side - 2, side - 2), bool), 1)
+        tile = jnp.where(inside_rim, jnp.minimum(cut_tile(level), n_levels), 0)
+        return cut_tile(image), tile, jnp.select(has_problem, [1, 2, 3], 0)
 
-    pixels, level, problem = jax.vmap(cropped)(images, masks)
-    found = features(pixels, level, levels=levels, formulation=formulation)
-    return jnp.where((problem == 0)[:, None], found, 0), problem
+    pixels, level, problem = jax.vmap(crop_to_tile)(images, masks)
+    values = features(pixels, level, n_levels=n_levels, formulation=formulation)
+    return jnp.where((problem == 0)[:, None], values, 0), problem
 
 
-def _interval(flags: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First set flag and the distance to the last, plus one: int32 scalars."""
-    place = jnp.arange(len(flags), dtype=jnp.int32)
-    first = jnp.where(flags, place, len(flags)).min()
-    return jnp.minimum(first, len(flags) - 1), jnp.where(flags, place, -1).max() - first + 1
+def _extent(flags: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Index of the first set flag, and the length from it to the last one, both included: int32 scalars."""
+    index = jnp.arange(len(flags), dtype=jnp.int32)
+    first = jnp.where(flags, index, len(flags)).min()
+    return jnp.minimum(first, len(flags) - 1), jnp.where(flags, index, -1).max() - first + 1

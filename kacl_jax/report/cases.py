@@ -1,4 +1,4 @@
-"""Which images the page shows. Pure numpy; k pairs of an image and a finding, as in `locate.Located`."""
+"""Which images the page shows. Pure numpy; k pairs of an image and a finding, as in `localization.PredictedBoxes`."""
 
 from __future__ import annotations
 

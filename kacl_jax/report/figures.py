@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kacl_jax.evaluation.metrics import T_IOU
+from kacl_jax.evaluation.metrics import IOU_THRESHOLDS
 from kacl_jax.evaluation.number_format import interval, short
-from kacl_jax.evaluation.predictions import Tested
+from kacl_jax.evaluation.predictions import SavedPredictions
 from kacl_jax.report import charts, curves
 from kacl_jax.report.charts import Axis, Line
 
@@ -46,24 +46,28 @@ def localization_section(results: Mapping[str, Any]) -> dict[str, Any]:
     lines: list[Line] = []
     rows: list[dict[str, Any]] = []
     for style, _, name, description in reversed(LOCALIZATION_LINES):
-        means = [tables_of_style[style][str(t)]["mean"] for t in T_IOU]
-        points = [(t, leaf["value"]) for t, leaf in zip(T_IOU, means, strict=True)]
-        band = [(t, *leaf["ci95"]) for t, leaf in zip(T_IOU, means, strict=True) if leaf["ci95"]]
+        means = [tables_of_style[style][str(t)]["mean"] for t in IOU_THRESHOLDS]
+        points = [(t, leaf["value"]) for t, leaf in zip(IOU_THRESHOLDS, means, strict=True)]
+        band = [
+            (t, *leaf["ci95"])
+            for t, leaf in zip(IOU_THRESHOLDS, means, strict=True)
+            if leaf["ci95"]
+        ]
         is_run = style == "run"
         lines.append(Line(points, style, band if is_run else (), dots=is_run))
         rows.insert(0, {"style": style, "name": name, "description": description, "means": means})
-    lines.insert(0, Line(list(zip(T_IOU, WANG_2017, strict=True)), "wang"))
-    x = Axis(0.1, 0.7, T_IOU, "T", lambda v: short(v, 1))
+    lines.insert(0, Line(list(zip(IOU_THRESHOLDS, WANG_2017, strict=True)), "wang"))
+    x = Axis(0.1, 0.7, IOU_THRESHOLDS, "T", lambda v: short(v, 1))
     values_text = ", ".join(
         f"{short(leaf['value'])} at {short(t, 1)}"
-        for t, leaf in zip(T_IOU, rows[0]["means"], strict=True)
+        for t, leaf in zip(IOU_THRESHOLDS, rows[0]["means"], strict=True)
     )
     alt = f"Share of truth boxes with IoU over T, mean over findings. This run: {values_text}."
     return {
         "chart": charts.line_chart(lines, x, _UNIT_AXIS, alt=alt, size=(380, 290)),
         "rows": rows,
         "wang": {"style": "wang", "description": WANG_LABEL, "values": WANG_2017},
-        "thresholds": T_IOU,
+        "thresholds": IOU_THRESHOLDS,
     }
 
 
@@ -172,7 +176,7 @@ def _interval_chart(
     return charts.interval_chart(leaf["value"], leaf["ci95"], low=low, high=high, alt=alt, **more)
 
 
-def ranking_curves(tested: Tested, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def ranking_curves(tested: SavedPredictions, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The ROC chart and the PR chart of each finding; None where a class is absent."""
     ranking = results["classification"]
     sections = []

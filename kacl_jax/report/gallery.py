@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kacl_jax.data import nih
-from kacl_jax.evaluation.localization import Located
+from kacl_jax.evaluation.localization import PredictedBoxes
 from kacl_jax.evaluation.number_format import interval, short
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.radiomics.extraction import extract
@@ -44,7 +44,7 @@ class ReportInputs:
 
     records: nih.Records
     outputs: Outputs
-    located: Located
+    located: PredictedBoxes
     rule: RegionRule
     moments: Moments | None
     bin_width: float

@@ -8,7 +8,7 @@ from typing import Any
 from kacl_jax import config as config_keys
 from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.number_format import short
-from kacl_jax.evaluation.predictions import read_tested
+from kacl_jax.evaluation.predictions import read_predictions
 from kacl_jax.report import figures, gallery, page
 from kacl_jax.report.gallery import ReportInputs
 from kacl_jax.runtime import files
@@ -33,10 +33,10 @@ def write_run(workdir: Path, inputs: ReportInputs) -> None:
         "key_values": figures.key_values(results),
         "rows": figures.finding_rows(results),
         "t_values": [float(t) for t in figures.T_KEYS],
-        "curves": figures.ranking_curves(read_tested(workdir, results["findings"]), results),
+        "curves": figures.ranking_curves(read_predictions(workdir, results["findings"]), results),
         "localization": figures.localization_section(results),
         "training_charts": figures.training_charts(log, results),
-        "contrast": contrastive_summary.last_epoch(log, config),
+        "contrast": contrastive_summary.summarise_last_epoch(log, config),
         "feedback": figures.feedback_section(log, results),
         "gallery": gallery.gallery_sections(inputs),
         "interpretation": gallery.interpretation_section(inputs),

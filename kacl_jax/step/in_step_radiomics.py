@@ -55,13 +55,13 @@ class InStepRadiomics:
         finite. A region with more than 64 grey levels has none either.
         """
         masks, origin = self.rule.mark_on_device(cam, box_finding, boxes)
-        table = bins.table(self.bin_width)
-        features, problem = tiles.of_regions(
+        table = bins.level_table(self.bin_width)
+        features, problem = tiles.region_features(
             images,
             masks,
             jnp.asarray(table),
             side=self.rule.size + 2,
-            levels=min(int(table.max()), _MAX_LEVELS),
+            n_levels=min(int(table.max()), _MAX_LEVELS),
             formulation="scatter" if jax.default_backend() == "cpu" else "matmul",
         )
         non_finite = ~jnp.isfinite(features)

@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from kacl_jax.evaluation import metrics
-from kacl_jax.evaluation.metrics.bootstrap import within_unit
+from kacl_jax.evaluation.metrics.bootstrap import clip_interval_to_unit
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep.hyper import Arm, Point
 from kacl_jax.sweep.measure import FLOORS, METRICS, RunMeasurements
@@ -156,8 +156,8 @@ def holm(p_values: Sequence[float], planned: int) -> list[float]:
 def two_sided_p(draws: np.ndarray) -> float | None:
     """The two-sided p-value: twice the smaller share of resamples [B] on one side of 0.
 
-    The observed sample counts as one of the resamples. None if more than the share `metrics.MAX_LEFT_OUT` of them is
-    undefined, or if all are equal and not 0. Equal arms have p = 1.
+    The observed sample counts as one of the resamples. None if more than the share `metrics.MAX_UNDEFINED_SHARE` of
+    them is undefined, or if all are equal and not 0. Equal arms have p = 1.
     """
     usable = draws[np.isfinite(draws)]
     if not _is_mostly_defined(draws) or usable.min() == usable.max() != 0:
@@ -182,7 +182,7 @@ def estimate_from_resamples(value: float, draws: np.ndarray) -> Estimate:
 
 def _is_mostly_defined(draws: np.ndarray) -> bool:
     left_out = int((~np.isfinite(draws)).sum())
-    return left_out < len(draws) and left_out <= metrics.MAX_LEFT_OUT * len(draws)
+    return left_out < len(draws) and left_out <= metrics.MAX_UNDEFINED_SHARE * len(draws)
 
 
 def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells]) -> list[Row]:
@@ -197,7 +197,7 @@ def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells]) -> list[Row]:
             arm=arm.name,
             family=arm_family(arm, share),
             metric=metric,
-            estimate=replace(estimate, ci95=within_unit(estimate.ci95)),
+            estimate=replace(estimate, ci95=clip_interval_to_unit(estimate.ci95)),
             sd=float(values.mean(axis=0).std(ddof=1)) if len(seeds) > 1 else None,
             folds=folds,
             seeds=seeds,

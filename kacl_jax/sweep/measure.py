@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from kacl_jax.evaluation import metrics
-from kacl_jax.evaluation.contrastive_summary import Contrast, last_epoch
-from kacl_jax.evaluation.metrics.bootstrap import clusters, divide, without_bias
-from kacl_jax.evaluation.metrics.ranking import Ranked
-from kacl_jax.evaluation.predictions import Tested, read_tested
+from kacl_jax.evaluation.contrastive_summary import ContrastiveSummary, summarise_last_epoch
+from kacl_jax.evaluation.metrics.bootstrap import divide, index_patients, remove_bias
+from kacl_jax.evaluation.metrics.ranking import Ranking
+from kacl_jax.evaluation.predictions import SavedPredictions, read_predictions
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.workdir import read_config
 
-IOU_THRESHOLDS = (0.1, 0.3, 0.5)
-METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in IOU_THRESHOLDS))
+TABLE_IOU_THRESHOLDS = (0.1, 0.3, 0.5)
+METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in TABLE_IOU_THRESHOLDS))
 FLOORS = ("prior_map", "prior_box")
 _SPLIT_KEYS = ("protocol", "folds", "data.split_seed", "data.val_fraction", "data.findings")
 _RESAMPLES_AT_ONCE = 250  # few enough for a processor's cache
@@ -58,7 +58,7 @@ class RunMeasurements:
     ]  # by metric: T(IoU) of prior_map's box, paired with `metric_values`
     floors: dict[str, dict[str, float | None]]  # by floor, then by metric
     commit: str = ""  # of the code that tested the run; "": unknown
-    contrast: Contrast | None = None  # None: no contrastive loss
+    contrast: ContrastiveSummary | None = None  # None: no contrastive loss
 
 
 def measure_run(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> RunMeasurements:
@@ -69,8 +69,8 @@ def measure_run(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> RunMeas
     """
     results, origin = (files.read_json(workdir / name) for name in ("results.json", "run.json"))
     config = read_config(workdir)
-    tested = read_tested(workdir, results["findings"])
-    weights = patient_weights(config["fold"], clusters(tested.patients)[1], resamples)
+    tested = read_predictions(workdir, results["findings"])
+    weights = patient_weights(config["fold"], index_patients(tested.patients)[1], resamples)
     metric_values = {
         **resampled_ranking(tested, weights),
         **resampled_localization(tested, tested.iou, weights),
@@ -100,11 +100,11 @@ def measure_run(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> RunMeas
         metric_values=metric_values,
         prior_map=resampled_localization(tested, tested.prior_map_iou, weights),
         floors={
-            name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in IOU_THRESHOLDS}
+            name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in TABLE_IOU_THRESHOLDS}
             for name, table in floors.items()
         },
         commit=origin["git"] or "",
-        contrast=last_epoch(files.read_json_lines(workdir / "metrics.jsonl"), config),
+        contrast=summarise_last_epoch(files.read_json_lines(workdir / "metrics.jsonl"), config),
     )
 
 
@@ -112,7 +112,8 @@ def _check_files_agree(
     workdir: Path, results: Mapping[str, Any], metric_values: Mapping[str, ResampledValue]
 ) -> None:
     expected = {
-        f"iou_{t}": results["localization"]["iou"][str(t)]["mean"]["value"] for t in IOU_THRESHOLDS
+        f"iou_{t}": results["localization"]["iou"][str(t)]["mean"]["value"]
+        for t in TABLE_IOU_THRESHOLDS
     }
     expected["auroc"] = results["classification"]["auroc"]["mean"]["value"]
     for metric, value in expected.items():
@@ -138,24 +139,24 @@ def patient_weights(fold: int, n_patients: int, resamples: int) -> np.ndarray:
     return weights
 
 
-def resampled_ranking(tested: Tested, weights: np.ndarray) -> dict[str, ResampledValue]:
-    """AUROC and AUPRC, means over findings. AUPRC is average precision; its resamples are `without_bias`.
+def resampled_ranking(tested: SavedPredictions, weights: np.ndarray) -> dict[str, ResampledValue]:
+    """AUROC and AUPRC, means over findings. AUPRC is average precision; its resamples are `remove_bias`.
 
     weights: from `patient_weights`.
     """
-    cluster, n_clusters = clusters(tested.patients)
+    cluster, n_clusters = index_patients(tested.patients)
     areas = np.full((2, len(tested.findings), weights.shape[1]), math.nan)
     undefined = {}
     for c, name in enumerate(tested.findings):
-        ranked = Ranked(tested.scores[:, c], tested.labels[:, c], cluster, n_clusters)
-        reason = metrics.one_class(ranked.n_pos, ranked.n_neg)
+        ranked = Ranking(tested.scores[:, c], tested.labels[:, c], cluster, n_clusters)
+        reason = metrics.missing_class_reason(ranked.n_pos, ranked.n_neg)
         if reason:
             undefined[name] = reason
             continue
         for start in range(0, weights.shape[1], _RESAMPLES_AT_ONCE):
             chunk = slice(start, start + _RESAMPLES_AT_ONCE)
             areas[:, c, chunk] = ranked.areas(weights[:, chunk], precision=True).T
-    areas[1, :, 1:] = without_bias(areas[1, :, 1:], areas[1, :, 0])
+    areas[1, :, 1:] = remove_bias(areas[1, :, 1:], areas[1, :, 0])
     return {
         "auroc": _mean_over_findings(areas[0], undefined),
         "auprc": _mean_over_findings(areas[1], undefined),
@@ -163,7 +164,7 @@ def resampled_ranking(tested: Tested, weights: np.ndarray) -> dict[str, Resample
 
 
 def resampled_localization(
-    tested: Tested, iou: np.ndarray, weights: np.ndarray
+    tested: SavedPredictions, iou: np.ndarray, weights: np.ndarray
 ) -> dict[str, ResampledValue]:
     """Share of a finding's truth boxes with `iou` > T, mean over findings, as `metrics.localization_tables`.
 
@@ -171,8 +172,8 @@ def resampled_localization(
     """
     if np.isnan(iou).any():
         undefined_value = ResampledValue(math.nan, np.full(weights.shape[1] - 1, math.nan), 0, {})
-        return {f"iou_{t}": undefined_value for t in IOU_THRESHOLDS}
-    cluster = clusters(tested.patients)[0][tested.box_image]
+        return {f"iou_{t}": undefined_value for t in TABLE_IOU_THRESHOLDS}
+    cluster = index_patients(tested.patients)[0][tested.box_image]
     is_of_finding = tested.box_finding[:, None] == np.arange(len(tested.findings))
     undefined = {
         name: "no truth box of this finding is scored"
@@ -191,7 +192,7 @@ def resampled_localization(
         f"iou_{t}": _mean_over_findings(
             divide(count_per_resample(is_of_finding & (iou > t)[:, None]), n_boxes), undefined
         )
-        for t in IOU_THRESHOLDS
+        for t in TABLE_IOU_THRESHOLDS
     }
 
 

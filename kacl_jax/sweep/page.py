@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from kacl_jax.evaluation import contrastive_summary
-from kacl_jax.evaluation.metrics import T_IOU
+from kacl_jax.evaluation.metrics import IOU_THRESHOLDS
 from kacl_jax.evaluation.number_format import interval, short, signed
 from kacl_jax.report import charts, page
 from kacl_jax.report.charts import Axis, ChartPoint, Line
@@ -49,7 +49,9 @@ def write_sweep(folder: Path, finished: Sequence[str]) -> None:
         "notes": _notes(rows),
         "localization": _localization_charts(_group_by(points, "arm")),
         "wang": WANG_LABEL,
-        "contrast": contrastive_summary.rows((point["arm"], point["contrast"]) for point in points),
+        "contrast": contrastive_summary.table_rows(
+            (point["arm"], point["contrast"]) for point in points
+        ),
         "contrast_columns": contrastive_summary.COLUMNS,
         "contrast_reading": contrastive_summary.READING,
         "points_of_arm": _group_by(points, "arm"),
@@ -99,7 +101,7 @@ def _read_point(folder: Path, name: str) -> dict[str, Any]:
         "seed": int(seed),
         "results": files.read_json(workdir / "results.json"),
         "origin": files.read_json(workdir / "run.json"),
-        "contrast": contrastive_summary.last_epoch(log, config),
+        "contrast": contrastive_summary.summarise_last_epoch(log, config),
         "link": quote(f"{name}/report.html") if has_page else "",
     }
 
@@ -208,7 +210,7 @@ def _localization_charts(
     points_of_arm: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> list[dict[str, Any]]:
     """T(IoU) against T of each arm, the mean over its folds, with prior_map and Wang et al., all on one scale."""
-    wang: list[ChartPoint] = list(zip(T_IOU, WANG_2017, strict=True))
+    wang: list[ChartPoint] = list(zip(IOU_THRESHOLDS, WANG_2017, strict=True))
     curves_of_arm: dict[str, tuple[list[ChartPoint], list[ChartPoint]]] = {}
     for arm, points in points_of_arm.items():
         leaves = [(p["fold"], p["results"]["localization"]) for p in points]
@@ -233,7 +235,7 @@ def _localization_charts(
 def _mean_curve(tables: Sequence[tuple[int, Mapping[str, Any]]]) -> list[ChartPoint]:
     """The mean over folds of the mean over a fold's points, of (fold, table); None where a point has no value."""
     means: list[ChartPoint] = []
-    for t in T_IOU:
+    for t in IOU_THRESHOLDS:
         of_fold: dict[int, list[float | None]] = {}
         for fold, table in tables:
             of_fold.setdefault(fold, []).append(table[str(t)]["mean"]["value"])

@@ -95,14 +95,14 @@ def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[
                 if any(r.difference for r in family_rows)
                 else []
             )
-    contrast_rows = contrastive_summary.rows(
+    contrast_rows = contrastive_summary.table_rows(
         (point.arm.name, run.contrast) for point, run in runs.items()
     )
     if contrast_rows:
         lines += ["", "## What the contrastive loss did", "", contrastive_summary.READING, ""]
         lines += _markdown_table(contrastive_summary.COLUMNS, contrast_rows)
     if runs:
-        lines += ["", "## Tested on", "", *_split_table(runs)]
+        lines += ["", "## SavedPredictions on", "", *_split_table(runs)]
         lines += ["", "## Code", "", *_commit_lines(runs)]
     for heading, notes in (
         ("Findings left out of a fold's mean", _undefined_findings(runs)),

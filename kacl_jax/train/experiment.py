@@ -149,7 +149,7 @@ class Experiment:
         c = self.config
         if not c.eval.pixel_probe:
             return None
-        return pixel_probe.pixel_probe(
+        return pixel_probe.score_pixel_probe(
             self.records,
             self.split,
             on_error=c.data.on_error,

@@ -77,7 +77,7 @@ def _score_and_write(
     """Score the outputs of all images and write every file."""
     config, workdir, split = experiment.config, experiment.workdir, experiment.split
     rule = experiment.region_rule
-    evaluation = evaluate.evaluate(
+    evaluation = evaluate.evaluate_outputs(
         val_outputs,
         test_outputs,
         experiment.records,
@@ -87,7 +87,7 @@ def _score_and_write(
         threshold=rule.threshold,
         resamples=config.eval.bootstrap,
     )
-    content = result_files.results(
+    content = result_files.build_results(
         evaluation,
         experiment.records,
         split,
@@ -105,7 +105,10 @@ def _score_and_write(
         workdir / "predictions.csv", experiment.records, split, val=val_outputs, test=test_outputs
     )
     result_files.write_boxes(
-        workdir / "boxes.csv", experiment.records, evaluation.located, evaluation.prior_map_iou
+        workdir / "boxes.csv",
+        experiment.records,
+        evaluation.predicted_boxes,
+        evaluation.prior_map_iou,
     )
     write_run_json(experiment, unreadable, reproducible=counters.reproducible)
     files.write_json(workdir / "results.json", content)
@@ -125,7 +128,7 @@ def _report_inputs(
     return ReportInputs(
         records=experiment.records,
         outputs=test_outputs,
-        located=evaluation.located,
+        located=evaluation.predicted_boxes,
         rule=experiment.region_rule,
         moments=moments if int(trained.feature_count) else None,
         bin_width=config.radiomics.bin_width,

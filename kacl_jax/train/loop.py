@@ -252,7 +252,7 @@ class TrainingLoop:
                 f"After step {steps_done} the logits of {len(names)} validation images are not finite; the last "
                 f"good checkpoint is intact. The first: {names[0]}. Try a lower config.train.learning_rate."
             )
-        table = evaluate.classification(
+        table = evaluate.classification_auroc(
             outputs, experiment.records, experiment.split.val, resamples=0
         )
         auroc = float(table.mean.value)

@@ -10,10 +10,10 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, precision_score, recall_score
 
 from kacl_jax.evaluation import metrics
-from kacl_jax.evaluation.metrics.calibration import BINS, reliability_curve
+from kacl_jax.evaluation.metrics.calibration import N_BINS, reliability_curve
 
 
-def judged(seed: int, patients: int = 80) -> tuple[np.ndarray, ...]:
+def probabilities_labels_patients(seed: int, patients: int = 80) -> tuple[np.ndarray, ...]:
     """Probabilities of two findings, the second one overconfident; labels; patients with 1 … 4 images."""
     rng = np.random.default_rng(seed)
     patient = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
@@ -23,18 +23,20 @@ def judged(seed: int, patients: int = 80) -> tuple[np.ndarray, ...]:
     return probability, labels, patient * 3 + 5
 
 
-def by_hand(figure, patients: np.ndarray, resamples: int = 1500) -> np.ndarray:
-    """figure: rows → value. The percentiles over resamples of whole patients, each image copied as often as drawn."""
+def resampled_percentiles(value_of, patients: np.ndarray, resamples: int = 1500) -> np.ndarray:
+    """Percentiles of value_of(rows) over resamples of whole patients, which copy each image as often as drawn."""
     rng, members = np.random.default_rng(5), [np.flatnonzero(patients == p) for p in set(patients)]
     draws = [
-        figure(np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]))
+        value_of(
+            np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+        )
         for _ in range(resamples)
     ]
     return np.percentile(draws, [2.5, 97.5])
 
 
 def test_decisions_equal_sklearns() -> None:
-    probability, labels, patients = judged(0)
+    probability, labels, patients = probabilities_labels_patients(0)
     predicted = probability >= [0.4, 0.3]
     tables = metrics.decision_tables(predicted, labels, patients, ["", ""], resamples=4000)
     oracle = {
@@ -46,14 +48,16 @@ def test_decisions_equal_sklearns() -> None:
     denominators = {
         "sensitivity": labels == 1, "specificity": labels == 0, "ppv": predicted, "npv": ~predicted,
     }  # fmt: skip
-    assert tuple(tables) == metrics.DECISIONS
+    assert tuple(tables) == metrics.DECISION_METRICS
     for name, table in tables.items():
         for c, estimate in enumerate(table.findings):
             assert estimate.value == pytest.approx(oracle[name](labels[:, c], predicted[:, c]))
             assert estimate.counts == {"n": denominators[name][:, c].sum()}
     for name in ("specificity", "ppv"):  # slow with scikit-learn, so by counting
         member, yes = denominators[name][:, 0], (labels == predicted)[:, 0]
-        expected = by_hand(lambda rows, m=member, y=yes: y[rows][m[rows]].mean(), patients)
+        expected = resampled_percentiles(
+            lambda rows, m=member, y=yes: y[rows][m[rows]].mean(), patients
+        )
         assert tables[name].findings[0].ci95 == pytest.approx(expected, abs=0.02)
 
 
@@ -71,13 +75,13 @@ def test_what_was_never_predicted_has_no_predictive_value() -> None:
 
 
 def test_the_brier_score_equals_sklearns_and_its_interval_resampling_by_hand() -> None:
-    probability, labels, patients = judged(1)
-    brier = metrics.calibration(probability, labels, patients, resamples=4000).brier
+    probability, labels, patients = probabilities_labels_patients(1)
+    brier = metrics.measure_calibration(probability, labels, patients, resamples=4000).brier
     squares = (probability - labels) ** 2
     for c, estimate in enumerate(brier.findings):
         expected = brier_score_loss(labels[:, c], probability[:, c])
         assert estimate.value == pytest.approx(expected, abs=1e-12)
-        expected = by_hand(lambda rows, c=c: squares[rows, c].mean(), patients)
+        expected = resampled_percentiles(lambda rows, c=c: squares[rows, c].mean(), patients)
         assert estimate.ci95 == pytest.approx(expected, abs=0.006)
     assert brier.mean.value == pytest.approx(squares.mean(), abs=1e-12)
 
@@ -86,10 +90,10 @@ def test_the_reliability_curve_equals_sklearns_quantile_bins() -> None:
     rng = np.random.default_rng(2)
     probability, labels = rng.random(1000), rng.integers(0, 2, 1000)
     bins = reliability_curve(probability, labels)
-    observed, predicted = calibration_curve(labels, probability, n_bins=BINS, strategy="quantile")
+    observed, predicted = calibration_curve(labels, probability, n_bins=N_BINS, strategy="quantile")
     assert [b.observed for b in bins] == pytest.approx(observed, abs=1e-12)
     assert [b.predicted for b in bins] == pytest.approx(predicted, abs=1e-12)
-    assert [b.n for b in bins] == [100] * BINS
+    assert [b.n for b in bins] == [100] * N_BINS
 
 
 @settings(max_examples=150, deadline=None)
@@ -100,12 +104,12 @@ def test_equal_probabilities_share_a_bin_of_equal_mass(rows: list[tuple[int, int
     bins: dict[int, list[tuple[float, float]]] = {}
     for p, y in zip(probability, labels, strict=True):
         lower = sum(q < p for q in probability)
-        bins.setdefault(int(BINS * lower / len(rows)), []).append((p, y))
+        bins.setdefault(int(N_BINS * lower / len(rows)), []).append((p, y))
     expected = [(*np.mean(bins[b], axis=0), len(bins[b])) for b in sorted(bins)]
-    found = reliability_curve(probability, labels)
-    np.testing.assert_allclose([(b.predicted, b.observed, b.n) for b in found], expected)
+    actual = reliability_curve(probability, labels)
+    np.testing.assert_allclose([(b.predicted, b.observed, b.n) for b in actual], expected)
     ece = sum(n * abs(y - p) for p, y, n in expected) / len(rows)
-    table = metrics.calibration(
+    table = metrics.measure_calibration(
         probability[:, None], labels[:, None], np.arange(len(rows)), resamples=0
     ).ece
     assert table.findings[0].value == pytest.approx(ece, abs=1e-12)
@@ -116,7 +120,7 @@ def test_the_ece_knows_the_overconfident_and_has_no_interval() -> None:
     chance = rng.beta(2, 3, n)
     labels = (rng.random(n) < chance)[:, None].repeat(2, axis=1)
     probability = np.stack([chance, np.clip(chance + 0.1, 0, 1)], axis=1)
-    ece = metrics.calibration(probability, labels, np.arange(n), resamples=10).ece
+    ece = metrics.measure_calibration(probability, labels, np.arange(n), resamples=10).ece
     assert ece.findings[0].value < 0.02
     assert ece.findings[1].value == pytest.approx(0.1, abs=0.01)
     assert ece.mean.value == pytest.approx(np.mean([e.value for e in ece.findings]), abs=1e-15)
@@ -124,17 +128,17 @@ def test_the_ece_knows_the_overconfident_and_has_no_interval() -> None:
 
 
 def test_the_order_of_the_rows_changes_no_bit() -> None:
-    probability, labels, patients = judged(4)
+    probability, labels, patients = probabilities_labels_patients(4)
     probability[:, 0] = np.round(probability[:, 0], 1)
-    first = metrics.calibration(probability, labels, patients, resamples=50)
+    first = metrics.measure_calibration(probability, labels, patients, resamples=50)
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(labels))
         shuffled = (array[order] for array in (probability, labels, patients))
-        assert metrics.calibration(*shuffled, resamples=50) == first
+        assert metrics.measure_calibration(*shuffled, resamples=50) == first
 
 
 def test_no_image_is_nan_with_a_reason() -> None:
-    nothing = metrics.calibration(np.zeros((0, 2)), np.zeros((0, 2), int), np.zeros(0, int))
+    nothing = metrics.measure_calibration(np.zeros((0, 2)), np.zeros((0, 2), int), np.zeros(0, int))
     for table in (nothing.brier, nothing.ece):
         assert {e.reason for e in table.findings} == {"no image"}
         assert np.isnan(table.mean.value)

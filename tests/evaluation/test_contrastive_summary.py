@@ -17,42 +17,48 @@ from kacl_jax.step import losses
 CONFIG = config_keys.flatten(config_keys.default()) | {"loss.focal_weight": 0.8}
 
 
-def trained(step: int, nt_xent: float | None, **figures: Any) -> dict[str, Any]:
+def train_line(step: int, nt_xent: float | None, **values: Any) -> dict[str, Any]:
     line = {"step": step, "kind": "train", "nt_xent": nt_xent, "ready": 32.0, "hit_rate": 0.5}
     line |= {"age": 40.0, "grad_norm_nt_xent": 0.3, "grad_norm_focal": 0.1}
-    return line | figures
+    return line | values
 
 
-def validated(step: int) -> dict[str, Any]:
+def validation_line(step: int) -> dict[str, Any]:
     return {"step": step, "kind": "val", "auroc": 0.5}
 
 
 def test_only_the_last_epoch_counts() -> None:
-    first = [trained(1, 9.0, age=1.0), validated(10)]
-    last = [trained(11, 3.0), trained(20, 4.0, age=42.0, grad_norm_focal=0.2), validated(20)]
-    found = contrastive_summary.last_epoch(first + last, CONFIG)
-    assert found is not None
-    assert found.loss == 3.5
-    assert found.ready == 0.5
-    assert found.age == 41
-    # .2 · (.3 + .3) / 2 against .8 · (.1 + .2) / 2
-    assert found.pull == pytest.approx(0.5)
-    assert contrastive_summary.cells(found) == ["3.50", "4.14", "0.50", "50 %", "41"]
+    first = [train_line(1, 9.0, age=1.0), validation_line(10)]
+    last = [
+        train_line(11, 3.0),
+        train_line(20, 4.0, age=42.0, grad_norm_focal=0.2),
+        validation_line(20),
+    ]
+    summary = contrastive_summary.summarise_last_epoch(first + last, CONFIG)
+    assert summary is not None
+    assert summary.loss == 3.5
+    assert summary.partner_share == 0.5
+    assert summary.age == 41
+    # 0.2 · (0.3 + 0.3) / 2 divided by 0.8 · (0.1 + 0.2) / 2
+    assert summary.gradient_ratio == pytest.approx(0.5)
+    assert contrastive_summary.format_cells(summary) == ["3.50", "4.14", "0.50", "50 %", "41"]
 
 
 def test_steps_without_the_loss_do_not_count() -> None:
     """No row with a partner, or not finite: null."""
-    log = [trained(1, None), trained(2, 3.0, grad_norm_focal=None)]
-    assert contrastive_summary.last_epoch([*log, validated(4)], CONFIG) is None
-    assert contrastive_summary.last_epoch([], CONFIG) is None
-    found = contrastive_summary.last_epoch([*log, trained(4, 2.0), validated(4)], CONFIG)
-    assert found is not None
-    assert found.loss == 2.0
+    log = [train_line(1, None), train_line(2, 3.0, grad_norm_focal=None)]
+    assert contrastive_summary.summarise_last_epoch([*log, validation_line(4)], CONFIG) is None
+    assert contrastive_summary.summarise_last_epoch([], CONFIG) is None
+    summary = contrastive_summary.summarise_last_epoch(
+        [*log, train_line(4, 2.0), validation_line(4)], CONFIG
+    )
+    assert summary is not None
+    assert summary.loss == 2.0
 
 
 def test_a_run_without_the_loss_has_none() -> None:
-    lines = [{"step": 1, "kind": "train", "focal": 0.5, "grad_norm_focal": 0.1}, validated(1)]
-    assert contrastive_summary.last_epoch(lines, CONFIG) is None
+    lines = [{"step": 1, "kind": "train", "focal": 0.5, "grad_norm_focal": 0.1}, validation_line(1)]
+    assert contrastive_summary.summarise_last_epoch(lines, CONFIG) is None
 
 
 def test_chance_is_the_loss_of_embeddings_that_say_nothing() -> None:
@@ -66,36 +72,38 @@ def test_chance_is_the_loss_of_embeddings_that_say_nothing() -> None:
         temperature=0.3,
         mask_same_patient=True,
     )
-    found = contrastive_summary.last_epoch([trained(1, 3.0, ready=float(n))], CONFIG)
-    assert found is not None
-    assert found.chance == pytest.approx(float(loss.sum() / weight.sum()), rel=1e-6)
+    summary = contrastive_summary.summarise_last_epoch([train_line(1, 3.0, ready=float(n))], CONFIG)
+    assert summary is not None
+    assert summary.chance_loss == pytest.approx(float(loss.sum() / weight.sum()), rel=1e-6)
 
 
 def test_a_second_view_is_there_for_every_row_and_has_no_age() -> None:
     given = CONFIG | {"loss.positive": "augmented", "train.batch_size": 16}
-    found = contrastive_summary.last_epoch(
-        [trained(1, 3.0, ready=0.0, hit_rate=0.0, age=0.0)], given
+    summary = contrastive_summary.summarise_last_epoch(
+        [train_line(1, 3.0, ready=0.0, hit_rate=0.0, age=0.0)], given
     )
-    assert found is not None
-    assert found.chance == math.log(31)
-    assert contrastive_summary.cells(found)[3:] == ["–", "–"]
+    assert summary is not None
+    assert summary.chance_loss == math.log(31)
+    assert contrastive_summary.format_cells(summary)[3:] == ["–", "–"]
 
 
 def test_without_a_focal_loss_nothing_is_pulled_against() -> None:
-    found = contrastive_summary.last_epoch([trained(1, 3.0)], CONFIG | {"loss.focal_weight": 0.0})
-    assert found is not None
-    assert found.pull == math.inf
+    summary = contrastive_summary.summarise_last_epoch(
+        [train_line(1, 3.0)], CONFIG | {"loss.focal_weight": 0.0}
+    )
+    assert summary is not None
+    assert summary.gradient_ratio == math.inf
 
 
 def test_the_mean_is_of_each_figure() -> None:
-    one = contrastive_summary.Contrast(3.0, 4.0, 0.5, 1.0, 40.0)
-    other = contrastive_summary.Contrast(1.0, 2.0, 1.5, 0.5, math.nan)
-    found = dataclasses.astuple(contrastive_summary.mean([one, other]))
-    np.testing.assert_array_equal(found, [2.0, 3.0, 1.0, 0.75, math.nan])
+    one = contrastive_summary.ContrastiveSummary(3.0, 4.0, 0.5, 1.0, 40.0)
+    other = contrastive_summary.ContrastiveSummary(1.0, 2.0, 1.5, 0.5, math.nan)
+    summary = dataclasses.astuple(contrastive_summary.mean_summary([one, other]))
+    np.testing.assert_array_equal(summary, [2.0, 3.0, 1.0, 0.75, math.nan])
 
 
 def test_a_run_from_before_there_was_a_second_view_counts_as_radiomics() -> None:
     old = {key: value for key, value in CONFIG.items() if key != "loss.positive"}
-    assert contrastive_summary.last_epoch([trained(1, 3.0)], old) == contrastive_summary.last_epoch(
-        [trained(1, 3.0)], CONFIG
-    )
+    assert contrastive_summary.summarise_last_epoch(
+        [train_line(1, 3.0)], old
+    ) == contrastive_summary.summarise_last_epoch([train_line(1, 3.0)], CONFIG)

@@ -30,31 +30,31 @@ def split(records: Records, request: pytest.FixtureRequest) -> Split:
     return toy_split(records, request.param)
 
 
-def run(records: Records, split: Split, order: np.ndarray | None = None) -> Evaluation:
+def evaluate_toy(records: Records, split: Split, order: np.ndarray | None = None) -> Evaluation:
     val, test = (toy_outputs(records, ids) for ids in (split.val, split.test))
     if order is not None:
         test = Outputs(test.image_id[order], test.logits[order], test.class_maps()[order])
-    return evaluate.evaluate(val, test, records, split, **CAM, resamples=50)
+    return evaluate.evaluate_outputs(val, test, records, split, **CAM, resamples=50)
 
 
 @pytest.fixture(scope="module")
 def evaluation(records: Records, split: Split) -> Evaluation:
-    return run(records, split)
+    return evaluate_toy(records, split)
 
 
-def tables(evaluation: Evaluation) -> str:
+def tables_text(evaluation: Evaluation) -> str:
     """Every table with all digits; as text, so that NaN equals NaN."""
     e = evaluation
-    ranked = e.auroc, e.auprc, e.decisions, e.calibration, e.subgroups
-    return repr((*ranked, e.accuracy, e.floors, e.pointing, e.afp))
+    ranked = e.auroc, e.auprc, e.operating_point_tables, e.calibration, e.subgroups
+    return repr((*ranked, e.accuracy, e.floor_accuracy, e.pointing, e.afp))
 
 
 def test_the_order_of_the_rows_changes_nothing(records, split, evaluation) -> None:
     order = np.random.default_rng(1).permutation(len(split.test))
-    shuffled = run(records, split, order)
-    assert tables(shuffled) == tables(evaluation)
-    for field in dataclasses.fields(evaluation.located):
-        one, other = (getattr(e.located, field.name) for e in (shuffled, evaluation))
+    shuffled = evaluate_toy(records, split, order)
+    assert tables_text(shuffled) == tables_text(evaluation)
+    for field in dataclasses.fields(evaluation.predicted_boxes):
+        one, other = (getattr(e.predicted_boxes, field.name) for e in (shuffled, evaluation))
         np.testing.assert_array_equal(one, other)
 
 
@@ -70,11 +70,12 @@ def test_only_scored_boxes_are_scored(records, split) -> None:
     outputs = toy_outputs(records, fewer.test)  # maps that know the hidden boxes
     val = toy_outputs(records, fewer.val)
     one, other = (
-        evaluate.evaluate(val, outputs, r, fewer, **CAM, resamples=20) for r in (records, elsewhere)
+        evaluate.evaluate_outputs(val, outputs, r, fewer, **CAM, resamples=20)
+        for r in (records, elsewhere)
     )
-    assert tables(one) == tables(other)
+    assert tables_text(one) == tables_text(other)
     assert one.accuracy["single"]["iou"][0].mean.counts["n"] == kept.sum()
-    assert np.isnan(one.located.iou[~one.located.scored]).all()
+    assert np.isnan(one.predicted_boxes.iou[~one.predicted_boxes.scored]).all()
 
 
 def test_localization_equals_counting_by_hand(records, split, evaluation) -> None:
@@ -93,10 +94,10 @@ def test_localization_equals_counting_by_hand(records, split, evaluation) -> Non
 
 
 def test_best_of_is_never_worse_than_single(evaluation) -> None:
-    located, at = evaluation.located, evaluation.located.scored
-    assert (located.best_iou[at] >= located.iou[at]).all()
-    assert (located.best_iobb[at] >= located.iobb[at]).all()
-    assert (located.best_iou[at] > located.iou[at]).any()
+    predicted_boxes, at = evaluation.predicted_boxes, evaluation.predicted_boxes.scored
+    assert (predicted_boxes.best_iou[at] >= predicted_boxes.iou[at]).all()
+    assert (predicted_boxes.best_iobb[at] >= predicted_boxes.iobb[at]).all()
+    assert (predicted_boxes.best_iou[at] > predicted_boxes.iou[at]).any()
     for measure in ("iou", "iobb"):
         pairs = zip(*(evaluation.accuracy[rule][measure] for rule in ("best_of", "single")),
                     strict=True)  # fmt: skip
@@ -113,29 +114,31 @@ def test_single_is_the_brightest_component_and_best_of_the_nearest(records) -> N
     two = np.zeros((8, 8), np.float32)
     two[:3, :3], two[4:, 4:] = 1.0, 0.9  # the truth is the fainter one
     test.class_maps()[np.flatnonzero(test.image_id == image)[0], c] = two
-    points = operating_points.operating_points(toy_outputs(records, split.val), records, split)
-    located = localization.locate(test, records, split, points, **CAM)
-    k = np.flatnonzero((located.image_id == image) & (located.finding == c))[0]
-    assert located.iou[k] == 0
-    assert located.best_iou[k] > 0.7
+    points = operating_points.choose_operating_points(
+        toy_outputs(records, split.val), records, split
+    )
+    predicted_boxes = localization.predict_boxes(test, records, split, points, **CAM)
+    k = np.flatnonzero((predicted_boxes.image_id == image) & (predicted_boxes.finding == c))[0]
+    assert predicted_boxes.iou[k] == 0
+    assert predicted_boxes.best_iou[k] > 0.7
 
 
 def test_a_flat_map_gives_the_whole_image_and_says_so(records, split) -> None:
     test = toy_outputs(records, split.test)
     flat = Outputs(test.image_id, test.logits, np.zeros_like(test.class_maps()))
-    result = evaluate.evaluate(
+    result = evaluate.evaluate_outputs(
         toy_outputs(records, split.val), flat, records, split, **CAM, resamples=5
     )
-    assert result.located.fallback.all()
+    assert result.predicted_boxes.fallback.all()
     assert result.pointing["single"].mean.value == 0
-    np.testing.assert_allclose(result.located.box, [[1 / 64, 1 / 64, 63 / 64, 63 / 64]] * len(
-        result.located.box))  # fmt: skip
+    np.testing.assert_allclose(result.predicted_boxes.box, [[1 / 64, 1 / 64, 63 / 64, 63 / 64]] * len(
+        result.predicted_boxes.box))  # fmt: skip
 
 
 def test_operating_points_are_youdens(records, split) -> None:
     val = toy_outputs(records, split.val)
     labels = records.labels[split.val]
-    for c, point in enumerate(operating_points.operating_points(val, records, split)):
+    for c, point in enumerate(operating_points.choose_operating_points(val, records, split)):
         false, true, _ = roc_curve(labels[:, c], val.logits[:, c], drop_intermediate=False)
         assert point.youden_j == pytest.approx((true - false).max())
         predicted = 1 / (1 + np.exp(-val.logits[:, c].astype(float))) >= point.threshold - 1e-15
@@ -145,7 +148,9 @@ def test_operating_points_are_youdens(records, split) -> None:
 
 def test_youden_takes_the_highest_of_equal_thresholds() -> None:
     scores, labels = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, True, False, True])
-    assert operating_points._youden(scores, labels) == operating_points.OperatingPoint(0.4, 0.5)
+    assert operating_points._highest_youden(scores, labels) == operating_points.OperatingPoint(
+        0.4, 0.5
+    )
 
 
 def exact_youden(scores: np.ndarray, positive: np.ndarray, level: float) -> Fraction:
@@ -161,8 +166,8 @@ def test_youdens_ties_are_those_of_whole_numbers() -> None:
         n = int(random.integers(4, 14))
         scores, positive = random.integers(0, 6, n) / 6, random.random(n) < 0.5
         if positive.any() and not positive.all():
-            found = [(exact_youden(scores, positive, level), level) for level in np.unique(scores)]
-            assert operating_points._youden(scores, positive).threshold == max(found)[1]
+            actual = [(exact_youden(scores, positive, level), level) for level in np.unique(scores)]
+            assert operating_points._highest_youden(scores, positive).threshold == max(actual)[1]
 
 
 def test_classification_equals_sklearn(records, split, evaluation) -> None:
@@ -177,19 +182,19 @@ def test_a_finding_with_one_class_is_null_everywhere_it_matters(records) -> None
     labels[:, 3], has_box[:, 3] = 0, False
     without = dataclasses.replace(records, labels=labels, has_box=has_box)
     split = toy_split(without)
-    result = run(without, split)
-    assert np.isnan(result.points[3].threshold)
-    assert not result.located.predicted[result.located.finding == 3].any()
+    result = evaluate_toy(without, split)
+    assert np.isnan(result.operating_points[3].threshold)
+    assert not result.predicted_boxes.predicted[result.predicted_boxes.finding == 3].any()
     for table in (
         result.auroc,
         result.auprc,
-        *result.decisions.values(),
+        *result.operating_point_tables.values(),
         result.pointing["single"],
         result.afp,
         result.accuracy["single"]["iou"][0],
-        result.floors["prior_map"]["iou"][0],
-        result.floors["random_map"]["iou"][0],
-        result.floors["grid_ceiling"]["iobb"][0],
+        result.floor_accuracy["prior_map"]["iou"][0],
+        result.floor_accuracy["random_map"]["iou"][0],
+        result.floor_accuracy["grid_ceiling"]["iobb"][0],
     ):
         assert np.isnan(table.findings[3].value)
         assert table.findings[3].reason
@@ -200,8 +205,14 @@ def test_a_finding_with_one_class_is_null_everywhere_it_matters(records) -> None
 def test_false_boxes_equal_counting_by_hand(records, split, evaluation) -> None:
     test = toy_outputs(records, split.test)
     assert (records.labels[split.test] > split.scored[split.test]).any()  # unannotated positives
-    located = evaluation.located
-    iou = dict(zip(zip(located.image_id, located.finding, strict=True), located.iou, strict=True))
+    predicted_boxes = evaluation.predicted_boxes
+    iou = dict(
+        zip(
+            zip(predicted_boxes.image_id, predicted_boxes.finding, strict=True),
+            predicted_boxes.iou,
+            strict=True,
+        )
+    )
     for c, estimate in enumerate(evaluation.afp.findings):
         false = images = 0
         for row, image in enumerate(test.image_id):
@@ -209,7 +220,7 @@ def test_false_boxes_equal_counting_by_hand(records, split, evaluation) -> None:
                 continue
             images += 1
             probability = 1 / (1 + np.exp(-np.float64(test.logits[row, c])))
-            if probability >= evaluation.points[c].threshold - 1e-15:
+            if probability >= evaluation.operating_points[c].threshold - 1e-15:
                 false += not (split.scored[image, c] and iou[image, c] > 0.1)
         assert estimate.counts["n"] == images
         assert estimate.value == pytest.approx(false / images)
@@ -251,23 +262,23 @@ def test_the_prior_peak_has_seen_other_patients_boxes_only(records, split, evalu
         peak = metrics.prior_peak(records.boxes[give[:, c], c])
         for box in records.boxes[score[:, c], c]:
             hits.append((box[:2] <= peak).all() and (peak < box[2:]).all())
-    found = evaluation.pointing["prior_map"].findings[c]
-    assert (found.value, found.counts["n"]) == (pytest.approx(np.mean(hits)), len(hits))
+    actual = evaluation.pointing["prior_map"].findings[c]
+    assert (actual.value, actual.counts["n"]) == (pytest.approx(np.mean(hits)), len(hits))
 
 
 def test_random_maps_look_at_no_image_and_follow_the_rule(records, split, evaluation) -> None:
     test, val = (toy_outputs(records, ids, seed=9) for ids in (split.test, split.val))
-    other = evaluate.evaluate(val, test, records, split, **CAM, resamples=50)
+    other = evaluate.evaluate_outputs(val, test, records, split, **CAM, resamples=50)
     assert other.accuracy != evaluation.accuracy
-    assert other.floors["random_map"] == evaluation.floors["random_map"]
+    assert other.floor_accuracy["random_map"] == evaluation.floor_accuracy["random_map"]
     assert other.pointing["random_map"] == evaluation.pointing["random_map"]
     hits: dict[int, list[bool]] = {c: [] for c in range(8)}
     for image, c in np.argwhere(split.scored):
-        found = threshold_map(metrics.random_map(7, 7, (0, int(image), int(c))), **CAM).mask
-        ys, xs = np.nonzero(found)
+        actual = threshold_map(metrics.random_map(7, 7, (0, int(image), int(c))), **CAM).mask
+        ys, xs = np.nonzero(actual)
         box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
         hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.1)
-    table = evaluation.floors["random_map"]["iou"][0]
+    table = evaluation.floor_accuracy["random_map"]["iou"][0]
     assert [e.value for e in table.findings] == pytest.approx([np.mean(h) for h in hits.values()])
     assert table.mean.counts == evaluation.accuracy["single"]["iou"][0].mean.counts
 
@@ -275,12 +286,15 @@ def test_random_maps_look_at_no_image_and_follow_the_rule(records, split, evalua
 def test_decisions_are_those_of_the_validation_thresholds(records, split, evaluation) -> None:
     test, labels = toy_outputs(records, split.test), records.labels[split.test]
     probability = 1 / (1 + np.exp(-test.logits.astype(np.float64)))
-    for c, point in enumerate(evaluation.points):
+    for c, point in enumerate(evaluation.operating_points):
         yes = probability[:, c] >= point.threshold - 1e-15
         true, false = (yes[labels[:, c] == one].mean() for one in (1, 0))
-        found = {name: table.findings[c].value for name, table in evaluation.decisions.items()}
-        assert found["sensitivity"] == pytest.approx(true)
-        assert found["specificity"] == pytest.approx(1 - false)
+        actual = {
+            name: table.findings[c].value
+            for name, table in evaluation.operating_point_tables.items()
+        }
+        assert actual["sensitivity"] == pytest.approx(true)
+        assert actual["specificity"] == pytest.approx(1 - false)
 
 
 def test_the_prior_looks_only_at_other_patients_boxes(records, split, evaluation) -> None:
@@ -289,7 +303,9 @@ def test_the_prior_looks_only_at_other_patients_boxes(records, split, evaluation
         prior = metrics.prior_box(records.boxes[give[:, c], c])
         overlap += metrics.iou(prior, records.boxes[score[:, c], c]).tolist()
         assert not set(records.patients[give.any(1)]) & set(records.patients[score.any(1)])
-    for t, table in zip(metrics.T_IOU, evaluation.floors["prior_box"]["iou"], strict=True):
+    for t, table in zip(
+        metrics.IOU_THRESHOLDS, evaluation.floor_accuracy["prior_box"]["iou"], strict=True
+    ):
         assert table.findings[c].value == pytest.approx((np.array(overlap) > t).mean())
         assert table.findings[c].counts == evaluation.accuracy["single"]["iou"][0].findings[
             c].counts  # fmt: skip
@@ -300,7 +316,7 @@ def test_above_prior_map_is_the_difference_on_the_same_boxes(evaluation) -> None
         for above, ours, prior in zip(
             evaluation.above_prior_map[measure],
             evaluation.accuracy["single"][measure],
-            evaluation.floors["prior_map"][measure],
+            evaluation.floor_accuracy["prior_map"][measure],
             strict=True,
         ):
             assert above.mean.value == pytest.approx(ours.mean.value - prior.mean.value)
@@ -309,12 +325,12 @@ def test_above_prior_map_is_the_difference_on_the_same_boxes(evaluation) -> None
 
 def test_without_floors_the_priors_are_null_with_a_reason(records) -> None:
     split = toy_split(records)
-    result = run(records, dataclasses.replace(split, floors=()))
+    result = evaluate_toy(records, dataclasses.replace(split, floors=()))
     for name in ("prior_box", "prior_map"):
-        mean = result.floors[name]["iou"][0].mean
+        mean = result.floor_accuracy[name]["iou"][0].mean
         assert np.isnan(mean.value)
-        assert "prior" in result.floors[name]["iou"][0].findings[0].reason
-    assert result.floors["grid_ceiling"]["iou"][0].mean.value > 0.9
+        assert "prior" in result.floor_accuracy[name]["iou"][0].findings[0].reason
+    assert result.floor_accuracy["grid_ceiling"]["iou"][0].mean.value > 0.9
 
 
 def test_skipped_images_leave_every_table(records, split) -> None:
@@ -322,12 +338,12 @@ def test_skipped_images_leave_every_table(records, split) -> None:
     gone = np.flatnonzero(split.scored.any(1))[0]
     kept = test.image_id != gone
     fewer = Outputs(test.image_id[kept], test.logits[kept], test.class_maps()[kept])
-    result = evaluate.evaluate(
+    result = evaluate.evaluate_outputs(
         toy_outputs(records, split.val), fewer, records, split, **CAM, resamples=5
     )
-    assert gone not in result.located.image_id
+    assert gone not in result.predicted_boxes.image_id
     boxes = split.scored.sum() - split.scored[gone].sum()
-    for way in (result.accuracy["single"], result.floors["prior_box"]):
+    for way in (result.accuracy["single"], result.floor_accuracy["prior_box"]):
         assert way["iou"][0].mean.counts["n"] == boxes
 
 
@@ -346,7 +362,7 @@ def test_a_logit_that_is_not_finite_names_image_and_finding(records, split) -> N
     test.logits[4, 2] = np.nan
     name = records.names[test.image_id[4]]
     with pytest.raises(ValueError, match=f"Effusion is not finite for {name}"):
-        evaluate.classification(test, records, split.test)
+        evaluate.classification_auroc(test, records, split.test)
 
 
 def test_a_perfect_box_scores_one_after_nihs_pixels(nih_metadata_root) -> None:
@@ -359,20 +375,20 @@ def test_a_perfect_box_scores_one_after_nihs_pixels(nih_metadata_root) -> None:
     image, finding = np.nonzero(records.has_box)
     table = metrics.localization_tables(
         metrics.iou(there_and_back, truth), finding, records.patients[image], n_findings=8,
-        thresholds=metrics.T_IOU, resamples=10,
+        thresholds=metrics.IOU_THRESHOLDS, resamples=10,
     )  # fmt: skip
-    assert [t.mean.value for t in table] == [1.0] * len(metrics.T_IOU)
+    assert [t.mean.value for t in table] == [1.0] * len(metrics.IOU_THRESHOLDS)
 
 
 @pytest.mark.parametrize("protocol", ["A", "B", "C"])
 def test_every_protocol_runs_on_the_real_records(nih_root, protocol) -> None:
     records = read_records(nih_root, check_images=False)
     split = toy_split(records, protocol)
-    result = run(records, split)
+    result = evaluate_toy(records, split)
     boxes = result.accuracy["single"]["iou"][0].mean.counts
     assert boxes == {"n": split.scored.sum(), "n_findings": 8}
     for name in ("prior_box", "prior_map", "grid_ceiling"):
-        assert result.floors[name]["iou"][0].mean.counts == boxes
-    ceiling = result.floors["grid_ceiling"]["iou"]
+        assert result.floor_accuracy[name]["iou"][0].mean.counts == boxes
+    ceiling = result.floor_accuracy["grid_ceiling"]["iou"]
     assert all(t.mean.value >= p.mean.value
-               for t, p in zip(ceiling, result.floors["prior_box"]["iou"], strict=True))  # fmt: skip
+               for t, p in zip(ceiling, result.floor_accuracy["prior_box"]["iou"], strict=True))  # fmt: skip

@@ -35,7 +35,7 @@ def test_a_random_map_is_smooth_and_its_blobs_have_one_size(cells: int) -> None:
 def test_the_prior_peak_is_the_first_point_of_most_boxes() -> None:
     boxes = random_boxes(1, 12)
     covered = np.array([
-        [metrics.inside([(x + 0.5) / 32, (y + 0.5) / 32], boxes).sum() for x in range(32)]
+        [metrics.point_in_box([(x + 0.5) / 32, (y + 0.5) / 32], boxes).sum() for x in range(32)]
         for y in range(32)
     ])  # fmt: skip
     y, x = np.argwhere(covered == covered.max())[0]
@@ -45,4 +45,4 @@ def test_the_prior_peak_is_the_first_point_of_most_boxes() -> None:
 def test_inside_is_half_open_and_nothing_lies_nowhere() -> None:
     box = np.array([0.25, 0.5, 0.5, 0.75])
     points = [(0.25, 0.5), (0.5, 0.5), (0.25, 0.75), (0.2, 0.6), (0.3, 0.4), (np.nan, np.nan)]
-    assert metrics.inside(np.array(points), box).tolist() == [True] + 5 * [False]
+    assert metrics.point_in_box(np.array(points), box).tolist() == [True] + 5 * [False]

@@ -15,7 +15,7 @@ from sklearn.model_selection import GroupKFold
 
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import bootstrap
-from kacl_jax.evaluation.metrics.ranking import Ranked
+from kacl_jax.evaluation.metrics.ranking import Ranking
 
 # Few distinct scores: most pairs tie.
 tied_rows = st.lists(
@@ -24,7 +24,7 @@ tied_rows = st.lists(
 fast = settings(max_examples=150, deadline=None)
 
 
-def clustered(seed: int, patients: int, findings: int = 2) -> tuple[np.ndarray, ...]:
+def scores_labels_patients(seed: int, patients: int, findings: int = 2) -> tuple[np.ndarray, ...]:
     """Scores with ties, labels and patients with 1 … 4 images each that resemble each other."""
     rng = np.random.default_rng(seed)
     patient = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
@@ -55,7 +55,7 @@ def test_a_bootstrap_replicate_is_the_weighted_auroc(
     scores, labels, patient = np.array(rows, float).T
     cluster = patient.astype(int)
     counts = np.random.default_rng(seed).integers(0, 3, (5, 6)).astype(float)
-    values = Ranked(scores, labels, cluster, 5).areas(counts, precision=False)[:, 0]
+    values = Ranking(scores, labels, cluster, 5).areas(counts, precision=False)[:, 0]
     for column, value in enumerate(values):
         weights = counts[cluster, column]
         expected = metrics.auroc(scores, labels, weights)
@@ -69,7 +69,7 @@ def pairwise_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def test_the_auroc_interval_equals_resampling_patients_by_hand() -> None:
-    scores, labels, patients = clustered(0, patients=60)
+    scores, labels, patients = scores_labels_patients(0, patients=60)
     table = metrics.auroc_table(scores, labels, patients, resamples=4000)
     rng, members = np.random.default_rng(5), [np.flatnonzero(patients == p) for p in set(patients)]
     replicates = []
@@ -122,7 +122,7 @@ def test_a_paired_difference_counts_the_boxes_that_both_have_and_narrows_the_int
 
 
 def test_images_of_one_patient_are_not_independent() -> None:
-    scores, labels, patients = clustered(2, patients=50)
+    scores, labels, patients = scores_labels_patients(2, patients=50)
     once = metrics.auroc_table(scores, labels, patients, resamples=300)
     thrice = metrics.auroc_table(*(np.repeat(a, 3, axis=0) for a in (scores, labels, patients)),
                                  resamples=300)  # fmt: skip
@@ -138,7 +138,7 @@ def test_images_of_one_patient_are_not_independent() -> None:
 
 def test_one_resample_serves_all_findings() -> None:
     """Of two equal findings the mean is as uncertain as either: resampled apart, 1/√2 of it."""
-    scores, labels, patients = clustered(3, patients=50, findings=1)
+    scores, labels, patients = scores_labels_patients(3, patients=50, findings=1)
     twice = metrics.auroc_table(
         np.hstack([scores, scores]), np.hstack([labels, labels]), patients, resamples=300
     )
@@ -146,7 +146,7 @@ def test_one_resample_serves_all_findings() -> None:
 
 
 def test_order_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, labels, patients = clustered(4, patients=40)
+    scores, labels, patients = scores_labels_patients(4, patients=40)
     first = metrics.auroc_table(scores, labels, patients, resamples=100)
     order = np.random.default_rng(0).permutation(len(scores))
     assert (
@@ -159,7 +159,7 @@ def test_order_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_one_class_is_nan_with_a_reason_and_the_mean_says_over_how_many() -> None:
-    scores, labels, patients = clustered(5, patients=30, findings=3)
+    scores, labels, patients = scores_labels_patients(5, patients=30, findings=3)
     labels[:, 1], labels[:, 2] = 0, 1
     table = metrics.auroc_table(scores, labels, patients, resamples=50)
     assert [e.reason for e in table.findings] == ["", "no positive", "no negative"]
@@ -173,7 +173,7 @@ def test_one_class_is_nan_with_a_reason_and_the_mean_says_over_how_many() -> Non
 
 
 def test_too_few_positive_patients_give_no_interval_but_a_reason() -> None:
-    scores, labels, patients = clustered(6, patients=60)
+    scores, labels, patients = scores_labels_patients(6, patients=60)
     labels[:, 0] = patients == patients[0]  # absent from (1 − 1/60)^60 = .365 of the resamples
     table = metrics.auroc_table(scores, labels, patients)
     assert table.findings[0].ci95 is None
@@ -231,7 +231,7 @@ def test_the_threshold_is_strict() -> None:
     half = float(metrics.iou(whole, np.array([0.0, 0, 0.5, 1])))
     assert half == 0.5
     assert accuracy([half, np.nextafter(half, 1)], 0.5).value == 0.5
-    for threshold in (*metrics.T_IOU, *metrics.T_IOBB):
+    for threshold in (*metrics.IOU_THRESHOLDS, *metrics.IOBB_THRESHOLDS):
         assert accuracy([threshold, threshold], threshold).value == 0
 
 
@@ -320,7 +320,7 @@ def test_priors_on_nihs_boxes(nih_boxes, prior, expected, cardiomegaly) -> None:
             ours = fold[finding[fold] == c]
             overlap[ours] = metrics.iou(prior(boxes[others[finding[others] == c]]), boxes[ours])
     tables = metrics.localization_tables(
-        overlap, finding, patient, n_findings=8, thresholds=metrics.T_IOU, resamples=200
+        overlap, finding, patient, n_findings=8, thresholds=metrics.IOU_THRESHOLDS, resamples=200
     )
     assert [t.mean.value for t in tables] == pytest.approx(expected, abs=0.02)
     assert tables[0].mean.counts == {"n": 984, "n_findings": 8}
@@ -338,7 +338,7 @@ def test_the_prior_peak_on_nihs_boxes(nih_boxes) -> None:
         for c in range(8):
             ours = fold[finding[fold] == c]
             peak = metrics.prior_peak(boxes[others[finding[others] == c]])
-            hit[ours] = metrics.inside(peak, boxes[ours])
+            hit[ours] = metrics.point_in_box(peak, boxes[ours])
     table = metrics.pointing_table(hit, finding, patient, n_findings=8, resamples=200)
     assert table.mean.value == pytest.approx(0.32, abs=0.05)
     assert table.findings[FINDINGS.index("Cardiomegaly")].value > 0.95

@@ -1,4 +1,4 @@
-"""How figures are written."""
+"""Text of numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kacl_jax.evaluation.number_format import interval, p_value, short, signed, 
 
 
 @pytest.mark.parametrize(
-    "value, told, with_sign",
+    "value, text, text_with_sign",
     [
         (0.5, ".500", "+.500"),
         (-0.0504, "−.050", "−.050"),
@@ -22,9 +22,9 @@ from kacl_jax.evaluation.number_format import interval, p_value, short, signed, 
         (math.nan, "–", "–"),
     ],
 )
-def test_a_figure(value: float | None, told: str, with_sign: str) -> None:
-    assert short(value) == told
-    assert signed(value) == with_sign
+def test_a_number(value: float | None, text: str, text_with_sign: str) -> None:
+    assert short(value) == text
+    assert signed(value) == text_with_sign
 
 
 def test_both_ends_of_an_interval_are_written_alike() -> None:

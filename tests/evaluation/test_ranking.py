@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
-from test_metrics import clustered, tied_rows
+from test_metrics import scores_labels_patients, tied_rows
 
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import bootstrap
-from kacl_jax.evaluation.metrics.ranking import Ranked
+from kacl_jax.evaluation.metrics.ranking import Ranking
 
 
 @settings(max_examples=150, deadline=None)
@@ -22,7 +22,7 @@ def test_a_bootstrap_replicate_is_sklearns_weighted_average_precision(
     scores, labels, patient = np.array(rows, float).T
     cluster = patient.astype(int)
     counts = np.random.default_rng(seed).integers(0, 3, (5, 6)).astype(float)
-    values = Ranked(scores, labels, cluster, 5).areas(counts, precision=True)[:, 1]
+    values = Ranking(scores, labels, cluster, 5).areas(counts, precision=True)[:, 1]
     for column, value in enumerate(values):
         weights = counts[cluster, column]
         if len(np.unique(labels[weights > 0])) < 2:
@@ -38,7 +38,7 @@ def by_definition(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def test_the_interval_equals_resampling_patients_by_hand() -> None:
-    scores, labels, patients = clustered(0, patients=60)
+    scores, labels, patients = scores_labels_patients(0, patients=60)
     table = metrics.ranking_tables(scores, labels, patients, resamples=4000)[1]
     rng, members = np.random.default_rng(5), [np.flatnonzero(patients == p) for p in set(patients)]
     replicates = []
@@ -58,7 +58,7 @@ def test_the_interval_equals_resampling_patients_by_hand() -> None:
 
 
 def test_order_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, labels, patients = clustered(4, patients=40)
+    scores, labels, patients = scores_labels_patients(4, patients=40)
     first = metrics.ranking_tables(scores, labels, patients, resamples=100)
     assert first[0] == metrics.auroc_table(scores, labels, patients, resamples=100)
     order = np.random.default_rng(0).permutation(len(scores))
@@ -77,7 +77,7 @@ def test_random_scores_reach_the_prevalence() -> None:
 
 
 def test_one_class_is_nan_in_both_with_the_same_reason() -> None:
-    scores, labels, patients = clustered(5, patients=30, findings=3)
+    scores, labels, patients = scores_labels_patients(5, patients=30, findings=3)
     labels[:, 1], labels[:, 2] = 0, 1
     for table in metrics.ranking_tables(scores, labels, patients, resamples=50):
         assert [e.reason for e in table.findings] == ["", "no positive", "no negative"]

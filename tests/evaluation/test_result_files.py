@@ -15,11 +15,10 @@ from toy_root import toy_outputs, toy_records, toy_split
 from kacl_jax.data.nih import Records, from_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics, number_format, result_files, terminal_table
-from kacl_jax.evaluation.evaluate import Evaluation, evaluate
+from kacl_jax.evaluation.evaluate import Evaluation, evaluate_outputs
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.runtime.workdir import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,32 +29,32 @@ class Run:
 
     def results(self, **more) -> dict:
         arguments = {"seed": 3, "feedback": None, "throughput": None, **more}
-        return result_files.results(self.evaluation, self.records, self.split, **arguments)
+        return result_files.build_results(self.evaluation, self.records, self.split, **arguments)
 
 
-def run(records: Records, split: Split, order: int | None = None) -> Run:
+def evaluate_toy(records: Records, split: Split, order: int | None = None) -> Run:
     val, test = (toy_outputs(records, ids) for ids in (split.val, split.test))
     if order is not None:
         at = np.random.default_rng(order).permutation(len(test.image_id))
         test = Outputs(test.image_id[at], test.logits[at], test.class_maps()[at])
     cam = {"size": 64, "relu": True, "threshold": 0.5}
-    return Run(records, split, evaluate(val, test, records, split, **cam, resamples=50))
+    return Run(records, split, evaluate_outputs(val, test, records, split, **cam, resamples=50))
 
 
 @pytest.fixture(scope="module")
 def done() -> Run:
     records = toy_records()
-    return run(records, toy_split(records))
+    return evaluate_toy(records, toy_split(records))
 
 
 @pytest.fixture(scope="module")
-def one_class() -> Run:
+def without_positives() -> Run:
     """Infiltration is never positive."""
     records = toy_records()
     labels, has_box = records.labels.copy(), records.has_box.copy()
     labels[:, 3], has_box[:, 3] = 0, False
     records = dataclasses.replace(records, labels=labels, has_box=has_box)
-    return run(records, toy_split(records))
+    return evaluate_toy(records, toy_split(records))
 
 
 def write_all(folder: Path, done: Run) -> None:
@@ -65,9 +64,9 @@ def write_all(folder: Path, done: Run) -> None:
         folder / "predictions.csv", records, split, val=evaluation.val, test=evaluation.test
     )
     result_files.write_boxes(
-        folder / "boxes.csv", records, evaluation.located, evaluation.prior_map_iou
+        folder / "boxes.csv", records, evaluation.predicted_boxes, evaluation.prior_map_iou
     )
-    write_json(folder / "results.json", done.results())
+    files.write_json(folder / "results.json", done.results())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -84,7 +83,7 @@ def read_json(path: Path) -> dict:
 
 def test_the_bytes_do_not_depend_on_the_order_of_the_rows(tmp_path, done) -> None:
     write_all(tmp_path / "one", done)
-    write_all(tmp_path / "other", run(done.records, done.split, order=1))
+    write_all(tmp_path / "other", evaluate_toy(done.records, done.split, order=1))
     for name in ("predictions.csv", "boxes.csv", "results.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
@@ -127,7 +126,7 @@ def test_the_results_follow_from_the_boxes(tmp_path, done) -> None:
     ]
     assert len({(r["image"], r["finding"]) for r in rows}) == len(rows)
     hits: dict[str, list[bool]] = {name: [] for name in records.findings}
-    blind_hits: dict[str, list[bool]] = {name: [] for name in records.findings}
+    prior_hits: dict[str, list[bool]] = {name: [] for name in records.findings}
     for row in rows:
         image = int(np.flatnonzero(records.names == row["image"])[0])
         c = records.findings.index(row["finding"])
@@ -143,29 +142,37 @@ def test_the_results_follow_from_the_boxes(tmp_path, done) -> None:
             metrics.iobb(box, records.boxes[image, c]), abs=1e-5
         )
         hits[row["finding"]].append(float(row["iou"]) > 0.4)
-        blind_hits[row["finding"]].append(float(row["prior_map_iou"]) > 0.4)
+        prior_hits[row["finding"]].append(float(row["prior_map_iou"]) > 0.4)
     assert sum(map(len, hits.values())) == split.scored.sum()
     for name, hit in hits.items():
         leaf = written["localization"]["iou"]["0.4"][name]
         assert (leaf["value"], leaf["n"]) == (pytest.approx(np.mean(hit)), len(hit))
         leaf = written["localization"]["prior_map"]["iou"]["0.4"][name]
-        assert leaf["value"] == pytest.approx(np.mean(blind_hits[name]))
+        assert leaf["value"] == pytest.approx(np.mean(prior_hits[name]))
 
 
 def test_every_predicted_positive_of_the_test_part_has_its_box(done) -> None:
     evaluation = done.evaluation
-    pairs = set(zip(evaluation.located.image_id, evaluation.located.finding, strict=True))
+    pairs = set(
+        zip(evaluation.predicted_boxes.image_id, evaluation.predicted_boxes.finding, strict=True)
+    )
     probability = 1 / (1 + np.exp(-evaluation.test.logits.astype(np.float64)))
-    for row, c in np.argwhere(probability >= [p.threshold + 1e-12 for p in evaluation.points]):
+    for row, c in np.argwhere(
+        probability >= [p.threshold + 1e-12 for p in evaluation.operating_points]
+    ):
         assert (evaluation.test.image_id[row], c) in pairs
 
 
 def test_a_truth_box_as_prediction_is_written_as_nih_wrote_it(tmp_path, done) -> None:
-    located, records = done.evaluation.located, done.records
-    at = located.scored
-    truth = records.boxes[located.image_id[at], located.finding[at]]
+    predicted_boxes, records = done.evaluation.predicted_boxes, done.records
+    at = predicted_boxes.scored
+    truth = records.boxes[predicted_boxes.image_id[at], predicted_boxes.finding[at]]
     perfect = dataclasses.replace(
-        located, **{f.name: getattr(located, f.name)[at] for f in dataclasses.fields(located)}
+        predicted_boxes,
+        **{
+            f.name: getattr(predicted_boxes, f.name)[at]
+            for f in dataclasses.fields(predicted_boxes)
+        },
     )
     perfect = dataclasses.replace(
         perfect, box=truth, iou=metrics.iou(truth, truth), iobb=metrics.iobb(truth, truth)
@@ -178,7 +185,7 @@ def test_a_truth_box_as_prediction_is_written_as_nih_wrote_it(tmp_path, done) ->
 
 
 def test_results_json_has_the_documented_shape(tmp_path, done) -> None:
-    write_json(tmp_path / "results.json", done.results())
+    files.write_json(tmp_path / "results.json", done.results())
     written, names = read_json(tmp_path / "results.json"), {*done.records.findings, "mean"}
     assert (written["protocol"], written["fold"], written["seed"]) == ("A", None, 3)
     assert written["split_hash"] == done.split.hash
@@ -197,15 +204,15 @@ def test_results_json_has_the_documented_shape(tmp_path, done) -> None:
     assert set(written["subgroups"]) == {"sex", "age", "view"}
     for leaf in leaves:
         assert set(leaf) == names
-        for name, figure in leaf.items():
-            assert {"value", "ci95"} < set(figure)
-            assert ("n_findings" in figure) == (name == "mean")
-            if figure["ci95"] is None:
-                assert figure["ci_reason"]
+        for name, estimate in leaf.items():
+            assert {"value", "ci95"} < set(estimate)
+            assert ("n_findings" in estimate) == (name == "mean")
+            if estimate["ci95"] is None:
+                assert estimate["ci_reason"]
             else:
-                assert figure["ci95"][0] < figure["ci95"][1]
+                assert estimate["ci95"][0] < estimate["ci95"][1]
     assert {"n_pos", "n_neg"} < set(written["classification"]["auroc"]["Mass"])
-    assert written["feedback"] == dict.fromkeys(result_files.FEEDBACK)
+    assert written["feedback"] == dict.fromkeys(result_files.FEEDBACK_KEYS)
     assert written["throughput"] == {"images_per_s": None, "rois_per_s": None, "waits": None}
 
 
@@ -223,11 +230,11 @@ def test_auprc_stands_beside_the_prevalence(done) -> None:
 def test_operating_points_say_what_they_are_worth(done) -> None:
     written = done.results()["classification"]["operating_point"]
     for c, name in enumerate(done.records.findings):
-        assert written[name]["value"] == done.evaluation.points[c].threshold
-        for decision in metrics.DECISIONS:
+        assert written[name]["value"] == done.evaluation.operating_points[c].threshold
+        for decision in metrics.DECISION_METRICS:
             leaf, estimate = (
                 written[name][decision],
-                done.evaluation.decisions[decision].findings[c],
+                done.evaluation.operating_point_tables[decision].findings[c],
             )
             assert (leaf["value"], leaf["n"]) == (estimate.value, estimate.counts["n"])
 
@@ -248,9 +255,9 @@ def test_feedback_and_throughput_are_passed_on(done) -> None:
     assert done.results(throughput={"images_per_s": 7.0})["throughput"] == {"images_per_s": 7.0}
 
 
-def test_what_is_undefined_is_null_with_a_reason(tmp_path, one_class) -> None:
-    written = one_class.results()
-    write_json(tmp_path / "results.json", written)
+def test_what_is_undefined_is_null_with_a_reason(tmp_path, without_positives) -> None:
+    written = without_positives.results()
+    files.write_json(tmp_path / "results.json", written)
     localization = written["localization"]
     for leaves in (written["classification"]["auroc"], written["classification"]["auprc"],
                    localization["afp"], localization["pointing_game"],
@@ -270,7 +277,7 @@ def test_what_is_undefined_is_null_with_a_reason(tmp_path, one_class) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> None:
-    boxes = done.evaluation.located, done.evaluation.prior_map_iou
+    boxes = done.evaluation.predicted_boxes, done.evaluation.prior_map_iou
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "gone" / "boxes.csv", tmp_path / "file" / "boxes.csv"):
         with pytest.raises(UserError, match=str(path)):
@@ -293,7 +300,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> 
 def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
     written = done.results()
     text = terminal_table.format_table(written)
-    write_json(tmp_path / "results.json", written)
+    files.write_json(tmp_path / "results.json", written)
     assert terminal_table.format_table(read_json(tmp_path / "results.json")) == text
     lines = text.splitlines()
     assert done.split.name in lines[0]
@@ -320,8 +327,8 @@ def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
         assert [float(cell) for cell in cells] == pytest.approx(means, abs=0.00051)
 
 
-def test_the_terminal_table_explains_every_dash(one_class) -> None:
-    text = terminal_table.format_table(one_class.results())
+def test_the_terminal_table_explains_every_dash(without_positives) -> None:
+    text = terminal_table.format_table(without_positives.results())
     assert "mean of 7" in text
     assert "AUROC of Infiltration: no positive" in text
     assert "localization of Infiltration: no truth box of this finding is scored" in text
@@ -332,7 +339,7 @@ def test_the_terminal_table_counts_what_could_not_be_read(done) -> None:
     gone = np.flatnonzero(done.split.scored.any(1))[0]
     kept = test.image_id != gone
     fewer = Outputs(test.image_id[kept], test.logits[kept], test.class_maps()[kept])
-    evaluation = evaluate(
+    evaluation = evaluate_outputs(
         done.evaluation.val, fewer, done.records, done.split, size=64, relu=True, threshold=0.5,
         resamples=5,
     )  # fmt: skip

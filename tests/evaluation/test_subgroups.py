@@ -12,7 +12,7 @@ from toy_root import toy_outputs, toy_records, toy_split
 from kacl_jax.data.nih import Records
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.outputs import Outputs
-from kacl_jax.evaluation.subgroups import subgroups
+from kacl_jax.evaluation.subgroups import subgroup_auroc
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def records() -> Records:
 def test_every_subgroup_equals_sklearn_on_its_images(records) -> None:
     split = toy_split(records)
     test = toy_outputs(records, split.test)
-    found = subgroups(test, records, split.test, resamples=50)
+    actual = subgroup_auroc(test, records, split.test, resamples=50)
     sex, age, view = (getattr(records, name)[split.test] for name in ("sex", "age", "view"))
     expected = {
         "sex": {"F": sex == "F", "M": sex == "M", "unknown": sex == ""},
@@ -39,36 +39,38 @@ def test_every_subgroup_equals_sklearn_on_its_images(records) -> None:
                 ">60": age > 60, "unknown": age < 0},
         "view": {"AP": view == "AP", "PA": view == "PA", "unknown": view == "LL"},
     }  # fmt: skip
-    assert {k: list(v) for k, v in found.items()} == {k: list(v) for k, v in expected.items()}
+    assert {k: list(v) for k, v in actual.items()} == {k: list(v) for k, v in expected.items()}
     for attribute, groups in expected.items():
-        for name, ours in groups.items():
-            group = found[attribute][name]
-            assert group.images == ours.sum() > 0
-            assert group.patients == len(set(records.patients[split.test][ours]))
+        for name, in_group in groups.items():
+            group = actual[attribute][name]
+            assert group.images == in_group.sum() > 0
+            assert group.patients == len(set(records.patients[split.test][in_group]))
             for c, estimate in enumerate(group.auroc.findings):
-                labels = records.labels[split.test][ours, c]
+                labels = records.labels[split.test][in_group, c]
                 if 0 < labels.sum() < len(labels):
-                    expected_value = roc_auc_score(labels, test.logits[ours, c])
+                    expected_value = roc_auc_score(labels, test.logits[in_group, c])
                     assert estimate.value == pytest.approx(expected_value, abs=1e-12)
                 else:
                     assert np.isnan(estimate.value)
                     assert estimate.reason
-    assert found["sex"]["F"].auroc.mean.ci95 is not None
+    assert actual["sex"]["F"].auroc.mean.ci95 is not None
 
 
 def test_a_subgroup_without_images_says_so_and_unknown_is_absent_where_nobody_is(records) -> None:
     records = dataclasses.replace(records, sex=np.full(len(records.names), "F"))
     split = toy_split(records)
-    found = subgroups(toy_outputs(records, split.test), records, split.test, resamples=5)["sex"]
-    assert list(found) == ["F", "M"]
-    assert (found["M"].images, found["M"].patients) == (0, 0)
-    assert {e.reason for e in found["M"].auroc.findings} == {"no image"}
-    assert found["M"].auroc.mean.reason
+    actual = subgroup_auroc(toy_outputs(records, split.test), records, split.test, resamples=5)[
+        "sex"
+    ]
+    assert list(actual) == ["F", "M"]
+    assert (actual["M"].images, actual["M"].patients) == (0, 0)
+    assert {e.reason for e in actual["M"].auroc.findings} == {"no image"}
+    assert actual["M"].auroc.mean.reason
     everyone = metrics.auroc_table(
         toy_outputs(records, split.test).logits, records.labels[split.test],
         records.patients[split.test], resamples=5,
     )  # fmt: skip
-    assert found["F"].auroc.mean.value == pytest.approx(everyone.mean.value, abs=1e-12)
+    assert actual["F"].auroc.mean.value == pytest.approx(everyone.mean.value, abs=1e-12)
 
 
 def test_the_order_of_the_rows_changes_nothing(records) -> None:
@@ -76,5 +78,5 @@ def test_the_order_of_the_rows_changes_nothing(records) -> None:
     test = toy_outputs(records, split.test)
     order = np.random.default_rng(1).permutation(len(split.test))
     shuffled = Outputs(test.image_id[order], test.logits[order])
-    one, other = (subgroups(o, records, split.test, resamples=20) for o in (test, shuffled))
+    one, other = (subgroup_auroc(o, records, split.test, resamples=20) for o in (test, shuffled))
     assert repr(one) == repr(other)

@@ -95,7 +95,7 @@ def test_parquet_holds_the_same(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--masks=M", "--boxes=B"], "either --masks or --boxes"),
         (["--masks=nowhere"], "nowhere is not a folder"),
@@ -106,7 +106,7 @@ def test_parquet_holds_the_same(folder: Path) -> None:
         (["--boxes=R"], "in NIH's frame; add --frame=1024"),
     ],
 )
-def test_mistakes_are_named(folder: Path, capsys, arguments, told) -> None:
+def test_mistakes_are_named(folder: Path, capsys, arguments, message) -> None:
     (folder / "bad.csv").write_text(
         "image,x,y,w,h\na.png,1,one,3,3\nc.png,1,1,9,9\na.png,nan,1,9,9\n"
     )
@@ -117,7 +117,7 @@ def test_mistakes_are_named(folder: Path, capsys, arguments, told) -> None:
     places["R"] = folder / "run.csv"
     made = [f"{a.split('=')[0]}={places.get(a.split('=')[1], a.split('=')[1])}" for a in arguments]
     assert run(folder, *made, f"--out={folder / 'o.csv'}") == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (folder / "o.csv").exists()
 
 
@@ -150,8 +150,8 @@ def test_rows_computed_before_an_interruption_stay(folder: Path, monkeypatch) ->
             raise KeyboardInterrupt
         return read(region)
 
-    read = command._read
-    monkeypatch.setattr(command, "_AT_ONCE", 1)
-    monkeypatch.setattr(command, "_read", interrupted)
+    read = command._read_region
+    monkeypatch.setattr(command, "_REGIONS_AT_ONCE", 1)
+    monkeypatch.setattr(command, "_read_region", interrupted)
     assert run(folder, f"--masks={folder / 'masks'}", f"--out={folder / 'm.csv'}") == 75
     assert [row["image"] for row in table(folder / "m.csv.part")] == ["a.png"]

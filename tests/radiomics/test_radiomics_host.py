@@ -39,11 +39,11 @@ def plain() -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
     def extract(pixels: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = extractor.execute(
+            actual = extractor.execute(
                 SimpleITK.GetImageFromArray(pixels.astype(np.float32)),
                 SimpleITK.GetImageFromArray(mask.astype(np.uint8)),
             )
-        return {name: float(np.real(value)) for name, value in found.items()}
+        return {name: float(np.real(value)) for name, value in actual.items()}
 
     return extract
 
@@ -164,7 +164,7 @@ def _named(values: np.ndarray) -> dict[str, float]:
 
 def test_golden_shape_of_a_real_box(extractor) -> None:
     """Shape needs no grey levels: the published values of one NIH box in its 1024 frame."""
-    found = _named(extractor.extract(np.zeros((1024, 1024), np.uint8), _golden_mask(1024)))
+    actual = _named(extractor.extract(np.zeros((1024, 1024), np.uint8), _golden_mask(1024)))
     golden = {
         "PixelSurface": 6873,
         "MeshSurface": 6872.5,
@@ -175,7 +175,7 @@ def test_golden_shape_of_a_real_box(extractor) -> None:
         "Sphericity": 0.88829964,
     }
     for name, value in golden.items():
-        assert found[f"original_shape2D_{name}"] == pytest.approx(value, rel=1e-8), name
+        assert actual[f"original_shape2D_{name}"] == pytest.approx(value, rel=1e-8), name
 
 
 def test_golden_grey_levels_of_a_real_box(nih_original_root, extractor) -> None:
@@ -184,13 +184,15 @@ def test_golden_grey_levels_of_a_real_box(nih_original_root, extractor) -> None:
     if not path.is_file():
         pytest.skip(f"needs {path}, the published 1024 px image, which is not there")
     pixels = np.asarray(Image.open(path).convert("L"))
-    found = _named(extractor.extract(pixels, _golden_mask(1024)))
+    actual = _named(extractor.extract(pixels, _golden_mask(1024)))
     golden = {"Mean": 0.261918911, "10Percentile": 0.192156866, "90Percentile": 0.349019617}
     golden |= {"Minimum": 0.125490203, "Maximum": 0.43921569}
     for name, value in golden.items():
-        assert found[f"original_firstorder_{name}"] / 255 == pytest.approx(value, rel=1e-6), name
+        assert actual[f"original_firstorder_{name}"] / 255 == pytest.approx(value, rel=1e-6), name
     for name, value in {"Variance": 0.003362207, "Energy": 494.606671}.items():
-        assert found[f"original_firstorder_{name}"] / 255**2 == pytest.approx(value, rel=1e-6), name
+        assert actual[f"original_firstorder_{name}"] / 255**2 == pytest.approx(value, rel=1e-6), (
+            name
+        )
 
 
 def test_golden_grey_levels_at_half_size(nih_root, extractor) -> None:
@@ -199,18 +201,18 @@ def test_golden_grey_levels_at_half_size(nih_root, extractor) -> None:
     x, y, w, h = (v / 2 for v in GOLDEN_BOX)
     mask = np.zeros(pixels.shape, bool)
     mask[round(y) : round(y + h), round(x) : round(x + w)] = True
-    found = _named(extractor.extract(pixels, mask))
-    assert found["original_firstorder_Mean"] / 255 == pytest.approx(0.261918911, abs=0.003)
-    assert found["original_firstorder_10Percentile"] / 255 == pytest.approx(0.192156866, abs=0.006)
-    assert found["original_firstorder_90Percentile"] / 255 == pytest.approx(0.349019617, abs=0.006)
-    assert found["original_firstorder_Variance"] / 255**2 == pytest.approx(0.003362207, rel=0.05)
-    assert 4 * found["original_firstorder_Energy"] / 255**2 == pytest.approx(494.6, rel=0.03)
+    actual = _named(extractor.extract(pixels, mask))
+    assert actual["original_firstorder_Mean"] / 255 == pytest.approx(0.261918911, abs=0.003)
+    assert actual["original_firstorder_10Percentile"] / 255 == pytest.approx(0.192156866, abs=0.006)
+    assert actual["original_firstorder_90Percentile"] / 255 == pytest.approx(0.349019617, abs=0.006)
+    assert actual["original_firstorder_Variance"] / 255**2 == pytest.approx(0.003362207, rel=0.05)
+    assert 4 * actual["original_firstorder_Energy"] / 255**2 == pytest.approx(494.6, rel=0.03)
 
 
 def test_names_are_pyradiomics_own_and_complete(plain) -> None:
-    found = set(plain(*REGIONS["inside"]))
+    actual = set(plain(*REGIONS["inside"]))
     assert len(FEATURE_NAMES) == len(set(FEATURE_NAMES)) == len(LOG_COLUMNS) == 102
-    assert found == set(FEATURE_NAMES)
+    assert actual == set(FEATURE_NAMES)
     families = [name.split("_")[1] for name in FEATURE_NAMES]
     assert [families.count(family) for family in FAMILIES] == [9, 18, 24, 16, 16, 14, 5]
     assert families == sorted(families, key=FAMILIES.index)

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from radiomics import cMatrices
 
-from kacl_jax.radiomics import FEATURE_NAMES, Extraction, extract, tiles
-from kacl_jax.radiomics import extraction as module
+from kacl_jax.radiomics import FEATURE_NAMES, Extraction, extract, extraction, tiles
 from kacl_jax.radiomics.counts import bins, by_numba, matrices, zones
 from kacl_jax.runtime.errors import UserError
 
@@ -35,15 +34,15 @@ FLOORS = {
 }
 # Where the exact second eigenvalue (MCC) or mutual information (Imc2) of a direction is 0, the sign of pyradiomics'
 # rounding error decides between 0 and NaN, and with it whether that direction counts.
-UNDECIDED = ("MCC", "Imc2")
+SIGN_OF_ROUNDING_DECIDES = ("MCC", "Imc2")
 
 
-def assert_equal(found: Extraction, expected: Extraction, dtype: str) -> None:
-    np.testing.assert_array_equal(found.ready, expected.ready)
+def assert_equal(actual: Extraction, expected: Extraction, dtype: str) -> None:
+    np.testing.assert_array_equal(actual.ready, expected.ready)
     for column, name in enumerate(FEATURE_NAMES):
         short = name.split("_")[-1]
-        a, b = found.features[:, column].astype(float), expected.features[:, column]
-        if short in UNDECIDED:
+        a, b = actual.features[:, column].astype(float), expected.features[:, column]
+        if short in SIGN_OF_ROUNDING_DECIDES:
             decided = ~np.isnan(b) | np.isnan(a)
             a, b = np.where(decided, a, 0), np.where(decided, b, 0)
         floor = np.full(len(b), FLOORS[dtype].get(short, FLOOR[dtype]))
@@ -56,10 +55,12 @@ def assert_equal(found: Extraction, expected: Extraction, dtype: str) -> None:
         assert not wrong.any(), (name, a[wrong], b[wrong])
 
 
-def both(regions: Regions, dtype: str = "float64", **how: float) -> tuple[Extraction, Extraction]:
+def both(
+    regions: Regions, dtype: str = "float64", **options: float
+) -> tuple[Extraction, Extraction]:
     images, masks = [r[0] for r in regions], [r[1] for r in regions]
-    found = extract(images, masks, backend="jax", dtype=dtype, **how)
-    return found, extract(images, masks, dtype="float64", **how)
+    actual = extract(images, masks, backend="jax", dtype=dtype, **options)
+    return actual, extract(images, masks, dtype="float64", **options)
 
 
 def blob(random: np.random.Generator, size: int, smoothness: float) -> np.ndarray:
@@ -99,13 +100,13 @@ def real_expected(root: Path) -> Extraction:
 def test_equals_pyradiomics_on_real_regions(nih_root, dtype) -> None:
     images, masks = zip(*real_regions(nih_root), strict=True)
     assert len(images) >= 500
-    found = extract(images, masks, backend="jax", dtype=dtype)
-    assert found.features.dtype == np.dtype(dtype)
-    assert set(found.reasons) == {""}
-    assert_equal(found, real_expected(nih_root), dtype)
+    actual = extract(images, masks, backend="jax", dtype=dtype)
+    assert actual.features.dtype == np.dtype(dtype)
+    assert set(actual.reasons) == {""}
+    assert_equal(actual, real_expected(nih_root), dtype)
 
 
-def _made() -> Regions:
+def made_regions() -> Regions:
     random = np.random.default_rng(1)
     noise = random.integers(0, 256, (62, 62), dtype=np.uint8)
     smooth = cv2.GaussianBlur(noise, (0, 0), 5)
@@ -146,7 +147,7 @@ def _made() -> Regions:
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         {"bin_width": 25.0},
         {"bin_width": 5.0},
@@ -156,21 +157,21 @@ def _made() -> Regions:
     ],
     ids=str,
 )
-def test_equals_pyradiomics_on_odd_regions(how) -> None:
-    found, expected = both(_made(), **how)
-    assert_equal(found, expected, "float64")
+def test_equals_pyradiomics_on_odd_regions(options) -> None:
+    actual, expected = both(made_regions(), **options)
+    assert_equal(actual, expected, "float64")
 
 
 @pytest.mark.parametrize("bin_width", [25.0, 5.0])
 def test_odd_regions_in_float32(bin_width) -> None:
-    found, expected = both(_made(), "float32", bin_width=bin_width)
-    assert_equal(found, expected, "float32")
+    actual, expected = both(made_regions(), "float32", bin_width=bin_width)
+    assert_equal(actual, expected, "float32")
 
 
 def test_without_numba_the_values_are_the_same(monkeypatch) -> None:
-    monkeypatch.setattr(module, "counting", lambda: "scatter")
-    found, expected = both(_made())
-    assert_equal(found, expected, "float64")
+    monkeypatch.setattr(extraction, "choose_counting_method", lambda: "scatter")
+    actual, expected = both(made_regions())
+    assert_equal(actual, expected, "float64")
 
 
 def test_a_thin_region_keeps_its_width_in_float32() -> None:
@@ -181,18 +182,18 @@ def test_a_thin_region_keeps_its_width_in_float32() -> None:
     flat[7:9] = True
     x = np.arange(398)
     diagonal[x, x], diagonal[x, x + 1], diagonal[x + 1, x] = True, True, True
-    found, expected = both([(pixels, flat), (pixels, diagonal)], "float32")
+    actual, expected = both([(pixels, flat), (pixels, diagonal)], "float32")
     column = FEATURE_NAMES.index("original_shape2D_MinorAxisLength")
     assert (expected.features[:, column] < 3).all()
-    assert_equal(found, expected, "float32")
+    assert_equal(actual, expected, "float32")
 
 
 def test_float_images() -> None:
     random = np.random.default_rng(2)
     image = cv2.GaussianBlur(random.uniform(0, 255, (60, 60)), (0, 0), 2).astype(np.float32)
     regions = [(image, blob(random, 60, 8)) for _ in range(8)]
-    found, expected = both(regions, bin_width=3.0)
-    assert_equal(found, expected, "float64")
+    actual, expected = both(regions, bin_width=3.0)
+    assert_equal(actual, expected, "float64")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -208,15 +209,15 @@ def test_equals_pyradiomics_on_any_region(seed, height, width, grey, share) -> N
     pixels = random.integers(0, grey, (height, width), dtype=np.uint8)
     mask = random.random((height, width)) < share
     mask[random.integers(height), random.integers(width)] = True
-    found, expected = both([(pixels, mask)])
-    assert_equal(found, expected, "float64")
+    actual, expected = both([(pixels, mask)])
+    assert_equal(actual, expected, "float64")
 
 
 # ---- counts ---------------------------------------------------------------------------------------------------
 
 
 def tile(pixels: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    level = bins.levels(pixels, mask, bin_width=25.0, bin_count=None)
+    level = bins.grey_levels(pixels, mask, bin_width=25.0, bin_count=None)
     corners = ((1, side - 1 - len(pixels)), (1, side - 1 - pixels.shape[1]))
     return np.pad(pixels, corners), np.pad(level, corners).astype(np.uint8)
 
@@ -224,10 +225,12 @@ def tile(pixels: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, n
 @functools.cache
 def counter(by: str) -> Callable[[np.ndarray, np.ndarray], matrices.Matrices]:
     if by != "numba":
-        return jax.jit(functools.partial(matrices.count, levels=11, formulation=by))
+        return jax.jit(functools.partial(matrices.count_matrices, n_levels=11, formulation=by))
 
     def count(pixels: np.ndarray, level: np.ndarray) -> matrices.Matrices:
-        return jax.tree.map(lambda x: x[0], by_numba.count(pixels[None], level[None], levels=11))
+        return jax.tree.map(
+            lambda x: x[0], by_numba.count_matrices(pixels[None], level[None], n_levels=11)
+        )
 
     return count
 
@@ -235,9 +238,9 @@ def counter(by: str) -> Callable[[np.ndarray, np.ndarray], matrices.Matrices]:
 @pytest.mark.parametrize("by", ["scatter", "matmul", "numba"])
 def test_counts_are_pyradiomics_own(by) -> None:
     count = counter(by)
-    for pixels, mask in _made():
-        found = count(*tile(pixels, mask, 64))
-        level = bins.levels(pixels, mask, bin_width=25.0, bin_count=None).astype(int)
+    for pixels, mask in made_regions():
+        actual = count(*tile(pixels, mask, 64))
+        level = bins.grey_levels(pixels, mask, bin_width=25.0, bin_count=None).astype(int)
         highest, near = int(level.max()), np.array([1])
 
         def same(ours, theirs, highest=highest) -> None:
@@ -245,30 +248,32 @@ def test_counts_are_pyradiomics_own(by) -> None:
 
         glcm = cMatrices.calculate_glcm(level, mask, near, highest, False, 0)[0][0]
         # Their directions are in another order; ours are sorted alike before the comparison.
-        ours = np.asarray(found.glcm)[:, :highest, :highest]
+        ours = np.asarray(actual.glcm)[:, :highest, :highest]
         theirs = (glcm + glcm.transpose(1, 0, 2)).transpose(2, 0, 1)
         assert sorted(map(bytes, ours.astype(int))) == sorted(map(bytes, theirs.astype(int)))
         runs = cMatrices.calculate_glrlm(level, mask, highest, max(mask.shape), False, 0)[0][0]
         theirs = np.pad(runs.transpose(2, 0, 1), ((0, 0), (0, 0), (0, 64 - max(mask.shape))))
-        ours = np.where(np.asarray(found.lines)[:, None, None], np.asarray(found.glrlm), 0)
+        ours = np.where(
+            np.asarray(actual.valid_directions)[:, None, None], np.asarray(actual.glrlm), 0
+        )
         ours = ours[:, :highest]
         assert sorted(map(bytes, ours.astype(int))) == sorted(map(bytes, theirs.astype(int)))
         alike = cMatrices.calculate_gldm(level, mask, near, highest, 0, False, 0)[0]
-        same(found.gldm, alike[:, :9])  # theirs has room for neighbours in three dimensions
+        same(actual.gldm, alike[:, :9])  # theirs has room for neighbours in three dimensions
         assert alike[:, 9:].sum() == 0
         sizes = cMatrices.calculate_glszm(level, mask, highest, int(mask.sum()), False, 0)[0]
-        ours = np.zeros((11, max(zones.SMALL, sizes.shape[1])), int)
-        ours[:, : zones.SMALL] = found.zones.small
-        used = np.asarray(found.zones.size) > 0
-        np.add.at(ours, (found.zones.level[used] - 1, found.zones.size[used] - 1), 1)
+        ours = np.zeros((11, max(zones.SMALL_LIMIT, sizes.shape[1])), int)
+        ours[:, : zones.SMALL_LIMIT] = actual.zones.small
+        used = np.asarray(actual.zones.large_size) > 0
+        np.add.at(ours, (actual.zones.large_level[used] - 1, actual.zones.large_size[used] - 1), 1)
         same(ours[:, : sizes.shape[1]], sizes)
         assert ours[:, sizes.shape[1] :].sum() == 0
         tones = cMatrices.calculate_ngtdm(level, mask, near, highest, False, 0)[0]
-        np.testing.assert_array_equal(np.asarray(found.levels)[:highest], tones[:, 0])
-        difference = np.asarray(found.difference) / np.maximum(np.arange(9), 1)
+        np.testing.assert_array_equal(np.asarray(actual.level_counts)[:highest], tones[:, 0])
+        difference = np.asarray(actual.tone_difference) / np.maximum(np.arange(9), 1)
         np.testing.assert_allclose(difference.sum(1)[:highest], tones[:, 1], rtol=1e-12)
         grey = np.bincount(pixels[mask], minlength=256)
-        np.testing.assert_array_equal(found.histogram, grey)
+        np.testing.assert_array_equal(actual.histogram, grey)
 
 
 def test_all_ways_count_the_same_on_a_real_region(nih_root) -> None:
@@ -286,7 +291,7 @@ def test_all_ways_count_the_same_on_a_real_region(nih_root) -> None:
 
 
 def test_same_bits_every_run_and_same_values_in_any_batch() -> None:
-    regions = _made()
+    regions = made_regions()
     images, masks = [r[0] for r in regions], [r[1] for r in regions]
     first = extract(images, masks, backend="jax").features
     np.testing.assert_array_equal(first, extract(images, masks, backend="jax").features)
@@ -297,12 +302,12 @@ def test_same_bits_every_run_and_same_values_in_any_batch() -> None:
 
 
 def test_a_larger_tile_changes_nothing_but_rounding(monkeypatch) -> None:
-    images, masks = zip(*_made()[:9], strict=True)
-    found = []
+    images, masks = zip(*made_regions()[:9], strict=True)
+    actual = []
     for smallest in (64, 160):
-        monkeypatch.setitem(module.SIDES, "numba", (smallest,))
-        found.append(extract(images, masks, backend="jax").features)
-    np.testing.assert_allclose(*found, rtol=2e-5, atol=2e-6)
+        monkeypatch.setitem(extraction.TILE_SIDES, "numba", (smallest,))
+        actual.append(extract(images, masks, backend="jax").features)
+    np.testing.assert_allclose(*actual, rtol=2e-5, atol=2e-6)
 
 
 def test_over_a_limit_goes_to_the_host_and_is_told() -> None:
@@ -310,12 +315,12 @@ def test_over_a_limit_goes_to_the_host_and_is_told() -> None:
     wide = random.integers(0, 100, (20, 600), dtype=np.uint8)
     many = random.integers(0, 256, (20, 20), dtype=np.uint8)
     images, masks = [wide, many], [np.ones(x.shape, bool) for x in (wide, many)]
-    found = extract(images, masks, backend="jax", bin_width=2.0, dtype="float64")
+    actual = extract(images, masks, backend="jax", bin_width=2.0, dtype="float64")
     np.testing.assert_array_equal(
-        found.features, extract(images, masks, bin_width=2.0, dtype="float64").features
+        actual.features, extract(images, masks, bin_width=2.0, dtype="float64").features
     )
-    assert found.ready.all()
-    assert found.reasons == (
+    assert actual.ready.all()
+    assert actual.reasons == (
         "on the host: 20×600 px is over 542 px",
         "on the host: 128 grey levels are over 64",
     )
@@ -326,10 +331,10 @@ def test_what_pyradiomics_refuses_is_not_ready(backend) -> None:
     pixels = np.full((9, 9), 7, np.uint8)
     masks = np.zeros((3, 9, 9), bool)
     masks[0, 4, 4] = masks[1, 3, 2:7] = masks[2, 2:5, 2:7] = True
-    found = extract(np.stack([pixels] * 3), masks, backend=backend)
-    assert found.ready.tolist() == [False, False, True]
-    assert found.reasons == ("one pixel", "a line", "")
-    assert np.isnan(found.features[:2]).all()
+    actual = extract(np.stack([pixels] * 3), masks, backend=backend)
+    assert actual.ready.tolist() == [False, False, True]
+    assert actual.reasons == ("one pixel", "a line", "")
+    assert np.isnan(actual.features[:2]).all()
 
 
 def test_bad_input_names_every_item() -> None:
@@ -352,24 +357,24 @@ def test_images_from_0_to_1_are_warned_about() -> None:
 
 
 def test_on_the_device_a_region_is_cropped_and_binned_the_same() -> None:
-    regions = _made()[:9]
+    regions = made_regions()[:9]
     images, masks = (np.stack(x) for x in zip(*regions, strict=True))
     masks[8] = False
     masks[8, 3, 3:9] = True
-    table = jnp.asarray(bins.table(25.0))
-    found, problem = jax.jit(
-        functools.partial(tiles.of_regions, side=64, levels=11, formulation="scatter")
+    table = jnp.asarray(bins.level_table(25.0))
+    actual, problem = jax.jit(
+        functools.partial(tiles.region_features, side=64, n_levels=11, formulation="scatter")
     )(images, masks, table)
     assert [tiles.PROBLEMS[k] for k in np.asarray(problem)] == [""] * 8 + ["a line"]
     expected = extract(images[:8], masks[:8], backend="jax").features
-    np.testing.assert_allclose(found[:8], expected, rtol=2e-5, atol=2e-6)
-    limited = functools.partial(tiles.of_regions, side=32, levels=9, formulation="scatter")
+    np.testing.assert_allclose(actual[:8], expected, rtol=2e-5, atol=2e-6)
+    limited = functools.partial(tiles.region_features, side=32, n_levels=9, formulation="scatter")
     # Without the features there is little to compile.
     problem = jax.jit(lambda *given: limited(*given)[1])(images, masks, table)
-    told = []
+    problems = []
     for grey, mask in regions[:8]:
         side = max(np.ptp(np.flatnonzero(mask.any(k))) + 3 for k in (0, 1))
-        highest = bins.levels(grey, mask, bin_width=25.0, bin_count=None).max()
-        told.append(2 if side > 32 else 3 if highest > 9 else 0)
-    assert np.asarray(problem).tolist() == [*told, 1]
-    assert set(told) == {0, 2, 3}
+        highest = bins.grey_levels(grey, mask, bin_width=25.0, bin_count=None).max()
+        problems.append(2 if side > 32 else 3 if highest > 9 else 0)
+    assert np.asarray(problem).tolist() == [*problems, 1]
+    assert set(problems) == {0, 2, 3}

@@ -24,7 +24,7 @@ from toy_root import toy_outputs, toy_records, toy_split
 from kacl_jax import config as config_keys
 from kacl_jax.data.image_source import PngFiles
 from kacl_jax.evaluation import evaluate, result_files
-from kacl_jax.evaluation.metrics import T_IOU
+from kacl_jax.evaluation.metrics import IOU_THRESHOLDS
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.radiomics import FEATURE_NAMES, extract
 from kacl_jax.report import features, gallery, page, pictures, run_page
@@ -127,14 +127,18 @@ def toy_case(workdir: Path, *, without: int | None = None, max_images: int = 6) 
     )
     split = toy_split(records)
     val, test = (toy_outputs(records, ids, seed=7) for ids in (split.val, split.test))
-    found = evaluate.evaluate(
+    found = evaluate.evaluate_outputs(
         val, test, records, split, size=SIZE, relu=True, threshold=0.5, resamples=20
     )
-    content = result_files.results(found, records, split, seed=0, feedback=None, throughput=None)
+    content = result_files.build_results(
+        found, records, split, seed=0, feedback=None, throughput=None
+    )
     content |= {"best_step": 6, "trained_steps": 9}
     files.write_json(workdir / "results.json", content)
     result_files.write_predictions(workdir / "predictions.csv", records, split, val=val, test=test)
-    result_files.write_boxes(workdir / "boxes.csv", records, found.located, found.prior_map_iou)
+    result_files.write_boxes(
+        workdir / "boxes.csv", records, found.predicted_boxes, found.prior_map_iou
+    )
     origin = {
         "command": f"python main.py --workdir={EVIL}",
         "git": None,
@@ -154,7 +158,7 @@ def toy_case(workdir: Path, *, without: int | None = None, max_images: int = 6) 
     inputs = gallery.ReportInputs(
         records=records,
         outputs=test,
-        located=found.located,
+        located=found.predicted_boxes,
         rule=RegionRule("cam", True, True, 0.5, SIZE, 0),
         moments=Moments(zeros, zeros + 1),
         bin_width=25.0,
@@ -568,7 +572,7 @@ def test_the_floor_beside_an_arm_is_that_of_its_own_folds_and_folds_weigh_alike(
     assert sweep_page._prior_map_marks(rows, "iou_0.3") == []
 
     def tables(value: float | None) -> dict[str, Any]:
-        return {str(t): {"mean": {"value": value}} for t in T_IOU}
+        return {str(t): {"mean": {"value": value}} for t in IOU_THRESHOLDS}
 
     three = [(0, tables(0.1)), (0, tables(0.2)), (1, tables(0.6))]
     assert sweep_page._mean_curve(three)[0] == (0.1, pytest.approx((0.15 + 0.6) / 2))

@@ -15,7 +15,7 @@ from finished_run import write_run
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from kacl_jax.evaluation import predictions
-from kacl_jax.evaluation.contrastive_summary import Contrast
+from kacl_jax.evaluation.contrastive_summary import ContrastiveSummary
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep import compare, measure, table
 from kacl_jax.sweep.hyper import Arm, Point
@@ -174,7 +174,7 @@ def test_what_the_contrastive_loss_did_is_read_from_the_log(tmp_path: Path) -> N
     found = measure.measure_run(place, resamples=B).contrast
     assert found is not None
     assert (found.loss, found.age) == (3.0, 40.0)
-    assert found.pull == pytest.approx(1.0)
+    assert found.gradient_ratio == pytest.approx(1.0)
 
 
 def test_files_of_different_evaluations_are_refused(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_mean_over_folds_is_never_pooled_and_its_draws_are_a_brute_force_boots
     rows = compare.compare_arms([other, arm], runs)
 
     parts = {
-        (point.arm.name, point.fold, point.seed): predictions.read_tested(
+        (point.arm.name, point.fold, point.seed): predictions.read_predictions(
             tmp_path / f"{point.arm.name}-{point.fold}-{point.seed}", FINDINGS
         )
         for point in runs
@@ -311,7 +311,7 @@ def test_two_arms_that_are_alike_seldom_differ() -> None:
         draws = []
         for _ in range(2):
             scores = shared + 0.5 * rng.normal(size=(80, 1))
-            part = predictions.Tested(
+            part = predictions.SavedPredictions(
                 ("Mass",), (), np.arange(80), labels, scores, none, none, np.zeros(0), np.zeros(0)
             )
             draws.append(measure.resampled_ranking(part, weights)["auroc"].draws)
@@ -497,7 +497,9 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     kacl = Arm("kacl", against=("focal",), selection_boxes=7)
     runs = grid(tmp_path, focal, lambda _: 0.5) | grid(tmp_path, kacl, lambda _: 1.5)
     late = Point(kacl, 2, 0)
-    learned = Contrast(loss=3.0, chance=4.0, pull=0.5, ready=1.0, age=40.0)
+    learned = ContrastiveSummary(
+        loss=3.0, chance_loss=4.0, gradient_ratio=0.5, partner_share=1.0, age=40.0
+    )
     runs[Point(kacl, 0, 0)] = replace(runs[Point(kacl, 0, 0)], contrast=learned)
     rows = compare.compare_arms([focal, kacl], runs)
     lines = list(csv.DictReader(io.StringIO(table.as_csv(rows))))

@@ -396,7 +396,7 @@ def test_two_augmented_views_need_no_radiomics(
     workdir = run_here(**arm, train__epochs=2, train__checkpoint_every=0)
     assert not (workdir / "features.sqlite").exists()
     results = json.loads((workdir / "results.json").read_text())
-    assert results["feedback"] == dict.fromkeys(result_files.FEEDBACK)
+    assert results["feedback"] == dict.fromkeys(result_files.FEEDBACK_KEYS)
     assert results["evaluation"]["grid"] == [16, 16]
     assert all(line["nt_xent"] > 0 for line in metric_lines(workdir, "train"))
 
@@ -593,7 +593,7 @@ def test_box_guidance_moves_the_map_into_the_box_and_needs_no_worker(
     assert mass_inside(guided, trained) > 1.5 * mass_inside(without, trained)
     assert not (without / "features.sqlite").exists()
     results = json.loads((without / "results.json").read_text())
-    assert results["feedback"] == dict.fromkeys(result_files.FEEDBACK)
+    assert results["feedback"] == dict.fromkeys(result_files.FEEDBACK_KEYS)
 
 
 def test_a_profile_is_written_however_the_run_is_cut(run_here: Runner, tmp_path: Path) -> None:

@@ -1,29 +1,30 @@
-"""What is measured, each figure with its interval.
+"""The metrics of an evaluation, each value with its confidence interval.
 
-Pure numpy and scipy. What cannot be computed is NaN with a reason, never 0. No value depends on the order of rows.
+Pure numpy and scipy. A value that cannot be computed is NaN with a reason, never 0. No value depends on the order of
+rows.
 
 bootstrap    estimates, tables, and intervals over resamples of whole patients
 ranking      AUROC and AUPRC
 decision     sensitivity, specificity, predictive values at a threshold
 calibration  Brier score, expected calibration error, reliability curve
 boxes        overlap, localization accuracy, pointing game, false boxes
-floors       what scores without an image, and the ceiling of a map's grid
+floors       boxes and maps made without an image, and the best overlap that a map's grid allows
 """
 
-from kacl_jax.evaluation.metrics.bootstrap import MAX_LEFT_OUT, RESAMPLES, Estimate, Table
+from kacl_jax.evaluation.metrics.bootstrap import MAX_UNDEFINED_SHARE, RESAMPLES, Estimate, Table
 from kacl_jax.evaluation.metrics.boxes import (
-    T_IOBB,
-    T_IOU,
+    IOBB_THRESHOLDS,
+    IOU_THRESHOLDS,
     false_box_table,
-    inside,
     iobb,
     iou,
     localization_differences,
     localization_tables,
+    point_in_box,
     pointing_table,
 )
-from kacl_jax.evaluation.metrics.calibration import BINS, Bin, Calibration, calibration
-from kacl_jax.evaluation.metrics.decision import DECISIONS, decision_tables
+from kacl_jax.evaluation.metrics.calibration import N_BINS, Bin, Calibration, measure_calibration
+from kacl_jax.evaluation.metrics.decision import DECISION_METRICS, decision_tables
 from kacl_jax.evaluation.metrics.floors import (
     grid_ceiling,
     grid_ceiling_iobb,
@@ -32,11 +33,17 @@ from kacl_jax.evaluation.metrics.floors import (
     prior_peak,
     random_map,
 )
-from kacl_jax.evaluation.metrics.ranking import auroc, auroc_table, one_class, ranking_tables
+from kacl_jax.evaluation.metrics.ranking import (
+    auroc,
+    auroc_table,
+    missing_class_reason,
+    ranking_tables,
+)
 
 __all__ = [
-    "BINS", "DECISIONS", "MAX_LEFT_OUT", "RESAMPLES", "T_IOBB", "T_IOU", "Bin", "Calibration", "Estimate", "Table",
-    "auroc", "auroc_table", "calibration", "decision_tables", "false_box_table", "grid_ceiling", "grid_ceiling_iobb",
-    "inside", "iobb", "iou", "localization_differences", "localization_tables", "one_class", "pointing_table",
-    "prior_box", "prior_map", "prior_peak", "random_map", "ranking_tables",
+    "DECISION_METRICS", "IOBB_THRESHOLDS", "IOU_THRESHOLDS", "MAX_UNDEFINED_SHARE", "N_BINS", "RESAMPLES", "Bin",
+    "Calibration", "Estimate", "Table", "auroc", "auroc_table", "decision_tables", "false_box_table", "grid_ceiling",
+    "grid_ceiling_iobb", "iobb", "iou", "localization_differences", "localization_tables", "measure_calibration",
+    "missing_class_reason", "point_in_box", "pointing_table", "prior_box", "prior_map", "prior_peak", "random_map",
+    "ranking_tables",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
 """Estimates with percentile intervals over resamples of whole *patients*.
 
-Images of one patient are not independent. One resample serves all findings, so the interval of a
-mean over findings is right although the findings share images. Patients are counted, not copied: a
-resample is a column of weights, and a figure of it is a few matrix products.
+Images of one patient are not independent, therefore whole patients are resampled. All findings use the same
+resamples, so that the interval of a mean over findings is correct although the findings share images. A resample does
+not copy images: it is a column of weights (how often each patient was drawn), and a value for it takes a few matrix
+products.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ import numpy as np
 from scipy import sparse
 
 RESAMPLES = 2000
-MAX_LEFT_OUT = 0.1  # share of undefined resamples above which no interval is given
-_SEED = 0  # fixed: the same scores have the same intervals
-_CHUNK = 32  # resamples at once: few enough for a processor's cache, three times faster than 250
+MAX_UNDEFINED_SHARE = 0.1  # share of undefined resamples above which no interval is given
+_SEED = 0  # fixed, so that the same scores always have the same intervals
+_CHUNK = (
+    32  # resamples computed together: they fit in a processor's cache, three times faster than 250
+)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its uncertainty. `value` is NaN exactly when `reason` says why."""
+    """A value with its uncertainty. If `value` is NaN, `reason` says why; otherwise `reason` is empty."""
 
     value: float
-    ci95: tuple[float, float] | None  # None: `ci_reason` (or `reason`) says why
-    counts: dict[str, int]  # what it rests on: n_pos and n_neg, or n; n_findings for a mean
+    ci95: (
+        tuple[float, float] | None
+    )  # None where there is no interval: `ci_reason` (or `reason`) says why
+    counts: dict[str, int]  # sample sizes: n_pos and n_neg, or n; also n_findings for a mean
     reason: str = ""
     ci_reason: str = ""
-    left_out: int = 0  # resamples in which the figure was undefined
+    left_out: int = 0  # number of resamples in which the value is undefined
 
 
 @dataclass(frozen=True)
@@ -39,51 +44,60 @@ class Table:
     mean: Estimate
 
 
-def clusters(patients: np.ndarray) -> tuple[np.ndarray, int]:
-    """Patients int [n] → (their numbers from 0, ascending by patient; how many there are)."""
+def index_patients(patients: np.ndarray) -> tuple[np.ndarray, int]:
+    """Patient ids int [n] → (index from 0 of each row's patient, in ascending order of id; number of patients)."""
     values, index = np.unique(patients, return_inverse=True)
     return index, len(values)
 
 
-def divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Elementwise, NaN where the lower one is not positive."""
-    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Elementwise quotient, NaN where the divisor is not positive."""
+    return np.divide(
+        numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0
+    )
 
 
-def without_bias(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Resamples float [… B] moved so that the mean of the defined ones is the sample's own figure, float […].
+def remove_bias(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Shift resampled values float [… B] so that the mean of the defined ones equals the sample's value, float […].
 
-    For a figure that resampling raises by itself: a positive that is drawn twice has its twin at its own rank, so that
-    average precision comes out too high, and as much so in a mean over folds, whose interval is narrower.
+    For a value that resampling biases upwards. In average precision, a positive that is drawn twice has its copy at
+    the same rank, so that resamples score too high. A mean over folds has the same bias but a narrower interval.
     """
     defined = np.isfinite(draws)
-    mean = divide(np.where(defined, draws, 0.0).sum(-1), defined.sum(-1))
-    return draws + (np.asarray(values) - mean)[..., None]
+    mean_draw = divide(np.where(defined, draws, 0.0).sum(-1), defined.sum(-1))
+    return draws + (np.asarray(values) - mean_draw)[..., None]
 
 
-def within_unit(ci95: tuple[float, float] | None) -> tuple[float, float] | None:
-    """An interval's ends cut to [0, 1], which draws `without_bias` may leave."""
+def clip_interval_to_unit(ci95: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The interval clipped to [0, 1], because draws after `remove_bias` may lie outside."""
     return None if ci95 is None else (max(ci95[0], 0.0), min(ci95[1], 1.0))
 
 
-def resampled(
-    replicate: Callable[[np.ndarray], np.ndarray], n_clusters: int, resamples: int
+def resample(
+    replicate: Callable[[np.ndarray], np.ndarray], n_patients: int, resamples: int
 ) -> np.ndarray:
-    """replicate: counts [patients k] → [c k t]. Returns [c resamples t]; no draws for 1 patient."""
-    if n_clusters < 2 or not resamples:
-        return replicate(np.ones((n_clusters, 1)))[:, :0, :]
-    chunks = [replicate(counts) for counts in _resample_counts(n_clusters, resamples)]
+    """The values of all resamples: float64 [c resamples t]; with fewer than 2 patients [c 0 t].
+
+    replicate: patient counts [patients k] of k resamples → their values [c k t].
+    """
+    if n_patients < 2 or not resamples:
+        return replicate(np.ones((n_patients, 1)))[:, :0, :]
+    chunks = [
+        replicate(patient_counts) for patient_counts in _resample_counts(n_patients, resamples)
+    ]
     return np.concatenate(chunks, axis=1)
 
 
-def _resample_counts(n_clusters: int, resamples: int) -> Iterator[np.ndarray]:
-    """Multinomial counts float64 [patients k]: how often each resample draws each patient."""
+def _resample_counts(n_patients: int, resamples: int) -> Iterator[np.ndarray]:
+    """Multinomial counts float64 [patients k], k resamples at a time: how often each one draws each patient."""
     rng = np.random.default_rng(_SEED)
     for start in range(0, resamples, _CHUNK):
         k = min(_CHUNK, resamples - start)
-        drawn = rng.integers(n_clusters, size=(k, n_clusters))
-        flat = np.bincount((drawn * k + np.arange(k)[:, None]).ravel(), minlength=n_clusters * k)
-        yield flat.reshape(n_clusters, k).astype(np.float64)
+        patient_draws = rng.integers(n_patients, size=(k, n_patients))
+        flat = np.bincount(
+            (patient_draws * k + np.arange(k)[:, None]).ravel(), minlength=n_patients * k
+        )
+        yield flat.reshape(n_patients, k).astype(np.float64)
 
 
 def ratio_tables(
@@ -93,68 +107,76 @@ def ratio_tables(
     reasons: list[str],
     resamples: int,
 ) -> tuple[Table, ...]:
-    """Ratios of sums: numerator [n c t], denominator [n c] bool, one table per t.
+    """Ratios of sums: numerator [n c t] over denominator [n c] bool, one table per t.
 
-    Count n is the number of rows in the denominator.
+    reasons: for each finding, why its ratio is undefined where the denominator is empty. Count n of an estimate is the
+    number of rows in its denominator.
     """
-    cluster, n_clusters = clusters(patients)
-    rows, c, t = numerator.shape
-    member = sparse.coo_array((np.ones(rows), (cluster, np.arange(rows))), (n_clusters, rows))
-    top = member.tocsr() @ numerator.reshape(rows, c * t).astype(np.float64)
-    bottom = member.tocsr() @ denominator.astype(np.float64)
+    patient_index, n_patients = index_patients(patients)
+    n_rows, c, t = numerator.shape
+    patient_matrix = sparse.coo_array(
+        (np.ones(n_rows), (patient_index, np.arange(n_rows))), (n_patients, n_rows)
+    )
+    numerator_sums = patient_matrix.tocsr() @ numerator.reshape(n_rows, c * t).astype(np.float64)
+    denominator_sums = patient_matrix.tocsr() @ denominator.astype(np.float64)
 
     def replicate(counts: np.ndarray) -> np.ndarray:
-        tops = (counts.T @ top).reshape(-1, c, t)
-        return divide(tops, np.broadcast_to((counts.T @ bottom)[..., None], tops.shape)).swapaxes(
-            0, 1
-        )
+        numerators = (counts.T @ numerator_sums).reshape(-1, c, t)
+        return divide(
+            numerators, np.broadcast_to((counts.T @ denominator_sums)[..., None], numerators.shape)
+        ).swapaxes(0, 1)
 
-    values = replicate(np.ones((n_clusters, 1)))[:, 0, :]
-    draws = resampled(replicate, n_clusters, resamples)
+    values = replicate(np.ones((n_patients, 1)))[:, 0, :]
+    draws = resample(replicate, n_patients, resamples)
     counts = [{"n": int(n)} for n in denominator.sum(axis=0)]
-    return tuple(table(values[:, i], draws[:, :, i], counts, reasons, n_clusters) for i in range(t))
+    return tuple(
+        build_table(values[:, i], draws[:, :, i], counts, reasons, n_patients) for i in range(t)
+    )
 
 
-def table(
+def build_table(
     values: np.ndarray,
     draws: np.ndarray,
     counts: list[dict[str, int]],
     reasons: list[str],
-    n_clusters: int,
+    n_patients: int,
 ) -> Table:
-    """values [c], draws [c resamples] → estimates; the mean is over the defined findings."""
+    """values [c], draws [c resamples] → estimates per finding and of their mean over the defined findings."""
     findings = tuple(
-        _estimate(float(value), draw, n, reason, n_clusters)
-        for value, draw, n, reason in zip(values, draws, counts, reasons, strict=True)
+        _build_estimate(float(value), draw, count, reason, n_patients)
+        for value, draw, count, reason in zip(values, draws, counts, reasons, strict=True)
     )
     defined = np.isfinite(values)
-    total = {key: sum(n[key] for n in counts) for key in counts[0]}
-    total["n_findings"] = int(defined.sum())
+    total_counts = {key: sum(count[key] for count in counts) for key in counts[0]}
+    total_counts["n_findings"] = int(defined.sum())
     if not defined.any():
-        return Table(findings, Estimate(float("nan"), None, total, "no finding could be scored"))
-    # A resample in which one of these findings is undefined would be a mean over other findings.
+        return Table(
+            findings, Estimate(float("nan"), None, total_counts, "no finding could be scored")
+        )
+    # NaN in a resample where one of these findings is undefined: that mean would be over fewer findings.
     mean_draws = draws[defined].mean(axis=0)
     return Table(
-        findings, _estimate(float(values[defined].mean()), mean_draws, total, "", n_clusters)
+        findings,
+        _build_estimate(float(values[defined].mean()), mean_draws, total_counts, "", n_patients),
     )
 
 
-def _estimate(
-    value: float, draws: np.ndarray, counts: dict[str, int], reason: str, n_clusters: int
+def _build_estimate(
+    value: float, draws: np.ndarray, counts: dict[str, int], reason: str, n_patients: int
 ) -> Estimate:
     if not np.isfinite(value):
         return Estimate(float("nan"), None, counts, reason or "undefined")
-    usable = draws[np.isfinite(draws)]
-    left_out = len(draws) - len(usable)
-    if n_clusters < 2:
-        why = "one patient only"
+    defined = draws[np.isfinite(draws)]
+    left_out = len(draws) - len(defined)
+    if n_patients < 2:
+        ci_reason = "one patient only"
     elif not len(draws):
-        why = "not resampled"
-    elif left_out > MAX_LEFT_OUT * len(draws):
-        why = f"undefined in {left_out} of {len(draws)} resamples of patients"
-    elif usable.min() == usable.max():
-        why = "the same in every resample of patients"
+        ci_reason = "not resampled"
+    elif left_out > MAX_UNDEFINED_SHARE * len(draws):
+        ci_reason = f"undefined in {left_out} of {len(draws)} resamples of patients"
+    elif defined.min() == defined.max():
+        ci_reason = "the same in every resample of patients"
     else:
-        low, high = np.percentile(usable, [2.5, 97.5])
+        low, high = np.percentile(defined, [2.5, 97.5])
         return Estimate(value, (float(low), float(high)), counts, left_out=left_out)
-    return Estimate(value, None, counts, ci_reason=why, left_out=left_out)
+    return Estimate(value, None, counts, ci_reason=ci_reason, left_out=left_out)

@@ -1,4 +1,4 @@
-"""What a yes or no per image is worth: sensitivity, specificity, predictive values."""
+"""Metrics of a yes-or-no prediction per image: sensitivity, specificity, predictive values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from kacl_jax.evaluation.metrics.bootstrap import RESAMPLES, Table, ratio_tables
 
-DECISIONS = ("sensitivity", "specificity", "ppv", "npv")
+DECISION_METRICS = ("sensitivity", "specificity", "ppv", "npv")
 
 
 def decision_tables(
@@ -17,28 +17,30 @@ def decision_tables(
     *,
     resamples: int = RESAMPLES,
 ) -> dict[str, Table]:
-    """The shares of right answers among the positive and the negative images (sensitivity, specificity) and among
-    those called so (positive and negative predictive value), by name.
+    """Sensitivity, specificity, positive and negative predictive value, by name.
 
-    Args: predicted bool [n c]; labels [n c] of 0 and 1; patients int [n]; reasons, per finding, why nothing could be
-    predicted at all ('' where it could). Count n is the number of images that a share is of.
+    Each is a share of correct predictions: among the positive images, the negative images, the images predicted
+    positive and those predicted negative.
+
+    Args: predicted bool [n c]; labels [n c] of 0 and 1; patients int [n]; reasons, per finding, why there is no
+    prediction at all ('' where there is one). Count n is the number of images in the denominator.
     """
     positive = labels == 1
-    among = {
+    denominators = {
         "sensitivity": (positive, "no positive"),
         "specificity": (~positive, "no negative"),
         "ppv": (predicted, "predicted for no image"),
         "npv": (~predicted, "predicted for every image"),
     }
-    right = predicted == positive
-    decided = np.array([not reason for reason in reasons])
+    correct = predicted == positive
+    has_prediction = np.array([not reason for reason in reasons])
     return {
         name: ratio_tables(
-            (right & of & decided)[:, :, None],
-            of & decided,
+            (correct & denominator & has_prediction)[:, :, None],
+            denominator & has_prediction,
             patients,
-            [reason or nobody for reason in reasons],
+            [reason or empty_reason for reason in reasons],
             resamples,
         )[0]
-        for name, (of, nobody) in among.items()
+        for name, (denominator, empty_reason) in denominators.items()
     }

@@ -11,17 +11,17 @@ from kacl_jax.evaluation.metrics.bootstrap import (
     RESAMPLES,
     Estimate,
     Table,
-    clusters,
+    build_table,
+    clip_interval_to_unit,
     divide,
-    resampled,
-    table,
-    within_unit,
-    without_bias,
+    index_patients,
+    remove_bias,
+    resample,
 )
 
 
-def one_class(n_pos: int, n_neg: int) -> str:
-    """Why there is no AUROC and no operating point; "" where there is one."""
+def missing_class_reason(n_pos: int, n_neg: int) -> str:
+    """Why AUROC and operating point are undefined without images of both classes; "" where both are there."""
     if n_pos and n_neg:
         return ""
     return "no image" if not n_pos + n_neg else "no positive" if not n_pos else "no negative"
@@ -35,10 +35,10 @@ def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = N
     NaN where either class weighs nothing. Raises ValueError on a score that is not finite.
     """
     weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
-    positive = _classes(scores, labels)
-    values, group = np.unique(np.asarray(scores), return_inverse=True)
-    w_pos = np.bincount(group, weights * positive, len(values))
-    w_neg = np.bincount(group, weights * ~positive, len(values))
+    positive = _is_positive(scores, labels)
+    values, level = np.unique(np.asarray(scores), return_inverse=True)
+    w_pos = np.bincount(level, weights * positive, len(values))
+    w_neg = np.bincount(level, weights * ~positive, len(values))
     total = w_pos.sum() * w_neg.sum()
     if not total > 0:
         return float("nan")
@@ -70,16 +70,16 @@ def ranking_tables(
     """AUROC and AUPRC per finding and mean from the same resamples; arguments as in `auroc_table`.
 
     AUPRC is average precision: Σ over distinct scores, descending, of the gain in recall times the
-    precision there, not interpolated. Random scores reach the prevalence. Like AUROC it is
-    undefined where a class is absent, so that both means are over the same findings. Its interval is
-    `without_bias`: it says what other test sets of this size would give.
+    precision at that score, not interpolated. Random scores reach the prevalence. Like AUROC it is
+    undefined where a class is absent, so that both means are over the same findings. `remove_bias`
+    is applied to its resamples, so that the interval is that of other test sets of this size.
     """
-    roc, pr = _tables(scores, labels, patients, resamples, precision=True)
+    auroc_result, auprc_result = _tables(scores, labels, patients, resamples, precision=True)
 
-    def cut(estimate: Estimate) -> Estimate:
-        return replace(estimate, ci95=within_unit(estimate.ci95))
+    def clip(estimate: Estimate) -> Estimate:
+        return replace(estimate, ci95=clip_interval_to_unit(estimate.ci95))
 
-    return roc, Table(tuple(map(cut, pr.findings)), cut(pr.mean))
+    return auroc_result, Table(tuple(map(clip, auprc_result.findings)), clip(auprc_result.mean))
 
 
 def _tables(
@@ -90,77 +90,89 @@ def _tables(
     *,
     precision: bool,
 ) -> tuple[Table, ...]:
-    cluster, n_clusters = clusters(patients)
-    ranked = [
-        Ranked(scores[:, i], labels[:, i], cluster, n_clusters) for i in range(labels.shape[1])
+    patient_index, n_patients = index_patients(patients)
+    rankings = [
+        Ranking(scores[:, i], labels[:, i], patient_index, n_patients)
+        for i in range(labels.shape[1])
     ]
 
     def replicate(counts: np.ndarray) -> np.ndarray:
-        return np.stack([r.areas(counts, precision=precision) for r in ranked])
+        return np.stack([ranking.areas(counts, precision=precision) for ranking in rankings])
 
-    counts = [{"n_pos": int(r.n_pos), "n_neg": int(r.n_neg)} for r in ranked]
-    values = replicate(np.ones((n_clusters, 1)))[:, 0, :]
-    reasons = [one_class(r.n_pos, r.n_neg) for r in ranked]
-    draws = resampled(replicate, n_clusters, resamples)
+    counts = [{"n_pos": int(ranking.n_pos), "n_neg": int(ranking.n_neg)} for ranking in rankings]
+    values = replicate(np.ones((n_patients, 1)))[:, 0, :]
+    reasons = [missing_class_reason(ranking.n_pos, ranking.n_neg) for ranking in rankings]
+    draws = resample(replicate, n_patients, resamples)
     if precision:
-        draws[:, :, 1] = without_bias(draws[:, :, 1], values[:, 1])
+        draws[:, :, 1] = remove_bias(draws[:, :, 1], values[:, 1])
     return tuple(
-        table(values[:, i], draws[:, :, i], counts, reasons, n_clusters)
+        build_table(values[:, i], draws[:, :, i], counts, reasons, n_patients)
         for i in range(values.shape[1])
     )
 
 
-class Ranked:
-    """One finding's ranking as sparse matrices over patients: a resample is a few products.
+class Ranking:
+    """One finding's ranking as sparse matrices [scores patients]: a resample takes a few matrix products.
 
-    Rows are the distinct scores that some positive has, ascending. `positives` holds each one's
-    positives per patient; `upto` the negatives above the row before and not above this one;
-    `tied` those of them that share the row's score.
+    The rows are the distinct scores of the positives, ascending. `positives` counts each row's positives per
+    patient; `negatives` the negatives with a score above the previous row's and at most this row's;
+    `tied_negatives` those of them with exactly this row's score.
     """
 
     def __init__(
-        self, scores: np.ndarray, labels: np.ndarray, cluster: np.ndarray, n_clusters: int
+        self, scores: np.ndarray, labels: np.ndarray, patient_index: np.ndarray, n_patients: int
     ) -> None:
-        positive = _classes(scores, labels)
-        levels, row = np.unique(scores[positive], return_inverse=True)
-        negatives, owner = scores[~positive], cluster[~positive]
-        below = np.searchsorted(levels, negatives, side="left")
-        within = below < len(levels)  # the rest scores above every positive
-        tied = within.copy()
-        tied[within] = levels[below[within]] == negatives[within]
+        positive = _is_positive(scores, labels)
+        levels, positive_row = np.unique(scores[positive], return_inverse=True)
+        negatives, negative_patient = scores[~positive], patient_index[~positive]
+        negative_row = np.searchsorted(levels, negatives, side="left")
+        has_row = negative_row < len(levels)  # the other negatives score above every positive
+        is_tied = has_row.copy()
+        is_tied[has_row] = levels[negative_row[has_row]] == negatives[has_row]
 
-        def count(rows: np.ndarray, columns: np.ndarray) -> sparse.csr_array:
-            shape = (len(levels), n_clusters)
+        def count_matrix(rows: np.ndarray, columns: np.ndarray) -> sparse.csr_array:
+            shape = (len(levels), n_patients)
             return sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape).tocsr()
 
-        self.positives = count(row, cluster[positive])
-        self.upto = count(below[within], owner[within])
-        self.tied = count(below[tied], owner[tied])
-        self.pos_per_patient = np.bincount(cluster[positive], minlength=n_clusters).astype(float)
-        self.neg_per_patient = np.bincount(owner, minlength=n_clusters).astype(float)
+        self.positives = count_matrix(positive_row, patient_index[positive])
+        self.negatives = count_matrix(negative_row[has_row], negative_patient[has_row])
+        self.tied_negatives = count_matrix(negative_row[is_tied], negative_patient[is_tied])
+        self.pos_per_patient = np.bincount(patient_index[positive], minlength=n_patients).astype(
+            float
+        )
+        self.neg_per_patient = np.bincount(negative_patient, minlength=n_patients).astype(float)
         self.n_pos, self.n_neg = int(positive.sum()), len(negatives)
 
     def areas(self, counts: np.ndarray, *, precision: bool) -> np.ndarray:
         """AUROC, and average precision if wanted: [k 1 or 2]; NaN where undefined.
 
-        counts float64 [patients k]: how often each patient is counted. All sums are of whole or
-        half numbers, so exact.
+        counts float64 [patients k]: how often each resample contains each patient. All sums are of
+        multiples of one half, so they are exact.
         """
         all_pos, all_neg = self.pos_per_patient @ counts, self.neg_per_patient @ counts
-        gain, tied = self.positives @ counts, self.tied @ counts
-        upto = np.cumsum(self.upto @ counts, axis=0)
-        wins = np.einsum("gk,gk->k", gain, upto - 0.5 * tied)
-        roc = divide(wins, all_pos * all_neg)
+        positives, tied_negatives = self.positives @ counts, self.tied_negatives @ counts
+        negatives_up_to = np.cumsum(self.negatives @ counts, axis=0)
+        won_pairs = np.einsum("gk,gk->k", positives, negatives_up_to - 0.5 * tied_negatives)
+        roc = divide(won_pairs, all_pos * all_neg)
         if not precision:
             return roc[:, None]
-        true = all_pos - np.cumsum(gain, axis=0) + gain  # scored this high or higher
-        false = all_neg - upto + tied
-        found = np.divide(true, true + false, out=np.zeros_like(true), where=gain > 0)
-        recalled = np.einsum("gk,gk->k", gain, found)
-        return np.stack([roc, np.where(all_neg > 0, divide(recalled, all_pos), np.nan)], axis=1)
+        true_positives = (
+            all_pos - np.cumsum(positives, axis=0) + positives
+        )  # positives with this score or a higher one
+        false_positives = all_neg - negatives_up_to + tied_negatives
+        precision_values = np.divide(
+            true_positives,
+            true_positives + false_positives,
+            out=np.zeros_like(true_positives),
+            where=positives > 0,
+        )
+        precision_sum = np.einsum("gk,gk->k", positives, precision_values)
+        return np.stack(
+            [roc, np.where(all_neg > 0, divide(precision_sum, all_pos), np.nan)], axis=1
+        )
 
 
-def _classes(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _is_positive(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite")
     if not np.isin(labels, (0, 1)).all():

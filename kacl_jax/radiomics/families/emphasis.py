@@ -1,7 +1,8 @@
-"""The statistics that run, zone and dependence matrices share.
+"""Statistics that the features of run, zone and dependence matrices have in common.
 
-P(i, j) counts things of grey level i and size j; n = Σ P, p = P / n. Small and large sizes, low and high levels are
-stressed by j^{∓2} and i^{∓2} (Galloway 1975; Chu, Sehgal and Greenleaf 1990; Dasarathy and Holder 1991).
+P(i, j) is the number of runs, zones or pixels with grey level i and size j; n = Σ P, p = P / n. An emphasis is the mean
+of j^{∓2} for small and large sizes or of i^{∓2} for low and high levels (Galloway 1975; Chu, Sehgal and Greenleaf 1990;
+Dasarathy and Holder 1991).
 """
 
 from __future__ import annotations
@@ -12,26 +13,28 @@ import jax.numpy as jnp
 from kacl_jax.radiomics.families.firstorder import EPSILON
 
 
-def by_both(matrix: jax.Array, size: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
+def emphasis_by_size_and_level(
+    matrix: jax.Array, size: jax.Array, n: jax.Array
+) -> dict[str, jax.Array]:
     """Mean of j^{±2} i^{±2}: 'small low', 'small high', 'large low', 'large high'.
 
     matrix: float [… g j] counts. size: float [j]. n: float […]. Each → […].
     """
-    level = _levels(matrix.shape[-2])
-    by_size = {
+    level = _grey_levels(matrix.shape[-2])
+    weighted_by_size = {
         "small": (matrix / size**2).sum(-1),
         "large": (matrix * size**2).sum(-1),
     }
     return {
-        f"{name} {kind}": (weighted * factor).sum(-1) / n
-        for name, weighted in by_size.items()
-        for kind, factor in (("low", 1 / level**2), ("high", level**2))
+        f"{size_name} {level_name}": (weighted_counts * level_weight).sum(-1) / n
+        for size_name, weighted_counts in weighted_by_size.items()
+        for level_name, level_weight in (("low", 1 / level**2), ("high", level**2))
     }
 
 
-def by_level(count: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
-    """Of the counts by level, float [… g]: 'low' and 'high' emphasis, 'uniformity' Σ count² / n, 'variance' of i."""
-    level = _levels(count.shape[-1])
+def level_statistics(count: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
+    """From counts by level, float [… g]: 'low' and 'high' emphasis, 'uniformity' Σ count² / n, 'variance' of i."""
+    level = _grey_levels(count.shape[-1])
     p = count / n[..., None]
     mean = (p * level).sum(-1, keepdims=True)
     return {
@@ -42,8 +45,8 @@ def by_level(count: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def by_size(count: jax.Array, size: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
-    """Of the counts by size, float [… j]: 'small', 'large' emphasis, 'uniformity' Σ count² / n, 'variance' of j."""
+def size_statistics(count: jax.Array, size: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
+    """From counts by size, float [… j]: 'small', 'large' emphasis, 'uniformity' Σ count² / n, 'variance' of j."""
     p = count / n[..., None]
     mean = (p * size).sum(-1, keepdims=True)
     return {
@@ -60,5 +63,5 @@ def entropy(matrix: jax.Array, n: jax.Array) -> jax.Array:
     return -(p * jnp.log2(p + EPSILON)).sum((-2, -1))
 
 
-def _levels(g: int) -> jax.Array:
+def _grey_levels(g: int) -> jax.Array:
     return jnp.arange(1, g + 1).astype(float)

@@ -1,7 +1,7 @@
 """First-order statistics of the grey values x₁ … x_N of a region: 18 features.
 
 Definitions as in pyradiomics (van Griethuysen et al. 2017, Cancer Research 77(21):e104): percentiles are linear
-between order statistics at (N − 1)·q; p_i is the share of grey level i after binning, ε = 2⁻⁵².
+interpolations between order statistics at (N − 1)·q; p_i is the share of grey level i after binning, ε = 2⁻⁵².
 
 * 10Percentile, 90Percentile, Median, Minimum, Maximum, Range, Mean; InterquartileRange = P₇₅ − P₂₅.
 * Energy = TotalEnergy = Σ x² (pixels of area 1). RootMeanSquared = √(Σ x² / N).
@@ -19,77 +19,83 @@ import jax.numpy as jnp
 EPSILON = 2.0**-52
 
 
-def of_histogram(histogram: jax.Array, levels: jax.Array) -> dict[str, jax.Array]:
+def features_of_histogram(histogram: jax.Array, level_counts: jax.Array) -> dict[str, jax.Array]:
     """Scalars by name, for 8-bit grey values.
 
-    histogram: int32 [256] pixels by grey value. levels: int32 [g] pixels by grey level.
+    histogram: int32 [256] pixels by grey value. level_counts: int32 [g] pixels by grey level.
     """
     value = jnp.arange(256).astype(float)
     below = jnp.cumsum(histogram)
 
-    def ordered(rank: jax.Array) -> jax.Array:
+    def value_at_rank(rank: jax.Array) -> jax.Array:
         return (below <= rank).sum().astype(float)
 
-    return _features(value, histogram.astype(float), below[-1], ordered, levels)
-
-
-def of_values(values: jax.Array, inside: jax.Array, levels: jax.Array) -> dict[str, jax.Array]:
-    """Scalars by name, for any grey values: float [s s], inside: bool [s s]."""
-    value = jnp.where(inside, values, jnp.inf).astype(float)
-    increasing = jnp.sort(value.ravel())
-    number = inside.sum(dtype=jnp.int32)
-    # Twice summed, rows first: float32 keeps six digits.
-    return _features(
-        jnp.where(inside, value, 0.0),
-        inside.astype(float),
-        number,
-        lambda rank: increasing[rank],
-        levels,
+    return _features_of_weighted_values(
+        value, histogram.astype(float), below[-1], value_at_rank, level_counts
     )
 
 
-def _features(value, weight, number, ordered, levels):  # type: ignore[no-untyped-def]
-    """value, weight: float, weighted grey values; ordered: rank from 0 → grey value."""
-    n = number.astype(float)
+def features_of_values(
+    values: jax.Array, inside: jax.Array, level_counts: jax.Array
+) -> dict[str, jax.Array]:
+    """Scalars by name, for any grey values: float [s s], inside: bool [s s]."""
+    value = jnp.where(inside, values, jnp.inf).astype(float)
+    sorted_values = jnp.sort(value.ravel())
+    n_pixels = inside.sum(dtype=jnp.int32)
+    # Sums run over rows first, then over their results, so that float32 keeps six digits.
+    return _features_of_weighted_values(
+        jnp.where(inside, value, 0.0),
+        inside.astype(float),
+        n_pixels,
+        lambda rank: sorted_values[rank],
+        level_counts,
+    )
 
-    def total(x: jax.Array) -> jax.Array:
+
+def _features_of_weighted_values(value, weight, n_pixels, value_at_rank, level_counts):  # type: ignore[no-untyped-def]
+    """value, weight: float arrays of grey values and how often each counts. value_at_rank: rank from 0 → grey value."""
+    n = n_pixels.astype(float)
+
+    def weighted_sum(x: jax.Array) -> jax.Array:
         return (weight * x).sum(-1).sum()
 
     def percentile(numerator: int, denominator: int) -> jax.Array:
-        place = (number - 1) // denominator * numerator
-        rest = (number - 1) % denominator * numerator
-        rank, rest = place + rest // denominator, rest % denominator
-        low, high = ordered(rank), ordered(jnp.minimum(rank + 1, number - 1))
-        return low + (high - low) * (rest.astype(float) / denominator)
+        whole_steps = (n_pixels - 1) // denominator * numerator
+        remainder = (n_pixels - 1) % denominator * numerator
+        rank, remainder = whole_steps + remainder // denominator, remainder % denominator
+        low, high = value_at_rank(rank), value_at_rank(jnp.minimum(rank + 1, n_pixels - 1))
+        return low + (high - low) * (remainder.astype(float) / denominator)
 
-    mean = total(value) / n
+    mean = weighted_sum(value) / n
     deviation = value - mean
-    deviation = deviation - total(deviation) / n  # what float32 lost of the mean
-    moment = {k: total(deviation**k) / n for k in (2, 3, 4)}
-    scale = jnp.where(moment[2] == 0, 1.0, moment[2])
+    deviation = (
+        deviation - weighted_sum(deviation) / n
+    )  # corrects the rounding error of the mean in float32
+    moments = {k: weighted_sum(deviation**k) / n for k in (2, 3, 4)}
+    nonzero_variance = jnp.where(moments[2] == 0, 1.0, moments[2])
     p10, p90 = percentile(1, 10), percentile(9, 10)
-    low, high = ordered(jnp.zeros_like(number)), ordered(number - 1)
-    energy = total(value**2)
-    share = levels.astype(float) / n
+    minimum, maximum = value_at_rank(jnp.zeros_like(n_pixels)), value_at_rank(n_pixels - 1)
+    energy = weighted_sum(value**2)
+    share = level_counts.astype(float) / n
     return {
         "10Percentile": p10,
         "90Percentile": p90,
         "Energy": energy,
         "Entropy": -(share * jnp.log2(share + EPSILON)).sum(),
         "InterquartileRange": percentile(3, 4) - percentile(1, 4),
-        "Kurtosis": moment[4] / scale**2,
-        "Maximum": high,
-        "MeanAbsoluteDeviation": total(jnp.abs(deviation)) / n,
+        "Kurtosis": moments[4] / nonzero_variance**2,
+        "Maximum": maximum,
+        "MeanAbsoluteDeviation": weighted_sum(jnp.abs(deviation)) / n,
         "Mean": mean,
         "Median": percentile(1, 2),
-        "Minimum": low,
-        "Range": high - low,
+        "Minimum": minimum,
+        "Range": maximum - minimum,
         "RobustMeanAbsoluteDeviation": _robust_deviation(value, weight, p10, p90),
         "RootMeanSquared": jnp.sqrt(energy / n),
-        "Skewness": moment[3] / scale**1.5,
+        "Skewness": moments[3] / nonzero_variance**1.5,
         "TotalEnergy": energy,
         "Uniformity": (share**2).sum(),
-        "Variance": moment[2],
+        "Variance": moments[2],
     }
 
 

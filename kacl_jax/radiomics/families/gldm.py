@@ -17,9 +17,9 @@ def features(gldm: jax.Array) -> dict[str, jax.Array]:
     dependence = jnp.arange(1, 10).astype(float)
     matrix = gldm.astype(float)
     n = gldm.sum().astype(float)
-    level = emphasis.by_level(gldm.sum(1).astype(float), n)
-    size = emphasis.by_size(gldm.sum(0).astype(float), dependence, n)
-    both = emphasis.by_both(matrix, dependence, n)
+    level = emphasis.level_statistics(gldm.sum(1).astype(float), n)
+    size = emphasis.size_statistics(gldm.sum(0).astype(float), dependence, n)
+    both = emphasis.emphasis_by_size_and_level(matrix, dependence, n)
     return {
         "DependenceEntropy": emphasis.entropy(matrix, n),
         "DependenceNonUniformity": size["uniformity"],

@@ -1,10 +1,10 @@
 """Shape of a 2-D region: 9 features.
 
-The outline is that of marching squares at ½ (Lorensen and Cline 1987 in two dimensions): it crosses half way between
-a pixel inside and a 4-neighbour outside, and cuts diagonal contacts.
+The outline is that of marching squares at ½ (Lorensen and Cline 1987 in two dimensions). It passes half way between a
+pixel inside and a 4-neighbour outside, and separates pixels that touch only at a corner.
 
-* MeshSurface A: a 2×2 window with 1, 2, 2 (diagonal), 3, 4 pixels inside holds ⅛, ½, ¼, ⅞, 1 of it.
-* Perimeter P: such a window holds √½, 1, 2√½, √½, 0 of it.
+* MeshSurface A: a 2×2 window with 1, 2, 2 (diagonal), 3, 4 pixels inside adds ⅛, ½, ¼, ⅞, 1 to it.
+* Perimeter P: the same windows add √½, 1, 2√½, √½, 0 to it.
 * PixelSurface: number of pixels. PerimeterSurfaceRatio = P / A. Sphericity = 2 √(πA) / P.
 * MaximumDiameter: the largest distance of two outline points.
 * MajorAxisLength = 4 √λ₁, MinorAxisLength = 4 √λ₂, Elongation = √(λ₂/λ₁); λ₁ ≥ λ₂ are the eigenvalues of the
@@ -21,15 +21,15 @@ from kacl_jax.radiomics.counts.matrices import Outline
 
 def features(outline: Outline) -> dict[str, jax.Array]:
     """Scalars by name, for one region with 2 or more pixels."""
-    one, three, side, diagonal, full = outline.windows.astype(float)
-    surface = one / 8 + side / 2 + diagonal / 4 + three * 7 / 8 + full
-    perimeter = (one + three + 2 * diagonal) * jnp.sqrt(0.5) + side
-    pixels = outline.rows.sum().astype(float)
+    one, three, side_by_side, diagonal, full = outline.window_counts.astype(float)
+    surface = one / 8 + side_by_side / 2 + diagonal / 4 + three * 7 / 8 + full
+    perimeter = (one + three + 2 * diagonal) * jnp.sqrt(0.5) + side_by_side
+    pixels = outline.row_counts.sum().astype(float)
     large, small = _eigenvalues(outline, pixels)
     return {
         "Elongation": jnp.sqrt(small / large),
         "MajorAxisLength": 4 * jnp.sqrt(large),
-        "MaximumDiameter": _diameter(outline),
+        "MaximumDiameter": _longest_distance(outline),
         "MeshSurface": surface,
         "MinorAxisLength": 4 * jnp.sqrt(small),
         "Perimeter": perimeter,
@@ -40,20 +40,23 @@ def features(outline: Outline) -> dict[str, jax.Array]:
 
 
 def _eigenvalues(outline: Outline, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """λ₁ ≥ λ₂. The small one is the mean squared distance from the long axis, a sum without cancellation: the
-    difference of trace and large one would lose a thin region's width in float32."""
-    rows, columns = outline.rows.astype(float), outline.columns.astype(float)
-    place = jnp.arange(len(rows)).astype(float)
-    y = place - (rows * place).sum() / pixels
-    x_mean = (columns * place).sum() / pixels
-    length = jnp.maximum(rows, 1)
-    row_mean = outline.along.astype(float) / length
-    row_variance = outline.along_squared.astype(float) / length - row_mean**2
-    x = outline.start.astype(float) - x_mean + row_mean
+    """λ₁ ≥ λ₂ of the covariance of the pixels' coordinates.
+
+    λ₂ is computed as the mean squared distance from the long axis, a sum without cancellation. As trace − λ₁ it would
+    lose the width of a thin region in float32.
+    """
+    rows, columns = outline.row_counts.astype(float), outline.column_counts.astype(float)
+    position = jnp.arange(len(rows)).astype(float)
+    y = position - (rows * position).sum() / pixels
+    x_mean = (columns * position).sum() / pixels
+    row_length = jnp.maximum(rows, 1)
+    row_mean = outline.offset_sum.astype(float) / row_length
+    row_variance = outline.offset_square_sum.astype(float) / row_length - row_mean**2
+    x = outline.row_start.astype(float) - x_mean + row_mean
     yy = (rows * y**2).sum() / pixels
     xx = (rows * (x**2 + row_variance)).sum() / pixels
     xy = (rows * x * y).sum() / pixels
-    # Half of the angle whose tangent is 2 xy / (xx − yy): the long axis.
+    # The direction of the long axis: half of the angle whose tangent is 2 xy / (xx − yy).
     angle = jnp.arctan2(2 * xy, xx - yy) / 2
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     small = (rows * ((cos * y - sin * x) ** 2 + sin**2 * row_variance)).sum() / pixels
@@ -61,11 +64,11 @@ def _eigenvalues(outline: Outline, pixels: jax.Array) -> tuple[jax.Array, jax.Ar
     return large, small
 
 
-def _diameter(outline: Outline) -> jax.Array:
-    # On a line of points only the outermost can be an end of the longest distance.
+def _longest_distance(outline: Outline) -> jax.Array:
+    # On each half-pixel line, only the outermost outline points can be an end of the longest distance.
     line = jnp.arange(len(outline.low))
-    used = outline.low <= outline.high
+    has_points = outline.low <= outline.high
     across = outline.high[:, None] - outline.low
     squared = across**2 + (line[:, None] - line) ** 2
-    longest = jnp.where(used[:, None] & used, squared, 0).max()
+    longest = jnp.where(has_points[:, None] & has_points, squared, 0).max()
     return jnp.sqrt(longest.astype(float)) / 2
