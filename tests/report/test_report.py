@@ -459,7 +459,7 @@ def test_results_are_written_before_the_page_is_made(
     monkeypatch.setattr(final_test, "write_run_json", MagicMock())
     for name in ("write_predictions", "write_boxes"):
         monkeypatch.setattr(result_files, name, MagicMock())
-    monkeypatch.setattr(result_files, "results", lambda *_, **__: {})
+    monkeypatch.setattr(result_files, "build_results", lambda *_, **__: {})
     monkeypatch.setattr(
         final_test.run_page, "write_run", MagicMock(side_effect=UserError("no room"))
     )
