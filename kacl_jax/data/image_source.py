@@ -15,7 +15,7 @@ import numpy as np
 
 from kacl_jax.data.tables import Problems
 from kacl_jax.images.reader import read_image
-from kacl_jax.images.resize import resize
+from kacl_jax.images.resizing import resize
 
 
 class Images(Protocol):

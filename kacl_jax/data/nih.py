@@ -28,7 +28,7 @@ from kacl_jax.data.tables import (
     read_tables,
 )
 from kacl_jax.images.reader import BrokenImage, read_image
-from kacl_jax.images.resize import RESIZE_NAME, resize
+from kacl_jax.images.resizing import RESIZE_NAME, resize
 from kacl_jax.runtime.errors import UserError
 
 __all__ = [

@@ -250,20 +250,20 @@ class _Worker:
     """One worker process, seen from the parent. Used by one thread."""
 
     def __init__(self, command: list[str], timeout_s: float) -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+        parent_end, worker_end = socket.socketpair()
+        with parent_end, worker_end:
             # A stopped worker does not read: without this a large region would block for ever.
             limit = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            parent_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            parent_end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             self.process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
+                [*command, str(worker_end.fileno()), str(os.getpid())],
+                pass_fds=[worker_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=_worker_environment(),
                 start_new_session=True,  # Ctrl-C is for the parent
             )
-            self._connection = Connection(ours.detach())
+            self._connection = Connection(parent_end.detach())
         self._timeout_s = timeout_s
         self.asked = 0
 

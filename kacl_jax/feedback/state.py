@@ -18,7 +18,8 @@ from kacl_jax.feedback.result import Result
 FeedbackState = dict[str, np.ndarray]
 
 _TABLE = ("features", "ready", "features_step")
-COUNTERS = "told"  # the name of the array of counts in checkpoints; it never changed, so that old ones resume
+# The name of the array of counts in checkpoints. It never changed, so that old ones resume.
+COUNTERS = "told"
 
 
 class Pending(NamedTuple):
@@ -115,7 +116,7 @@ def join_states(parts: list[FeedbackState], n_images: int) -> FeedbackState:
     Regions are ordered as one process that serves all shards would have them.
     """
     first = parts[0]
-    whole = {
+    joined = {
         "step": first["step"],
         "features": np.zeros((n_images, first["features"].shape[1]), np.float32),
         "ready": np.zeros(n_images, bool),
@@ -123,7 +124,7 @@ def join_states(parts: list[FeedbackState], n_images: int) -> FeedbackState:
     }
     for part in parts:
         for name in _TABLE:
-            whole[name][part["images"]] = part[name]
+            joined[name][part["images"]] = part[name]
     contents = [decode_counters(part) for part in parts]
     pending = [
         region
@@ -139,7 +140,7 @@ def join_states(parts: list[FeedbackState], n_images: int) -> FeedbackState:
         "reproducible": all(c["reproducible"] for c in contents),
         "results": results,
     }
-    return {**whole, **arrays, COUNTERS: encode_counters(content)}
+    return {**joined, **arrays, COUNTERS: encode_counters(content)}
 
 
 def _crops(

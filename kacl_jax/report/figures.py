@@ -176,13 +176,15 @@ def _interval_chart(
     return charts.interval_chart(leaf["value"], leaf["ci95"], low=low, high=high, alt=alt, **more)
 
 
-def ranking_curves(tested: SavedPredictions, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def ranking_curves(
+    predictions: SavedPredictions, results: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The ROC chart and the PR chart of each finding; None where a class is absent."""
     ranking = results["classification"]
     sections = []
-    for c, name in enumerate(tested.findings):
+    for c, name in enumerate(predictions.findings):
         auroc, auprc = ranking["auroc"][name], ranking["auprc"][name]
-        both_curves = curves.roc_and_pr(tested.scores[:, c], tested.labels[:, c])
+        both_curves = curves.roc_and_pr(predictions.scores[:, c], predictions.labels[:, c])
         chart_of_curve: dict[str, Markup | None] = {"roc": None, "pr": None}
         if both_curves is not None:
             roc, pr = both_curves

@@ -48,8 +48,8 @@ class DataParallel:
     ) -> None:
         self.devices = list(_all_devices() if devices is None else devices)
         self.mode = mode
-        here = jax.process_index()
-        self._own = [device for device in self.devices if device.process_index == here]
+        this_process = jax.process_index()
+        self._own = [device for device in self.devices if device.process_index == this_process]
         self._spans = len(self._own) < len(self.devices)
         self.mesh = self._own_mesh = jax.make_mesh(
             (len(self._own),), (AXIS,), axis_types=(AxisType.Auto,), devices=self._own

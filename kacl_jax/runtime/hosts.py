@@ -189,9 +189,9 @@ def connect_processes(mode: str) -> Iterator[None]:
 
 def _jax_arguments() -> dict[str, Any] | None:
     """The arguments of jax.distributed.initialize; None for a single process."""
-    given = {name: os.environ[name] for name in _ENV if os.environ.get(name)}
-    if len(given) == len(_ENV):
-        numbers = [_whole_number(name, given[name]) for name in _ENV[1:]]
+    variables = {name: os.environ[name] for name in _ENV if os.environ.get(name)}
+    if len(variables) == len(_ENV):
+        numbers = [_whole_number(name, variables[name]) for name in _ENV[1:]]
         if not 0 <= numbers[1] < numbers[0]:
             raise UserError(
                 f"JAX_PROCESS_ID is {numbers[1]}; it must be 0 … {numbers[0] - 1}, below JAX_NUM_PROCESSES"
@@ -199,7 +199,7 @@ def _jax_arguments() -> dict[str, Any] | None:
         arguments = dict(
             zip(
                 ("coordinator_address", "num_processes", "process_id"),
-                [given[_ENV[0]], *numbers],
+                [variables[_ENV[0]], *numbers],
                 strict=True,
             )
         )
@@ -208,11 +208,11 @@ def _jax_arguments() -> dict[str, Any] | None:
     if cluster is not None:
         name, processes = cluster
         return {"cluster_detection_method": name} if processes > 1 else None
-    if given:
-        absent = " and ".join(name for name in _ENV if name not in given)
+    if variables:
+        absent = " and ".join(name for name in _ENV if name not in variables)
         raise UserError(
-            f"{' and '.join(given)} is set, {absent} is not: set all three to run as one of several processes, none "
-            "to run alone"
+            f"{' and '.join(variables)} is set, {absent} is not: set all three to run as one of several processes, "
+            "none to run alone"
         )
     return None
 

@@ -100,8 +100,8 @@ class RegionRule:
                 masks = bounding_box_masks_on_device(masks)
             origin = jnp.where(fallback, ORIGINS.index("fallback"), ORIGINS.index("cam"))
         else:
-            whole = jnp.pad(jnp.ones((self.size - 2, self.size - 2), bool), 1)
-            masks = jnp.broadcast_to(whole, (len(cam), *whole.shape))
+            whole_image = jnp.pad(jnp.ones((self.size - 2, self.size - 2), bool), 1)
+            masks = jnp.broadcast_to(whole_image, (len(cam), *whole_image.shape))
             origin = jnp.full(len(cam), ORIGINS.index("whole"))
         if not self.truth_boxes:
             return masks, origin
@@ -202,8 +202,8 @@ def threshold_maps_on_device(
     part = _component_on_device(hot, jnp.arange(size * size).reshape(size, size) == peak)
     height, width = _extent_on_device(part.any(2)), _extent_on_device(part.any(1))
     usable &= jnp.minimum(height, width) >= MIN_SIDE
-    whole = jnp.pad(jnp.ones((size - 2, size - 2), bool), 1)
-    return jnp.where(usable[:, None, None], part, whole), ~usable
+    whole_image = jnp.pad(jnp.ones((size - 2, size - 2), bool), 1)
+    return jnp.where(usable[:, None, None], part, whole_image), ~usable
 
 
 def bounding_box(mask: np.ndarray) -> np.ndarray:

@@ -69,15 +69,15 @@ def measure_run(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> RunMeas
     """
     results, origin = (files.read_json(workdir / name) for name in ("results.json", "run.json"))
     config = read_config(workdir)
-    tested = read_predictions(workdir, results["findings"])
-    weights = patient_weights(config["fold"], index_patients(tested.patients)[1], resamples)
+    predictions = read_predictions(workdir, results["findings"])
+    weights = patient_weights(config["fold"], index_patients(predictions.patients)[1], resamples)
     metric_values = {
-        **resampled_ranking(tested, weights),
-        **resampled_localization(tested, tested.iou, weights),
+        **resampled_ranking(predictions, weights),
+        **resampled_localization(predictions, predictions.iou, weights),
     }
     _check_files_agree(workdir, results, metric_values)
     floors = {name: results["localization"][name]["iou"] for name in FLOORS}
-    boxes = zip(tested.box_image.tolist(), tested.box_finding.tolist(), strict=True)
+    boxes = zip(predictions.box_image.tolist(), predictions.box_finding.tolist(), strict=True)
     return RunMeasurements(
         settings={
             "data checksums": origin["checksums"],
@@ -87,18 +87,18 @@ def measure_run(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> RunMeas
         split_hash=results["split_hash"],
         box_share=config["data.box_share"],
         test_set=(
-            tested.images,
-            tested.patients.tobytes(),
-            tested.labels.tobytes(),
+            predictions.images,
+            predictions.patients.tobytes(),
+            predictions.labels.tobytes(),
             sorted(boxes),
         ),
         counts={
-            "images": len(tested.images),
+            "images": len(predictions.images),
             "patients": weights.shape[0],
-            "boxes": len(tested.iou),
+            "boxes": len(predictions.iou),
         },
         metric_values=metric_values,
-        prior_map=resampled_localization(tested, tested.prior_map_iou, weights),
+        prior_map=resampled_localization(predictions, predictions.prior_map_iou, weights),
         floors={
             name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in TABLE_IOU_THRESHOLDS}
             for name, table in floors.items()
@@ -139,16 +139,18 @@ def patient_weights(fold: int, n_patients: int, resamples: int) -> np.ndarray:
     return weights
 
 
-def resampled_ranking(tested: SavedPredictions, weights: np.ndarray) -> dict[str, ResampledValue]:
+def resampled_ranking(
+    predictions: SavedPredictions, weights: np.ndarray
+) -> dict[str, ResampledValue]:
     """AUROC and AUPRC, means over findings. AUPRC is average precision; its resamples are `remove_bias`.
 
     weights: from `patient_weights`.
     """
-    cluster, n_clusters = index_patients(tested.patients)
-    areas = np.full((2, len(tested.findings), weights.shape[1]), math.nan)
+    cluster, n_clusters = index_patients(predictions.patients)
+    areas = np.full((2, len(predictions.findings), weights.shape[1]), math.nan)
     undefined = {}
-    for c, name in enumerate(tested.findings):
-        ranked = Ranking(tested.scores[:, c], tested.labels[:, c], cluster, n_clusters)
+    for c, name in enumerate(predictions.findings):
+        ranked = Ranking(predictions.scores[:, c], predictions.labels[:, c], cluster, n_clusters)
         reason = metrics.missing_class_reason(ranked.n_pos, ranked.n_neg)
         if reason:
             undefined[name] = reason
@@ -164,7 +166,7 @@ def resampled_ranking(tested: SavedPredictions, weights: np.ndarray) -> dict[str
 
 
 def resampled_localization(
-    tested: SavedPredictions, iou: np.ndarray, weights: np.ndarray
+    predictions: SavedPredictions, iou: np.ndarray, weights: np.ndarray
 ) -> dict[str, ResampledValue]:
     """Share of a finding's truth boxes with `iou` > T, mean over findings, as `metrics.localization_tables`.
 
@@ -173,11 +175,11 @@ def resampled_localization(
     if np.isnan(iou).any():
         undefined_value = ResampledValue(math.nan, np.full(weights.shape[1] - 1, math.nan), 0, {})
         return {f"iou_{t}": undefined_value for t in TABLE_IOU_THRESHOLDS}
-    cluster = index_patients(tested.patients)[0][tested.box_image]
-    is_of_finding = tested.box_finding[:, None] == np.arange(len(tested.findings))
+    cluster = index_patients(predictions.patients)[0][predictions.box_image]
+    is_of_finding = predictions.box_finding[:, None] == np.arange(len(predictions.findings))
     undefined = {
         name: "no truth box of this finding is scored"
-        for name, has_boxes in zip(tested.findings, is_of_finding.any(axis=0), strict=True)
+        for name, has_boxes in zip(predictions.findings, is_of_finding.any(axis=0), strict=True)
         if not has_boxes
     }
 

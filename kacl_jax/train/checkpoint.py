@@ -165,13 +165,13 @@ class Checkpoints:
 def restore_on_all(read: Callable[[], Restored | None]) -> Restored | None:
     """What `read` restores on the first process, where alone it is called, for all of them."""
 
-    def told() -> hosts.Message:
-        found = read()
-        if found is None:
+    def to_message() -> hosts.Message:
+        restored = read()
+        if restored is None:
             return hosts.Message(None, {})
-        return hosts.Message({"step": found.step, "meta": found.meta}, found.arrays)
+        return hosts.Message({"step": restored.step, "meta": restored.meta}, restored.arrays)
 
-    content = hosts.broadcast(told)
+    content = hosts.broadcast(to_message)
     if content.meta is None:
         return None
     return Restored(content.meta["step"], content.arrays, content.meta["meta"])
@@ -194,9 +194,9 @@ def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
         name = _name(prefix, path)
         value = arrays.get(name)
         if value is None or value.shape != leaf.shape or value.dtype != leaf.dtype:
-            found = "is missing" if value is None else f"is {value.dtype}{list(value.shape)}"
+            problem = "is missing" if value is None else f"is {value.dtype}{list(value.shape)}"
             raise UserError(
-                f"The checkpoint does not fit this model: {name} {found}, expected "
+                f"The checkpoint does not fit this model: {name} {problem}, expected "
                 f"{leaf.dtype}{list(leaf.shape)}. Use the config the run was started with."
             )
         return value

@@ -305,17 +305,17 @@ class TrainingLoop:
             return
         rates = self._throughput()
         waits = rates.pop("waits")
-        shown: dict[str, Any] = {
+        terminal_values: dict[str, Any] = {
             name: metrics[name] for name in ("loss", "focal", "nt_xent", "box") if name in metrics
         }
         if self.feedback is not None:
-            shown |= {
+            terminal_values |= {
                 "hit": metrics["hit_rate"],
                 "age": metrics["age"],
                 "ROI/s": rates["rois_per_s"],
                 "wait s": waits["radiomics_s"],
             }
-        self._progress.advance(format_metrics({**shown, "img/s": rates["images_per_s"]}))
+        self._progress.advance(format_metrics({**terminal_values, "img/s": rates["images_per_s"]}))
         if step % self.experiment.config.log_every == 0:
             self._log.write(
                 step + 1,

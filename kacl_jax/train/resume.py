@@ -16,9 +16,8 @@ from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment
 
 _FEEDBACK = "feedback/"
-COUNTERS = (
-    "tally"  # the name of the counters in checkpoints; it never changed, so that old ones resume
-)
+# The name of the counters in checkpoints. It never changed, so that old ones resume.
+COUNTERS = "tally"
 
 
 class RestoredRun(NamedTuple):

@@ -482,7 +482,9 @@ def test_the_training_regions_are_known_only_where_there_were_some(steps: int) -
     )
     experiment = SimpleNamespace(config=config_keys.default(), records=None, region_rule=None)
     outputs = Outputs(np.arange(2), np.zeros((2, 8)))
-    shown = final_test._report_inputs(experiment, trained, outputs, SimpleNamespace(predicted_boxes=None))  # type: ignore[arg-type]
+    shown = final_test._report_inputs(
+        experiment, trained, outputs, SimpleNamespace(predicted_boxes=None)
+    )  # type: ignore[arg-type]
     assert (shown.moments is not None) == (steps > 0)
     assert shown.max_images == 400
 

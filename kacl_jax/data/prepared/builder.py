@@ -25,7 +25,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 
 from kacl_jax.data.prepared.reader import DATASET, TFDS_SPLIT, file_sha256
 from kacl_jax.images.reader import BrokenImage, read_image
-from kacl_jax.images.resize import resize
+from kacl_jax.images.resizing import resize
 from kacl_jax.runtime import bucket_files
 
 # zstd:1 shrinks the pixels of X-rays only to 79 %, and makes reading them four times slower.

@@ -21,7 +21,7 @@ import numpy as np
 
 from kacl_jax.data.tables import Problems
 from kacl_jax.images.reader import BrokenImage
-from kacl_jax.images.resize import resize
+from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
