@@ -85,7 +85,7 @@ def tiny_encoder(*_: Any, dtype: Any, axis_name: str | None, **__: Any) -> Any:
 
 def _struck(at: str) -> None:
     """Make the loop send itself a signal where `at` says."""
-    from kacl_jax.train import checkpoint, final_test, loop
+    from kacl_jax.train import checkpoint, final_evaluation, loop
 
     point, step, name = at.split(":")
     number = signal.Signals[name]
@@ -118,7 +118,7 @@ def _struck(at: str) -> None:
     elif point == "saved":
         around(checkpoint.Checkpoints, "save")
     else:
-        around(final_test.result_files, "write_boxes", before=True)
+        around(final_evaluation.result_files, "write_boxes", before=True)
 
 
 if __name__ == "__main__":

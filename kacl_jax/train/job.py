@@ -12,7 +12,7 @@ from kacl_jax import config as config_keys
 from kacl_jax.runtime import compilation, files, hosts
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.workdir import lock_workdir, write_or_check_config
-from kacl_jax.train import checkpoint, final_test, resume
+from kacl_jax.train import checkpoint, final_evaluation, resume
 from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment, build_experiment
 from kacl_jax.train.loop import train
@@ -45,11 +45,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 logging.info("report.html is not there; --mode=eval writes it.")
             return finished
         if hosts.is_leader():
-            final_test.write_run_json(experiment, experiment.batches.broken_files())
+            final_evaluation.write_run_json(experiment, experiment.batches.broken_files())
         logging.info(experiment.describe())
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         trained = train(experiment, saved)
-        return final_test.score_best_checkpoint(
+        return final_evaluation.score_best_checkpoint(
             experiment, saved, trained, steps=experiment.total_steps
         )
 
@@ -69,7 +69,7 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             raise UserError(
                 f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
             )
-        return final_test.score_best_checkpoint(
+        return final_evaluation.score_best_checkpoint(
             experiment, saved, RunCounters(**latest.meta[resume.COUNTERS]), steps=latest.step
         )
 

@@ -34,7 +34,7 @@ from kacl_jax.runtime.errors import UserError
 from kacl_jax.step import regions
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.sweep import page as sweep_page
-from kacl_jax.train import final_test
+from kacl_jax.train import final_evaluation
 
 EVIL = "\"><script>alert('x')</script><b>&amp;"
 SIZE = 64
@@ -454,21 +454,25 @@ def test_one_test_image(case: Case) -> None:
 def test_results_are_written_before_the_page_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(final_test, "checkpoint", MagicMock(restore_on_all=lambda read: read()))
-    monkeypatch.setattr(final_test, "evaluate", MagicMock())
-    monkeypatch.setattr(final_test, "write_run_json", MagicMock())
+    monkeypatch.setattr(
+        final_evaluation, "checkpoint", MagicMock(restore_on_all=lambda read: read())
+    )
+    monkeypatch.setattr(final_evaluation, "evaluate", MagicMock())
+    monkeypatch.setattr(final_evaluation, "write_run_json", MagicMock())
     for name in ("write_predictions", "write_boxes"):
         monkeypatch.setattr(result_files, name, MagicMock())
     monkeypatch.setattr(result_files, "build_results", lambda *_, **__: {})
     monkeypatch.setattr(
-        final_test.run_page, "write_run", MagicMock(side_effect=UserError("no room"))
+        final_evaluation.run_page, "write_run", MagicMock(side_effect=UserError("no room"))
     )
     monkeypatch.setattr(
-        final_test, "_best_or_newest", lambda *_: SimpleNamespace(step=6, arrays={})
+        final_evaluation, "_best_or_newest", lambda *_: SimpleNamespace(step=6, arrays={})
     )
     experiment = MagicMock(workdir=tmp_path)
     with pytest.raises(UserError, match="no room"):
-        final_test.score_best_checkpoint(experiment, MagicMock(), MagicMock(best_step=6), steps=9)
+        final_evaluation.score_best_checkpoint(
+            experiment, MagicMock(), MagicMock(best_step=6), steps=9
+        )
     assert json.loads((tmp_path / "results.json").read_text()) == {
         "best_step": 6,
         "trained_steps": 9,
@@ -482,7 +486,7 @@ def test_the_training_regions_are_known_only_where_there_were_some(steps: int) -
     )
     experiment = SimpleNamespace(config=config_keys.default(), records=None, region_rule=None)
     outputs = Outputs(np.arange(2), np.zeros((2, 8)))
-    shown = final_test._report_inputs(
+    shown = final_evaluation._report_inputs(
         experiment, trained, outputs, SimpleNamespace(predicted_boxes=None)
     )  # type: ignore[arg-type]
     assert (shown.moments is not None) == (steps > 0)

@@ -1,4 +1,4 @@
-"""The test at the end of a run: the best checkpoint, scored once, and the files that say so."""
+"""The evaluation at the end of a run: the best checkpoint, scored once, and the files that hold the result."""
 
 from __future__ import annotations
 
