@@ -22,7 +22,7 @@ class Images(Protocol):
     """The pictures of one Records object, in its order. Safe to use from threads."""
 
     def read(self, image_id: int | np.integer, size: int) -> np.ndarray:
-        """The picture as uint8 [size size], resized by `images.resize`.
+        """The picture as uint8 [size size], resized by `images.resizing.resize`.
 
         Raises:
             BrokenImage: this picture cannot be read; other pictures may be fine.

@@ -90,7 +90,7 @@ class Objective:
 
         Args:
           feature_map: float32 [b u v k], followed by that of the second views, [2b u v k], if there are some.
-          batch: as in `step.Programs.train_step`. affine: float32 [b 2 3], how the (first) views were changed.
+          batch: as in `programs.Programs.train_step`. affine: float32 [b 2 3], how the (first) views were changed.
           radiomics: float32 [b f], z-scored.
 
         Returns:
