@@ -244,9 +244,8 @@ class _Loader:
             raise UserError(f"--config.data.on_error must be 'raise' or 'skip', not {on_error!r}")
         self._images, self._size = records.images, size
         self._skip, self._broken, self._max_broken = on_error == "skip", broken, max_broken
-        self._broken_paths: set[Path] = (
-            set()
-        )  # only of this loader; other loaders may share `broken`
+        # Only of this loader; other loaders may share `broken`.
+        self._broken_paths: set[Path] = set()
 
     def __call__(self, image_id: np.int64) -> tuple[np.int64, np.ndarray] | None:
         try:

@@ -94,12 +94,10 @@ class Tables:
 
     root: Path
     rows: dict[str, Row] = field(default_factory=dict)
-    labelled_images: set[str] = field(
-        default_factory=set
-    )  # names of images with a row in the label file, even a wrong row
-    boxes: dict[tuple[str, str], tuple[float, ...]] = field(
-        default_factory=dict
-    )  # x, y, w, h in pixels of NIH's frame
+    # Names of images with a row in the label file, even a wrong row.
+    labelled_images: set[str] = field(default_factory=set)
+    # X, y, w, h in pixels of NIH's frame.
+    boxes: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
     lists: dict[str, set[str]] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
 

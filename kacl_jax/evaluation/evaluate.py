@@ -40,9 +40,8 @@ class Evaluation:
     accuracy: dict[str, Tables]  # by rule
     floor_accuracy: dict[str, Tables]  # by floor
     above_prior_map: Tables  # accuracy of rule single minus that of prior_map, paired by truth box
-    prior_map_iou: (
-        np.ndarray
-    )  # float64 [k], one per pair of predicted_boxes; NaN without a prior or a scored box
+    # float64 [k], one per pair of predicted_boxes; NaN without a prior or a scored box.
+    prior_map_iou: np.ndarray
     pointing: dict[str, Table]  # by 'single' | 'prior_map' | 'random_map'
     afp: Table
     resamples: int

@@ -47,9 +47,8 @@ class PredictedBoxes:
     predicted: np.ndarray  # bool [k]
     scored: np.ndarray  # bool [k]: has a truth box that the split scores
     box: np.ndarray  # float64 [k 4]: rule single
-    fallback: (
-        np.ndarray
-    )  # bool [k]: no pixel is above the threshold; the box is the image without a rim of 1 px
+    # bool [k]: no pixel is above the threshold; the box is the image without a rim of 1 px.
+    fallback: np.ndarray
     iou: np.ndarray  # float64 [k]
     iobb: np.ndarray
     best_iou: np.ndarray

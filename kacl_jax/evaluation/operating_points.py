@@ -50,9 +50,8 @@ def _highest_youden(scores: np.ndarray, positive: np.ndarray) -> OperatingPoint:
     gains = np.where(positive, n_neg, -n_pos)
     gain_per_level = np.zeros(len(levels), np.int64)
     np.add.at(gain_per_level, level_index, gains)
-    scaled_j = np.cumsum(
-        gain_per_level[::-1]
-    )  # J · n_pos · n_neg of "score ≥ level", the highest level first
+    # J · n_pos · n_neg of "score ≥ level", the highest level first.
+    scaled_j = np.cumsum(gain_per_level[::-1])
     best_index = int(scaled_j.argmax())
     return OperatingPoint(
         float(levels[::-1][best_index]), int(scaled_j[best_index]) / (n_pos * n_neg)
@@ -63,9 +62,8 @@ def is_predicted_positive(
     probability: np.ndarray, operating_points: tuple[OperatingPoint, ...]
 ) -> np.ndarray:
     """Whether each finding is predicted: probability float64 [n c] → bool [n c]."""
-    return probability >= [
-        point.threshold for point in operating_points
-    ]  # False where the threshold is NaN
+    # False where the threshold is NaN.
+    return probability >= [point.threshold for point in operating_points]
 
 
 def operating_point_tables(

@@ -25,9 +25,8 @@ class SavedPredictions:
     box_image: np.ndarray  # int64 [m], a row of `images`
     box_finding: np.ndarray  # int64 [m]
     iou: np.ndarray  # float64 [m], of the predicted box
-    prior_map_iou: (
-        np.ndarray
-    )  # float64 [m], of the box of prior_map, which uses no image; NaN where there is none
+    # float64 [m], of the box of prior_map, which uses no image; NaN where there is none.
+    prior_map_iou: np.ndarray
 
 
 def read_predictions(workdir: Path, findings: Sequence[str]) -> SavedPredictions:

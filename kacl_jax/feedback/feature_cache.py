@@ -118,9 +118,8 @@ class FeatureCache:
             )
         self._file.execute("PRAGMA journal_mode = WAL")
         self._file.execute("PRAGMA synchronous = NORMAL")
-        self._file.execute(
-            "BEGIN IMMEDIATE"
-        )  # so that a read-only file fails now and not in an hour
+        # So that a read-only file fails now and not in an hour.
+        self._file.execute("BEGIN IMMEDIATE")
         self._file.execute("ROLLBACK")
 
     def _pragma(self, name: str) -> int:

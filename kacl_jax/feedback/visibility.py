@@ -51,9 +51,8 @@ class _PendingRegion:
 
     step: int
     image: int
-    answer: (
-        Result | Future[Result]
-    )  # a Result from the cache or a checkpoint, or a task of the pool
+    # A Result from the cache or a checkpoint, or a task of the pool.
+    answer: Result | Future[Result]
     key: bytes = b""
     crop: tuple[np.ndarray, np.ndarray] | None = None  # pixels, mask; None once it is answered
     late: bool = False

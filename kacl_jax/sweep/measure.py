@@ -53,9 +53,8 @@ class RunMeasurements:
     test_set: tuple[Any, ...]  # images, patients, labels and truth boxes
     counts: dict[str, int]  # images, patients, boxes
     metric_values: dict[str, ResampledValue]  # by metric
-    prior_map: dict[
-        str, ResampledValue
-    ]  # by metric: T(IoU) of prior_map's box, paired with `metric_values`
+    # By metric: T(IoU) of prior_map's box, paired with `metric_values`.
+    prior_map: dict[str, ResampledValue]
     floors: dict[str, dict[str, float | None]]  # by floor, then by metric
     commit: str = ""  # of the code that tested the run; "": unknown
     contrast: ContrastiveSummary | None = None  # None: no contrastive loss

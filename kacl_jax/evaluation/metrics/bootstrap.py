@@ -27,9 +27,8 @@ class Estimate:
     """A value with its uncertainty. If `value` is NaN, `reason` says why; otherwise `reason` is empty."""
 
     value: float
-    ci95: (
-        tuple[float, float] | None
-    )  # None where there is no interval: `ci_reason` (or `reason`) says why
+    # None where there is no interval: `ci_reason` (or `reason`) says why.
+    ci95: tuple[float, float] | None
     counts: dict[str, int]  # sample sizes: n_pos and n_neg, or n; also n_findings for a mean
     reason: str = ""
     ci_reason: str = ""

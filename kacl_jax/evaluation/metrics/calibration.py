@@ -41,9 +41,8 @@ def measure_calibration(
     The Brier score has a patient-cluster interval. The ECE has none: it is a sum of absolute differences, so the noise
     of resampling raises it (on 25,596 well calibrated images 97.5 % of the resamples lie above the value).
     """
-    order = np.lexsort(
-        (*probability.T, *labels.T, patients)
-    )  # one order of summation, whatever the order of the rows
+    # One order of summation, whatever the order of the rows.
+    order = np.lexsort((*probability.T, *labels.T, patients))
     probability, labels, patients = probability[order], labels[order], patients[order]
     n, c = labels.shape
     reason = "" if n else "no image"

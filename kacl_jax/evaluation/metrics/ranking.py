@@ -156,9 +156,8 @@ class Ranking:
         roc = divide(won_pairs, all_pos * all_neg)
         if not precision:
             return roc[:, None]
-        true_positives = (
-            all_pos - np.cumsum(positives, axis=0) + positives
-        )  # positives with this score or a higher one
+        # Positives with this score or a higher one.
+        true_positives = all_pos - np.cumsum(positives, axis=0) + positives
         false_positives = all_neg - negatives_up_to + tied_negatives
         precision_values = np.divide(
             true_positives,

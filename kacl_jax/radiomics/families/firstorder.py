@@ -68,9 +68,8 @@ def _features_of_weighted_values(value, weight, n_pixels, value_at_rank, level_c
 
     mean = weighted_sum(value) / n
     deviation = value - mean
-    deviation = (
-        deviation - weighted_sum(deviation) / n
-    )  # corrects the rounding error of the mean in float32
+    # Corrects the rounding error of the mean in float32.
+    deviation = deviation - weighted_sum(deviation) / n
     moments = {k: weighted_sum(deviation**k) / n for k in (2, 3, 4)}
     nonzero_variance = jnp.where(moments[2] == 0, 1.0, moments[2])
     p10, p90 = percentile(1, 10), percentile(9, 10)
