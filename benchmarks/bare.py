@@ -13,7 +13,7 @@ from kacl_jax import radiomics
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step.augment import Augmentation
-from kacl_jax.step.objective import Loss
+from kacl_jax.step.objective import LossSettings
 from kacl_jax.step.programs import Programs
 
 FINDINGS, FEATURES = 8, len(radiomics.FEATURE_NAMES)
@@ -26,7 +26,7 @@ def make_programs(
     return Programs(
         model=KACL(encoder, FINDINGS, axis_name=AXIS, **model),
         optimizer=optimizer or optax.adam(1e-4),
-        loss=Loss(0.8, 0.25, 2.0, 0.5, True, 0.0),
+        loss=LossSettings(0.8, 0.25, 2.0, 0.5, True, 0.0),
         augmentation=Augmentation(),
         log_columns=radiomics.LOG_COLUMNS,
         warmup_steps=0,

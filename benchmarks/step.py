@@ -21,7 +21,7 @@ import jax
 import optax
 
 from benchmarks import bare
-from kacl_jax.runtime.devices import AXIS, DataParallel, average_gradients
+from kacl_jax.runtime.devices import AXIS, DataParallel, global_gradients
 from kacl_jax.step import losses
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.state import Batch, TrainState
@@ -94,7 +94,7 @@ def focal_gradients(program: Programs) -> Callable[[TrainState, Batch], tuple[An
             return jax.lax.pmean(focal, AXIS), stats
 
         (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return average_gradients(grads), value, stats
+        return global_gradients(grads), value, stats
 
     return gradients
 

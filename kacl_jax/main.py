@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
 from kacl_jax.config import command_line
-from kacl_jax.runtime import hosts, huge_pages, signals
+from kacl_jax.runtime import huge_pages, processes, signals
 from kacl_jax.runtime.errors import (
     DONE,
     USER_ERROR,
@@ -65,11 +65,11 @@ def _run(config: ConfigDict, workdir: Path) -> int:
     from kacl_jax.train.job import evaluate_only, train_and_evaluate
 
     job = train_and_evaluate if _MODE.value == "train" else evaluate_only
-    with hosts.connect_processes(_DISTRIBUTED.value):
-        if not hosts.is_leader():
+    with processes.connect_processes(_DISTRIBUTED.value):
+        if not processes.is_leader():
             logging.getLogger().setLevel(logging.WARNING)
         results = job(config, workdir)
-        if hosts.is_leader():
+        if processes.is_leader():
             print(terminal_table.format_table(results))
             print(
                 f"\nIn {workdir}: report.html to look at, results.json, predictions.csv, boxes.csv, run.json"

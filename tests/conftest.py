@@ -17,7 +17,14 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 # Files are shared out between two processes; a long one that came last would run alone.
-LONG = {"test_fresh", "test_hosts", "test_main", "test_radiomics_jax", "test_step", "test_train"}
+LONG = {
+    "test_in_step_radiomics",
+    "test_processes",
+    "test_main",
+    "test_radiomics_jax",
+    "test_step",
+    "test_train",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

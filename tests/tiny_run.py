@@ -5,7 +5,7 @@
 is `kacl_jax.main` with a two-layer image encoder in place of the real ones. AT='turn:5:SIGKILL' in the environment
 sends that signal to the process itself at that point: 'turn' after step 5 was dispatched, 'saving' while the
 checkpoint of step 5 is being written, 'saved' right after, 'testing' before the tables are written. HEARTBEAT_S is
-`hosts.HEARTBEAT_S`.
+`processes.HEARTBEAT_S`.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ if __name__ == "__main__":
     from kacl_jax import main
     from kacl_jax.config import command_line
     from kacl_jax.models import kacl
-    from kacl_jax.runtime import hosts
+    from kacl_jax.runtime import processes
 
-    hosts.HEARTBEAT_S = int(os.environ.get("HEARTBEAT_S", hosts.HEARTBEAT_S))
+    processes.HEARTBEAT_S = int(os.environ.get("HEARTBEAT_S", processes.HEARTBEAT_S))
     kacl.image_encoder = tiny_encoder
     if os.environ.get("AT"):
         _struck(os.environ["AT"])

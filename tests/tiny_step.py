@@ -19,12 +19,12 @@ from kacl_jax.models import kacl
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step.augment import Augmentation
-from kacl_jax.step.objective import Loss
+from kacl_jax.step.objective import LossSettings
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.state import TrainState
 
 C, SIZE, B, F = 8, 64, 16, len(radiomics.FEATURE_NAMES)
-LOSS = Loss(
+LOSS = LossSettings(
     focal_weight=0.8,
     focal_alpha=0.25,
     focal_gamma=2.0,

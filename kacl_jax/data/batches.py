@@ -52,7 +52,7 @@ class BrokenFiles:
             return {str(path): reason for path, reason in sorted(self._reasons.items())}
 
 
-class TrainBatches:
+class ShardBatches:
     """Endless batches of one shard of the training images, in a new order every epoch.
 
     The shard is `split.train[shard::shards]`: it is the same for the whole run, and shuffling happens
@@ -137,10 +137,10 @@ class TrainBatches:
         self._iterator.set_state(state)
 
 
-class ShardedBatches:
+class ProcessBatches:
     """Endless batches of this process: the batches of its shards, concatenated in shard order."""
 
-    def __init__(self, shards: list[TrainBatches]) -> None:
+    def __init__(self, shards: list[ShardBatches]) -> None:
         self._shards = shards
         self.steps_per_epoch = shards[0].steps_per_epoch
         self.broken = shards[0].broken
@@ -184,7 +184,7 @@ def shards_of_process(shards: int, *, index: int, processes: int) -> range:
 
 
 def images_of_shards(train: np.ndarray, selected: range, shards: int) -> np.ndarray:
-    """The training images of the shards `selected` (of `shards`): int [m], cut as in `TrainBatches`."""
+    """The training images of the shards `selected` (of `shards`): int [m], cut as in `ShardBatches`."""
     return np.concatenate([train[shard::shards] for shard in selected])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from kacl_jax.data.batches import BrokenFiles, eval_batches
 from kacl_jax.data.nih import Records
 from kacl_jax.evaluation.outputs import Outputs
-from kacl_jax.runtime import hosts
+from kacl_jax.runtime import processes
 from kacl_jax.runtime.devices import DataParallel
 
 
@@ -74,7 +74,9 @@ class Inference:
         for batch in self._output_batches(state, ids, ("maps",)):
             total = total + batch["maps"].sum(0, dtype=np.float64)
             n_images += len(batch["maps"])
-        gathered = [process for process in hosts.gather(n_images, {"total": total}) if process.meta]
+        gathered = [
+            process for process in processes.gather(n_images, {"total": total}) if process.meta
+        ]
         sum_of_maps = sum(
             (process.arrays["total"] for process in gathered[1:]), gathered[0].arrays["total"]
         )
@@ -89,15 +91,15 @@ class Inference:
             name: np.concatenate([batch[name] for batch in batches])
             for name in (batches[0] if batches else ())
         }
-        gathered = [process.arrays for process in hosts.gather(arrays=joined) if process.arrays]
+        gathered = [process.arrays for process in processes.gather(arrays=joined) if process.arrays]
         return {name: np.concatenate([arrays[name] for arrays in gathered]) for name in gathered[0]}
 
     def _output_batches(
         self, state: Any, ids: np.ndarray, names: tuple[str, ...]
     ) -> Iterator[dict[str, np.ndarray]]:
         """As `_collect_outputs`, batch by batch, for this process's part of the images only."""
-        own = np.array_split(ids, hosts.process_count())[hosts.process_index()]
-        state = self._parallel.on_own_devices(state, "replicated")
+        own = np.array_split(ids, processes.process_count())[processes.process_index()]
+        state = self._parallel.local_view(state, "replicated")
         for batch in eval_batches(self._records, own, **self._options):
             (outputs,) = self._step(state, self._parallel.shard({"image": batch["image"]}))
             arrays = self._parallel.fetch({name: outputs[name] for name in names}, "sharded")

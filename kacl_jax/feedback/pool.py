@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from kacl_jax.feedback.result import Result, result_of
+from kacl_jax.feedback.result import Result, result_from_features
 from kacl_jax.feedback.worker import RAISED, READY, REFUSED, SECONDS, SHAPE
 from kacl_jax.radiomics.host import crop
 
@@ -215,7 +215,7 @@ class RadiomicsPool:
             self._stop(index)
         if kind == REFUSED:
             return Result(None, payload.decode())
-        return result_of(np.frombuffer(payload, "<f4").astype(np.float32))
+        return result_from_features(np.frombuffer(payload, "<f4").astype(np.float32))
 
     def _stop(self, index: int) -> None:
         worker = self._workers[index]

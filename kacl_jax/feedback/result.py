@@ -22,7 +22,7 @@ class Result:
     deterministic: bool = True
 
 
-def result_of(features: np.ndarray) -> Result:
+def result_from_features(features: np.ndarray) -> Result:
     """features float32 [102]; one that is not finite makes the result a failure that names it."""
     bad = np.flatnonzero(~np.isfinite(features))
     if len(bad):

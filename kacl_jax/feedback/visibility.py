@@ -22,11 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from kacl_jax.feedback.feature_cache import FeatureCache
-from kacl_jax.feedback.feature_table import FeatureTable
-from kacl_jax.feedback.pool import RadiomicsPool
-from kacl_jax.feedback.result import Result
-from kacl_jax.feedback.state import (
+from kacl_jax.feedback.checkpoint_state import (
     COUNTERS,
     Pending,
     decode_counters,
@@ -34,6 +30,10 @@ from kacl_jax.feedback.state import (
     pack_pending,
     unpack_pending,
 )
+from kacl_jax.feedback.feature_cache import FeatureCache
+from kacl_jax.feedback.feature_table import FeatureTable
+from kacl_jax.feedback.pool import RadiomicsPool
+from kacl_jax.feedback.result import Result
 from kacl_jax.radiomics.host import crop
 
 _POOL_CHECK_S = 1.0  # how often a wait checks that the pool is still running
@@ -218,7 +218,7 @@ class Feedback:
                 self._counts["late"] += 1
 
     def _publish(self) -> None:
-        """Move finished due regions into table and memo. An older step never replaces a newer."""
+        """Write the finished due regions into the table and the cache. An older step never replaces a newer one."""
         finished = [region for region in self._due if region.done()]
         finished_ids = {id(region) for region in finished}  # done() may change during this method
         self._cache.put(

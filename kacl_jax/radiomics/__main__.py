@@ -130,9 +130,12 @@ def _extract_features(
     readable, problems = _read_regions(regions)
     images, masks = ([pair[i] for pair in readable.values()] for i in (0, 1))
     extraction = extract(images, masks, dtype="float64", **options)
-    result_of = dict(zip(readable, zip(*extraction, strict=True), strict=True))
+    result_from_features = dict(zip(readable, zip(*extraction, strict=True), strict=True))
     for k, region in enumerate(regions):
-        yield region, result_of[k] if k in readable else (_NO_FEATURES, False, problems[k])
+        yield (
+            region,
+            result_from_features[k] if k in readable else (_NO_FEATURES, False, problems[k]),
+        )
 
 
 def _read_regions(

@@ -62,7 +62,7 @@ class DataParallel:
     def n_devices(self) -> int:
         return len(self.devices)
 
-    def own(self) -> DataParallel:
+    def on_this_process(self) -> DataParallel:
         """A DataParallel on the devices of this process alone."""
         return DataParallel(self.mode, self._own) if self._spans else self
 
@@ -117,13 +117,13 @@ class DataParallel:
     def fetch(self, tree: Any, layout: Layout) -> Any:
         """Wait for placed arrays and return them as numpy arrays of their plain shape."""
         if self.mode == "shard_map":
-            return jax.device_get(self.on_own_devices(tree, layout))
+            return jax.device_get(self.local_view(tree, layout))
         if layout == "replicated":
             return jax.tree.map(lambda x: np.asarray(jax.device_get(x)[0]), tree)
         return jax.tree.map(lambda x: jax.device_get(x).reshape(-1, *x.shape[2:]), tree)
 
-    def on_own_devices(self, tree: Any, layout: Layout) -> Any:
-        """View arrays that lie on the devices of all processes as if `own()` had placed them. Copies nothing."""
+    def local_view(self, tree: Any, layout: Layout) -> Any:
+        """View arrays on the devices of all processes as if `on_this_process()` had placed them. Copies nothing."""
         spec = PartitionSpec() if layout == "replicated" else PartitionSpec(AXIS)
 
         def of_this_process(x: jax.Array) -> jax.Array:
@@ -151,26 +151,26 @@ def _reassemble(
     return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, spec), pieces)
 
 
-def with_shared_flag(step: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
+def with_flag_count(step: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
     """A per-device train step that also carries a flag from each process to all of them.
 
     Its batch has one more column, `name` bool [b]. Its metrics have one more value, the number of devices on which a
     row of that column was true.
     """
 
-    def step_with_flag(state: Any, batch: Any) -> Any:
+    def step_with_flag_count(state: Any, batch: Any) -> Any:
         rows = {key: column for key, column in batch.items() if key != name}
         state, metrics, rows = step(state, rows)
         return state, {**metrics, name: jax.lax.psum(batch[name].any() * 1, AXIS)}, rows
 
-    return step_with_flag
+    return step_with_flag_count
 
 
-def average_gradients(grads: Any) -> Any:
+def global_gradients(grads: Any) -> Any:
     """The gradients of a global loss in replicated parameters, equal on all devices. For per-device functions.
 
-    shard_map tracks which values differ between devices, so the backward pass has already summed these gradients.
-    Another pmean would change nothing and send them twice. pmap does not track that: each device has its own part.
+    Under shard_map they are summed already and returned as they are: shard_map tracks which values differ between
+    devices, and another pmean would only send them twice. Under pmap each device has its part; pmean joins them.
     """
     return grads if _tracks_varying_values() else jax.lax.pmean(grads, AXIS)
 

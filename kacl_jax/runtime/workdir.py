@@ -70,7 +70,7 @@ def write_or_check_config(
     if path.exists():
         old = _read_config_file(workdir)
         allowed = [key for key in free if key != "data.root" or old["data"] == data]
-        changed = changed_keys({**defaults, **old["config"]}, config, allowed)
+        changed = describe_changed_keys({**defaults, **old["config"]}, config, allowed)
         changed += [
             f"{name} of data.root: {old['data'].get(name)} → {data.get(name)} (files changed, came or went)"
             for name in sorted(data.keys() | old["data"].keys())
@@ -85,7 +85,7 @@ def write_or_check_config(
     files.write_json(path, content)
 
 
-def changed_keys(
+def describe_changed_keys(
     before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]
 ) -> list[str]:
     """'key: old → new' of each dotted key that differs and is not allowed to."""

@@ -62,21 +62,21 @@ def random_view(
     Args:
       keys: PRNG keys [b 2], for the affine map and for the contrast.
       images: grey levels, float32 [b h w].
-      rotate, shift, scale: as in `random_affine`. contrast: as in `random_contrast`.
+      rotate, shift, scale: as in `draw_affine`. contrast: as in `random_contrast`.
 
     Returns:
       (float32 [b h w], the affine map used, float32 [b 2 3], or None).
     """
     affine = None
     if rotate or shift or scale:
-        affine = random_affine(keys[:, 0], rotate=rotate, shift=shift, scale=scale)
+        affine = draw_affine(keys[:, 0], rotate=rotate, shift=shift, scale=scale)
         images = warp(images, affine)
     if contrast:
         images = random_contrast(keys[:, 1], images, contrast=contrast)
     return images, affine
 
 
-def random_affine(keys: jax.Array, *, rotate: float, shift: float, scale: float) -> jax.Array:
+def draw_affine(keys: jax.Array, *, rotate: float, shift: float, scale: float) -> jax.Array:
     """One affine map per row, uniform in ±rotate degrees, ±shift of the side, 1 ± scale.
 
     Args:

@@ -1,4 +1,4 @@
-"""Cams: the Grad-CAM that marks each image's region in training, and the running mean map subtracted from it.
+"""CamRule: the Grad-CAM that marks each image's region in training, and the running mean map subtracted from it.
 
 Axes: b batch on this device · u v map cells · c findings.
 """
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step import augment, gradcam
-from kacl_jax.step.scaling import ema_rate
+from kacl_jax.step.scaling import weight_of_newest
 from kacl_jax.step.state import Batch, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Cams:
+class CamRule:
     """How the maps follow from a forward pass.
 
     center: subtract the finding's running mean map.
@@ -55,7 +55,7 @@ class Cams:
 
     def updated_mean_map(self, state: TrainState, aux: dict[str, Any]) -> dict[str, jax.Array]:
         """The running mean map after this step, and its count: fields of the new state."""
-        rate = ema_rate(state.cam_count + 1)
+        rate = weight_of_newest(state.cam_count + 1)
         batch_mean = self.batch_mean_maps(state, aux)
         return {
             "cam_mean": state.cam_mean + rate * (batch_mean - state.cam_mean),

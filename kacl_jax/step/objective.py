@@ -20,7 +20,7 @@ from kacl_jax.step.state import Batch, Metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Loss:
+class LossSettings:
     """total = λ · focal + (1 − λ) · NT-Xent + box_weight · guidance, λ = focal_weight.
 
     positive: what NT-Xent pairs an image with: the radiomics of its region, or a second augmented view of itself.
@@ -51,7 +51,7 @@ class Objective:
     """
 
     model: KACL
-    loss: Loss
+    loss: LossSettings
     feature_columns: tuple[bool, ...]
     warmup_steps: int
 
@@ -67,8 +67,8 @@ class Objective:
     ) -> tuple[jax.Array, Metrics, dict[str, Any]]:
         """(the loss over the global batch, its unweighted terms, aux); arguments and aux as in `terms`.
 
-        A term that no row of the batch has is NaN among the terms and nothing in the loss. The gradients of what it
-        returns must go through `average_gradients`: right under shard_map and pmap.
+        If no row of the batch has a term, the term is reported as NaN and adds 0 to the loss. Pass the gradients of the
+        loss through `global_gradients`: they are then right under shard_map and under pmap.
         """
         sums, counts, aux = self.terms(params, batch_stats, feature_map, batch, affine, radiomics)
         counts = jax.lax.psum(counts, AXIS)

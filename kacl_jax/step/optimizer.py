@@ -13,9 +13,9 @@ def adam(
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) on gradient + weight_decay · weight.
 
-    Where a module has no gradient, the decay alone would reach Adam. Adam turns any gradient, however small, into a
-    step of full length, so an epoch of warm-up would shrink the projection heads. torch does not update a parameter
-    whose gradient is None, and neither does this.
+    While a module has no gradient, Adam would see only the weight decay. Adam normalises what it sees, so it would take
+    full steps, and the projection heads would shrink during warm-up. So a module stays unchanged until its first step
+    with a gradient, as in torch.
 
     Args:
       rate: the learning rate of all modules.
@@ -28,10 +28,10 @@ def adam(
             optax.set_to_zero() if start is None else _adam_direction_from(start, weight_decay)
         )
 
-    def part_labels(params: Mapping[str, Any]) -> dict[str, str]:
+    def group_of_module(params: Mapping[str, Any]) -> dict[str, str]:
         return {module: module if module in parts else "" for module in params}
 
-    return optax.chain(optax.partition(parts, part_labels), optax.scale_by_learning_rate(rate))
+    return optax.chain(optax.partition(parts, group_of_module), optax.scale_by_learning_rate(rate))
 
 
 def _adam_direction(weight_decay: float) -> optax.GradientTransformation:

@@ -20,19 +20,19 @@ import optax
 
 from kacl_jax.models.kacl import KACL
 from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.runtime.devices import AXIS, average_gradients
+from kacl_jax.runtime.devices import AXIS, global_gradients
 from kacl_jax.step import gradcam
 from kacl_jax.step.augment import Augmentation
-from kacl_jax.step.cams import Cams
+from kacl_jax.step.cams import CamRule
 from kacl_jax.step.in_step_radiomics import InStepRadiomics
-from kacl_jax.step.objective import Loss, Objective
+from kacl_jax.step.objective import LossSettings, Objective
 from kacl_jax.step.scaling import normalise, z_score_radiomics
 from kacl_jax.step.state import Batch, Metrics, TrainState, keep_if_finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The per-device functions of one run. `model.axis_name` must be `parallel.AXIS`.
+    """The per-device functions of one run. `model.axis_name` must be `devices.AXIS`.
 
     log_columns: the radiomic features that get a signed log1p.
     warmup_steps: the first steps, which have the focal loss (and box guidance) only.
@@ -44,7 +44,7 @@ class Programs:
 
     model: KACL
     optimizer: optax.GradientTransformation
-    loss: Loss
+    loss: LossSettings
     augmentation: Augmentation
     log_columns: tuple[bool, ...]
     warmup_steps: int
@@ -115,7 +115,7 @@ class Programs:
 
         (total, by_products), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
         terms, feature_map, aux, batch, radiomics, moments, n_ready = by_products
-        grads = average_gradients(grads)
+        grads = global_gradients(grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         mean_map = self._cams.updated_mean_map(state, aux)
         proposed = state.replace(
@@ -167,8 +167,8 @@ class Programs:
         return ({"logits": logits, "maps": maps},)
 
     @property
-    def _cams(self) -> Cams:
-        return Cams(self.model, self.center_cam, self.maps_before_last_stage)
+    def _cams(self) -> CamRule:
+        return CamRule(self.model, self.center_cam, self.maps_before_last_stage)
 
     @property
     def _objective(self) -> Objective:

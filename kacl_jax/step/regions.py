@@ -31,7 +31,7 @@ Shape = Literal["mask", "box"]
 
 @dataclasses.dataclass(frozen=True)
 class RegionRule:
-    """How a training image's region of interest is usable.
+    """How a training image's region of interest is marked.
 
     source: 'cam', or a control: 'random' (a rectangle with the area and aspect of some CAM region of the rows at
       hand, anywhere) and 'whole' (the image less a one-pixel rim).

@@ -36,7 +36,7 @@ def z_score_radiomics(
     mean = jax.lax.psum(jnp.where(ready, x, 0.0).sum(0), AXIS) / count
     var = jax.lax.psum(jnp.where(ready, (x - mean) ** 2, 0.0).sum(0), AXIS) / count
     moves = n_ready >= MIN_READY_ROWS
-    rate = jnp.where(moves, ema_rate(state.feature_count + 1), 0.0)
+    rate = jnp.where(moves, weight_of_newest(state.feature_count + 1), 0.0)
     step = mean - state.feature_mean
     moments = {
         "feature_mean": state.feature_mean + rate * step,
@@ -54,6 +54,6 @@ def z_score(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
     return jnp.clip(jnp.where(spread, z, 0.0), -Z_CLIP, Z_CLIP)
 
 
-def ema_rate(count: jax.Array) -> jax.Array:
+def weight_of_newest(count: jax.Array) -> jax.Array:
     """The weight of the newest of `count` values in a bias-corrected exponential mean."""
     return (1 - EMA_DECAY) / (1 - EMA_DECAY ** count.astype(jnp.float32))

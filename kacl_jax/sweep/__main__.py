@@ -35,7 +35,12 @@ from kacl_jax.runtime.errors import (
     UserError,
     WorkdirInUseError,
 )
-from kacl_jax.runtime.workdir import changed_keys, has_checkpoint, lock_workdir, read_config
+from kacl_jax.runtime.workdir import (
+    describe_changed_keys,
+    has_checkpoint,
+    lock_workdir,
+    read_config,
+)
 from kacl_jax.sweep import compare, jobs, measure, page, table
 from kacl_jax.sweep.hyper import Point, Sweep
 
@@ -198,7 +203,7 @@ def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
         return
     defaults = config_keys.flatten(config_keys.default())
     stored = {**defaults, **read_config(workdir)}
-    changed = changed_keys(stored, config, config_keys.FREE_KEYS)
+    changed = describe_changed_keys(stored, config, config_keys.FREE_KEYS)
     if changed:
         raise UserError(
             f"{workdir} was started with another config: {'; '.join(changed)}. Delete it, or give another --workdir"

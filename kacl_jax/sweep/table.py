@@ -102,7 +102,7 @@ def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[
         lines += ["", "## What the contrastive loss did", "", contrastive_summary.READING, ""]
         lines += _markdown_table(contrastive_summary.COLUMNS, contrast_rows)
     if runs:
-        lines += ["", "## SavedPredictions on", "", *_split_table(runs)]
+        lines += ["", "## Tested on", "", *_split_table(runs)]
         lines += ["", "## Code", "", *_commit_lines(runs)]
     for heading, notes in (
         ("Findings left out of a fold's mean", _undefined_findings(runs)),

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kacl_jax.runtime import hosts
+from kacl_jax.runtime import processes
 from kacl_jax.runtime.errors import UserError
 
 Arrays = dict[str, np.ndarray]
@@ -49,7 +49,7 @@ class Checkpoints:
         self.directory = directory
         self.damaged: list[str] = []
         directory.mkdir(parents=True, exist_ok=True)
-        for path in directory.iterdir() if hosts.is_leader() else ():
+        for path in directory.iterdir() if processes.is_leader() else ():
             if _HALF_WRITTEN in path.name:
                 shutil.rmtree(path)
         # Else orbax would wait for the other processes, which do not call it.
@@ -98,7 +98,7 @@ class Checkpoints:
                 f"The checkpoint {path} could not be written ({error}); older ones are intact. Free some disk space "
                 "and run the same command again."
             ) from error
-        # A later one is damaged, or the run would have gone on from it.
+        # Checkpoints of later steps are damaged: a run resumes from the newest intact one. They go, too.
         keep = {*[taken for taken in self.steps() if taken <= step][-2:], best}
         for old in self.steps():
             if old not in keep:
@@ -165,13 +165,13 @@ class Checkpoints:
 def restore_on_all(read: Callable[[], Restored | None]) -> Restored | None:
     """What `read` restores on the first process, where alone it is called, for all of them."""
 
-    def to_message() -> hosts.Message:
+    def to_message() -> processes.Message:
         restored = read()
         if restored is None:
-            return hosts.Message(None, {})
-        return hosts.Message({"step": restored.step, "meta": restored.meta}, restored.arrays)
+            return processes.Message(None, {})
+        return processes.Message({"step": restored.step, "meta": restored.meta}, restored.arrays)
 
-    content = hosts.broadcast(to_message)
+    content = processes.broadcast(to_message)
     if content.meta is None:
         return None
     return Restored(content.meta["step"], content.arrays, content.meta["meta"])

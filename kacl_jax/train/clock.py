@@ -23,8 +23,8 @@ PARTS = (
 class Clock:
     """Seconds of the loop: in all steps, in the steps after compilation, and in each part of the loop.
 
-    A part inside another part counts only as itself, so the parts add up. Waiting for the devices counts as time of a
-    step wherever it happens: before a checkpoint, for example, the loop waits for the step in flight.
+    The time of an inner part does not count in the outer part, so the parts can be added. Waiting for the devices
+    counts as time of a step even outside start() … stop(): before a checkpoint, for example.
     """
 
     _COMPILING = 2

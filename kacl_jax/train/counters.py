@@ -15,7 +15,7 @@ class RunCounters:
     rows, ready, age_sum: training rows, those with a ready feature, and their summed age in steps.
     regions: where the regions of interest came from.
     failures: regions without features, by reason.
-    late, dropped: regions whose features were not there in time, and that were never measured (feedback.late='drop').
+    late, dropped: regions whose features came too late, and regions never measured; both under feedback.late='drop'.
     reproducible: see `Feedback`.
     throughput: of the last process that trained; never part of a comparison.
     """

@@ -19,8 +19,8 @@ from kacl_jax import config as config_keys
 from kacl_jax import radiomics
 from kacl_jax.data import nih, splits
 from kacl_jax.data.batches import (
-    ShardedBatches,
-    TrainBatches,
+    ProcessBatches,
+    ShardBatches,
     images_of_shards,
     shards_of_process,
 )
@@ -34,7 +34,7 @@ from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.models import pretrained
 from kacl_jax.models.kacl import KACL
 from kacl_jax.radiomics import host
-from kacl_jax.runtime import hosts
+from kacl_jax.runtime import processes
 from kacl_jax.runtime.devices import AXIS, DataParallel
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.progress import image_progress_bar
@@ -42,7 +42,7 @@ from kacl_jax.runtime.workdir import has_checkpoint
 from kacl_jax.step import optimizer
 from kacl_jax.step.augment import Augmentation
 from kacl_jax.step.in_step_radiomics import InStepRadiomics
-from kacl_jax.step.objective import Loss
+from kacl_jax.step.objective import LossSettings
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.step.state import TrainState
@@ -56,7 +56,7 @@ class Experiment:
     workdir: Path
     records: nih.Records
     split: splits.Split
-    batches: ShardedBatches
+    batches: ProcessBatches
     parallel: DataParallel
     programs: Programs
     inference: Inference
@@ -96,7 +96,7 @@ class Experiment:
         Of several processes each has its own, for the images of its shards. All call it.
         """
         c = self.config
-        machines = [message.meta for message in hosts.gather(socket.gethostname())]
+        machines = [message.meta for message in processes.gather(socket.gethostname())]
         cores = (os.cpu_count() or 2) // machines.count(socket.gethostname())
         pool = stack.enter_context(
             RadiomicsPool(
@@ -106,7 +106,7 @@ class Experiment:
             )
         )
         cache = FeatureCache(
-            self.workdir / _cache_name(hosts.process_index(), hosts.process_count()),
+            self.workdir / _cache_name(processes.process_index(), processes.process_count()),
             settings=host.settings_key(c.radiomics.bin_width, nih.RESIZE_NAME),
         )
         stack.callback(cache.close)
@@ -119,7 +119,7 @@ class Experiment:
         shards = self.config.data.shards
         return images_of_shards(self.split.train, _own_shards(shards), shards)
 
-    def own_shard_entries(self, of_shards: list[Any]) -> list[Any]:
+    def select_own_shards(self, of_shards: list[Any]) -> list[Any]:
         """The entries of this process's shards, of a list with one entry per shard."""
         # Older checkpoints, written before data.shards existed, hold the single entry itself.
         entries = [of_shards] if isinstance(of_shards, dict) else of_shards
@@ -127,7 +127,7 @@ class Experiment:
 
     def broken_files(self) -> dict[str, str]:
         """Path → reason of the image files that any process could not read; all call it."""
-        messages = hosts.gather(self.batches.broken_files())
+        messages = processes.gather(self.batches.broken_files())
         return dict(
             sorted((path, why) for message in messages for path, why in message.meta.items())
         )
@@ -141,7 +141,11 @@ class Experiment:
             f"{self.split.describe()}{absent}\n"
             f"{self.config.model.encoder}, {self.config.data.image_size} px, {self.total_steps:,} steps of "
             f"{self.config.train.batch_size} images on {self.parallel.n_devices} × {device.device_kind}"
-            + (f" of {hosts.process_count()} processes" if hosts.process_count() > 1 else "")
+            + (
+                f" of {processes.process_count()} processes"
+                if processes.process_count() > 1
+                else ""
+            )
         )
 
     def score_pixel_probe(self) -> metrics.Table | None:
@@ -176,11 +180,11 @@ def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
       UserError: everything that would stop the run later, as far as it can be known now.
     """
     parallel = DataParallel(config.parallel.mode)
-    config_keys.check(config, n_devices=parallel.n_devices, n_processes=hosts.process_count())
+    config_keys.check(config, n_devices=parallel.n_devices, n_processes=processes.process_count())
     _same_number_of_devices(parallel)
     if not has_checkpoint(workdir):
         pretrained.check(config.model.pretrained, encoder=config.model.encoder)
-    with hosts.leader_first():  # process 0 writes the demo set, if it is asked for
+    with processes.leader_first():  # process 0 writes the demo set, if it is asked for
         records, split = read_data(config, workdir)
     batches = _batches(config, records, split)
     rule = RegionRule(
@@ -194,11 +198,11 @@ def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     )
     programs = _programs(config, batches.steps_per_epoch, rule)
     inference = Inference(
-        parallel.own(),
+        parallel.on_this_process(),
         programs.eval_step,
         records,
         image_size=config.data.image_size,
-        batch_size=config.eval.batch_size // hosts.process_count(),
+        batch_size=config.eval.batch_size // processes.process_count(),
         on_error=config.data.on_error,
         threads=config.data.threads,
         broken=batches.broken,
@@ -265,12 +269,12 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
     return root
 
 
-def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> ShardedBatches:
+def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> ProcessBatches:
     shards = config.data.shards
     own = _own_shards(shards)
-    return ShardedBatches(
+    return ProcessBatches(
         [
-            TrainBatches(
+            ShardBatches(
                 records,
                 split,
                 image_size=config.data.image_size,
@@ -287,7 +291,9 @@ def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> S
 
 
 def _own_shards(shards: int) -> range:
-    return shards_of_process(shards, index=hosts.process_index(), processes=hosts.process_count())
+    return shards_of_process(
+        shards, index=processes.process_index(), processes=processes.process_count()
+    )
 
 
 def _cache_name(index: int, processes: int) -> str:
@@ -296,7 +302,7 @@ def _cache_name(index: int, processes: int) -> str:
 
 
 def _same_number_of_devices(parallel: DataParallel) -> None:
-    numbers = [message.meta for message in hosts.gather(parallel.own().n_devices)]
+    numbers = [message.meta for message in processes.gather(parallel.on_this_process().n_devices)]
     if len(set(numbers)) > 1:
         raise UserError(
             f"The processes have {', '.join(map(str, numbers))} devices; give each as many as the others"
@@ -318,7 +324,7 @@ def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Pro
     rate: Any = config.train.learning_rate
     if config.train.schedule == "one_cycle":
         rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
-    loss = Loss(
+    loss = LossSettings(
         focal_weight=config.loss.focal_weight,
         focal_alpha=config.loss.focal_alpha,
         focal_gamma=config.loss.focal_gamma,

@@ -12,7 +12,7 @@ from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.report import run_page
 from kacl_jax.report.features import Moments
 from kacl_jax.report.gallery import ReportInputs
-from kacl_jax.runtime import files, hosts, provenance
+from kacl_jax.runtime import files, processes, provenance
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.step.state import TrainState
 from kacl_jax.train import checkpoint
@@ -45,8 +45,8 @@ def score_best_checkpoint(
     val_outputs = inference.logits(state, split.val)
     test_outputs = inference.outputs(state, split.test, center=center)
     unreadable = experiment.broken_files()
-    message = hosts.broadcast(
-        lambda: hosts.Message(
+    message = processes.broadcast(
+        lambda: processes.Message(
             _score_and_write(
                 experiment,
                 counters,
@@ -161,7 +161,7 @@ def write_run_json(experiment: Experiment, unreadable: dict[str, str], **more: A
         experiment.workdir / "run.json",
         {
             **provenance.collect(experiment.parallel.devices),
-            "processes": hosts.process_count(),
+            "processes": processes.process_count(),
             "split": experiment.split.name,
             "split_hash": experiment.split.hash,
             "checksums": experiment.records.checksums,

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
-from kacl_jax.runtime import compilation, files, hosts
+from kacl_jax.runtime import compilation, files, processes
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.workdir import lock_workdir, write_or_check_config
 from kacl_jax.train import checkpoint, final_evaluation, resume
@@ -36,7 +36,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       NonFiniteError: loss or gradients were not finite; the last good checkpoint is intact.
     """
     workdir = workdir.absolute()
-    with lock_workdir(workdir, hold=hosts.is_leader()):
+    with lock_workdir(workdir, hold=processes.is_leader()):
         experiment = _prepare_experiment(config, workdir)
         finished = _finished_results(experiment)
         if finished is not None:
@@ -44,7 +44,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             if not (workdir / "report.html").exists():
                 logging.info("report.html is not there; --mode=eval writes it.")
             return finished
-        if hosts.is_leader():
+        if processes.is_leader():
             final_evaluation.write_run_json(experiment, experiment.batches.broken_files())
         logging.info(experiment.describe())
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
@@ -61,7 +61,7 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: as `train_and_evaluate`, or there is no checkpoint.
     """
     workdir = workdir.absolute()
-    with lock_workdir(workdir, hold=hosts.is_leader()):
+    with lock_workdir(workdir, hold=processes.is_leader()):
         experiment = _prepare_experiment(config, workdir)
         saved = checkpoint.Checkpoints(workdir / "checkpoints")
         latest = checkpoint.restore_on_all(saved.restore_latest)
@@ -80,8 +80,8 @@ def _prepare_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     experiment = build_experiment(config, workdir)
     keys = config_keys.flatten(config)
     data = {**experiment.records.checksums, "split": experiment.split.hash}
-    hosts.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
-    if hosts.is_leader():
+    processes.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
+    if processes.is_leader():
         write_or_check_config(
             workdir,
             keys,
@@ -89,7 +89,7 @@ def _prepare_experiment(config: ConfigDict, workdir: Path) -> Experiment:
             free=config_keys.FREE_KEYS,
             defaults=config_keys.flatten(config_keys.default()),
         )
-    hosts.barrier()
+    processes.barrier()
     return experiment
 
 
@@ -97,8 +97,8 @@ def _finished_results(experiment: Experiment) -> dict[str, Any] | None:
     """The results of a run that was trained to its last step; results of an earlier --mode=eval do not count."""
     path = experiment.workdir / "results.json"
 
-    def read() -> hosts.Message:
-        return hosts.Message(files.read_json(path) if path.exists() else {}, {})
+    def read() -> processes.Message:
+        return processes.Message(files.read_json(path) if path.exists() else {}, {})
 
-    results: dict[str, Any] = hosts.broadcast(read).meta
+    results: dict[str, Any] = processes.broadcast(read).meta
     return results if results.get("trained_steps") == experiment.total_steps else None

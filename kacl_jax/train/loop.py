@@ -23,8 +23,8 @@ from kacl_jax.data.batches import Batch
 from kacl_jax.evaluation import evaluate
 from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.runtime import hosts, signals
-from kacl_jax.runtime.devices import with_shared_flag
+from kacl_jax.runtime import processes, signals
+from kacl_jax.runtime.devices import with_flag_count
 from kacl_jax.runtime.errors import InterruptedRunError, NonFiniteError
 from kacl_jax.step import in_step_radiomics, regions
 from kacl_jax.train import checkpoint, resume
@@ -90,8 +90,8 @@ class TrainingLoop:
         parallel, programs = experiment.parallel, experiment.programs
         step = (
             programs.train_step
-            if hosts.process_count() == 1
-            else with_shared_flag(programs.train_step, _STOP_REQUESTED)
+            if processes.process_count() == 1
+            else with_flag_count(programs.train_step, _STOP_REQUESTED)
         )
         self._train_step = parallel.compile(
             step, ("replicated", "replicated", "sharded"), donate_state=True
@@ -109,7 +109,7 @@ class TrainingLoop:
         self._state = self._restore_or_initialise()
         self._log: MetricLog | None = None
         self._progress: StepProgress | None = None
-        if hosts.is_leader():
+        if processes.is_leader():
             self._log = stack.enter_context(
                 contextlib.closing(MetricLog(experiment.workdir, self.first_step))
             )
@@ -127,13 +127,13 @@ class TrainingLoop:
         """Whether to save and stop now. All processes have the same answer, which comes with the step before."""
         return (
             self._stop_requested_somewhere
-            if hosts.process_count() > 1
+            if processes.process_count() > 1
             else self._interrupt.requested
         )
 
     def share_stop_requests(self) -> None:
         """Ask all processes whether one of them was asked to stop. No step after the last one carries the answer."""
-        messages = hosts.gather(self._interrupt.requested)
+        messages = processes.gather(self._interrupt.requested)
         self._stop_requested_somewhere |= any(message.meta for message in messages)
 
     # ---- one step of the feedback loop ------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class TrainingLoop:
         self, batch: Batch, radiomics: np.ndarray, ready: np.ndarray, age: np.ndarray
     ) -> Any:
         rows = {**batch, "radiomics": radiomics, "ready": ready, "age": age}
-        if hosts.process_count() > 1:
+        if processes.process_count() > 1:
             rows[_STOP_REQUESTED] = np.full(len(ready), self._interrupt.requested)
         return self.experiment.parallel.shard(rows)
 
@@ -230,10 +230,10 @@ class TrainingLoop:
         self.counters.failures = dict(Counter(self.counters.failures) + failures)
 
     def _stop_non_finite(self, step: int, batch: Batch) -> None:
-        messages = hosts.gather(self.experiment.records.names[batch["image_id"]].tolist())
+        messages = processes.gather(self.experiment.records.names[batch["image_id"]].tolist())
         names = [name for message in messages for name in message.meta]
         raise NonFiniteError(
-            f"Loss or gradients of step {step} are not finite; the update was not steps_done and the last good "
+            f"Loss or gradients of step {step} are not finite; the update was not taken and the last good "
             f"checkpoint is intact. Its images: {', '.join(names)}. Try a lower config.train.learning_rate."
         )
 

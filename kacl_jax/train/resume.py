@@ -8,9 +8,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from kacl_jax.feedback.state import FeedbackState, join_states, state_of_process, table_rows
+from kacl_jax.feedback.checkpoint_state import (
+    FeedbackState,
+    join_states,
+    keep_rows_of_images,
+    state_of_process,
+)
 from kacl_jax.feedback.visibility import Feedback
-from kacl_jax.runtime import hosts
+from kacl_jax.runtime import processes
 from kacl_jax.train import checkpoint
 from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment
@@ -22,7 +27,8 @@ COUNTERS = "tally"
 
 class RestoredRun(NamedTuple):
     """A run as it was after `step` steps: the state on the devices, the counters that this process continues, and their
-    sum over all processes."""
+    sum over all processes. `restore_run` puts batches and feedback back in place.
+    """
 
     step: int
     state: Any
@@ -46,10 +52,10 @@ def save_run(
     Returns:
       What all processes counted.
     """
-    visible = _visible_state(experiment, feedback, steps_done - 1)
-    messages = hosts.gather([dataclasses.asdict(counters), experiment.batches.get_state()])
+    visible = _feedback_state(experiment, feedback, steps_done - 1)
+    messages = processes.gather([dataclasses.asdict(counters), experiment.batches.get_state()])
     total = RunCounters.sum_of([RunCounters(**message.meta[0]) for message in messages])
-    if hosts.is_leader():
+    if processes.is_leader():
         arrays = checkpoint.to_arrays(experiment.parallel.fetch(state, "replicated"), "state")
         arrays |= {_FEEDBACK + name: value for name, value in visible.items()}
         meta = {
@@ -58,7 +64,7 @@ def save_run(
         }
         saved.save(steps_done, arrays, meta, best=total.best_step)
     # Without the barrier a process that exits now would end process 0 before the checkpoint is complete.
-    hosts.barrier()
+    processes.barrier()
     return total
 
 
@@ -76,27 +82,27 @@ def restore_run(
             for name, value in latest.arrays.items()
             if name.startswith(_FEEDBACK)
         }
-        if hosts.process_count() > 1:
-            visible = state_of_process(visible, experiment.own_images, counts=hosts.is_leader())
+        if processes.process_count() > 1:
+            visible = state_of_process(visible, experiment.own_images, counts=processes.is_leader())
         feedback.restore(visible)
-    experiment.batches.set_state(experiment.own_shard_entries(latest.meta["data"]))
+    experiment.batches.set_state(experiment.select_own_shards(latest.meta["data"]))
     total = RunCounters(**latest.meta[COUNTERS])
     # Process 0 continues from the sum of all counts, the others from zero.
     own = (
         dataclasses.replace(total)
-        if hosts.is_leader()
+        if processes.is_leader()
         else RunCounters(total.best_step, total.best_auroc)
     )
     return RestoredRun(latest.step, experiment.parallel.replicate(state), own, total)
 
 
-def _visible_state(experiment: Experiment, feedback: Feedback | None, step: int) -> FeedbackState:
+def _feedback_state(experiment: Experiment, feedback: Feedback | None, step: int) -> FeedbackState:
     """The feedback state of all processes as visible at this step; empty without a pool."""
     if feedback is None:
         return {}
     state = feedback.state(step)
-    if hosts.process_count() == 1:
+    if processes.process_count() == 1:
         return state
-    own = table_rows(state, experiment.own_images)
-    parts = [message.arrays for message in hosts.gather(arrays=own)]
+    own = keep_rows_of_images(state, experiment.own_images)
+    parts = [message.arrays for message in processes.gather(arrays=own)]
     return join_states(parts, len(state["ready"]))

@@ -13,7 +13,7 @@ import pytest
 from small_root import small_root
 
 from kacl_jax.data.nih import Records, read_image, read_records, resize
-from kacl_jax.data.batches import (Batch, BrokenFiles, TrainBatches, eval_batches)
+from kacl_jax.data.batches import (Batch, BrokenFiles, ShardBatches, eval_batches)
 from kacl_jax.data.splits import Split, make_split
 from kacl_jax.runtime.errors import UserError
 
@@ -32,12 +32,12 @@ def pooled(records: Records) -> Split:
     )
 
 
-def train_batches(records: Records, **changes: Any) -> TrainBatches:
+def train_batches(records: Records, **changes: Any) -> ShardBatches:
     options: dict[str, Any] = {"image_size": SIZE, "batch_size": 4, "seed": 0}
-    return TrainBatches(records, pooled(records), **(options | changes))
+    return ShardBatches(records, pooled(records), **(options | changes))
 
 
-def take(source: TrainBatches, steps: int) -> list[Batch]:
+def take(source: ShardBatches, steps: int) -> list[Batch]:
     return [next(source) for _ in range(steps)]
 
 
@@ -180,7 +180,7 @@ def test_a_shard_that_fills_no_batch_is_told(records: Records) -> None:
 def test_a_split_of_other_records_is_refused(records: Records) -> None:
     other = dataclasses.replace(records, patients=records.patients[::-1])
     with pytest.raises(ValueError, match="other records"):
-        TrainBatches(other, pooled(records), image_size=SIZE, batch_size=4, seed=0)
+        ShardBatches(other, pooled(records), image_size=SIZE, batch_size=4, seed=0)
 
 
 # ---- broken files

@@ -23,7 +23,7 @@ from kacl_jax.runtime import errors
 from kacl_jax.runtime import workdir
 from kacl_jax.runtime import bucket_files
 from kacl_jax.data.nih import Records, read_image, read_records, resize
-from kacl_jax.data.batches import (Batch, BrokenFiles, TrainBatches, eval_batches)
+from kacl_jax.data.batches import (Batch, BrokenFiles, ShardBatches, eval_batches)
 from kacl_jax.data.splits import make_split
 from kacl_jax.data.verify import check, format_problems
 from kacl_jax.runtime.errors import UserError
@@ -60,11 +60,11 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def batches(records: Records, size: int, **options: Any) -> TrainBatches:
+def batches(records: Records, size: int, **options: Any) -> ShardBatches:
     split = make_split(
         records, protocol="C", folds=5, fold=0, val_fraction=0.1, box_share=0.5, split_seed=0
     )
-    return TrainBatches(records, split, image_size=size, batch_size=3, seed=0, **options)
+    return ShardBatches(records, split, image_size=size, batch_size=3, seed=0, **options)
 
 
 def assert_equal(one: list[Batch], other: list[Batch]) -> None:

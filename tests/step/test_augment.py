@@ -23,7 +23,7 @@ def smooth(n: int, size: int) -> np.ndarray:
 
 def test_inverse_brings_a_map_back_to_its_frame() -> None:
     images = smooth(4, 64)
-    affine = augment.random_affine(keys(4), rotate=12.0, shift=0.05, scale=0.1)
+    affine = augment.draw_affine(keys(4), rotate=12.0, shift=0.05, scale=0.1)
     there = augment.warp(jnp.array(images), affine)
     back = augment.warp(there, augment.invert(affine))
     inside = np.s_[:, 16:48, 16:48]
@@ -34,7 +34,7 @@ def test_inverse_brings_a_map_back_to_its_frame() -> None:
 
 def test_no_range_is_the_identity() -> None:
     images = jnp.array(smooth(2, 32))
-    affine = augment.random_affine(keys(2), rotate=0.0, shift=0.0, scale=0.0)
+    affine = augment.draw_affine(keys(2), rotate=0.0, shift=0.0, scale=0.0)
     np.testing.assert_allclose(augment.warp(images, affine), images, atol=1e-6)
     np.testing.assert_allclose(
         augment.random_contrast(keys(2), images, contrast=0.0), images, atol=1e-6
@@ -43,7 +43,7 @@ def test_no_range_is_the_identity() -> None:
 
 def test_warp_equals_opencv() -> None:
     image = smooth(1, 48)
-    affine = augment.random_affine(keys(1), rotate=15.0, shift=0.1, scale=0.1)
+    affine = augment.draw_affine(keys(1), rotate=15.0, shift=0.1, scale=0.1)
     matrix = np.asarray(affine[0], np.float64)
     # The same map in pixels of cv2's corner-less convention.
     to_fraction = np.array([[1 / 48, 0, 0.5 / 48 - 0.5], [0, 1 / 48, 0.5 / 48 - 0.5], [0, 0, 1]])
@@ -62,7 +62,7 @@ def test_a_box_follows_its_pixels() -> None:
     images = np.zeros((3, 128, 128), np.float32)
     images[:, 40:70, 50:90] = 1
     box = np.float32([50, 40, 90, 70]) / 128
-    affine = augment.random_affine(keys(3), rotate=8.0, shift=0.05, scale=0.1)
+    affine = augment.draw_affine(keys(3), rotate=8.0, shift=0.05, scale=0.1)
     there = np.asarray(augment.warp(jnp.array(images), affine)) > 0.5
     moved = np.asarray(augment.warp_boxes(jnp.tile(box, (3, 1, 1)), affine))[:, 0]
     for mask, found in zip(there, moved, strict=True):
@@ -73,7 +73,7 @@ def test_a_box_follows_its_pixels() -> None:
 
 def test_a_draw_belongs_to_the_image_not_to_its_place_in_the_batch() -> None:
     three = keys(3)
-    together = augment.random_affine(three, rotate=10.0, shift=0.1, scale=0.1)
-    alone = augment.random_affine(three[2:], rotate=10.0, shift=0.1, scale=0.1)
+    together = augment.draw_affine(three, rotate=10.0, shift=0.1, scale=0.1)
+    alone = augment.draw_affine(three[2:], rotate=10.0, shift=0.1, scale=0.1)
     np.testing.assert_allclose(together[2:], alone, rtol=1e-5)
     assert not np.allclose(together[0], together[1])

@@ -26,7 +26,7 @@ import pytest
 import tiny_run
 from same_run import assert_same_run, comparable, config, metric_lines
 
-from kacl_jax.data.batches import TrainBatches
+from kacl_jax.data.batches import ShardBatches
 from kacl_jax.evaluation import result_files
 from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.models import kacl
@@ -353,7 +353,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert events.counters()["restarts"] >= 1
 
 
-class Poisoned(TrainBatches):
+class Poisoned(ShardBatches):
     """The labels of step 8 are not numbers."""
 
     drawn = 0
@@ -373,7 +373,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(
 ) -> None:
     workdir = tmp_path / "w"
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "TrainBatches", Poisoned)
+        patch.setattr(experiment, "ShardBatches", Poisoned)
         with pytest.raises(NonFiniteError, match="step 8 are not finite") as told:
             run_here(workdir)
     assert len(Poisoned.names) == 12

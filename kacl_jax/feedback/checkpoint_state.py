@@ -105,13 +105,13 @@ def state_of_process(state: FeedbackState, images: np.ndarray, *, counts: bool) 
     return {**state, **arrays, COUNTERS: encode_counters(content)}
 
 
-def table_rows(state: FeedbackState, images: np.ndarray) -> FeedbackState:
+def keep_rows_of_images(state: FeedbackState, images: np.ndarray) -> FeedbackState:
     """A state with the rows of these images int [m] only, which travel with it as `images`."""
     return {**state, **{name: state[name][images] for name in _TABLE}, "images": images}
 
 
 def join_states(parts: list[FeedbackState], n_images: int) -> FeedbackState:
-    """The whole state from the `table_rows` of all processes, whose images are distinct.
+    """The whole state from the `keep_rows_of_images` of all processes, whose images are distinct.
 
     Regions are ordered as one process that serves all shards would have them.
     """

@@ -24,20 +24,20 @@ import tiny_run
 from same_run import assert_same_run, config, metric_lines
 
 from kacl_jax.data.batches import images_of_shards, shards_of_process
-from kacl_jax.feedback.result import Result
-from kacl_jax.feedback.state import (
+from kacl_jax.feedback.checkpoint_state import (
     Pending,
     decode_counters,
     encode_counters,
     join_states,
+    keep_rows_of_images,
     pack_pending,
     state_of_process,
-    table_rows,
     unpack_pending,
 )
+from kacl_jax.feedback.result import Result
 from kacl_jax.models import kacl
 from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.runtime import hosts
+from kacl_jax.runtime import processes
 from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR, UserError
 from kacl_jax.train import checkpoint, experiment, job
 
@@ -275,7 +275,7 @@ def set_only(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
 
 def found(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Any:
     set_only(monkeypatch, env)
-    return hosts._jax_arguments()
+    return processes._jax_arguments()
 
 
 def test_several_processes_are_found_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,14 +309,14 @@ def test_half_a_description_is_refused(
     mode: str, env: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_only(monkeypatch, env)
-    with pytest.raises(UserError, match=told), hosts.connect_processes(mode):
+    with pytest.raises(UserError, match=told), processes.connect_processes(mode):
         pass
 
 
 def test_a_process_that_stays_alone_says_so() -> None:
     code = (
-        "from kacl_jax.runtime import hosts; hosts.MEETING_S = 2\n"
-        "with hosts.connect_processes('auto'): print('here')"
+        "from kacl_jax.runtime import processes; processes.MEETING_S = 2\n"
+        "with processes.connect_processes('auto'): print('here')"
     )
     env = (
         os.environ | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "localhost:9", "PYTHONPATH": str(REPO)}
@@ -347,7 +347,7 @@ def test_one_process_draws_the_batches_of_two(
 
     def batches(index: int, processes: int) -> Any:
         c = config(root, data__shards=SHARDS)
-        monkeypatch.setattr(hosts, "_process", (index, processes))
+        monkeypatch.setattr(processes, "_process", (index, processes))
         return experiment._batches(c, *experiment.read_data(c, tmp_path))
 
     one, two = batches(0, 1), [batches(i, 2) for i in range(2)]
@@ -396,7 +396,7 @@ def test_a_feedback_state_is_shared_out_and_joined_without_loss() -> None:
     assert own == [[(4, 2), (5, 0)], [(4, 1), (4, 3), (5, 5)]]
     # What one process holds of the other's rows is old and must not count.
     shares[0]["features"] = np.where(np.arange(n)[:, None] % 2, -1, shares[0]["features"])
-    parts = [table_rows(s, i) for s, i in zip(shares, images, strict=True)]
+    parts = [keep_rows_of_images(s, i) for s, i in zip(shares, images, strict=True)]
     whole = join_states(parts, n)
     assert whole.keys() == state.keys()
     for name, array in state.items():
@@ -405,11 +405,11 @@ def test_a_feedback_state_is_shared_out_and_joined_without_loss() -> None:
 
 
 def test_what_processes_tell_arrives_as_it_was() -> None:
-    told = hosts.Message(
+    told = processes.Message(
         {"words": ["ä", None, 1.5]},
         {"state/a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 4), bool)},
     )
-    back = hosts._unpack(np.concatenate([hosts._pack(told)]))
+    back = processes._unpack(np.concatenate([processes._pack(told)]))
     assert back.meta == told.meta
     assert back.arrays.keys() == told.arrays.keys()
     for name, array in told.arrays.items():
