@@ -23,7 +23,11 @@ _NO_BEST = "no validation AUROC was defined, for want of positives or negatives 
 
 
 def score_best_checkpoint(
-    experiment: Experiment, saved: checkpoint.Checkpoints, counters: RunCounters, *, steps: int
+    experiment: Experiment,
+    checkpoints: checkpoint.Checkpoints,
+    counters: RunCounters,
+    *,
+    steps: int,
 ) -> dict[str, Any]:
     """Score the best checkpoint on the test part; write predictions.csv, boxes.csv, results.json and report.html.
 
@@ -34,7 +38,7 @@ def score_best_checkpoint(
     Returns:
       What results.json holds.
     """
-    restored = checkpoint.restore_on_all(lambda: _best_or_newest(saved, counters.best_step))
+    restored = checkpoint.restore_on_all(lambda: _best_or_newest(checkpoints, counters.best_step))
     assert restored is not None
     trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
     state = experiment.parallel.replicate(trained)
@@ -138,20 +142,20 @@ def _report_inputs(
     )
 
 
-def _best_or_newest(saved: checkpoint.Checkpoints, step: int | None) -> checkpoint.Restored:
+def _best_or_newest(checkpoints: checkpoint.Checkpoints, step: int | None) -> checkpoint.Restored:
     """The best checkpoint; if it is damaged, gone or unknown, that is said and the newest intact one stands in."""
     if step is None:
         logging.warning("Which step is best is unknown: %s. Taking the newest.", _NO_BEST)
-    elif step in saved.steps():
+    elif step in checkpoints.steps():
         try:
-            return saved.restore(step)
+            return checkpoints.restore(step)
         except checkpoint.DamagedError as error:
             logging.warning("%s. It was the best one; taking the newest instead.", error)
     else:
         logging.warning("The best checkpoint, of step %d, is gone; taking the newest.", step)
-    newest = saved.restore_latest()
+    newest = checkpoints.restore_latest()
     if newest is None:
-        raise UserError(f"There is no checkpoint in {saved.directory}; train first")
+        raise UserError(f"There is no checkpoint in {checkpoints.directory}; train first")
     return newest
 
 

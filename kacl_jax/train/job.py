@@ -32,7 +32,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Raises:
       UserError: before step 0 for anything in the config or the data; WorkdirInUseError.
-      InterruptedRunError: asked to stop; saved, resumable.
+      InterruptedRunError: asked to stop; saved and resumable.
       NonFiniteError: loss or gradients were not finite; the last good checkpoint is intact.
     """
     workdir = workdir.absolute()
@@ -47,10 +47,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if processes.is_leader():
             final_evaluation.write_run_json(experiment, experiment.batches.broken_files())
         logging.info(experiment.describe())
-        saved = checkpoint.Checkpoints(workdir / "checkpoints")
-        trained = train(experiment, saved)
+        checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+        counters = train(experiment, checkpoints)
         return final_evaluation.score_best_checkpoint(
-            experiment, saved, trained, steps=experiment.total_steps
+            experiment, checkpoints, counters, steps=experiment.total_steps
         )
 
 
@@ -63,14 +63,14 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     workdir = workdir.absolute()
     with lock_workdir(workdir, hold=processes.is_leader()):
         experiment = _prepare_experiment(config, workdir)
-        saved = checkpoint.Checkpoints(workdir / "checkpoints")
-        latest = checkpoint.restore_on_all(saved.restore_latest)
+        checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+        latest = checkpoint.restore_on_all(checkpoints.restore_latest)
         if latest is None:
             raise UserError(
                 f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
             )
         return final_evaluation.score_best_checkpoint(
-            experiment, saved, RunCounters(**latest.meta[resume.COUNTERS]), steps=latest.step
+            experiment, checkpoints, RunCounters(**latest.meta[resume.COUNTERS]), steps=latest.step
         )
 
 

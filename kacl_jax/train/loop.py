@@ -46,11 +46,11 @@ class StepInFlight:
     rows: Any
 
 
-def train(experiment: Experiment, saved: checkpoint.Checkpoints) -> RunCounters:
+def train(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> RunCounters:
     """Train to the last step from the newest checkpoint, or from the start."""
     interrupt = signals.Interrupt()
     with contextlib.ExitStack() as stack:
-        loop = TrainingLoop(experiment, saved, interrupt, stack)
+        loop = TrainingLoop(experiment, checkpoints, interrupt, stack)
         stack.enter_context(interrupt.listening())
         # From here on jax refuses any transfer to or from a device that the code does not ask for.
         stack.enter_context(jax.transfer_guard("disallow"))
@@ -82,11 +82,11 @@ class TrainingLoop:
     def __init__(
         self,
         experiment: Experiment,
-        saved: checkpoint.Checkpoints,
+        checkpoints: checkpoint.Checkpoints,
         interrupt: signals.Interrupt,
         stack: contextlib.ExitStack,
     ) -> None:
-        self.experiment, self.saved, self._interrupt = experiment, saved, interrupt
+        self.experiment, self.checkpoints, self._interrupt = experiment, checkpoints, interrupt
         parallel, programs = experiment.parallel, experiment.programs
         step = (
             programs.train_step
@@ -207,14 +207,14 @@ class TrainingLoop:
         masks = []
         # Shard by shard, because a random rectangle depends on the other maps of its shard.
         for part in np.split(np.arange(len(host["cam"])), self.experiment.batches.n_shards):
-            marked, origin = self.experiment.region_rule.mark(
+            shard_masks, origin = self.experiment.region_rule.mark(
                 host["cam"][part],
                 host["box_finding"][part],
                 batch["boxes"][part],
                 batch["image_id"][part],
                 step,
             )
-            masks.append(marked)
+            masks.append(shard_masks)
             self.counters.regions = dict(Counter(self.counters.regions) + Counter(origin))
         self.feedback.submit(step, batch["image_id"], batch["image"][..., 0], np.concatenate(masks))
 
@@ -284,7 +284,7 @@ class TrainingLoop:
         self.counters.throughput = self._throughput()
         self.total_counters = resume.save_run(
             self.experiment,
-            self.saved,
+            self.checkpoints,
             self.feedback,
             state=self._state,
             counters=self.counters,
@@ -292,7 +292,7 @@ class TrainingLoop:
         )
 
     def _restore_or_initialise(self) -> Any:
-        restored = resume.restore_run(self.experiment, self.saved, self.feedback)
+        restored = resume.restore_run(self.experiment, self.checkpoints, self.feedback)
         if restored is None:
             return self.experiment.parallel.replicate(self.experiment.initial_state())
         self.first_step = restored.step

@@ -38,7 +38,7 @@ class RestoredRun(NamedTuple):
 
 def save_run(
     experiment: Experiment,
-    saved: checkpoint.Checkpoints,
+    checkpoints: checkpoint.Checkpoints,
     feedback: Feedback | None,
     *,
     state: Any,
@@ -62,17 +62,17 @@ def save_run(
             COUNTERS: dataclasses.asdict(total),
             "data": [shard for message in messages for shard in message.meta[1]],
         }
-        saved.save(steps_done, arrays, meta, best=total.best_step)
+        checkpoints.save(steps_done, arrays, meta, best=total.best_step)
     # Without the barrier a process that exits now would end process 0 before the checkpoint is complete.
     processes.barrier()
     return total
 
 
 def restore_run(
-    experiment: Experiment, saved: checkpoint.Checkpoints, feedback: Feedback | None
+    experiment: Experiment, checkpoints: checkpoint.Checkpoints, feedback: Feedback | None
 ) -> RestoredRun | None:
     """Put batches and feedback back to where the newest checkpoint left them; None if there is none. All call it."""
-    latest = checkpoint.restore_on_all(saved.restore_latest)
+    latest = checkpoint.restore_on_all(checkpoints.restore_latest)
     if latest is None:
         return None
     state = checkpoint.from_arrays(experiment.state_template(), latest.arrays, "state")
