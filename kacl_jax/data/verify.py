@@ -67,7 +67,7 @@ def check(
     names = finding_names(findings)
     tables = read_checked_tables(root, problems)
     _compare_list_patients(tables, problems if official_lists else non_fatal)
-    summary = _summarize_tables(tables, names)
+    summary = _summarise_tables(tables, names)
     store = open_image_store(tables.root, problems)
     missing = sorted(name for name in tables.rows if name not in store)
     report_missing(missing, len(tables.rows), non_fatal if allow_missing else problems)
@@ -146,7 +146,7 @@ def _compare_list_patients(tables: Tables, problems: Problems) -> None:
         problems.add(LIST_FILES[1], what, fix, f"patient {patient}")
 
 
-def _summarize_tables(tables: Tables, findings: tuple[str, ...]) -> dict[str, Any]:
+def _summarise_tables(tables: Tables, findings: tuple[str, ...]) -> dict[str, Any]:
     rows = tables.rows
     lists = {name: sum(i in rows for i in images) for name, images in tables.lists.items()}
     unlabelled = [

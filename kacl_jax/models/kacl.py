@@ -124,7 +124,7 @@ class ProjectionHead(nn.Module):
     @nn.compact
     def __call__(self, embedding: Array) -> Array:
         hidden = nn.relu(Dense(embedding.shape[-1])(embedding))
-        return l2_normalize(Dense(self.features)(hidden))
+        return l2_normalise(Dense(self.features)(hidden))
 
 
 class RadiomicsEncoder(nn.Module):
@@ -184,7 +184,7 @@ class MaskedBatchNorm(nn.Module):
         return value if self.axis_name is None else jax.lax.psum(value, self.axis_name)
 
 
-def l2_normalize(x: Array) -> Array:
+def l2_normalise(x: Array) -> Array:
     """Scales rows f32 [b p] to unit length; values and gradients are finite for a zero row."""
     square = (x**2).sum(-1, keepdims=True)
     return x * lax.rsqrt(jnp.maximum(square, 1e-12))

@@ -59,9 +59,9 @@ class BatchNorm(nn.Module):
                     momentum = BATCH_NORM_MOMENTUM
                     running.value = momentum * running.value + (1 - momentum) * batch
             affine = _with_varying_axes_of(x, scale), _with_varying_axes_of(x, bias)
-            y = _batch_normalize(x, moments, affine, self.epsilon, axis)
+            y = _batch_normalise(x, moments, affine, self.epsilon, axis)
         else:
-            y = _normalize(x, (running_mean.value, running_var.value), (scale, bias), self.epsilon)
+            y = _normalise(x, (running_mean.value, running_var.value), (scale, bias), self.epsilon)
         return y.astype(self.dtype)
 
 
@@ -74,7 +74,7 @@ def _moments(x: Array, axis_name: str | None) -> ArrayPair:
     return mean, jnp.maximum(0.0, square - mean * mean)
 
 
-def _normalize(x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float) -> Array:
+def _normalise(x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float) -> Array:
     mean, var = moments
     scale, bias = affine
     gain = lax.rsqrt(var + epsilon) * scale
@@ -83,20 +83,20 @@ def _normalize(x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float) 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _batch_normalize(
+def _batch_normalise(
     x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float, axis_name: str | None
 ) -> Array:
     """x [b h w k] normalised by `moments`, which are computed from x: the gradient with respect to x includes them."""
-    return _normalize(x, moments, affine, epsilon)
+    return _normalise(x, moments, affine, epsilon)
 
 
-def _batch_normalize_forward(
+def _batch_normalise_forward(
     x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float, axis_name: str | None
 ) -> tuple[Array, tuple[Array, ArrayPair, Array]]:
-    return _normalize(x, moments, affine, epsilon), (x, moments, affine[0])
+    return _normalise(x, moments, affine, epsilon), (x, moments, affine[0])
 
 
-def _batch_normalize_backward(
+def _batch_normalise_backward(
     epsilon: float,
     axis_name: str | None,
     residuals: tuple[Array, ArrayPair, Array],
@@ -121,7 +121,7 @@ def _batch_normalize_backward(
     )
 
 
-_batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
+_batch_normalise.defvjp(_batch_normalise_forward, _batch_normalise_backward)
 
 
 def _with_varying_axes_of(x: Array, parameter: Array) -> Array:

@@ -19,7 +19,7 @@ from kacl_jax.models.kacl import (
     MaskedBatchNorm,
     ProjectionHead,
     RadiomicsEncoder,
-    l2_normalize,
+    l2_normalise,
 )
 from kacl_jax.models.layers import Conv, DepthwiseConv, batch_norm, max_pool
 
@@ -464,7 +464,7 @@ def test_projections_have_unit_length_and_a_zero_row_stays_finite() -> None:
     head = ProjectionHead(5)
     z = head.apply(head.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(np.linalg.norm(z[1:], axis=-1), 1, rtol=1e-5)
-    out, pull = jax.vjp(l2_normalize, x)
+    out, pull = jax.vjp(l2_normalise, x)
     assert np.isfinite(out).all()
     assert np.isfinite(pull(jnp.ones_like(out))[0]).all()
 
