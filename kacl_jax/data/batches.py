@@ -177,9 +177,9 @@ class ProcessBatches:
             shard.set_state(state)
 
 
-def shards_of_process(shards: int, *, index: int, processes: int) -> range:
-    """The shards that process `index` reads; `shards` is a multiple of `processes`."""
-    per_process = shards // processes
+def shards_of_process(shards: int, *, index: int, n_processes: int) -> range:
+    """The shards that process `index` reads; `shards` is a multiple of `n_processes`."""
+    per_process = shards // n_processes
     return range(index * per_process, (index + 1) * per_process)
 
 

@@ -292,13 +292,13 @@ def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> P
 
 def _own_shards(shards: int) -> range:
     return shards_of_process(
-        shards, index=processes.process_index(), processes=processes.process_count()
+        shards, index=processes.process_index(), n_processes=processes.process_count()
     )
 
 
-def _cache_name(index: int, processes: int) -> str:
-    """Of the memo of a process: no file has two writers."""
-    return "features.sqlite" if processes == 1 else f"features.{index}of{processes}.sqlite"
+def _cache_name(index: int, n_processes: int) -> str:
+    """The file name of a process's feature cache. Each process has its own, because a file has one writer."""
+    return "features.sqlite" if n_processes == 1 else f"features.{index}of{n_processes}.sqlite"
 
 
 def _same_number_of_devices(parallel: DataParallel) -> None:

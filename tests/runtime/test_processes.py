@@ -64,7 +64,7 @@ def pair(root: Path, workdir: Path, *ats: str, flags: tuple[str, ...] = ()) -> E
     words = [sys.executable, str(SCRIPT), f"--config={SCRIPT}", f"--config.data.root={root}"]
     words += [f"--config.data.shards={SHARDS}", f"--workdir={workdir}", *flags]
     outputs = [workdir.with_name(f"{workdir.name}.{index}.txt") for index in (0, 1)]
-    processes = []
+    children = []
     for index, output in enumerate(outputs):
         env = {
             **os.environ,
@@ -77,11 +77,11 @@ def pair(root: Path, workdir: Path, *ats: str, flags: tuple[str, ...] = ()) -> E
             "AT": ats[index] if ats else "",
         }
         with output.open("w") as file:
-            processes.append(subprocess.Popen(words, env=env, stdout=file, stderr=file))
+            children.append(subprocess.Popen(words, env=env, stdout=file, stderr=file))
     try:
-        codes = [process.wait(timeout=300) for process in processes]
+        codes = [process.wait(timeout=300) for process in children]
     finally:
-        for process in processes:
+        for process in children:
             process.kill()
     return [(code, output.read_text()) for code, output in zip(codes, outputs, strict=True)]
 
@@ -330,12 +330,12 @@ def test_a_process_that_stays_alone_says_so() -> None:
 # ---- what is shared out ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_every_image_belongs_to_one_process(processes: int) -> None:
+@pytest.mark.parametrize("n_processes", [1, 2, 4])
+def test_every_image_belongs_to_one_process(n_processes: int) -> None:
     train_ids = np.arange(100, 141)
     parts = [
-        images_of_shards(train_ids, shards_of_process(4, index=i, processes=processes), 4)
-        for i in range(processes)
+        images_of_shards(train_ids, shards_of_process(4, index=i, n_processes=n_processes), 4)
+        for i in range(n_processes)
     ]
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), train_ids)
 
@@ -345,9 +345,9 @@ def test_one_process_draws_the_batches_of_two(
 ) -> None:
     """Row for row, over the end of an epoch, and after going on from a saved state."""
 
-    def batches(index: int, processes: int) -> Any:
+    def batches(index: int, n_processes: int) -> Any:
         c = config(root, data__shards=SHARDS)
-        monkeypatch.setattr(processes, "_process", (index, processes))
+        monkeypatch.setattr(processes, "_process", (index, n_processes))
         return experiment._batches(c, *experiment.read_data(c, tmp_path))
 
     one, two = batches(0, 1), [batches(i, 2) for i in range(2)]
