@@ -149,7 +149,7 @@ class Programs:
         """The forward half of the synchronous loop (lag 0): the rows of `train_step`, without an update."""
         images, affine = self._augment_and_normalise(state.step, batch)
         feature_map, early_map, _ = self._forward(state.params, state.batch_stats, images)
-        logits, maps = self._logits_and_maps(state.params, feature_map)
+        logits, maps = self._objective.logits_and_maps(state.params, feature_map)
         aux = {"logits": logits, "maps": maps, "early_map": early_map}
         return (self._cams.region_inputs(state, batch, affine, aux),)
 
@@ -163,7 +163,7 @@ class Programs:
             maps = gradcam.class_maps(classify, early_map, self.model.n_findings)
             return ({"logits": classify(early_map), "maps": maps},)
         feature_map: Any = self.model.apply(variables, images, train=False, method="feature_map")
-        logits, maps = self._logits_and_maps(state.params, feature_map)
+        logits, maps = self._objective.logits_and_maps(state.params, feature_map)
         return ({"logits": logits, "maps": maps},)
 
     @property
@@ -216,16 +216,13 @@ class Programs:
         feature_map, batch_stats = self._feature_map(params, batch_stats, early, "last_stage")
         return feature_map, early, batch_stats
 
-    def _logits_and_maps(self, params: Any, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self._objective.logits_and_maps(params, feature_map)
-
     def _with_in_step_radiomics(
         self, state: TrainState, batch: Batch, affine: jax.Array | None, feature_map: jax.Array
     ) -> Batch:
         """The batch with the features of this step's own regions, if the step measures them itself."""
         if self.in_step_radiomics is None:
             return batch
-        logits, maps = self._logits_and_maps(state.params, feature_map)
+        logits, maps = self._objective.logits_and_maps(state.params, feature_map)
         rows = self._cams.region_inputs(state, batch, affine, {"logits": logits, "maps": maps})
         measured = self.in_step_radiomics.measure(
             batch["image"][..., 0], rows["cam"], rows["box_finding"], batch["boxes"]

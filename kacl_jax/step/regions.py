@@ -100,8 +100,9 @@ class RegionRule:
                 masks = bounding_box_masks_on_device(masks)
             origin = jnp.where(fallback, ORIGINS.index("fallback"), ORIGINS.index("cam"))
         else:
-            whole_image = jnp.pad(jnp.ones((self.size - 2, self.size - 2), bool), 1)
-            masks = jnp.broadcast_to(whole_image, (len(cam), *whole_image.shape))
+            masks = jnp.broadcast_to(
+                _whole_image_on_device(self.size), (len(cam), self.size, self.size)
+            )
             origin = jnp.full(len(cam), ORIGINS.index("whole"))
         if not self.truth_boxes:
             return masks, origin
@@ -202,7 +203,7 @@ def threshold_maps_on_device(
     part = _component_on_device(hot, jnp.arange(size * size).reshape(size, size) == peak)
     height, width = _extent_on_device(part.any(2)), _extent_on_device(part.any(1))
     usable &= jnp.minimum(height, width) >= MIN_SIDE
-    whole_image = jnp.pad(jnp.ones((size - 2, size - 2), bool), 1)
+    whole_image = _whole_image_on_device(size)
     return jnp.where(usable[:, None, None], part, whole_image), ~usable
 
 
@@ -249,6 +250,10 @@ def _whole_image(size: int) -> Components:
     labels = np.zeros((size, size), np.int32)
     labels[1:-1, 1:-1] = 1
     return Components(labels, 1, True)
+
+
+def _whole_image_on_device(size: int) -> jax.Array:
+    return jnp.pad(jnp.ones((size - 2, size - 2), bool), 1)
 
 
 def _interval(low: float, high: float, size: int) -> tuple[int, int]:
