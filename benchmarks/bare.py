@@ -13,7 +13,7 @@ from kacl_jax import radiomics
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step.augment import Augmentation
-from kacl_jax.step.objective import LossSettings
+from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.programs import Programs
 
 FINDINGS, FEATURES = 8, len(radiomics.FEATURE_NAMES)

@@ -19,7 +19,7 @@ from kacl_jax.models import kacl
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step.augment import Augmentation
-from kacl_jax.step.objective import LossSettings
+from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.state import TrainState
 

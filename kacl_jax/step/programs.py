@@ -24,8 +24,10 @@ from kacl_jax.runtime.devices import AXIS, global_gradients
 from kacl_jax.step import gradcam
 from kacl_jax.step.augment import Augmentation
 from kacl_jax.step.cams import CamRule
+from kacl_jax.step.forward import Forward, ForwardPass
 from kacl_jax.step.in_step_radiomics import InStepRadiomics
-from kacl_jax.step.objective import LossSettings, Objective
+from kacl_jax.step.loss_terms import LossSettings
+from kacl_jax.step.objective import Objective
 from kacl_jax.step.scaling import normalise, z_score_radiomics
 from kacl_jax.step.state import Batch, Metrics, TrainState, keep_if_finite
 
@@ -80,8 +82,6 @@ class Programs:
             bad_step=jnp.full((), -1, jnp.int32),
         )
 
-    # ---- the three programs -----------------------------------------------------------------------------------
-
     def train_step(
         self, state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics, dict[str, jax.Array]]:
@@ -98,60 +98,56 @@ class Programs:
           none), and with `in_step_radiomics` also `origin` and `failure` of its `InStepFeatures`. If loss or gradients
           are not finite on any device, the old state stays, with `bad_step` set.
         """
-        objective = self._objective
-        images, affine = self._augment_and_normalise(state.step, batch)
+        objective, cams = self._objective, self._cams
+        images, affine = self.forward_pass.augment(state.step, batch)
 
         def total_loss(params: Any) -> tuple[jax.Array, Any]:
-            feature_map, early_map, batch_stats = self._forward(params, state.batch_stats, images)
-            inputs = self._with_in_step_radiomics(
-                state, batch, affine, jax.lax.stop_gradient(feature_map)
-            )
-            radiomics, moments, n_ready = z_score_radiomics(state, inputs, self.log_columns)
-            total, terms, aux = objective.total(
-                state.step, params, batch_stats, feature_map, inputs, affine, radiomics
-            )
-            aux |= {"early_map": early_map}
-            return total, (terms, feature_map, aux, inputs, radiomics, moments, n_ready)
+            forward = self.forward_pass.encode(params, state.batch_stats, images, batch, affine)
+            forward = self._with_in_step_radiomics(state, forward)
+            radiomics, moments, n_ready = z_score_radiomics(state, forward.batch, self.log_columns)
+            forward = forward._replace(radiomics=radiomics)
+            total, terms, heads = objective.total(state.step, params, forward)
+            return total, (forward, heads, terms, moments, n_ready)
 
         (total, by_products), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
-        terms, feature_map, aux, batch, radiomics, moments, n_ready = by_products
+        forward, heads, terms, moments, n_ready = by_products
         grads = global_gradients(grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        mean_map = self._cams.updated_mean_map(state, aux)
+        mean_map = cams.updated_mean_map(state, forward, heads.maps)
         proposed = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            batch_stats=aux["batch_stats"],
+            batch_stats=heads.batch_stats,
             opt_state=opt_state,
             **moments,
             **mean_map,
         )
         grad_norm = optax.tree.norm(grads)
         new_state = keep_if_finite(state, proposed, total, grad_norm)
+        ready, age = forward.batch["ready"], forward.batch["age"]
         metrics = {
             "loss": total,
             **terms,
             "grad_norm": grad_norm,
             **objective.gradient_norms(
-                state.params, aux["batch_stats"], feature_map, batch, affine, radiomics
+                state.params, forward._replace(batch_stats=heads.batch_stats)
             ),
             "ready": n_ready,
-            "hit_rate": jax.lax.pmean(batch["ready"].mean(), AXIS),
-            "age": jax.lax.psum(jnp.where(batch["ready"], batch["age"], 0).sum(), AXIS) / n_ready,
+            "hit_rate": jax.lax.pmean(ready.mean(), AXIS),
+            "age": jax.lax.psum(jnp.where(ready, age, 0).sum(), AXIS) / n_ready,
             "bad_step": new_state.bad_step,
         }
-        rows = self._cams.region_inputs(state, batch, affine, aux)
+        rows = cams.region_inputs(state, forward, heads.logits, heads.maps)
         if self.in_step_radiomics is not None:
-            rows |= {name: batch[name] for name in ("origin", "failure")}
+            rows |= {name: forward.batch[name] for name in ("origin", "failure")}
         return new_state, metrics, rows
 
     def region_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
         """The forward half of the synchronous loop (lag 0): the rows of `train_step`, without an update."""
-        images, affine = self._augment_and_normalise(state.step, batch)
-        feature_map, early_map, _ = self._forward(state.params, state.batch_stats, images)
-        logits, maps = self._objective.logits_and_maps(state.params, feature_map)
-        aux = {"logits": logits, "maps": maps, "early_map": early_map}
-        return (self._cams.region_inputs(state, batch, affine, aux),)
+        images, affine = self.forward_pass.augment(state.step, batch)
+        forward = self.forward_pass.encode(state.params, state.batch_stats, images, batch, affine)
+        logits, maps = self._objective.logits_and_maps(state.params, forward.feature_map)
+        return (self._cams.region_inputs(state, forward, logits, maps),)
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
         """Logits float32 [b c] and raw class maps float32 [b c u v] (not centred) with running statistics."""
@@ -167,64 +163,32 @@ class Programs:
         return ({"logits": logits, "maps": maps},)
 
     @property
+    def forward_pass(self) -> ForwardPass:
+        return ForwardPass(
+            self.model,
+            self.augmentation,
+            self.seed,
+            two_views=self.loss.uses_second_view,
+            early=self.maps_before_last_stage,
+        )
+
+    @property
     def _cams(self) -> CamRule:
-        return CamRule(self.model, self.center_cam, self.maps_before_last_stage)
+        return CamRule(self.model, self.center_cam)
 
     @property
     def _objective(self) -> Objective:
         return Objective(self.model, self.loss, self.feature_columns, self.warmup_steps)
 
-    # ---- their parts ------------------------------------------------------------------------------------------
-
-    def _augment_and_normalise(
-        self, step: jax.Array, batch: Batch
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """uint8 [b h w 1] → (normalised, augmented float32 [b h w 3], the affine map used or None).
-
-        With loss.positive='augmented' the second views follow, [2b h w 3]; the affine map is that of the first views.
-        """
-        view = functools.partial(
-            self.augmentation.view, batch["image"], batch["image_id"], seed=self.seed, step=step
-        )
-        grey, affine = view(number=0)
-        images = normalise(grey)
-        if self.loss.uses_second_view:
-            second, _ = view(number=1)
-            images = jnp.concatenate([images, normalise(second)])
-        return images, affine
-
-    def _feature_map(
-        self, params: Any, batch_stats: Any, images: jax.Array, method: str = "feature_map"
-    ) -> tuple[jax.Array, Any]:
-        feature_map, changed = self.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            method=method,
-            mutable=["batch_stats"],
-        )
-        return feature_map, changed["batch_stats"]
-
-    def _forward(
-        self, params: Any, batch_stats: Any, images: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None, Any]:
-        """(feature map, the map before the last stage if regions come from it, updated batch statistics)."""
-        if not self.maps_before_last_stage:
-            feature_map, batch_stats = self._feature_map(params, batch_stats, images)
-            return feature_map, None, batch_stats
-        early, batch_stats = self._feature_map(params, batch_stats, images, "early_map")
-        feature_map, batch_stats = self._feature_map(params, batch_stats, early, "last_stage")
-        return feature_map, early, batch_stats
-
-    def _with_in_step_radiomics(
-        self, state: TrainState, batch: Batch, affine: jax.Array | None, feature_map: jax.Array
-    ) -> Batch:
-        """The batch with the features of this step's own regions, if the step measures them itself."""
+    def _with_in_step_radiomics(self, state: TrainState, forward: Forward) -> Forward:
+        """The pass with the features of its own regions in its batch, if the step measures them itself."""
         if self.in_step_radiomics is None:
-            return batch
+            return forward
+        batch, feature_map = forward.batch, jax.lax.stop_gradient(forward.feature_map)
         logits, maps = self._objective.logits_and_maps(state.params, feature_map)
-        rows = self._cams.region_inputs(state, batch, affine, {"logits": logits, "maps": maps})
+        rows = self._cams.region_inputs(state, forward, logits, maps)
         measured = self.in_step_radiomics.measure(
             batch["image"][..., 0], rows["cam"], rows["box_finding"], batch["boxes"]
         )
-        return {**batch, **measured._asdict(), "age": jnp.zeros_like(batch["age"])}
+        features = {**measured._asdict(), "age": jnp.zeros_like(batch["age"])}
+        return forward._replace(batch={**batch, **features})

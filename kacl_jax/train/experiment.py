@@ -42,7 +42,7 @@ from kacl_jax.runtime.workdir import has_checkpoint
 from kacl_jax.step import optimizer
 from kacl_jax.step.augment import Augmentation
 from kacl_jax.step.in_step_radiomics import InStepRadiomics
-from kacl_jax.step.objective import LossSettings
+from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.step.state import TrainState
@@ -324,15 +324,7 @@ def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Pro
     rate: Any = config.train.learning_rate
     if config.train.schedule == "one_cycle":
         rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
-    loss = LossSettings(
-        focal_weight=config.loss.focal_weight,
-        focal_alpha=config.loss.focal_alpha,
-        focal_gamma=config.loss.focal_gamma,
-        temperature=config.loss.temperature,
-        mask_same_patient=config.loss.mask_same_patient,
-        box_weight=config.loss.box_weight,
-        positive=config.loss.positive,
-    )
+    loss = LossSettings(**config.loss)
     warmup_steps = config.train.warmup_epochs * steps_per_epoch
     contrastive = warmup_steps if loss.focal_weight < 1 else None
     radiomic = contrastive if loss.uses_radiomics else None

@@ -123,6 +123,35 @@ def test_the_gradient_is_that_of_the_global_loss_written_down_plainly() -> None:
     np.testing.assert_allclose(metrics["loss"], total(state.params), rtol=1e-4)
 
 
+# One step from fixed weights on a fixed batch. `cam` is the sum of the maps' sizes.
+GOLDEN = {
+    "loss": 1.965078,
+    "focal": 0.926659,
+    "nt_xent": 3.935294,
+    "box": 4.366924,
+    "grad_norm": 0.578088,
+    "grad_norm_focal": 0.0110296,
+    "grad_norm_nt_xent": 0.0247735,
+    "grad_norm_box": 0.126705,
+    "cam": 422.3369,
+}
+
+
+def test_one_step_gives_the_golden_numbers() -> None:
+    _, metrics, rows = one_device()
+    numbers = {**metrics, "cam": np.abs(rows["cam"]).sum()}
+    changed = {
+        name: f"{golden} → {float(numbers[name]):.7g}"
+        for name, golden in GOLDEN.items()
+        if not np.isclose(numbers[name], golden, rtol=1e-4)
+    }
+    assert not changed, (
+        f"The step computes something else: {changed}. Put the new numbers into GOLDEN only if a formula was meant to "
+        "change, and say in DECISIONS.md why; results of earlier commits are then no longer comparable. A change of "
+        "layout, names or speed must not move them."
+    )
+
+
 def test_cams_in_the_step_are_grad_cams_of_the_marked_finding() -> None:
     state, batch = first_state(), make_batch()
     after, _, rows = one_device()

@@ -134,16 +134,16 @@ def test_a_view_belongs_to_seed_step_image_and_number() -> None:
     reseeded, one = (dataclasses.replace(two, **c) for c in ({"seed": 1}, {"loss": LOSS}))
     batch = make_batch()
     batch["image"] = np.repeat(batch["image"][:1], B, axis=0)
-    views = jax.jit(lambda b, step: two._augment_and_normalise(step, b)[0])
+    views = jax.jit(lambda b, step: two.forward_pass.augment(step, b)[0])
     first, second = np.split(np.asarray(views(batch, 3)), 2)
     back = {name: rows[::-1] for name, rows in batch.items()}
     np.testing.assert_array_equal(np.asarray(views(back, 3))[B:][::-1], second)
     later = np.asarray(views(batch, 4))[B:]
-    other = np.asarray(jax.jit(lambda b: reseeded._augment_and_normalise(3, b)[0])(batch))[B:]
+    other = np.asarray(jax.jit(lambda b: reseeded.forward_pass.augment(3, b)[0])(batch))[B:]
     for different in (first, later, other, np.roll(second, 1, 0)):
         assert (np.abs(different - second).max((1, 2, 3)) > 1e-3).all()
     # The first view is that of every other arm.
-    alone = jax.jit(lambda b, step: one._augment_and_normalise(step, b)[0])(batch, 3)
+    alone = jax.jit(lambda b, step: one.forward_pass.augment(step, b)[0])(batch, 3)
     np.testing.assert_array_equal(alone, first)
 
 
