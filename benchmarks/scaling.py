@@ -101,27 +101,34 @@ def flops(b: int = 8) -> None:
 
 
 def collectives(b: int = 32) -> None:
-    """Bytes that enter each kind of collective, per device and step."""
+    """Bytes that enter each kind of collective, per device: in every step, and more in a step that is logged."""
     for encoder in ENCODERS:
-        sent: dict[str, int] = {}
-        for kind, size in _collectives(compile_step(encoder, 64, b).as_text()):
-            sent[kind] = sent.get(kind, 0) + size
-        print(f"{encoder:20}" + "  ".join(f"{kind} {n:,} B" for kind, n in sorted(sent.items())))
+        for when, sent in _collectives(compile_step(encoder, 64, b).as_text()).items():
+            sizes = "  ".join(f"{kind} {n:,} B" for kind, n in sorted(sent.items()))
+            print(f"{encoder:20}{when:20}{sizes}", flush=True)
 
 
-def _collectives(hlo: str) -> list[tuple[str, int]]:
-    """(kind, bytes of its result) of every collective in compiled HLO text."""
+def _collectives(hlo: str) -> dict[str, dict[str, int]]:
+    """When → kind → bytes of the results of all such collectives in compiled HLO text.
+
+    What is logged is computed in a branch of the step's only conditional.
+    """
     width = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
-    collectives_of_step = []
+    branches = ", ".join(re.findall(r"branch_computations=\{(.*?)\}", hlo)).split(", ")
+    sent: dict[str, dict[str, int]] = {"every step": {}, "more when logged": {}}
+    when = "every step"
     for line in hlo.splitlines():
+        if computation := re.match(r"(?:ENTRY )?(%\S+) .*\{$", line):
+            when = "more when logged" if computation[1] in branches else "every step"
         operation = re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter)(-start)?\(", line)
         if operation:
             arrays = re.findall(r"(\w+)\[([\d,]*)\]", operation[1])
             sizes = [
                 width[t] * int(np.prod([int(n) for n in d.split(",") if n])) for t, d in arrays
             ]
-            collectives_of_step.append((operation[2], sum(sizes)))
-    return collectives_of_step
+            kind = operation[2]
+            sent[when][kind] = sent[when].get(kind, 0) + sum(sizes)
+    return sent
 
 
 def host(folder: str) -> None:

@@ -38,6 +38,7 @@ class Programs:
 
     log_columns: the radiomic features that get a signed log1p.
     warmup_steps: the first steps, which have the focal loss (and box guidance) only.
+    log_every: only every so many steps, from step 0 on, measure the norm of each term's gradient.
     center_cam: subtract the finding's running mean map.
     in_step_radiomics: measure this step's regions inside this step, and ignore the batch's radiomics, ready and age.
     feature_columns: the features that the radiomics encoder sees.
@@ -52,6 +53,7 @@ class Programs:
     warmup_steps: int
     center_cam: bool
     seed: int
+    log_every: int = 1
     in_step_radiomics: InStepRadiomics | None = None
     feature_columns: tuple[bool, ...] = (True,) * len(FEATURE_NAMES)
     cam_stage: Literal[3, 4] = 4
@@ -93,10 +95,11 @@ class Programs:
             bool [b c] · image_id, patient_id int32 [b] · radiomics float32 [b f] · ready bool [b] · age int32 [b].
 
         Returns:
-          (new state, metrics, rows): metrics are scalars over the global batch; rows holds `cam` float32 [b u v] in
-          the original frame, `box_finding` int32 [b], the annotated finding whose truth box marks the region (−1:
-          none), and with `in_step_radiomics` also `origin` and `failure` of its `InStepFeatures`. If loss or gradients
-          are not finite on any device, the old state stays, with `bad_step` set.
+          (new state, metrics, rows): metrics are scalars over the global batch, `grad_norm_<term>` NaN in steps that
+          are not logged; rows holds `cam` float32 [b u v] in the original frame, `box_finding` int32 [b], the annotated
+          finding whose truth box marks the region (−1: none), and with `in_step_radiomics` also `origin` and `failure`
+          of its `InStepFeatures`. If loss or gradients are not finite on any device, the old state stays, with
+          `bad_step` set.
         """
         objective, cams = self._objective, self._cams
         images, affine = self.forward_pass.augment(state.step, batch)
@@ -129,9 +132,7 @@ class Programs:
             "loss": total,
             **terms,
             "grad_norm": grad_norm,
-            **objective.gradient_norms(
-                state.params, forward._replace(batch_stats=heads.batch_stats)
-            ),
+            **self._logged_gradient_norms(state, forward._replace(batch_stats=heads.batch_stats)),
             "ready": n_ready,
             "hit_rate": jax.lax.pmean(ready.mean(), AXIS),
             "age": jax.lax.psum(jnp.where(ready, age, 0).sum(), AXIS) / n_ready,
@@ -179,6 +180,19 @@ class Programs:
     @property
     def _objective(self) -> Objective:
         return Objective(self.model, self.loss, self.feature_columns, self.warmup_steps)
+
+    def _logged_gradient_norms(self, state: TrainState, forward: Forward) -> Metrics:
+        """`Objective.gradient_norms` in the steps that are logged. Elsewhere NaN, without their work and messages."""
+
+        def measure() -> Metrics:
+            return self._objective.gradient_norms(state.params, forward)
+
+        def skip() -> Metrics:
+            return jax.tree.map(
+                lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(measure)
+            )
+
+        return jax.lax.cond(state.step % self.log_every == 0, measure, skip)
 
     def _with_in_step_radiomics(self, state: TrainState, forward: Forward) -> Forward:
         """The pass with the features of its own regions in its batch, if the step measures them itself."""

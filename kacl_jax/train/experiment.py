@@ -347,6 +347,7 @@ def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Pro
         warmup_steps=warmup_steps,
         center_cam=config.cam.center == "mean",
         seed=config.seed,
+        log_every=config.log_every,
         in_step_radiomics=InStepRadiomics(rule, config.radiomics.bin_width) if in_step else None,
         feature_columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
         cam_stage=config.cam.stage,

@@ -272,6 +272,28 @@ def test_a_step_that_is_not_finite_on_one_device_changes_nothing_and_stays_flagg
     close(state.params, after_good.params, within=0)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_norms_of_the_terms_gradients_are_measured_in_logged_steps_only(mode: str) -> None:
+    """And nothing else depends on them."""
+    parallel = DataParallel(mode, jax.devices()[:2])  # type: ignore[arg-type]
+    every, second = (
+        parallel.compile(programs(log_every=n).train_step, ("replicated", "replicated", "sharded"))
+        for n in (1, 2)
+    )
+    state = other = parallel.replicate(first_state())
+    for step in range(3):
+        batch = parallel.shard(make_batch(seed=step))
+        (state, metrics, _), (other, sparse, _) = every(state, batch), second(other, batch)
+        metrics, sparse = (parallel.fetch(m, "replicated") for m in (metrics, sparse))
+        norms = [name for name in metrics if name.startswith("grad_norm_")]
+        assert len(norms) == 3
+        for name, value in metrics.items():
+            assert np.isfinite(value), name
+            expected = np.nan if name in norms and step % 2 else value
+            np.testing.assert_array_equal(sparse[name], expected, name)
+    close(other, state, within=0)
+
+
 def test_the_step_compiles_once_and_moves_nothing_implicitly() -> None:
     parallel = DataParallel("shard_map")
     step = parallel.compile(
