@@ -2,7 +2,7 @@
 
     python tests/tiny_run.py --config=tests/tiny_run.py --config.data.root=… --workdir=…
 
-is `kacl_jax.main` with a two-layer image encoder in place of the real ones. AT='turn:5:SIGKILL' in the environment
+is `kacl_jax.main` with a two-layer image encoder in place of ResNet-18. AT='turn:5:SIGKILL' in the environment
 sends that signal to the process itself at that point: 'turn' after step 5 was dispatched, 'saving' while the
 checkpoint of step 5 is being written, 'saved' right after, 'testing' before the tables are written. HEARTBEAT_S is
 `processes.HEARTBEAT_S`.
@@ -55,8 +55,8 @@ def get_config() -> ConfigDict:
     return c
 
 
-def tiny_encoder(*_: Any, dtype: Any, axis_name: str | None, **__: Any) -> Any:
-    """Stands in for `encoders.image_encoder`: two convolutions, 64 px → 8×8 cells of 16 channels.
+def tiny_encoder() -> Any:
+    """An entry of `encoders.ENCODERS`: two convolutions, 64 px → 8×8 cells of 16 channels.
 
     After the first one the map has 16×16 cells of 8 channels: the earlier stage.
     """
@@ -66,21 +66,30 @@ def tiny_encoder(*_: Any, dtype: Any, axis_name: str | None, **__: Any) -> Any:
     from kacl_jax.models import encoders
 
     class TinyEncoder(nn.Module):
+        output_stride: int
+        dtype: Any
+        axis_name: str | None
+        depthwise: str
+
         @nn.compact
         def __call__(self, images: Any, train: bool, part: str = "whole") -> Any:
-            x = images.astype(dtype)
+            x = images.astype(self.dtype)
             for number, (features, stride) in enumerate(((8, 4), (16, 2))):
                 if part == ("last", "early")[number]:
                     continue
                 names = f"Conv_{number}", f"bn{number}"
                 x = nn.Conv(features, (5, 5), strides=stride, use_bias=False, name=names[0])(x)
                 norm = encoders.batch_norm(
-                    names[1], train=train, epsilon=1e-5, dtype=dtype, axis_name=axis_name
+                    names[1],
+                    train=train,
+                    epsilon=1e-5,
+                    dtype=self.dtype,
+                    axis_name=self.axis_name,
                 )
                 x = nn.relu(norm(x))
             return x.astype(jnp.float32)
 
-    return TinyEncoder()
+    return encoders.Encoder(TinyEncoder, published_layer=".".join)
 
 
 def _struck(at: str) -> None:
@@ -126,11 +135,11 @@ if __name__ == "__main__":
 
     from kacl_jax import main
     from kacl_jax.config import command_line
-    from kacl_jax.models import kacl
+    from kacl_jax.models.encoders import ENCODERS
     from kacl_jax.runtime import processes
 
     processes.HEARTBEAT_S = int(os.environ.get("HEARTBEAT_S", processes.HEARTBEAT_S))
-    kacl.image_encoder = tiny_encoder
+    ENCODERS["resnet18"] = tiny_encoder()
     if os.environ.get("AT"):
         _struck(os.environ["AT"])
     app.run(main.main, argv=sys.argv, flags_parser=command_line.parse)

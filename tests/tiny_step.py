@@ -15,7 +15,7 @@ import optax
 import tiny_run
 
 from kacl_jax import radiomics
-from kacl_jax.models import kacl
+from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step.augment import Augmentation
@@ -34,6 +34,9 @@ LOSS = LossSettings(
 )
 
 
+TINY_ENCODER = tiny_run.tiny_encoder()
+
+
 class TinyKACL(KACL):
     """KACL with the image encoder of tiny_run.py, so that a step compiles in a second."""
 
@@ -41,7 +44,7 @@ class TinyKACL(KACL):
     n_findings: int = C
 
     def setup(self) -> None:
-        with mock.patch.object(kacl, "image_encoder", tiny_run.tiny_encoder):
+        with mock.patch.dict(ENCODERS, tiny=TINY_ENCODER):
             super().setup()
 
 

