@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kacl_jax import config as config_keys
+from kacl_jax.config.stored import read_config
 from kacl_jax.runtime import files
-from kacl_jax.runtime.workdir import read_config
 from kacl_jax.train import checkpoint
 from kacl_jax.train.experiment import Experiment, build_experiment
 

@@ -1,8 +1,6 @@
-"""The command: `python -m kacl_jax.main --config=configs/nih.py [--workdir=…] [--mode=train|eval|verify]`.
+"""The command: `python -m kacl_jax.main --config=configs/nih.py [--workdir=…] [--mode=train|eval|verify]`."""
 
-Its top level imports no jax: a mistyped flag and --help answer at once.
-"""
-
+# This top level imports no jax: a mistyped flag and --help answer at once. --help prints the docstring above.
 from __future__ import annotations
 
 import logging

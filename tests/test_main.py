@@ -14,6 +14,7 @@ from pathlib import Path
 import compile_fast
 import pytest
 
+from kacl_jax import config as config_keys
 from kacl_jax.data.phantom import demo
 from kacl_jax.runtime import files, huge_pages
 from kacl_jax.runtime.errors import DONE, NON_FINITE, USER_ERROR, WORKDIR_IN_USE
@@ -92,6 +93,7 @@ MISTAKES = [
     ((NIH, "--config.trian.epochs=2"), "--config.trian.epochs; did you mean --config.train.epochs"),
     ((NIH, "--config.train.epoch=2"), "--config.train.epoch; did you mean --config.train.epochs?"),
     ((NIH, "--config.speed=2", "--config.seed=1"), "There is no key --config.speed"),
+    ((NIH, "--config.speed=2"), "All keys with their defaults are in docs/keys.md."),
     ((NIH, "--config.data.root.x=2"), "There is no key --config.data.root.x"),
     ((NIH, "--config.train.epochs=two"), "epochs=two must be a whole number, like the default 20"),
     ((NIH, "--config.train.epochs=2.5"), "epochs=2.5 must be a whole number"),
@@ -103,6 +105,11 @@ MISTAKES = [
     ((NIH,), "config.data.root is empty"),
     ((NIH, "--config.fold=3"), "protocol A has one test set, so config.fold=3"),
     ((NIH, "--mode=verify"), "config.data.root is empty"),
+    ((NIH, "--mode=verify", "--config.data.box_share=0.5"), "protocol A uses no box in training"),
+    (
+        (NIH + ":pooled", "--mode=verify", "--config.fold=5"),
+        "config.fold is 5; with config.folds=5",
+    ),
     ((NIH, "--config.data.root=phantom", "--config.protocol=D"), "config.protocol is 'D'"),
     ((NIH, "--config.data.root=/not/there", "--config.model.pretrained="), "/not/there"),
     ((NIH, "--mode=verify", "--config.data.root=/not/there"), "/not/there"),
@@ -208,7 +215,8 @@ def test_a_workdir_in_use_and_a_changed_config_are_refused(root: Path, tmp_path:
         done = call(*flags)
     assert done.returncode == WORKDIR_IN_USE
     assert f"Another process runs in {tmp_path}" in done.stderr
-    files.write_json(tmp_path / "config.json", {"config": {"seed": 7}, "data": {}})
+    other = {**config_keys.flatten(config_keys.default()), "seed": 7}
+    files.write_json(tmp_path / "config.json", {"config": other, "data": {}})
     done = call(*flags)
     assert done.returncode == USER_ERROR
     assert "seed: 7 → 0" in done.stderr

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "data": "images, runtime",
     "models": "runtime",
     "radiomics": "images, runtime",
-    "config": "radiomics, runtime",
+    "config": "models, radiomics, runtime",
     "step": "models, radiomics, runtime",
     "feedback": "radiomics, runtime",
     "evaluation": "data, images, runtime, step",

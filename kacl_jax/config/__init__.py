@@ -1,5 +1,6 @@
-"""The config: every key with its default, and the check that runs before anything else does."""
+"""The config: the table of all keys, and the check that runs before anything else does."""
 
-from kacl_jax.config.keys import FREE_KEYS, check, default, flatten
+from kacl_jax.config.keys import FREE_KEYS, default, flatten
+from kacl_jax.config.rules import check
 
 __all__ = ["FREE_KEYS", "check", "default", "flatten"]

@@ -14,7 +14,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from kacl_jax import config as config_keys
+from kacl_jax.config import reference
+from kacl_jax.config.keys import KEYS, TYPE_NAMES
 from kacl_jax.runtime.errors import USER_ERROR, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,7 +24,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run leaves everything; default: runs/<config name>[_<variant>]"
 )
-_TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", list: "a pair"}
 
 
 def config() -> ConfigDict:
@@ -54,10 +54,16 @@ def print_error(error: Exception | str, code: int) -> int:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses absl's flags. For a mistyped flag or a mistake in the config file, prints one message and exits with 1."""
+    """Parses absl's flags. For a mistyped flag or a mistake in the config file, prints one message and exits with 1.
+
+    --help prints absl's list of the flags, then the keys of the config.
+    """
     try:
         _check_config_file(argv)
         return flags.FLAGS(argv)
+    except SystemExit:  # of --help, after absl's list
+        print(f"\n{reference.as_text()}")
+        raise
     except flags.Error as error:
         message = _wrong_value_message(str(error))
     except SyntaxError as error:
@@ -106,7 +112,7 @@ def _unknown_key_message(argv: list[str], error_text: str, place: str) -> str:
         message = f"{place}: there is no key {key}{suggestion}"
     else:
         message = f"There is no key {' or '.join(typed_keys)}"
-    return f"{message}\nAll keys with their defaults are in kacl_jax/config/keys.py."
+    return f"{message}\nAll keys with their defaults are in {reference.PAGE}."
 
 
 def _wrong_value_message(error_text: str) -> str:
@@ -118,11 +124,10 @@ def _wrong_value_message(error_text: str) -> str:
         cause = error_text.strip().splitlines()[-1].partition(": ")[2]
         return f"{_last_config_line(error_text)}: {cause}"
     flag = re.match(r"flag --(config\.(\S+?)=.*?): ", error_text)
-    defaults = config_keys.flatten(config_keys.default())
-    if flag is None or flag[2] not in defaults:
+    if flag is None or flag[2] not in KEYS:
         return error_text
-    value = defaults[flag[2]]
-    return f"--{flag[1]} must be {_TYPE_NAMES[type(value)]}, like the default {value!r}."
+    value = KEYS[flag[2]].default
+    return f"--{flag[1]} must be {TYPE_NAMES[type(value)]}, like the default {value!r}."
 
 
 def place_in_config_file(error: Exception) -> str:

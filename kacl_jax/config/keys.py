@@ -1,327 +1,308 @@
-"""Every config key with its default, and the check of a config, which runs before everything else.
+"""The table of all config keys. The check, --help and docs/keys.md come from it.
 
 The files in `configs/` start from `default()` and set the keys that differ. Where the paper does not say a value,
-DECISIONS.md explains the default.
+DECISIONS.md explains the default. After a change here: python -m kacl_jax.config.reference > docs/keys.md
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from kacl_jax.config.allowed import (
+    Allowed,
+    above,
+    anything,
+    at_least,
+    interval,
+    multiple_of,
+    one_of,
+    some_of,
+)
 from kacl_jax.radiomics import FAMILIES
-from kacl_jax.runtime.errors import UserError
+
+TYPE_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a pair of whole numbers",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One row of the table."""
+
+    default: Any  # of a new run; its type is the key's type
+    allowed: Allowed | Callable[[], Allowed]  # a function where the rule needs a slow import
+    meaning: str
+    # What the code did before the key existed: the value of a run whose config.json does not have the key.
+    # None: every config.json that can be read has the key. A new key needs a value here.
+    before: Any = None
+    # Whether the value may differ between the first run in a workdir and its resumption, because it changes no result.
+    # Exceptions: radiomics of a region that times out or comes too late change results, and run.json counts these
+    # regions. `data.root` may change only if the checksums of its files are equal.
+    free: bool = False
+
+    def rule(self) -> Allowed:
+        """`allowed` itself, after the slow import if it needs one."""
+        return self.allowed if isinstance(self.allowed, Allowed) else self.allowed()
+
+
+def _encoders() -> Allowed:
+    from kacl_jax.models.encoders import ENCODERS  # imports jax
+
+    return one_of(*ENCODERS)
+
+
+def _is_trace(steps: tuple[Any, ...]) -> bool:
+    is_pair = len(steps) == 2 and all(type(step) is int for step in steps)
+    return is_pair and (steps == (0, 0) or steps[0] < steps[1])
+
+
+KEYS: dict[str, Key] = {
+    "seed": Key(
+        0,
+        at_least(0),
+        "Seed of the first weights, the order of the images, the augmentation and the random regions.",
+    ),
+    "protocol": Key(
+        "A",
+        one_of("A", "B", "C"),
+        "A: the official lists, no box in training (weak). B: the official lists, and boxes of four of five patient "
+        "folds in training (semi-supervised). C: patient folds over all images (pooled).",
+    ),
+    "folds": Key(
+        5, at_least(2), "Number of patient folds; under A only the image-free prior uses them."
+    ),
+    "fold": Key(0, anything("0 … folds − 1"), "The fold that is tested; 0 under A."),
+    "log_every": Key(10, at_least(1), "Steps from one line of metrics.jsonl to the next."),
+    "data.root": Key(
+        "",
+        anything("a folder in NIH's layout, or phantom"),
+        "Where the X-rays are; phantom: the embedded demo set, which is drawn beside the workdir.",
+        free=True,
+    ),
+    "data.image_size": Key(
+        224, multiple_of(32, 64), "Side of the square images that the network sees, in pixels."
+    ),
+    "data.findings": Key(
+        8, one_of(8, 14), "Number of findings: the 8 with truth boxes, or all 14 of NIH."
+    ),
+    "data.allow_missing": Key(
+        False,
+        anything(),
+        "Go on without the images that the tables name and the root does not have.",
+    ),
+    "data.on_error": Key(
+        "raise",
+        one_of("raise", "skip"),
+        "For an image file that cannot be read: stop, or leave it out.",
+    ),
+    "data.box_share": Key(
+        0.0,
+        interval("[0, 1]"),
+        "Share of the training patients with boxes whose boxes training may use; 0 under A.",
+    ),
+    "data.val_fraction": Key(
+        0.1, interval("(0, 0.5]"), "Share of the training patients who validate instead of train."
+    ),
+    "data.split_seed": Key(
+        0, anything(), "Seed of the choice between patients for folds and parts."
+    ),
+    "data.threads": Key(2, at_least(1), "Threads that decode images.", free=True),
+    "data.shards": Key(
+        1,
+        at_least(1),
+        "A batch is the concatenation of one batch from each shard of the images; a multiple of the number of "
+        "processes. One process with s shards gets the same batches as s processes with one shard each.",
+        before=1,
+    ),
+    "augment.rotate": Key(
+        0.0, interval("[0, 45]", "degrees"), "An image is rotated by up to ± this angle."
+    ),
+    "augment.shift": Key(
+        0.0, interval("[0, 0.5]"), "An image is shifted by up to ± this fraction of its side."
+    ),
+    "augment.scale": Key(0.0, interval("[0, 0.5]"), "An image is scaled by a factor of 1 ± this."),
+    "augment.contrast": Key(
+        0.0, interval("[0, 0.9]"), "Its contrast is changed by a factor of 1 ± this."
+    ),
+    "model.encoder": Key("resnet18", _encoders, "The image encoder."),
+    "model.pretrained": Key(
+        "torchvision",
+        anything("'' or torchvision or package or a path"),
+        "The image encoder's first weights: random for '', torchvision's, those of an installed package, or a file.",
+    ),
+    "model.output_stride": Key(
+        32,
+        one_of(16, 32),
+        "Pixels per map cell; 16 leaves out the last stride: a CAM grid twice as fine.",
+    ),
+    "model.projection_dim": Key(
+        128, at_least(2), "Length of the projections that the contrastive loss compares."
+    ),
+    "model.dtype": Key(
+        "float32",
+        one_of("float32", "bfloat16"),
+        "Type of the image encoder's computation; parameters, statistics and losses stay float32.",
+    ),
+    "train.epochs": Key(20, at_least(1), "Epochs of the whole run."),
+    "train.batch_size": Key(64, at_least(1), "Images per step, over all devices together."),
+    "train.learning_rate": Key(1e-4, above(0), "Adam's learning rate; with one_cycle its peak."),
+    "train.schedule": Key(
+        "constant",
+        one_of("constant", "one_cycle"),
+        "How the learning rate goes over the run's steps.",
+    ),
+    "train.weight_decay": Key(1e-5, at_least(0), "Coupled L2, as in torch's Adam."),
+    "train.warmup_epochs": Key(1, at_least(0), "First epochs, without the contrastive loss."),
+    "train.checkpoint_every": Key(
+        0, at_least(0), "Steps between checkpoints; 0: only at the end of each epoch."
+    ),
+    "loss.focal_weight": Key(
+        0.8,
+        interval("[0, 1]"),
+        "λ in λ · focal + (1 − λ) · NT-Xent; 1: no contrastive loss and no radiomics.",
+    ),
+    "loss.positive": Key(
+        "radiomics",
+        one_of("radiomics", "augmented"),
+        "An image's partner in NT-Xent: its region's radiomics, or its second augmented view, as in SimCLR.",
+        before="radiomics",
+    ),
+    "loss.focal_alpha": Key(
+        0.25, interval("(0, 1)"), "α of the focal loss: the weight of a positive label."
+    ),
+    "loss.focal_gamma": Key(
+        2.0, at_least(0), "γ of the focal loss: how little an easy label counts."
+    ),
+    "loss.temperature": Key(0.5, above(0), "Temperature of NT-Xent."),
+    "loss.mask_same_patient": Key(
+        True, anything(), "Another image of the same patient is no negative in NT-Xent."
+    ),
+    "loss.box_weight": Key(
+        0.0,
+        at_least(0),
+        "w of the box guidance, by which training boxes pull the map (B and C); 0 in the paper's configuration.",
+    ),
+    "cam.center": Key(
+        "none", one_of("none", "mean"), "mean: each finding's mean map is subtracted from its maps."
+    ),
+    "cam.relu": Key(
+        True, anything(), "Negative values of a map become 0 before it is scaled to [0, 1]."
+    ),
+    "cam.threshold": Key(
+        0.5, interval("[0, 1)"), "A CAM region is where the map, scaled to [0, 1], is above this."
+    ),
+    "cam.stage": Key(
+        4,
+        one_of(3, 4),
+        "The encoder stage whose output Grad-CAM uses; 4 is the last, 3 has a grid twice as fine if the output stride "
+        "is 32.",
+        before=4,
+    ),
+    "roi.source": Key(
+        "cam",
+        one_of("cam", "random", "whole"),
+        "The region of an image: from its CAM, or a control.",
+    ),
+    "roi.shape": Key(
+        "mask",
+        one_of("mask", "box"),
+        "A CAM region is the mask itself, or the box around it.",
+        before="mask",
+    ),
+    "roi.truth_boxes": Key(
+        True,
+        anything(),
+        "The region of an annotated training image is its truth box, also under whole, not under random.",
+    ),
+    "feedback.lag": Key(
+        8,
+        at_least(-1),
+        "Steps until a radiomics result is used; 0: synchronous, as in the paper; −1: one epoch.",
+    ),
+    "feedback.workers": Key(
+        0, at_least(0), "Radiomics processes; 0: the number of cores minus one.", free=True
+    ),
+    "feedback.late": Key(
+        "wait",
+        one_of("wait", "drop"),
+        "For a result that is not there after the lag: wait, or go on without.",
+    ),
+    "feedback.timeout_s": Key(
+        60.0, above(0), "Seconds after which the radiomics of a region count as failed.", free=True
+    ),
+    "radiomics.backend": Key(
+        "pyradiomics",
+        one_of("pyradiomics", "jax"),
+        "pyradiomics: in processes beside the step, used feedback.lag steps later. jax: inside the step.",
+    ),
+    "radiomics.bin_width": Key(
+        25.0, above(0), "Width of a bin of grey levels, in grey levels of 0 … 255."
+    ),
+    "radiomics.families": Key(
+        ",".join(FAMILIES),
+        some_of(FAMILIES),
+        "The families of features that the radiomics encoder sees; all are measured anyway.",
+        before="shape2D,firstorder,glcm,glrlm,glszm,gldm,ngtdm",
+    ),
+    "parallel.mode": Key(
+        "shard_map", one_of("shard_map", "pmap"), "How jax runs the same step on all devices."
+    ),
+    "eval.batch_size": Key(
+        64, at_least(1), "Images per step of validation and test, over all devices."
+    ),
+    "eval.bootstrap": Key(2000, at_least(1), "Resamples of the patients for each 95 % interval."),
+    "eval.report_images": Key(
+        400,
+        at_least(0),
+        "Test images whose regions report.html measures; 0: none.",
+        before=0,
+        free=True,
+    ),
+    "eval.pixel_probe": Key(
+        False, anything(), "Also score a logistic probe on 16×16 pixels, a simple baseline."
+    ),
+    "profile.steps": Key(
+        (0, 0),
+        Allowed("(first, end), the trace ending before step end, or (0, 0) for none", _is_trace),
+        "A jax.profiler trace of these steps, in WORKDIR/profile: 10,12 for the steps 10 and 11.",
+        free=True,
+    ),
+}
 
 
 def default() -> ConfigDict:
     """All keys with their defaults: the paper's values, as far as the paper gives them."""
-    c = ConfigDict()
-    c.seed = 0
-    c.protocol = "A"  # A weak · B semi-supervised · C pooled folds
-    c.folds = 5
-    c.fold = 0
-    c.log_every = 10  # steps
-
-    c.data = ConfigDict()
-    c.data.root = ""  # a folder in NIH's layout, or 'phantom' for the embedded demo set
-    c.data.image_size = 224
-    c.data.findings = 8
-    c.data.allow_missing = False
-    c.data.on_error = "raise"  # for a broken image file: raise | skip
-    c.data.box_share = 0.0  # share of the boxed training patients whose boxes training may use
-    c.data.val_fraction = 0.1  # share of the training patients who validate instead
-    c.data.split_seed = 0
-    c.data.threads = 2
-    # A batch is the concatenation of one batch from each shard of the images; a multiple of the number of processes.
-    # One process with s shards gets the same batches as s processes with one shard each.
-    c.data.shards = 1
-
-    c.augment = ConfigDict()
-    c.augment.rotate = 0.0  # ± degrees
-    c.augment.shift = 0.0  # ± fraction of the side
-    c.augment.scale = 0.0  # 1 ±
-    c.augment.contrast = 0.0  # 1 ±
-
-    c.model = ConfigDict()
-    c.model.encoder = "resnet18"
-    c.model.pretrained = "torchvision"  # '' random | torchvision | package | a path
-    c.model.output_stride = 32  # 32 | 16 (no last stride: the CAM's grid is twice as fine)
-    c.model.projection_dim = 128
-    c.model.dtype = "float32"  # of the image encoder's computation; parameters stay float32
-
-    c.train = ConfigDict()
-    c.train.epochs = 20
-    c.train.batch_size = 64  # images per step, over all devices together
-    c.train.learning_rate = 1e-4
-    c.train.schedule = "constant"  # constant | one_cycle
-    c.train.weight_decay = 1e-5  # coupled L2, as in torch's Adam
-    c.train.warmup_epochs = 1  # first epochs, without the contrastive loss
-    c.train.checkpoint_every = 0  # steps between checkpoints; 0: only at the end of each epoch
-
-    c.loss = ConfigDict()
-    c.loss.focal_weight = 0.8  # λ; 1: no contrastive loss, no radiomics
-    c.loss.positive = "radiomics"  # in NT-Xent: radiomics | augmented (a second view)
-    c.loss.focal_alpha = 0.25
-    c.loss.focal_gamma = 2.0
-    c.loss.temperature = 0.5
-    c.loss.mask_same_patient = True
-    c.loss.box_weight = 0.0  # w, weight of the box guidance; 0 in the paper's configuration
-
-    c.cam = ConfigDict()
-    c.cam.center = "none"  # none | mean: subtract the finding's mean map
-    c.cam.relu = True
-    c.cam.threshold = 0.5
-    c.cam.stage = 4  # 4 (the last) | 3: the encoder stage whose output Grad-CAM uses
-
-    c.roi = ConfigDict()
-    c.roi.source = "cam"  # cam | random | whole
-    c.roi.shape = "mask"  # of a CAM region: mask | box (its bounding box)
-    c.roi.truth_boxes = True  # an annotated training image's ROI is its truth box
-
-    c.feedback = ConfigDict()
-    c.feedback.lag = 8  # steps until a result is used; 0: synchronous; −1: one epoch
-    c.feedback.workers = 0  # radiomics processes; 0: the number of cores minus one
-    c.feedback.late = "wait"  # wait | drop
-    c.feedback.timeout_s = 60.0
-
-    c.radiomics = ConfigDict()
-    # pyradiomics: on the host, used `feedback.lag` steps later | jax: inside the train step
-    c.radiomics.backend = "pyradiomics"
-    c.radiomics.bin_width = 25.0
-    # Input of the radiomics encoder; all families are measured anyway.
-    c.radiomics.families = ",".join(FAMILIES)
-
-    c.parallel = ConfigDict()
-    c.parallel.mode = "shard_map"  # shard_map | pmap
-
-    c.eval = ConfigDict()
-    c.eval.batch_size = 64
-    c.eval.bootstrap = 2000  # number of bootstrap resamples of the patients for each ci95
-    c.eval.report_images = 400  # test images whose regions report.html measures; 0: none
-    c.eval.pixel_probe = False  # also score a logistic probe on 16×16 pixels, a simple baseline
-
-    c.profile = ConfigDict()
-    c.profile.steps = (
-        0,
-        0,
-    )  # jax.profiler trace: its first step, and the step before which it ends
-    return c.lock()
+    config = ConfigDict()
+    for name, key in KEYS.items():
+        group, _, leaf = name.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        (config[group] if group else config)[leaf] = key.default
+    return config.lock()
 
 
-# Keys that may differ between the first run in a workdir and its resumption, because they do not change results.
-# Exceptions: radiomics of a region that times out or comes too late change results, and run.json counts these regions.
-# `data.root` may change only if the checksums of its files are equal.
-FREE_KEYS = (
-    "data.root",
-    "data.threads",
-    "feedback.workers",
-    "feedback.timeout_s",
-    "eval.report_images",
-    "profile.steps",
-)
-
-_ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
-    "protocol": ("A", "B", "C"),
-    "data.findings": (8, 14),
-    "data.on_error": ("raise", "skip"),
-    "model.encoder": ("resnet18", "resnet50", "efficientnet_lite0"),
-    "model.output_stride": (16, 32),
-    "model.dtype": ("float32", "bfloat16"),
-    "train.schedule": ("constant", "one_cycle"),
-    "loss.positive": ("radiomics", "augmented"),
-    "cam.center": ("none", "mean"),
-    "cam.stage": (3, 4),
-    "roi.source": ("cam", "random", "whole"),
-    "roi.shape": ("mask", "box"),
-    "feedback.late": ("wait", "drop"),
-    "radiomics.backend": ("pyradiomics", "jax"),
-    "parallel.mode": ("shard_map", "pmap"),
-}
-
-_ALLOWED_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "seed": ("≥ 0", lambda v: v >= 0),
-    "folds": ("≥ 2", lambda v: v >= 2),
-    "log_every": ("≥ 1", lambda v: v >= 1),
-    "data.image_size": ("a multiple of 32, ≥ 64", lambda v: v >= 64 and v % 32 == 0),
-    "data.box_share": ("in [0, 1]", lambda v: 0 <= v <= 1),
-    "data.val_fraction": ("in (0, 0.5]", lambda v: 0 < v <= 0.5),
-    "data.threads": ("≥ 1", lambda v: v >= 1),
-    "data.shards": ("≥ 1", lambda v: v >= 1),
-    "augment.rotate": ("in [0, 45] degrees", lambda v: 0 <= v <= 45),
-    "augment.shift": ("in [0, 0.5]", lambda v: 0 <= v <= 0.5),
-    "augment.scale": ("in [0, 0.5]", lambda v: 0 <= v <= 0.5),
-    "augment.contrast": ("in [0, 0.9]", lambda v: 0 <= v <= 0.9),
-    "model.projection_dim": ("≥ 2", lambda v: v >= 2),
-    "train.epochs": ("≥ 1", lambda v: v >= 1),
-    "train.batch_size": ("≥ 1", lambda v: v >= 1),
-    "train.learning_rate": ("> 0", lambda v: v > 0),
-    "train.weight_decay": ("≥ 0", lambda v: v >= 0),
-    "train.warmup_epochs": ("≥ 0", lambda v: v >= 0),
-    "train.checkpoint_every": ("≥ 0", lambda v: v >= 0),
-    "loss.focal_weight": ("in [0, 1]", lambda v: 0 <= v <= 1),
-    "loss.focal_alpha": ("in (0, 1)", lambda v: 0 < v < 1),
-    "loss.focal_gamma": ("≥ 0", lambda v: v >= 0),
-    "loss.temperature": ("> 0", lambda v: v > 0),
-    "loss.box_weight": ("≥ 0", lambda v: v >= 0),
-    "cam.threshold": ("in [0, 1)", lambda v: 0 <= v < 1),
-    "feedback.lag": ("≥ −1", lambda v: v >= -1),
-    "feedback.workers": ("≥ 0", lambda v: v >= 0),
-    "feedback.timeout_s": ("> 0", lambda v: v > 0),
-    "radiomics.bin_width": ("> 0", lambda v: v > 0),
-    "radiomics.families": (
-        f"one or more of {', '.join(FAMILIES)}, with commas between",
-        lambda v: set(v.split(",")) <= set(FAMILIES),
-    ),
-    "eval.batch_size": ("≥ 1", lambda v: v >= 1),
-    "eval.bootstrap": ("≥ 1", lambda v: v >= 1),
-    "eval.report_images": ("≥ 0", lambda v: v >= 0),
-}
-
-
-def check(config: ConfigDict, *, n_devices: int, n_processes: int = 1) -> None:
-    """Checks that the config can be run; one error lists all wrong values.
-
-    Args:
-      config: the config that `default()` returns, with changes.
-      n_devices: number of devices that share a batch.
-      n_processes: number of processes; every process has the same number of devices.
-
-    Raises:
-      UserError: one line per problem, each with the key, the value and what is allowed.
-    """
-    problems = [
-        f"config.{key} is {_value_of(config, key)!r}; it must be one of {', '.join(map(repr, allowed))}"
-        for key, allowed in _ALLOWED_VALUES.items()
-        if _value_of(config, key) not in allowed
-    ]
-    problems += [
-        f"config.{key} is {_value_of(config, key)!r}; it must be {description}"
-        for key, (description, is_allowed) in _ALLOWED_RANGES.items()
-        if not is_allowed(_value_of(config, key))
-    ]
-    problems += [
-        f"config.{key} is {value}; it must be finite"
-        for key, value in flatten(config).items()
-        if isinstance(value, float) and math.isinf(value)
-    ]
-    problems += _contradictions(config, n_devices, n_processes)
-    if problems:
-        raise UserError("The config cannot be run:\n  " + "\n  ".join(problems))
-
-
-def _contradictions(c: ConfigDict, n_devices: int, n_processes: int) -> list[str]:
-    """The messages of all rules between keys that the config breaks."""
-    contrastive = c.loss.focal_weight < 1
-    uses_radiomics = contrastive and c.loss.positive == "radiomics"
-    rules = [
-        (
-            not c.data.root,
-            "config.data.root is empty; give a folder in NIH's layout (--config.data.root=/path/to/nih) or the "
-            "embedded demo set (--config.data.root=phantom)",
-        ),
-        (
-            not 0 <= c.fold < c.folds,
-            f"config.fold is {c.fold}; with config.folds={c.folds} it must be in 0 … {c.folds - 1}",
-        ),
-        (
-            c.protocol == "A" and c.fold > 0,
-            f"protocol A has one test set, so config.fold={c.fold} would change nothing; use 0, or protocol B or C",
-        ),
-        (
-            c.protocol == "A" and c.data.box_share > 0,
-            "protocol A uses no box in training; set config.data.box_share=0, or protocol B or C",
-        ),
-        (
-            c.loss.box_weight > 0 and c.data.box_share == 0,
-            "config.loss.box_weight needs boxes of training patients; set config.data.box_share > 0 under protocol B "
-            "or C, or config.loss.box_weight=0",
-        ),
-        (
-            c.loss.box_weight > 0 and c.cam.center == "mean",
-            "config.loss.box_weight > 0 with config.cam.center='mean' subtracts what the boxes taught the map; use "
-            "one of them",
-        ),
-        (
-            contrastive and c.loss.positive == "augmented" and not any(c.augment.values()),
-            "config.loss.positive='augmented' pairs two augmented views, which would be equal; set one of "
-            "config.augment.rotate, shift, scale, contrast",
-        ),
-        (
-            c.loss.box_weight > 0 and c.cam.stage != 4,
-            "config.loss.box_weight > 0 pulls the last stage's map; use config.cam.stage=4 with it",
-        ),
-        (
-            c.cam.stage != 4 and uses_radiomics and c.radiomics.backend == "jax",
-            "config.radiomics.backend='jax' marks regions on the last stage's map; use config.cam.stage=4, or "
-            "config.radiomics.backend='pyradiomics'",
-        ),
-        (
-            c.cam.stage != 4 and uses_radiomics and c.train.batch_size < c.data.findings,
-            f"config.train.batch_size is {c.train.batch_size}: with config.cam.stage=3 the mean maps of the "
-            f"{c.data.findings} findings need an image each; use more",
-        ),
-        (
-            c.radiomics.backend == "jax" and c.roi.source == "random",
-            "config.roi.source='random' is drawn on the host; use config.radiomics.backend='pyradiomics'",
-        ),
-        (
-            contrastive and c.train.warmup_epochs >= c.train.epochs,
-            f"config.train.warmup_epochs is {c.train.warmup_epochs} of {c.train.epochs} epochs: the contrastive "
-            "loss would never begin; use fewer, or config.loss.focal_weight=1",
-        ),
-        (
-            c.loss.focal_weight == 0 and c.loss.box_weight == 0 and c.train.warmup_epochs > 0,
-            f"config.loss.focal_weight is 0, and the first {c.train.warmup_epochs} epoch(s) have the focal loss only: "
-            "nothing would be learned in them; use config.train.warmup_epochs=0",
-        ),
-        (
-            contrastive and c.train.batch_size < 8,
-            f"config.train.batch_size is {c.train.batch_size}: the contrastive loss needs 8 images with features in a "
-            "batch; use more, or config.loss.focal_weight=1",
-        ),
-        (
-            c.train.batch_size % n_devices != 0,
-            f"config.train.batch_size is {c.train.batch_size}; it must be a multiple of the {n_devices} devices",
-        ),
-        (
-            c.data.shards % n_processes != 0,
-            f"config.data.shards is {c.data.shards}; it must be a multiple of the {n_processes} processes: use "
-            f"--config.data.shards={n_processes * max(1, round(c.data.shards / n_processes))}",
-        ),
-        (
-            c.train.batch_size % max(1, c.data.shards) != 0,
-            f"config.train.batch_size is {c.train.batch_size}; it must be a multiple of the {c.data.shards} "
-            "config.data.shards",
-        ),
-        (
-            c.eval.batch_size % n_devices != 0,
-            f"config.eval.batch_size is {c.eval.batch_size}; it must be a multiple of the {n_devices} devices",
-        ),
-        (
-            tuple(c.profile.steps) != (0, 0)
-            and not (len(c.profile.steps) == 2 and c.profile.steps[0] < c.profile.steps[1]),
-            f"config.profile.steps is {tuple(c.profile.steps)}; it must be (first, end), the trace ending before "
-            "step end, or (0, 0) for none",
-        ),
-    ]
-    return [message for is_broken, message in rules if is_broken]
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every key."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
     """Dotted key → value, with tuples as lists; config.json holds this, and a resumption compares it."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
-        else:
-            flat[key] = list(value) if isinstance(value, tuple) else value
-    return flat
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in leaves(config)
+    }
 
 
-def _value_of(config: ConfigDict, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
+FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)

@@ -78,7 +78,7 @@ class Split:
         if any(mask.dtype != bool for mask in masks) or self.names.shape != (n,):
             raise UserError(f"split {self.name}: box masks must be bool, with {n} image names")
         if self.protocol not in _PROTOCOL_NAMES:
-            raise UserError(f"split {self.name}: no protocol {self.protocol!r}; use A, B or C")
+            raise ValueError(f"split {self.name}: no protocol {self.protocol!r}")
 
     def _check_parts(self) -> None:
         parts = {"train": self.train, "val": self.val, "test": self.test}
@@ -163,13 +163,13 @@ def make_split(
     Args:
         folds, fold: number of patient folds, and which of them is the test fold. Under A `folds` is used
             for the image-free prior only.
-        val_fraction: share in (0, 1) of the patients outside the test part who validate instead of train.
-        box_share: share in [0, 1] of the training patients with boxes whose boxes training may use.
+        val_fraction: share of the patients outside the test part who validate instead of train.
+        box_share: share of the training patients with boxes whose boxes training may use.
+        The arguments are config keys; their ranges are in the table of `config/keys.py`, which the caller has checked.
 
     Raises:
-        UserError: an argument is out of range, or the root does not allow this split.
+        UserError: the root does not allow this split.
     """
-    _check_arguments(protocol, folds, fold, val_fraction, box_share)
     order = _PatientOrder(split_seed)
     make_masks = {"A": _weak_masks, "B": _semi_masks, "C": _pooled_masks}[protocol]
     masks = make_masks(records, order, folds, fold)
@@ -293,28 +293,6 @@ class _PatientOrder:
         order = self._sorted_patients(role, patients[candidates])
         count = max(round(share * len(order)), 1) if share > 0 else 0
         return np.isin(patients, np.array(order[:count], np.int64))
-
-
-def _check_arguments(
-    protocol: str, folds: int, fold: int, val_fraction: float, box_share: float
-) -> None:
-    problems = []
-    if protocol not in _PROTOCOL_NAMES:
-        problems.append(f"--config.protocol must be A, B or C, not {protocol!r}")
-    if folds < 2:
-        problems.append(f"--config.folds must be at least 2, not {folds}")
-    if protocol != "A" and not 0 <= fold < folds:
-        problems.append(f"--config.fold must be 0 … {folds - 1}, not {fold}")
-    if not 0 < val_fraction < 1:
-        problems.append(f"--config.data.val_fraction must be between 0 and 1, not {val_fraction}")
-    if not 0 <= box_share <= 1:
-        problems.append(f"--config.data.box_share must be 0 … 1, not {box_share}")
-    elif protocol == "A" and box_share > 0:
-        problems.append(
-            "protocol A trains on no box: give --config.data.box_share=0, or protocol B"
-        )
-    if problems:
-        raise UserError("; ".join(problems))
 
 
 def _check_fold_not_empty(

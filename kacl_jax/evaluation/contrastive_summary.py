@@ -53,7 +53,7 @@ def summarise_last_epoch(
     def mean_of(name: str) -> float:
         return sum(line[name] for line in lines) / len(lines)
 
-    uses_radiomics = config.get("loss.positive", "radiomics") == "radiomics"
+    uses_radiomics = config["loss.positive"] == "radiomics"
     n_rows = [line["ready"] if uses_radiomics else config["train.batch_size"] for line in lines]
     weight = config["loss.focal_weight"]
     focal_gradient = weight * mean_of("grad_norm_focal")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from kacl_jax import config as config_keys
+from kacl_jax.config.stored import read_config
 from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.number_format import short
 from kacl_jax.evaluation.predictions import read_predictions
 from kacl_jax.report import figures, gallery, page
 from kacl_jax.report.gallery import ReportInputs
 from kacl_jax.runtime import files
-from kacl_jax.runtime.workdir import read_config
 
 
 def write_run(workdir: Path, inputs: ReportInputs) -> None:

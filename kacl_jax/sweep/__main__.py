@@ -24,7 +24,8 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
-from kacl_jax.config import command_line
+from kacl_jax.config import command_line, reference
+from kacl_jax.config.stored import describe_changed_keys, read_config
 from kacl_jax.data import nih
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import (
@@ -35,12 +36,7 @@ from kacl_jax.runtime.errors import (
     UserError,
     WorkdirInUseError,
 )
-from kacl_jax.runtime.workdir import (
-    describe_changed_keys,
-    has_checkpoint,
-    lock_workdir,
-    read_config,
-)
+from kacl_jax.runtime.workdir import has_checkpoint, lock_workdir
 from kacl_jax.sweep import compare, jobs, measure, page, table
 from kacl_jax.sweep.hyper import Point, Sweep
 
@@ -124,7 +120,7 @@ def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
     problems = []
     for arm in sweep.arms:
         problems += [
-            f"arm {arm.name} sets {key}, which is no key; all keys are in kacl_jax/config/keys.py"
+            f"arm {arm.name} sets {key}, which is no key; all keys are in {reference.PAGE}"
             for key in arm.overrides
             if key not in flat
         ]
@@ -195,15 +191,10 @@ def check_points(plan: Plan, points: list[Point]) -> None:
 
 
 def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Refuse a workdir that was started with another config.
-
-    A key that did not exist yet when the workdir was started counts as having had its default value.
-    """
+    """Refuse a workdir that was started with another config."""
     if not (workdir / "config.json").exists():
         return
-    defaults = config_keys.flatten(config_keys.default())
-    stored = {**defaults, **read_config(workdir)}
-    changed = describe_changed_keys(stored, config, config_keys.FREE_KEYS)
+    changed = describe_changed_keys(read_config(workdir), config)
     if changed:
         raise UserError(
             f"{workdir} was started with another config: {'; '.join(changed)}. Delete it, or give another --workdir"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from kacl_jax.config.stored import read_config
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.contrastive_summary import ContrastiveSummary, summarise_last_epoch
 from kacl_jax.evaluation.metrics.bootstrap import divide, index_patients, remove_bias
@@ -22,7 +23,6 @@ from kacl_jax.evaluation.metrics.ranking import Ranking
 from kacl_jax.evaluation.predictions import SavedPredictions, read_predictions
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.runtime.workdir import read_config
 
 TABLE_IOU_THRESHOLDS = (0.1, 0.3, 0.5)
 METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in TABLE_IOU_THRESHOLDS))

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
+from kacl_jax.config.stored import read_config
 from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.metrics import IOU_THRESHOLDS
 from kacl_jax.evaluation.number_format import interval, short, signed
@@ -18,7 +19,6 @@ from kacl_jax.report.charts import Axis, ChartPoint, Line
 from kacl_jax.report.figures import WANG_2017, WANG_LABEL
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.runtime.workdir import read_config
 
 FAMILY_HEADINGS = {
     "weak": "No box anywhere: none in training, none in choosing how the map is read",

@@ -9,9 +9,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
+from kacl_jax.config.stored import write_or_check_config
 from kacl_jax.runtime import compilation, files, processes
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.runtime.workdir import lock_workdir, write_or_check_config
+from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.train import checkpoint, final_evaluation, resume
 from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment, build_experiment
@@ -82,13 +83,7 @@ def _prepare_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     data = {**experiment.records.checksums, "split": experiment.split.hash}
     processes.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
     if processes.is_leader():
-        write_or_check_config(
-            workdir,
-            keys,
-            data,
-            free=config_keys.FREE_KEYS,
-            defaults=config_keys.flatten(config_keys.default()),
-        )
+        write_or_check_config(workdir, keys, data)
     processes.barrier()
     return experiment
 

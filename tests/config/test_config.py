@@ -14,7 +14,7 @@ from absl.flags import FlagValues
 from ml_collections import ConfigDict, config_flags
 
 from kacl_jax import config as config_keys
-from kacl_jax.config import command_line, keys
+from kacl_jax.config import allowed, command_line, keys
 from kacl_jax.runtime.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -43,7 +43,10 @@ BROKEN = [
     ("data.findings", 9),
     ("data.on_error", "ignore"),
     ("data.box_share", 0.5),
+    ("data.box_share", 1.5),
     ("data.val_fraction", 0.0),
+    ("data.val_fraction", 0.6),
+    ("data.val_fraction", math.nan),
     ("data.shards", 0),
     ("augment.rotate", 90.0),
     ("model.encoder", "vgg"),
@@ -221,16 +224,51 @@ def test_flatten_names_every_leaf_with_dots() -> None:
     assert set(config_keys.FREE_KEYS) <= flat.keys()
 
 
-def test_every_rule_of_one_key_was_broken_above() -> None:
-    assert keys._ALLOWED_RANGES.keys() | keys._ALLOWED_VALUES.keys() == {
-        key for key, _ in BROKEN if key not in ("fold", "data.root", "profile.steps")
-    }
+@pytest.mark.parametrize(
+    "key, value, error_text",
+    [
+        ("train.epochs", None, "config.train.epochs is None; it must be a whole number"),
+        ("train.epochs", True, "config.train.epochs is True; it must be a whole number"),
+        ("cam.relu", None, "config.cam.relu is None; it must be True or False"),
+        ("model.encoder", None, "config.model.encoder is None; it must be text"),
+        ("profile.steps", (1.5, 2), "it must be \\(first, end\\)"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(key: str, value: Any, error_text: str) -> None:
+    config = sound()
+    group, _, leaf = key.partition(".")
+    config[group]._fields[leaf] = value  # a config file may make such a config in other ways
+    with pytest.raises(UserError, match=error_text):
+        config_keys.check(config, n_devices=4)
 
 
-def test_every_range_and_choice_is_of_a_key_and_holds_for_its_default() -> None:
-    """A rule under a misspelt key would never be asked."""
-    flat = config_keys.flatten(sound())
-    assert keys._ALLOWED_RANGES.keys() | keys._ALLOWED_VALUES.keys() <= flat.keys()
-    numbers = {k for k, v in flat.items() if isinstance(v, int | float) and v not in (True, False)}
-    free = {"data.split_seed"}
-    assert numbers - keys._ALLOWED_RANGES.keys() - keys._ALLOWED_VALUES.keys() - {"fold"} <= free
+@pytest.mark.parametrize(
+    "rule, right, wrong, words",
+    [
+        (allowed.interval("[0, 1)"), (0, 0.5), (-0.1, 1, math.nan), "in [0, 1)"),
+        (allowed.interval("(0, 0.5]"), (0.1, 0.5), (0, 0.6), "in (0, 0.5]"),
+        (allowed.at_least(-1), (-1, 3), (-2, math.nan), "≥ −1"),
+        (allowed.above(0), (1e-9,), (0, -1, math.nan), "> 0"),
+        (allowed.one_of("a", "b"), ("a", "b"), ("c", ""), "one of 'a', 'b'"),
+        (allowed.multiple_of(32, 64), (64, 96), (32, 65, 0), "a multiple of 32, ≥ 64"),
+    ],
+)
+def test_a_rule_holds_for_what_its_words_say(
+    rule: allowed.Allowed, right: tuple[Any, ...], wrong: tuple[Any, ...], words: str
+) -> None:
+    assert all(map(rule.test, right))
+    assert not any(map(rule.test, wrong))
+    assert rule.words == words
+
+
+def test_every_rule_of_one_key_was_broken_above_and_holds_for_its_default() -> None:
+    """A rule that allows everything was broken by no value."""
+    broken = {key for key, _ in BROKEN}
+    for name, key in keys.KEYS.items():
+        assert key.rule().test(key.default), name
+        wrong = [value for other, value in BROKEN if other == name]
+        assert name in broken or type(key.default) is bool or name in UNLIMITED, name
+        assert all(isinstance(value, type(key.default)) for value in wrong)
+
+
+UNLIMITED = {"data.split_seed", "model.pretrained"}

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from kacl_jax.runtime.errors import INTERRUPTED
-from kacl_jax.runtime.workdir import write_or_check_config
+from kacl_jax import config as config_keys
+from kacl_jax.config.stored import write_or_check_config
 
 import importlib.util
 import json
@@ -138,9 +139,11 @@ def test_another_image_size_is_another_data_set(
         shrunk = read_records(prepared_root, image_size=12)
     assert "prepared at 16 px and are resized again to 12 px" in caplog.text
 
+    config = config_keys.flatten(config_keys.default())
+
     def settle(records: Records) -> None:
         (tmp_path / "run").mkdir(exist_ok=True)
-        write_or_check_config(tmp_path / "run", {}, records.checksums, free=(), defaults={})
+        write_or_check_config(tmp_path / "run", config, records.checksums)
 
     settle(read_records(root, image_size=SIZE))
     settle(records)  # a run may go on with the other form

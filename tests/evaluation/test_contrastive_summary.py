@@ -100,10 +100,3 @@ def test_the_mean_is_of_each_figure() -> None:
     other = contrastive_summary.ContrastiveSummary(1.0, 2.0, 1.5, 0.5, math.nan)
     summary = dataclasses.astuple(contrastive_summary.mean_summary([one, other]))
     np.testing.assert_array_equal(summary, [2.0, 3.0, 1.0, 0.75, math.nan])
-
-
-def test_a_run_from_before_there_was_a_second_view_counts_as_radiomics() -> None:
-    old = {key: value for key, value in CONFIG.items() if key != "loss.positive"}
-    assert contrastive_summary.summarise_last_epoch(
-        [train_line(1, 3.0)], old
-    ) == contrastive_summary.summarise_last_epoch([train_line(1, 3.0)], CONFIG)

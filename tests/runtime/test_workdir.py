@@ -1,4 +1,4 @@
-"""What surrounds a run: lock, config on disk, metric log, signals."""
+"""What surrounds a run: lock, files on disk, metric log, signals."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ import pytest
 
 from kacl_jax.runtime import files, provenance, signals, workdir
 from kacl_jax.runtime.errors import INTERRUPTED, UserError, WorkdirInUseError
-from kacl_jax.runtime.workdir import lock_workdir, read_config, write_or_check_config
+from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.train.log import MetricLog
-
-CONFIG = {"seed": 0, "data.root": "/a", "feedback.workers": 1}
-SUMS = {"BBox_List_2017.csv": "12ab"}
-RULES: dict[str, Any] = {"free": ("data.root", "feedback.workers"), "defaults": {"seed": 0}}
 
 
 def test_a_workdir_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
@@ -59,9 +55,6 @@ def test_a_file_system_that_cannot_lock_is_told(
 
 
 def test_damaged_files_of_a_workdir_are_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config\.json is not of this version's form"):
-        read_config(tmp_path)
     for torn in (b"\xff", b"{"):
         (tmp_path / "results.json").write_bytes(torn)
         with pytest.raises(UserError, match=r"results\.json cannot be read"):
@@ -73,47 +66,6 @@ def test_damaged_files_of_a_workdir_are_named(tmp_path: Path) -> None:
         log.write_bytes(b'{"step": 1}\n' + torn + b'\n{"step": 3}\n')
         with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not JSON"):
             files.read_json_lines(log)
-
-
-def test_a_changed_config_is_refused_with_its_changes(tmp_path: Path) -> None:
-    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
-    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
-    with pytest.raises(UserError, match="seed: 0 → 1") as told:
-        write_or_check_config(tmp_path, {**CONFIG, "seed": 1, "data.root": "/b"}, SUMS, **RULES)
-    assert "data.root" not in str(told.value)
-
-
-def test_what_cannot_change_a_result_may_change(tmp_path: Path) -> None:
-    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
-    write_or_check_config(
-        tmp_path, {**CONFIG, "feedback.workers": 4, "data.root": "/b"}, SUMS, **RULES
-    )
-
-
-def test_a_key_younger_than_the_workdir_had_its_default_there(tmp_path: Path) -> None:
-    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
-    younger = {**CONFIG, "cam.stage": 4}
-    rules = {**RULES, "defaults": {"seed": 7, "cam.stage": 4}}
-    write_or_check_config(tmp_path, younger, SUMS, **rules)
-    (tmp_path / "config.json").write_text(json.dumps({"config": CONFIG, "data": SUMS}))
-    with pytest.raises(UserError, match=r"\n  cam\.stage: 4 → 3\n"):
-        write_or_check_config(tmp_path, {**younger, "cam.stage": 3}, SUMS, **rules)
-    with pytest.raises(UserError, match="seed: 0 → 7"):
-        write_or_check_config(tmp_path, {**younger, "seed": 7}, SUMS, **rules)
-
-
-def test_a_config_of_another_form_is_told(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(UserError, match=r"config\.json is not of this version's form.*--workdir"):
-        write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
-
-
-def test_a_root_with_other_tables_is_another_data_set(tmp_path: Path) -> None:
-    write_or_check_config(tmp_path, CONFIG, SUMS, **RULES)
-    with pytest.raises(UserError, match=r"data\.root: '/a' → '/b'"):
-        write_or_check_config(
-            tmp_path, {**CONFIG, "data.root": "/b"}, {"BBox_List_2017.csv": "ffff"}, **RULES
-        )
 
 
 def test_json_is_valid_and_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from finished_run import write_run
 from ml_collections import config_flags
 
 from kacl_jax import config as config_keys
+from kacl_jax.config import keys
 from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR, UserError, WorkdirInUseError
 from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.sweep import __main__ as sweep
@@ -518,14 +520,21 @@ def test_all_points_are_checked_before_the_first_one_starts(
         sweep.run_sweep(plan, list(plan.sweep.points), command=fake)
 
 
-def test_a_key_that_is_younger_than_a_finished_point_counts_as_its_default(tmp_path: Path) -> None:
+def test_a_point_of_an_older_commit_counts_as_what_its_code_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = plan_of(tmp_path)
     write_configs(plan)
     path = plan.point_workdir(plan.sweep.points[0]) / "config.json"
     old = json.loads(path.read_text())
-    del old["config"]["cam.threshold"]
+    del old["config"]["roi.shape"]
     path.write_text(json.dumps(old))
     sweep.check_points(plan, list(plan.sweep.points))
+    shape = dataclasses.replace(keys.KEYS["roi.shape"], default="box")
+    monkeypatch.setitem(keys.KEYS, "roi.shape", shape)
+    plan = plan_of(tmp_path)
+    with pytest.raises(UserError, match=r"good/fold0-seed0: .* roi\.shape: 'mask' → 'box'"):
+        sweep.check_points(plan, [plan.sweep.points[0]])
 
 
 def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) -> None:

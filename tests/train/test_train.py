@@ -6,6 +6,7 @@ The network is that of tiny_run.py; everything around it is the real program.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ import pytest
 import tiny_run
 from same_run import assert_same_run, comparable, config, metric_lines
 
+from kacl_jax.config import keys
 from kacl_jax.data.batches import ShardBatches
 from kacl_jax.evaluation import result_files
 from kacl_jax.feedback.visibility import Feedback
@@ -433,6 +435,25 @@ def test_a_finished_run_is_left_alone_and_a_changed_config_refused(
     with pytest.raises(UserError, match=r"loss\.temperature: 0\.5 → 0\.1"):
         job.train_and_evaluate(config(root, loss__temperature=0.1), plain)
     assert comparable(plain) == before
+
+
+def test_a_run_of_an_older_commit_goes_on_as_its_code_did(
+    plain: Path, run_here: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the config.json of commit 22a5f99, the first whose form can be read, after a default has changed."""
+    workdir = tmp_path / "w"
+    shutil.copytree(plain, workdir)
+    (workdir / "results.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / f"{STEPS:08d}")
+    shutil.copy(Path(__file__).parent / "oldest_config.json", workdir / "config.json")
+    stage = dataclasses.replace(keys.KEYS["cam.stage"], default=3)
+    monkeypatch.setitem(keys.KEYS, "cam.stage", stage)
+    with pytest.raises(UserError, match=r"\n  cam\.stage: 4 → 3\n"):
+        run_here(workdir)
+    run_here(workdir, cam__stage=4)
+    assert_same_run(workdir, plain)
+    after, before = (json.loads((w / "config.json").read_text()) for w in (workdir, plain))
+    assert after == before
 
 
 def test_a_lag_that_no_feature_outlives_is_refused(run_here: Runner) -> None:

@@ -1,0 +1,62 @@
+"""Which values a config key may have: the test and its words are made together, so they cannot disagree."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A rule for the values of one key. `test` gets only values of the key's type."""
+
+    words: str  # they continue the sentence 'it must be …'; '' where the type is the only rule
+    test: Callable[[Any], bool]
+
+
+def anything(words: str = "") -> Allowed:
+    """Every value of the key's type. `words` say what a text may name."""
+    return Allowed(words, lambda value: True)
+
+
+def one_of(*values: Any) -> Allowed:
+    """One of these values."""
+    return Allowed(f"one of {', '.join(map(repr, values))}", lambda value: value in values)
+
+
+def some_of(names: Collection[str]) -> Allowed:
+    """A text of one or more names with commas between them."""
+    return Allowed(
+        f"one or more of {', '.join(names)}, with commas between",
+        lambda value: set(value.split(",")) <= set(names),
+    )
+
+
+def at_least(bound: int) -> Allowed:
+    """A number ≥ bound."""
+    return Allowed(f"≥ {bound}".replace("-", "−"), lambda value: value >= bound)
+
+
+def above(bound: int) -> Allowed:
+    """A number > bound."""
+    return Allowed(f"> {bound}", lambda value: value > bound)
+
+
+def interval(text: str, unit: str = "") -> Allowed:
+    """A number in an interval that is written as in mathematics: '[0, 1)' contains 0 but not 1."""
+    low, high = map(float, text[1:-1].split(","))
+    is_above = {"[": operator.ge, "(": operator.gt}[text[0]]
+    is_below = {"]": operator.le, ")": operator.lt}[text[-1]]
+    return Allowed(
+        f"in {text} {unit}".rstrip(), lambda value: is_above(value, low) and is_below(value, high)
+    )
+
+
+def multiple_of(step: int, smallest: int) -> Allowed:
+    """A multiple of `step` from `smallest` on."""
+    return Allowed(
+        f"a multiple of {step}, ≥ {smallest}",
+        lambda value: value >= smallest and value % step == 0,
+    )

@@ -1,0 +1,80 @@
+"""config.json of a workdir: the config that the run was started with, and what identifies its data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from kacl_jax.config.keys import FREE_KEYS, KEYS
+from kacl_jax.runtime import files
+from kacl_jax.runtime.errors import UserError
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Dotted key → value, as the run was started. A key that its code did not have yet gets the table's `before`.
+
+    Raises:
+      UserError: config.json has another form, or lacks a key that it always had.
+    """
+    return _read(workdir)[0]
+
+
+def write_or_check_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) -> None:
+    """Write config.json on the first run; on a later one refuse a changed config or changed data.
+
+    Args:
+      config: dotted key → value.
+      data: what identifies the data: the tables' checksums and the split's hash, which covers the images that are
+        there and their parts. With equal ones `data.root` may have moved.
+
+    Raises:
+      UserError: as `read_config`, or with one line per changed key.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        old_config, old_data = _read(workdir)
+        free = [key for key in FREE_KEYS if key != "data.root" or old_data == data]
+        changed = describe_changed_keys(old_config, config, free)
+        changed += [
+            f"{name} of data.root: {old_data.get(name)} → {data.get(name)} (files changed, came or went)"
+            for name in sorted(data.keys() | old_data.keys())
+            if old_data.get(name) != data.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} was started with another config or other data:\n  "
+                + "\n  ".join(changed)
+                + "\nGo on with the old values, or choose another folder with --workdir=…"
+            )
+    files.write_json(path, {"config": config, "data": data})
+
+
+def describe_changed_keys(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = FREE_KEYS
+) -> list[str]:
+    """'key: old → new' of each dotted key that differs and is not free to."""
+    return [
+        f"{key}: {before.get(key)!r} → {now.get(key)!r}"
+        for key in sorted(now.keys() | before.keys())
+        if key not in free and before.get(key) != now.get(key)
+    ]
+
+
+def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config, completed, and what identifies the data."""
+    path = workdir / "config.json"
+    content = files.read_json(path)
+    if not isinstance(content, dict) or not {"config", "data"} <= content.keys():
+        raise UserError(
+            f"{path} is not of this version's form; go on with the version that wrote it, or choose another "
+            "folder with --workdir=…"
+        )
+    younger = {name: key.before for name, key in KEYS.items() if key.before is not None}
+    config = {**younger, **content["config"]}
+    if missing := [name for name in KEYS if name not in config]:
+        raise UserError(
+            f"{path} lacks {', '.join(missing)}, which every version has written; restore the file, or choose another "
+            "folder with --workdir=…"
+        )
+    return config, content["data"]

@@ -1,0 +1,105 @@
+"""config.json of a workdir: what a later command must repeat, and what an older commit's run counts as."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kacl_jax import config as config_keys
+from kacl_jax.config import keys
+from kacl_jax.config.stored import read_config, write_or_check_config
+from kacl_jax.runtime.errors import UserError
+
+CONFIG = {**config_keys.flatten(config_keys.default()), "data.root": "/a"}
+SUMS = {"BBox_List_2017.csv": "12ab"}
+# As tiny_run.py of commit 22a5f99 wrote it, the first one whose form can be read.
+OLDEST = json.loads((Path(__file__).parents[1] / "train/oldest_config.json").read_text())
+
+
+def store(workdir: Path, config: dict[str, Any]) -> None:
+    (workdir / "config.json").write_text(json.dumps({"config": config, "data": SUMS}))
+
+
+def change_default(patch: pytest.MonkeyPatch, key: str, value: Any) -> None:
+    patch.setitem(keys.KEYS, key, dataclasses.replace(keys.KEYS[key], default=value))
+
+
+def test_a_changed_config_is_refused_with_its_changes(tmp_path: Path) -> None:
+    write_or_check_config(tmp_path, CONFIG, SUMS)
+    write_or_check_config(tmp_path, CONFIG, SUMS)
+    with pytest.raises(UserError, match="seed: 0 → 1") as told:
+        write_or_check_config(tmp_path, {**CONFIG, "seed": 1, "data.root": "/b"}, SUMS)
+    assert "data.root" not in str(told.value)
+
+
+def test_what_cannot_change_a_result_may_change(tmp_path: Path) -> None:
+    write_or_check_config(tmp_path, CONFIG, SUMS)
+    write_or_check_config(tmp_path, {**CONFIG, "feedback.workers": 4, "data.root": "/b"}, SUMS)
+
+
+def test_a_root_with_other_tables_is_another_data_set(tmp_path: Path) -> None:
+    write_or_check_config(tmp_path, CONFIG, SUMS)
+    with pytest.raises(UserError, match=r"data\.root: '/a' → '/b'"):
+        write_or_check_config(
+            tmp_path, {**CONFIG, "data.root": "/b"}, {"BBox_List_2017.csv": "ffff"}
+        )
+
+
+@pytest.mark.parametrize("content", [{}, CONFIG, []])
+def test_a_config_of_another_form_is_told(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"config\.json is not of this version's form.*--workdir"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json is not of this version's form.*--workdir"):
+        write_or_check_config(tmp_path, CONFIG, SUMS)
+
+
+def test_a_key_that_every_version_wrote_is_missed(tmp_path: Path) -> None:
+    store(tmp_path, {key: value for key, value in CONFIG.items() if key != "cam.threshold"})
+    with pytest.raises(UserError, match=r"config\.json lacks cam\.threshold, which every version"):
+        read_config(tmp_path)
+
+
+def test_every_key_that_the_oldest_version_did_not_write_says_what_its_code_did() -> None:
+    younger = {name for name, key in keys.KEYS.items() if key.before is not None}
+    assert younger == keys.KEYS.keys() - OLDEST["config"].keys()
+    for name in younger:
+        key = keys.KEYS[name]
+        assert type(key.before) is type(key.default)
+        assert key.rule().test(key.before)
+
+
+@pytest.mark.parametrize(
+    "key, did, new_default",
+    [
+        ("data.shards", 1, 2),
+        ("loss.positive", "radiomics", "augmented"),
+        ("cam.stage", 4, 3),
+        ("roi.shape", "mask", "box"),
+        ("radiomics.families", "shape2D,firstorder,glcm,glrlm,glszm,gldm,ngtdm", "glcm"),
+    ],
+)
+def test_a_new_default_is_refused_where_the_code_did_something_else(
+    key: str, did: Any, new_default: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(tmp_path, OLDEST["config"])
+    change_default(monkeypatch, key, new_default)
+    assert read_config(tmp_path)[key] == did
+    typed_again = {**config_keys.flatten(config_keys.default()), **OLDEST["config"]}
+    with pytest.raises(UserError) as told:
+        write_or_check_config(tmp_path, typed_again, SUMS)
+    assert str(told.value).splitlines()[1:-1] == [f"  {key}: {did!r} → {new_default!r}"]
+    write_or_check_config(tmp_path, {**typed_again, key: did}, SUMS)
+    assert json.loads((tmp_path / "config.json").read_text())["config"][key] == did
+
+
+def test_a_new_default_is_nothing_to_a_run_that_has_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(tmp_path, CONFIG)
+    change_default(monkeypatch, "cam.stage", 3)
+    assert read_config(tmp_path) == CONFIG
