@@ -16,9 +16,12 @@ _INTRODUCTION = f"""\
 
 `python -m kacl_jax.config.reference > {PAGE}` wrote this page from `kacl_jax/config/keys.py`.
 
-Give a key as `--config.KEY=VALUE` on the command line, or set it in a file as those in `configs/`, whose values go
-before the defaults here. *When a run goes on* says which keys may then have another value, because they change no
-result, and which value a run has whose code did not know the key yet; every other key must keep its value.
+Give a key as `--config.KEY=VALUE` on the command line, or set it in a file like those in `configs/`. Rules between keys
+are in `kacl_jax/config/rules.py`; a config that breaks one is refused before anything else is done.
+
+A run goes on only with the values that it began with. `may change` marks the exceptions: these keys change no result,
+but for the radiomics of regions that fail or come too late, which run.json counts. *Before this key* is what the code
+did before the key existed: a run that older code began counts as having that value, whatever the default is today.
 """
 
 
