@@ -13,7 +13,7 @@ import pytest
 from small_root import small_root
 
 from kacl_jax.data.nih import Records, read_image, read_records, resize
-from kacl_jax.data.batches import (Batch, BrokenFiles, ShardBatches, eval_batches)
+from kacl_jax.data.batches import Batch, BrokenFiles, ShardBatches, eval_batches
 from kacl_jax.data.splits import Split, make_split
 from kacl_jax.runtime.errors import UserError
 
@@ -109,7 +109,9 @@ def test_the_seed_and_nothing_else_decides_the_order(records: Records) -> None:
         assert ids(take(train_batches(records, seed=other), 25)) != ids(one)
     # Neighbouring seeds do not run through each other's epochs.
     steps = train_batches(records).steps_per_epoch
-    first = [tuple(ids(take(train_batches(records, seed=s), 2 * steps))[4 * steps :]) for s in range(3)]
+    first = [
+        tuple(ids(take(train_batches(records, seed=s), 2 * steps))[4 * steps :]) for s in range(3)
+    ]
     second = [tuple(ids(take(train_batches(records, seed=s), steps))) for s in range(3)]
     assert not set(first) & set(second)
 
@@ -283,7 +285,9 @@ def test_evaluation_and_broken_files(records: Records) -> None:
         list(eval_batches(records, image_ids, image_size=SIZE, batch_size=4))
     broken = BrokenFiles()
     batches = list(
-        eval_batches(records, image_ids, image_size=SIZE, batch_size=4, on_error="skip", broken=broken)
+        eval_batches(
+            records, image_ids, image_size=SIZE, batch_size=4, on_error="skip", broken=broken
+        )
     )
     assert [i for i in ids(batches) if i >= 0] == [0, 1, 3, 4, 6, 7, 8]
     assert [len(batch["valid"]) for batch in batches] == [4, 4]

@@ -371,7 +371,9 @@ def test_formats_that_pillow_does_not_write(tmp_path: Path) -> None:
 
 
 def test_broken_files_are_told_apart(tmp_path: Path) -> None:
-    complete_file = save(tmp_path / "whole.png", Image.fromarray(noise((200, 200)).astype(np.uint8)))
+    complete_file = save(
+        tmp_path / "whole.png", Image.fromarray(noise((200, 200)).astype(np.uint8))
+    )
     data = complete_file.read_bytes()
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1

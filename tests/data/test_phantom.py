@@ -183,7 +183,9 @@ def test_anatomy_lies_where_it_lies_in_people() -> None:
 
 def test_follow_ups_look_alike(records: Records) -> None:
     ids = np.arange(0, 300)
-    flat = np.stack([cv2.resize(read_image(records.images.paths[i]), (32, 32)).ravel() for i in ids])
+    flat = np.stack(
+        [cv2.resize(read_image(records.images.paths[i]), (32, 32)).ravel() for i in ids]
+    )
     likeness = np.corrcoef(flat - flat.mean(0))
     same = records.patients[ids][:, None] == records.patients[ids]
     off = ~np.eye(len(ids), dtype=bool)

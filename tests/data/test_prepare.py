@@ -24,7 +24,7 @@ from kacl_jax.runtime import errors
 from kacl_jax.runtime import workdir
 from kacl_jax.runtime import bucket_files
 from kacl_jax.data.nih import Records, read_image, read_records, resize
-from kacl_jax.data.batches import (Batch, BrokenFiles, ShardBatches, eval_batches)
+from kacl_jax.data.batches import Batch, BrokenFiles, ShardBatches, eval_batches
 from kacl_jax.data.splits import make_split
 from kacl_jax.data.verify import check, format_problems
 from kacl_jax.runtime.errors import UserError
@@ -81,7 +81,9 @@ def assert_equal(one: list[Batch], other: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_both_forms_of_a_root_give_the_same_batches(root: Path, prepared_root: Path, shards: int) -> None:
+def test_both_forms_of_a_root_give_the_same_batches(
+    root: Path, prepared_root: Path, shards: int
+) -> None:
     """Training over several epochs and evaluation, with broken files left out."""
     seen = {}
     for form in (root, prepared_root):
@@ -126,7 +128,9 @@ def test_a_broken_file_stops_training_in_both_forms(root: Path, prepared_root: P
         with pytest.raises(UserError) as caught:
             list(eval_batches(records, np.arange(24), image_size=SIZE, batch_size=4))
         error_texts.append(str(caught.value))
-    assert all(f"{root}/images/00000003_001.png: is empty (zero bytes)" in text for text in error_texts)
+    assert all(
+        f"{root}/images/00000003_001.png: is empty (zero bytes)" in text for text in error_texts
+    )
     assert "prepare again" in error_texts[1]
 
 
@@ -197,7 +201,9 @@ def test_tensorflow_datasets_reads_what_was_prepared(root: Path, prepared_root: 
     for k in (0, 6, 7, 21):  # across the seams of the shards
         expected = resize(read_image(root / "images" / names[k]), SIZE)
         np.testing.assert_array_equal(source[k]["image"][..., 0], expected)
-    assert len(list((prepared_root / "chest_xray14" / "1.0.0").glob("*.array_record-*-of-00004"))) == 4
+    assert (
+        len(list((prepared_root / "chest_xray14" / "1.0.0").glob("*.array_record-*-of-00004"))) == 4
+    )
 
 
 # ---- interrupted, repeated, refused
@@ -276,7 +282,9 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
     assert first_shard.stat().st_ino == first  # the part that the killed run had finished
 
 
-def test_a_part_that_rotted_meanwhile_is_made_again(root: Path, prepared_root: Path, tmp_path: Path) -> None:
+def test_a_part_that_rotted_meanwhile_is_made_again(
+    root: Path, prepared_root: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     assert child(root, out, "while packing").returncode == -signal.SIGKILL
     spoil(out / "prepare" / "00001.array_record")
@@ -445,7 +453,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
     return "gs://bucket/nih"
 
 
-def test_a_bucket_gets_the_same_bytes(root: Path, prepared_root: Path, bucket: str, tmp_path: Path) -> None:
+def test_a_bucket_gets_the_same_bytes(
+    root: Path, prepared_root: Path, bucket: str, tmp_path: Path
+) -> None:
     prepare_root(root=root, out=bucket, size=SIZE, workers=2, shard_bytes=SHARD)
     out = bucket_files.open_folder(bucket, "--out")
     files = {

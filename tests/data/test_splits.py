@@ -280,7 +280,9 @@ def test_nothing_leaks_in_afterwards(records: Records) -> None:
         ({"annotated": np.zeros((180, 8), int)}, "must be bool"),
     ],
 )
-def test_nonsense_cannot_be_built(records: Records, change: dict[str, Any], error_text: str) -> None:
+def test_nonsense_cannot_be_built(
+    records: Records, change: dict[str, Any], error_text: str
+) -> None:
     s = split(records, "C", box_share=0.0)
     change = {k: np.zeros_like(s.scored) if v is None else v for k, v in change.items()}
     with pytest.raises(UserError, match=error_text):
