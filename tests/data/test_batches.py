@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from small_root import small_root
 
-from kacl_jax.data.nih import Records, read_image, read_records, resize
 from kacl_jax.data.batches import Batch, BrokenFiles, ShardBatches, eval_batches
+from kacl_jax.data.nih import Records, read_image, read_records, resize
 from kacl_jax.data.splits import Split, make_split
 from kacl_jax.runtime.errors import UserError
 

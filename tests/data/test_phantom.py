@@ -19,8 +19,8 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from kacl_jax.data.phantom import demo
 from kacl_jax.data.nih import FINDINGS_8, Records, read_image, read_records
+from kacl_jax.data.phantom import demo
 from kacl_jax.runtime.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]

@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-from kacl_jax.runtime.errors import INTERRUPTED
-from kacl_jax import config as config_keys
-from kacl_jax.config.stored import write_or_check_config
-
 import importlib.util
 import json
 import logging
@@ -20,15 +16,15 @@ import pytest
 from PIL import Image
 from small_root import small_root
 
-from kacl_jax.runtime import errors
-from kacl_jax.runtime import workdir
-from kacl_jax.runtime import bucket_files
-from kacl_jax.data.nih import Records, read_image, read_records, resize
+from kacl_jax import config as config_keys
+from kacl_jax.config.stored import write_or_check_config
 from kacl_jax.data.batches import Batch, BrokenFiles, ShardBatches, eval_batches
+from kacl_jax.data.nih import Records, read_image, read_records, resize
 from kacl_jax.data.splits import make_split
 from kacl_jax.data.verify import check, format_problems
-from kacl_jax.runtime.errors import UserError
 from kacl_jax.prepare import prepare_root
+from kacl_jax.runtime import bucket_files
+from kacl_jax.runtime.errors import INTERRUPTED, UserError
 
 SIZE = 16
 SHARD = 7 * SIZE * SIZE  # seven images: small_root's 24 make four shards
