@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from typing import Any
+
+import numpy as np
+
+from kacl_jax.feedback.visibility import Feedback
 
 
 @dataclasses.dataclass
@@ -31,6 +36,29 @@ class RunCounters:
     dropped: int = 0
     reproducible: bool = True
     throughput: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def count_features(self, ready: np.ndarray, age: np.ndarray) -> None:
+        """Rows of a batch, ready bool [b] and age int [b]; age counts where the row is ready."""
+        self.rows += len(ready)
+        self.ready += int(ready.sum())
+        self.age_sum += int(age[ready].sum())
+
+    def count_regions(self, origins: Counter[str], failures: Counter[str] | None = None) -> None:
+        """Regions by origin, and those without features by reason."""
+        self.regions = dict(Counter(self.regions) + origins)
+        self.failures = dict(Counter(self.failures) + (failures or Counter()))
+
+    def take_from(self, feedback: Feedback) -> None:
+        """What the feedback mechanism counts itself, since step 0."""
+        totals = feedback.counters
+        self.failures = dict(feedback.failures)
+        self.late, self.dropped = int(totals["late"]), int(totals["dropped"])
+        self.reproducible = feedback.reproducible
+
+    def take_best(self, steps_done: int, auroc: float) -> None:
+        """Remember a validation that is better than all before it. NaN never is."""
+        if math.isfinite(auroc) and (self.best_auroc is None or auroc > self.best_auroc):
+            self.best_auroc, self.best_step = auroc, steps_done
 
     def feedback(self) -> dict[str, Any] | None:
         """The feedback part of results.json; None where nothing was measured."""

@@ -11,33 +11,28 @@ the devices compute.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from kacl_jax.data.batches import Batch
 from kacl_jax.evaluation import evaluate
-from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import processes, signals
-from kacl_jax.runtime.devices import with_flag_count
 from kacl_jax.runtime.errors import InterruptedRunError, NonFiniteError
 from kacl_jax.step import in_step_radiomics, regions
 from kacl_jax.train import checkpoint, resume
 from kacl_jax.train.clock import Clock, timed
 from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment
-from kacl_jax.train.log import MetricLog, StepProgress, format_metrics
+from kacl_jax.train.reporting import Reporting
+from kacl_jax.train.stop_requests import StopRequests
 
-_STOP_REQUESTED = "stop_requested"  # a column of the batch: whether its process was asked to stop
 
-
-@dataclasses.dataclass
-class StepInFlight:
+class StepInFlight(NamedTuple):
     """A dispatched step whose results the host has not read yet."""
 
     step: int
@@ -47,94 +42,101 @@ class StepInFlight:
 
 
 def train(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> RunCounters:
-    """Train to the last step from the newest checkpoint, or from the start."""
+    """Train to the last step from the newest checkpoint, or from the start.
+
+    Returns:
+      What all processes counted.
+
+    Raises:
+      InterruptedRunError: asked to stop; everything up to here is saved.
+      NonFiniteError: loss, gradients or validation logits are not finite; the last checkpoint is intact.
+    """
     interrupt = signals.Interrupt()
+    per_epoch, total_steps = experiment.batches.steps_per_epoch, experiment.total_steps
+    every = experiment.config.train.checkpoint_every
     with contextlib.ExitStack() as stack:
-        loop = TrainingLoop(experiment, checkpoints, interrupt, stack)
+        # ---- start, or go on from the newest checkpoint
+        loop = TrainingLoop(experiment, checkpoints, StopRequests(interrupt), stack)
+        counted = loop.counted_before
         stack.enter_context(interrupt.listening())
         # From here on jax refuses any transfer to or from a device that the code does not ask for.
         stack.enter_context(jax.transfer_guard("disallow"))
-        per_epoch = experiment.batches.steps_per_epoch
-        every = experiment.config.train.checkpoint_every
-        for step in range(loop.first_step, experiment.total_steps):
+
+        for step in range(loop.first_step, total_steps):
+            # ---- train
             loop.run_step(step)
             steps_done = step + 1
-            if steps_done % per_epoch == 0:
+
+            # ---- validate
+            ends_epoch = steps_done % per_epoch == 0
+            if ends_epoch:
                 loop.validate(steps_done)
-            if (
-                loop.should_stop
-                or steps_done % per_epoch == 0
-                or (every and steps_done % every == 0)
-            ):
-                loop.save(steps_done)
-            if steps_done == experiment.total_steps:
-                loop.share_stop_requests()
-            if loop.should_stop:
+
+            # ---- save
+            if ends_epoch or loop.should_stop or (every and steps_done % every == 0):
+                counted = loop.save(steps_done)
+
+            # ---- stop, if a process was asked to
+            if loop.should_stop_after(steps_done):
                 raise InterruptedRunError(
-                    f"Stopped after step {steps_done} of {experiment.total_steps}; the same command goes on from there."
+                    f"Stopped after step {steps_done} of {total_steps}; the same command goes on from there."
                 )
-        return loop.total_counters
+    return counted
 
 
 class TrainingLoop:
-    """One training run in motion: the state on the devices and everything that moves with it."""
+    """One training run in motion: the state on the devices and everything that moves with it.
+
+    first_step: the step that it starts or goes on with. counted_before: what all processes counted before that.
+    """
 
     def __init__(
         self,
         experiment: Experiment,
         checkpoints: checkpoint.Checkpoints,
-        interrupt: signals.Interrupt,
+        stop_requests: StopRequests,
         stack: contextlib.ExitStack,
     ) -> None:
-        self.experiment, self.checkpoints, self._interrupt = experiment, checkpoints, interrupt
+        self.experiment, self.checkpoints = experiment, checkpoints
+        self._stop_requests = stop_requests
         parallel, programs = experiment.parallel, experiment.programs
-        step = (
-            programs.train_step
-            if processes.process_count() == 1
-            else with_flag_count(programs.train_step, _STOP_REQUESTED)
-        )
         self._train_step = parallel.compile(
-            step, ("replicated", "replicated", "sharded"), donate_state=True
+            stop_requests.carried_by(programs.train_step),
+            ("replicated", "replicated", "sharded"),
+            donate_state=True,
         )
         self._region_step = parallel.compile(programs.region_step, ("sharded",))
-        self.feedback: Feedback | None = None
-        if experiment.needs_pool:
-            self.feedback = experiment.open_feedback(stack)
-        # `counters` belongs to this process; process 0 also carries what all counted before the restored checkpoint.
-        # `total_counters` is the sum over all processes at the last checkpoint.
-        self.counters = self.total_counters = RunCounters()
-        self.first_step = 0
-        self._stop_requested_somewhere = False
+        self.feedback = experiment.open_feedback(stack) if experiment.needs_pool else None
         self._in_flight: StepInFlight | None = None
-        self._state = self._restore_or_initialise()
-        self._log: MetricLog | None = None
-        self._progress: StepProgress | None = None
-        if processes.is_leader():
-            self._log = stack.enter_context(
-                contextlib.closing(MetricLog(experiment.workdir, self.first_step))
-            )
-            self._progress = stack.enter_context(
-                contextlib.closing(StepProgress(experiment.total_steps, self.first_step))
-            )
+
+        restored = resume.restore_run(experiment, checkpoints, self.feedback)
+        if restored is None:
+            self.first_step, self.counted_before = 0, RunCounters()
+            # What this process counts. Process 0 also carries what all counted before the restored checkpoint.
+            self._counters = RunCounters()
+            self._state: Any = parallel.replicate(experiment.initial_state())
+        else:
+            self.first_step, self.counted_before = restored.step, restored.total_counters
+            self._counters, self._state = restored.counters, restored.state
+            logging.info("Going on from step %d in %s", restored.step, experiment.workdir)
+
+        self._clock = Clock()
+        self._reporting = Reporting(
+            experiment, self.feedback, self._clock, first_step=self.first_step, stack=stack
+        )
         # Ends the trace after the profile's last step, or with the loop if that comes first.
         self._stop_profile = stack.enter_context(contextlib.ExitStack())
-        self._clock = Clock()
-        # A resume restores the counters, but rates must describe this process alone.
-        self._counted_before = dict(self.feedback.counters) if self.feedback else {}
 
     @property
     def should_stop(self) -> bool:
-        """Whether to save and stop now. All processes have the same answer, which comes with the step before."""
-        return (
-            self._stop_requested_somewhere
-            if processes.process_count() > 1
-            else self._interrupt.requested
-        )
+        """Whether to save and stop now. All processes have the same answer."""
+        return self._stop_requests.should_stop
 
-    def share_stop_requests(self) -> None:
-        """Ask all processes whether one of them was asked to stop. No step after the last one carries the answer."""
-        messages = processes.gather(self._interrupt.requested)
-        self._stop_requested_somewhere |= any(message.meta for message in messages)
+    def should_stop_after(self, steps_done: int) -> bool:
+        """The same after saving. After the last step, no later step carries a request that came during the save."""
+        if steps_done == self.experiment.total_steps:
+            self._stop_requests.ask_all()
+        return self.should_stop
 
     # ---- one step of the feedback loop ------------------------------------------------------------------------
 
@@ -166,9 +168,7 @@ class TrainingLoop:
         if self.feedback is None:
             return _empty_features(batch)
         radiomics, ready, age = self.feedback.lookup(step, batch["image_id"])
-        self.counters.rows += len(ready)
-        self.counters.ready += int(ready.sum())
-        self.counters.age_sum += int(age[ready].sum())
+        self._counters.count_features(ready, age)
         return radiomics, ready, age
 
     @timed("to_device_s")
@@ -176,9 +176,7 @@ class TrainingLoop:
         self, batch: Batch, radiomics: np.ndarray, ready: np.ndarray, age: np.ndarray
     ) -> Any:
         rows = {**batch, "radiomics": radiomics, "ready": ready, "age": age}
-        if processes.process_count() > 1:
-            rows[_STOP_REQUESTED] = np.full(len(ready), self._interrupt.requested)
-        return self.experiment.parallel.shard(rows)
+        return self.experiment.parallel.shard(rows | self._stop_requests.column(len(ready)))
 
     def _finish_step_in_flight(self) -> None:
         """Wait for the step in flight and read it: stop if it is not finite, mark its regions, log it."""
@@ -188,14 +186,15 @@ class TrainingLoop:
         with self._clock.part("device_s"):
             jax.block_until_ready(done.metrics)
         metrics = self.experiment.parallel.fetch(done.metrics, "replicated")
-        self._stop_requested_somewhere |= bool(metrics.pop(_STOP_REQUESTED, 0) > 0)
+        self._stop_requests.read_answer(metrics)
         if metrics["bad_step"] >= 0:
             self._stop_non_finite(int(metrics["bad_step"]), done.batch)
         if self.experiment.programs.in_step_radiomics is not None:
             self._count_in_step_regions(done.rows)
         if self.feedback is not None and self.experiment.lag > 0:
             self._mark_regions(done.step, done.batch, done.rows)
-        self._log_step(done.step, {k: float(v) for k, v in metrics.items() if k != "bad_step"})
+        values = {name: float(value) for name, value in metrics.items() if name != "bad_step"}
+        self._reporting.report_step(done.step, values)
 
     @timed("regions_s")
     def _mark_regions(self, step: int, batch: Batch, rows: Any) -> None:
@@ -215,7 +214,7 @@ class TrainingLoop:
                 step,
             )
             masks.append(shard_masks)
-            self.counters.regions = dict(Counter(self.counters.regions) + Counter(origin))
+            self._counters.count_regions(Counter(origin))
         self.feedback.submit(step, batch["image_id"], batch["image"][..., 0], np.concatenate(masks))
 
     def _count_in_step_regions(self, rows: Any) -> None:
@@ -224,10 +223,9 @@ class TrainingLoop:
         host = self.experiment.parallel.fetch(per_row, "sharded")
         origins = Counter(regions.ORIGINS[k] for k in host["origin"])
         failures = Counter(in_step_radiomics.FAILURES[k] for k in host["failure"] if k)
-        self.counters.rows += len(host["origin"])
-        self.counters.ready += len(host["origin"]) - failures.total()
-        self.counters.regions = dict(Counter(self.counters.regions) + origins)
-        self.counters.failures = dict(Counter(self.counters.failures) + failures)
+        is_ready = host["failure"] == 0
+        self._counters.count_features(is_ready, np.zeros_like(host["failure"]))
+        self._counters.count_regions(origins, failures)
 
     def _stop_non_finite(self, step: int, batch: Batch) -> None:
         messages = processes.gather(self.experiment.records.names[batch["image_id"]].tolist())
@@ -256,86 +254,28 @@ class TrainingLoop:
             outputs, experiment.records, experiment.split.val, resamples=0
         )
         auroc = float(table.mean.value)
-        if np.isfinite(auroc) and (
-            self.counters.best_auroc is None or auroc > self.counters.best_auroc
-        ):
-            self.counters.best_auroc, self.counters.best_step = auroc, steps_done
-        if self._log is None or self._progress is None:
-            return
-        self._log.write(steps_done, "val", {"auroc": auroc})
-        epoch = steps_done // experiment.batches.steps_per_epoch
-        self._progress.say(
-            f"epoch {epoch}/{experiment.config.train.epochs}  validation AUROC {auroc:.3f} "
-            f"(best {self.counters.best_auroc or float('nan'):.3f})"
-        )
+        self._counters.take_best(steps_done, auroc)
+        self._reporting.report_validation(steps_done, auroc, self._counters.best_auroc)
 
     @timed("checkpoint_s")
-    def save(self, steps_done: int) -> None:
-        """Write a checkpoint of everything, from all processes, that decides how the run goes on."""
+    def save(self, steps_done: int) -> RunCounters:
+        """Write a checkpoint of everything, from all processes, that decides how the run goes on.
+
+        Returns:
+          What all processes counted so far.
+        """
         self._finish_step_in_flight()
         if self.feedback is not None:
-            self.counters.failures = dict(self.feedback.failures)
-            totals = self.feedback.counters
-            self.counters.late, self.counters.dropped = (
-                int(totals["late"]),
-                int(totals["dropped"]),
-            )
-            self.counters.reproducible = self.feedback.reproducible
-        self.counters.throughput = self._throughput()
-        self.total_counters = resume.save_run(
+            self._counters.take_from(self.feedback)
+        self._counters.throughput = self._reporting.throughput()
+        return resume.save_run(
             self.experiment,
             self.checkpoints,
             self.feedback,
             state=self._state,
-            counters=self.counters,
+            counters=self._counters,
             steps_done=steps_done,
         )
-
-    def _restore_or_initialise(self) -> Any:
-        restored = resume.restore_run(self.experiment, self.checkpoints, self.feedback)
-        if restored is None:
-            return self.experiment.parallel.replicate(self.experiment.initial_state())
-        self.first_step = restored.step
-        self.counters, self.total_counters = restored.counters, restored.total_counters
-        logging.info("Going on from step %d in %s", restored.step, self.experiment.workdir)
-        return restored.state
-
-    def _log_step(self, step: int, metrics: dict[str, float]) -> None:
-        if self._log is None or self._progress is None:
-            return
-        rates = self._throughput()
-        waits = rates.pop("waits")
-        terminal_values: dict[str, Any] = {
-            name: metrics[name] for name in ("loss", "focal", "nt_xent", "box") if name in metrics
-        }
-        if self.feedback is not None:
-            terminal_values |= {
-                "hit": metrics["hit_rate"],
-                "age": metrics["age"],
-                "ROI/s": rates["rois_per_s"],
-                "wait s": waits["radiomics_s"],
-            }
-        self._progress.advance(format_metrics({**terminal_values, "img/s": rates["images_per_s"]}))
-        if step % self.experiment.config.log_every == 0:
-            self._log.write(
-                step + 1,
-                "train",
-                {**metrics, **rates, **{f"wait_{k}": v for k, v in waits.items()}},
-            )
-
-    def _throughput(self) -> dict[str, Any]:
-        """Rates and waits of this process. The first two steps compile: images are counted from the third on."""
-        clock = self._clock
-        now: dict[str, float] = self.feedback.counters if self.feedback else {}
-        rois, wait_s = (
-            now.get(name, 0) - self._counted_before.get(name, 0) for name in ("computed", "waits_s")
-        )
-        images = max(clock.steps, 0) * self.experiment.config.train.batch_size
-        return {
-            "images_per_s": images / clock.seconds if clock.seconds else 0.0,
-            "rois_per_s": rois / clock.total if clock.total else 0.0,
-            "waits": {**clock.parts, "radiomics_s": wait_s},
-        }
 
     def _profile(self, step: int) -> None:
         first, last = self.experiment.config.profile.steps
