@@ -73,8 +73,9 @@ def train(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> RunCou
                 loop.validate(steps_done)
 
             # ---- save
-            if ends_epoch or loop.should_stop or (every and steps_done % every == 0):
-                counted = loop.save(steps_done)
+            if not (ends_epoch or loop.should_stop or (every and steps_done % every == 0)):
+                continue
+            counted = loop.save(steps_done)
 
             # ---- stop, if a process was asked to
             if loop.should_stop_after(steps_done):
