@@ -31,6 +31,7 @@ from etils import epath
 from tqdm import tqdm
 
 from kacl_jax.data import nih, tables
+from kacl_jax.data.png_folder import PngFiles
 from kacl_jax.data.prepared.reader import (
     DATASET,
     MANIFEST_FILE,
@@ -41,6 +42,7 @@ from kacl_jax.data.prepared.reader import (
     Manifest,
     Shard,
 )
+from kacl_jax.images.resizing import RESIZE_NAME
 from kacl_jax.runtime import bucket_files
 from kacl_jax.runtime.errors import UserError
 
@@ -102,11 +104,11 @@ def prepare_root(
         )
     target = bucket_files.open_folder(str(out), "--out")
     records = nih.read_records(Path(root).expanduser().absolute(), allow_missing=allow_missing)
-    if not isinstance(records.images, nih.PngFiles):
+    if not isinstance(records.images, PngFiles):
         raise UserError(f"{records.root} is itself prepared; give NIH's folder by --root")
     names = [str(name) for name in records.names]
     job = Job(
-        str(records.root), size, nih.RESIZE_NAME, records.checksums, _sha256(_join_lines(names))
+        str(records.root), size, RESIZE_NAME, records.checksums, _sha256(_join_lines(names))
     )  # fmt: skip
     existing = _read_finished_manifest(target, job)
     if existing is not None:

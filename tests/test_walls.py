@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "feedback": "radiomics, runtime",
     "evaluation": "data, images, runtime, step",
     "report": "config, data, evaluation, radiomics, runtime, step",
-    "train": "config, data, evaluation, feedback, models, radiomics, report, runtime, step",
+    "train": "config, data, evaluation, feedback, images, models, radiomics, report, runtime, step",
     "sweep": "config, data, evaluation, models, report, runtime",
     "prepare.py": "data, images, runtime",
     "main.py": "config, data, evaluation, runtime, train",

@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kacl_jax.data.nih import BrokenImage, Records
+from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
+from kacl_jax.images.reader import BrokenImage
 from kacl_jax.runtime.errors import UserError
 
 # image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c 4] (fractions of a side; 0 where

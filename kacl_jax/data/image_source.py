@@ -1,21 +1,16 @@
-"""The pictures of a data root in NIH's layout: one PNG file per image.
-
-prepared/reader.py has the same two interfaces for a prepared root: a store, and the Images that it selects.
-"""
+"""Where the pictures of a data root come from. To read another kind of root, add it to `READERS`."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from kacl_jax.data.tables import Problems
-from kacl_jax.images.reader import read_image
-from kacl_jax.images.resizing import resize
+from kacl_jax.data.png_folder import PngFolder, Progress, has_png_folder
+from kacl_jax.data.prepared.reader import PreparedFolder, is_prepared
+from kacl_jax.data.tables import Problems, Tables
 
 
 class Images(Protocol):
@@ -31,50 +26,56 @@ class Images(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class PngFiles:
-    """One PNG file per image; every `read` decodes the file again."""
+class ImageStore(Protocol):
+    """All pictures of a root. `name in store`: whether it has that image, even a broken one."""
 
-    paths: tuple[Path, ...]
+    def __contains__(self, name: str) -> bool: ...
 
-    def read(self, image_id: int | np.integer, size: int) -> np.ndarray:
-        return resize(read_image(self.paths[image_id]), size)
-
-
-def find_png_files(root: Path, problems: Problems) -> dict[str, Path]:
-    """File name → path of all files in the image folders; calls scandir once per folder and no stat per file."""
-    folders = [root / "images", *sorted(root.glob("images_[0-9][0-9][0-9]/images"))]
-    folders = [folder for folder in folders if folder.is_dir()]
-    if not folders:
-        what = f"is not in {root} (nor images_001/images …)"
-        problems.add("images/", what, "put the PNG files there")
-    files: dict[str, Path] = {}
-    for folder in folders:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
-            if name in files:
-                fix = "keep one of the two files"
-                problems.add(f"{folder.relative_to(root)}/", "has a file that lies elsewhere too",
-                             fix, f"{name} (also {files[name]})")  # fmt: skip
-            files.setdefault(name, folder / name)
-    return files
-
-
-class PngFolder:
-    """A root in NIH's layout as a store of pictures; `files` maps each existing file's name to its path."""
-
-    def __init__(self, root: Path, files: dict[str, Path]) -> None:
-        self.root, self.files = root, files
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.files
-
-    def select(self, names: Sequence[str]) -> PngFiles:
-        """The pictures of `names`; a missing file gets a path in images/."""
-        folder = self.root / "images"
-        return PngFiles(tuple(self.files.get(name, folder / name) for name in names))
+    def select(self, names: Sequence[str]) -> Images:
+        """The pictures of `names`, in this order."""
+        ...
 
     def checksums(self, image_size: int | None) -> dict[str, str]:
-        """Always empty: hashing the PNG files would mean reading all of them."""
-        return {}
+        """Label → sha256 of what makes these pictures, read at `image_size`, other ones than those of NIH's files."""
+        ...
+
+    def verify(
+        self,
+        tables: Tables,
+        problems: Problems,
+        broken_file_problems: Problems,
+        progress: Progress | None,
+    ) -> dict[str, Any]:
+        """Reads everything and adds each mistake to one of the two; returns counts for a person, JSON-able."""
+        ...
+
+
+class Reader(NamedTuple):
+    """How to open one kind of root.
+
+    finds: whether a root is of this kind. open: (root, problems) → its store; adds what is wrong with it to problems.
+    """
+
+    finds: Callable[[Path], bool]
+    open: Callable[[Path, Problems], ImageStore]
+
+
+# The first that finds its kind reads the root.
+READERS = {
+    "prepared": Reader(is_prepared, PreparedFolder),
+    "png": Reader(has_png_folder, PngFolder.open),
+}
+
+
+def open_image_store(root: Path, problems: Problems) -> ImageStore:
+    """The store of pictures of a root; adds what is wrong with it to `problems`.
+
+    Raises:
+        UserError: the root is being prepared and not complete yet.
+    """
+    for reader in READERS.values():
+        if reader.finds(root):
+            return reader.open(root, problems)
+    what = f"is not in {root} (nor images_001/images …)"
+    problems.add("images/", what, "put the PNG files there")
+    return PngFolder(root, {})

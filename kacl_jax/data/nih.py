@@ -15,28 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
-from kacl_jax.data.image_source import Images, PngFiles, PngFolder, find_png_files
-from kacl_jax.data.prepared.reader import PreparedFolder, is_prepared
+from kacl_jax.data.image_source import Images, open_image_store
+from kacl_jax.data.png_folder import PngFolder
+from kacl_jax.data.prepared.reader import is_prepared
 from kacl_jax.data.tables import (
     BOX_FILE,
     FINDINGS_8,
     FINDINGS_14,
     LIST_FILES,
-    Problem,
+    NIH_SIDE,
     Problems,
     Tables,
     read_tables,
 )
-from kacl_jax.images.reader import BrokenImage, read_image
-from kacl_jax.images.resizing import RESIZE_NAME, resize
 from kacl_jax.runtime.errors import UserError
 
-__all__ = [
-    "FINDINGS_8", "FINDINGS_14", "RESIZE_NAME", "BrokenImage", "PngFiles", "Problem", "Records",
-    "from_nih_pixels", "read_image", "read_records", "resize", "to_nih_pixels",
-]  # fmt: skip
-
-NIH_SIDE = 1024  # boxes in BBox_List_2017.csv are in pixels of a 1024 × 1024 frame, whatever the file's size
 MIN_BOX_SIDE = 8  # pixels of that frame; NIH's smallest box has 21, a cell of prior_map's grid 4
 
 
@@ -140,13 +133,6 @@ def read_checked_tables(root: Path | str, problems: Problems) -> Tables:
             example = f"{image} {finding} ({x:g}, {y:g}, {w:g}, {h:g})"
             problems.add(BOX_FILE, f"a box has a side under {MIN_BOX_SIDE} px", fix, example)
     return tables
-
-
-def open_image_store(root: Path, problems: Problems) -> PngFolder | PreparedFolder:
-    """The store of pictures of a root, PNG files or prepared; adds what is wrong with the store to `problems`."""
-    if is_prepared(root):
-        return PreparedFolder(root, problems)
-    return PngFolder(root, find_png_files(root, problems))
 
 
 def report_missing(missing: Sequence[str], total: int, problems: Problems) -> None:

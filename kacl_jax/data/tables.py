@@ -31,6 +31,7 @@ FINDINGS_14 = (
 LABEL_FILES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 BOX_FILE = "BBox_List_2017.csv"
 LIST_FILES = ("train_val_list.txt", "test_list.txt")
+NIH_SIDE = 1024  # boxes in BOX_FILE are in pixels of a 1024 × 1024 frame, whatever the file's size
 
 _NO_FINDING = "No Finding"
 _LABEL_ALIASES = {"Infiltrate": "Infiltration"}  # the spelling in BBox_List_2017.csv

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from kacl_jax.data.nih import (
-    NIH_SIDE,
-    BrokenImage,
-    Problem,
-    Problems,
-    finding_names,
-    open_image_store,
-    read_checked_tables,
-    read_image,
-    report_missing,
-)
-from kacl_jax.data.prepared.reader import PreparedFolder
-from kacl_jax.data.tables import BOX_FILE, LIST_FILES, Tables
-
-Progress = Callable[[int, int], None]  # (images decoded, images in all)
-_NEARLY_BLACK_LEVEL = 16  # of 255; a 12-bit image in a 16-bit file has grey values up to 15
-_MIN_BOXES = 20  # so many boxes do not all lie in one corner by chance
+from kacl_jax.data.image_source import open_image_store
+from kacl_jax.data.nih import finding_names, read_checked_tables, report_missing
+from kacl_jax.data.png_folder import Progress
+from kacl_jax.data.tables import LIST_FILES, Problem, Problems, Tables
 
 
 @dataclass(frozen=True)
@@ -50,11 +34,9 @@ def check(
     official_lists: bool = True,
     progress: Progress | None = None,
 ) -> Report:
-    """Checks text files, lists, boxes, patients and images of a root. It decodes every PNG file; of a
-    prepared root it compares the sha256 of every record file.
+    """Checks text files, lists, boxes, patients and images of a root. A missing text file stops no other check.
 
-    A missing text file does not stop the other checks. The images with a label row are decoded; if no
-    label row can be read, all PNG files are.
+    What is checked of the images depends on the kind of root; see the `verify` of the stores.
 
     Args:
         allow_missing: the run leaves out images without a file. skip_broken: it leaves out broken files.
@@ -72,66 +54,8 @@ def check(
     missing = sorted(name for name in tables.rows if name not in store)
     report_missing(missing, len(tables.rows), non_fatal if allow_missing else problems)
     broken_file_problems = non_fatal if skip_broken else problems
-    if isinstance(store, PreparedFolder):
-        summary |= _check_prepared_folder(store, tables, problems, broken_file_problems, progress)
-    else:
-        summary |= _check_png_files(store.files, tables, problems, broken_file_problems, progress)
-        _check_box_frame(tables, summary["sizes"], problems)
+    summary |= store.verify(tables, problems, broken_file_problems, progress)
     return Report(problems.all(), non_fatal.all(), summary)
-
-
-def _check_prepared_folder(
-    store: PreparedFolder,
-    tables: Tables,
-    problems: Problems,
-    broken_file_problems: Problems,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """Compares every record file with its checksum; reports the files that were broken during preparing."""
-    manifest, done = store.manifest, 0
-
-    def count_images(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress is not None:
-            progress(done, manifest.images)
-
-    for name, checksum in manifest.job.tables.items():
-        if name in tables.checksums and tables.checksums[name] != checksum:
-            fix = "copy the file again, or ignore this if you changed it on purpose"
-            problems.add(name, "is not what it was when the data were prepared", fix)
-    for error in store.broken.values():
-        _report_broken(error, broken_file_problems)
-    store.check_content(problems, count_images)
-    size = manifest.job.size
-    return {
-        "prepared_from": manifest.job.root,
-        "images_prepared": manifest.images,
-        "sizes": {f"{size}x{size}": manifest.images},
-        "record_files": len(manifest.shards),
-        "gigabytes": round(sum(shard.bytes for shard in manifest.shards) / 1e9, 3),
-    }
-
-
-def _check_png_files(
-    files: dict[str, Path],
-    tables: Tables,
-    problems: Problems,
-    broken_file_problems: Problems,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    names = tables.rows if tables.rows else [f for f in files if f.lower().endswith(".png")]
-    paths = [files[name] for name in sorted(names) if name in files]
-    counts = {
-        "files": len(files),
-        "files_without_label_row": len(set(files) - set(tables.rows)),
-    }
-    return counts | _decode_images(paths, problems, broken_file_problems, progress)
-
-
-def _report_broken(error: BrokenImage, problems: Problems) -> None:
-    fix = "fetch the file again, or leave it out with --config.data.on_error=skip"
-    problems.add("images/", "a file cannot be read", fix, f"{error.path.name} {error.reason}")
 
 
 def _compare_list_patients(tables: Tables, problems: Problems) -> None:
@@ -167,59 +91,6 @@ def _summarise_tables(tables: Tables, findings: tuple[str, ...]) -> dict[str, An
         "views": dict(sorted(Counter(row.view for row in rows.values()).items())),
         "checksums": dict(tables.checksums),
     }
-
-
-def _decode_images(
-    paths: list[Path], problems: Problems, broken_file_problems: Problems, progress: Progress | None
-) -> dict[str, Any]:
-    shapes: Counter[str] = Counter()
-    constant = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = zip(paths, pool.map(_decode_image, paths), strict=True)
-        for done, (path, outcome) in enumerate(outcomes, 1):
-            if isinstance(outcome, BrokenImage):
-                _report_broken(outcome, broken_file_problems)
-            else:
-                shapes["{1}x{0}".format(*outcome.shape)] += 1
-                constant += outcome.darkest == outcome.brightest
-                if outcome.darkest < outcome.brightest <= _NEARLY_BLACK_LEVEL:
-                    _report_dark(path, outcome.brightest, problems)
-            if progress is not None:
-                progress(done, len(paths))
-    return {"decoded": sum(shapes.values()), "sizes": dict(shapes), "constant_images": constant}
-
-
-class _ImageInfo(NamedTuple):
-    shape: tuple[int, int]  # h, w
-    darkest: int
-    brightest: int
-
-
-def _decode_image(path: Path) -> _ImageInfo | BrokenImage:
-    """Size and range of grey values of an image, or the error why it cannot be read."""
-    try:
-        image = read_image(path)
-    except BrokenImage as error:
-        return error
-    return _ImageInfo((image.shape[0], image.shape[1]), int(image.min()), int(image.max()))
-
-
-def _report_dark(path: Path, brightest: int, problems: Problems) -> None:
-    fix = (
-        "scale its grey values to 0–255, or in a 16-bit file to 0–65535 (12 bits in 16 are 0–4095)"
-    )
-    what = f"a file is nearly black, no grey value above {_NEARLY_BLACK_LEVEL} of 255"
-    problems.add("images/", what, fix, f"{path.name} up to {brightest}")
-
-
-def _check_box_frame(tables: Tables, sizes: dict[str, int], problems: Problems) -> None:
-    """Reports boxes that are in pixels of smaller images, not of NIH's frame: all end in its upper left part."""
-    sides = [max(map(int, size.split("x"))) for size in sizes]
-    ends = [max(x + w, y + h) for x, y, w, h in tables.boxes.values()]
-    if len(ends) >= _MIN_BOXES and sides and max(ends) <= max(sides) < NIH_SIDE:
-        what = f"all boxes end within {max(sides)} px, as if they were in pixels of the images"
-        fix = f"give them in NIH's frame: x and w times {NIH_SIDE} by the image's width, y and h by its height"
-        problems.add(BOX_FILE, what, fix)
 
 
 def format_problems(problems: list[Problem]) -> str:

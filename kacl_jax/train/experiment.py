@@ -31,6 +31,7 @@ from kacl_jax.feedback.feature_cache import FeatureCache
 from kacl_jax.feedback.feature_table import FeatureTable
 from kacl_jax.feedback.pool import RadiomicsPool
 from kacl_jax.feedback.visibility import Feedback
+from kacl_jax.images.resizing import RESIZE_NAME
 from kacl_jax.models import pretrained
 from kacl_jax.models.kacl import KACL
 from kacl_jax.radiomics import host
@@ -107,7 +108,7 @@ class Experiment:
         )
         cache = FeatureCache(
             self.workdir / _cache_name(processes.process_index(), processes.process_count()),
-            settings=host.settings_key(c.radiomics.bin_width, nih.RESIZE_NAME),
+            settings=host.settings_key(c.radiomics.bin_width, RESIZE_NAME),
         )
         stack.callback(cache.close)
         table = FeatureTable(len(self.records.names))

@@ -13,8 +13,10 @@ import pytest
 from small_root import small_root
 
 from kacl_jax.data.batches import Batch, BrokenFiles, ShardBatches, eval_batches
-from kacl_jax.data.nih import Records, read_image, read_records, resize
+from kacl_jax.data.nih import Records, read_records
 from kacl_jax.data.splits import Split, make_split
+from kacl_jax.images.reader import read_image
+from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
 
 SIZE = 16

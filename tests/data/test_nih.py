@@ -14,17 +14,10 @@ import pytest
 from PIL import Image
 from small_root import BOX_HEADER, LABEL_HEADER, small_root
 
-from kacl_jax.data.nih import (
-    FINDINGS_8,
-    FINDINGS_14,
-    BrokenImage,
-    Records,
-    from_nih_pixels,
-    read_image,
-    read_records,
-    resize,
-    to_nih_pixels,
-)
+from kacl_jax.data.nih import Records, from_nih_pixels, read_records, to_nih_pixels
+from kacl_jax.data.tables import FINDINGS_8, FINDINGS_14
+from kacl_jax.images.reader import BrokenImage, read_image
+from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
 
 

@@ -19,9 +19,11 @@ from small_root import small_root
 from kacl_jax import config as config_keys
 from kacl_jax.config.stored import write_or_check_config
 from kacl_jax.data.batches import Batch, BrokenFiles, ShardBatches, eval_batches
-from kacl_jax.data.nih import Records, read_image, read_records, resize
+from kacl_jax.data.nih import Records, read_records
 from kacl_jax.data.splits import make_split
 from kacl_jax.data.verify import check, format_problems
+from kacl_jax.images.reader import read_image
+from kacl_jax.images.resizing import resize
 from kacl_jax.prepare import prepare_root
 from kacl_jax.runtime import bucket_files
 from kacl_jax.runtime.errors import INTERRUPTED, UserError

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from small_root import small_root
 
-from kacl_jax.data.nih import FINDINGS_8, read_records
+from kacl_jax.data.nih import read_records
+from kacl_jax.data.tables import FINDINGS_8
 from kacl_jax.data.verify import check, format_problems, format_summary
 from kacl_jax.runtime.errors import UserError
 

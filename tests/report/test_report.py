@@ -22,7 +22,7 @@ import pytest
 from toy_root import toy_outputs, toy_records, toy_split
 
 from kacl_jax import config as config_keys
-from kacl_jax.data.image_source import PngFiles
+from kacl_jax.data.png_folder import PngFiles
 from kacl_jax.evaluation import evaluate, result_files
 from kacl_jax.evaluation.metrics import IOU_THRESHOLDS
 from kacl_jax.evaluation.outputs import Outputs

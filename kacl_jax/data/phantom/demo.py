@@ -18,10 +18,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from kacl_jax.data.nih import FINDINGS_8, to_nih_pixels
+from kacl_jax.data.nih import to_nih_pixels
 from kacl_jax.data.phantom import anatomy, film, findings
 from kacl_jax.data.phantom.anatomy import Anatomy, Frame, Pose
 from kacl_jax.data.phantom.findings import Finding
+from kacl_jax.data.tables import FINDINGS_8
 from kacl_jax.runtime.errors import UserError
 
 DRAWING_VERSION = (

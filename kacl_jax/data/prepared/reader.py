@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax.data.tables import Problems
+from kacl_jax.data.png_folder import Progress, report_broken
+from kacl_jax.data.tables import Problems, Tables
 from kacl_jax.images.reader import BrokenImage
 from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
@@ -183,8 +184,33 @@ class PreparedFolder:
     def checksums(self, image_size: int | None) -> dict[str, str]:
         return self.manifest.checksums(image_size)
 
-    def check_content(self, problems: Problems, on_shard_done: Callable[[int], None]) -> None:
-        """Hashes every existing shard; after each shard, calls `on_shard_done` with its number of images."""
+    def verify(
+        self,
+        tables: Tables,
+        problems: Problems,
+        broken_file_problems: Problems,
+        progress: Progress | None,
+    ) -> dict[str, Any]:
+        """See `ImageStore.verify`. Hashes every record file; reports files that were broken during preparing."""
+        manifest = self.manifest
+        for name, checksum in manifest.job.tables.items():
+            if name in tables.checksums and tables.checksums[name] != checksum:
+                fix = "copy the file again, or ignore this if you changed it on purpose"
+                problems.add(name, "is not what it was when the data were prepared", fix)
+        for error in self.broken.values():
+            report_broken(error, broken_file_problems)
+        self._hash_shards(problems, progress)
+        size = manifest.job.size
+        return {
+            "prepared_from": manifest.job.root,
+            "images_prepared": manifest.images,
+            "sizes": {f"{size}x{size}": manifest.images},
+            "record_files": len(manifest.shards),
+            "gigabytes": round(sum(shard.bytes for shard in manifest.shards) / 1e9, 3),
+        }
+
+    def _hash_shards(self, problems: Problems, progress: Progress | None) -> None:
+        done = 0
         for shard in self.manifest.shards:
             path = self.root / shard.file
             if path.is_file() and file_sha256(path) != shard.sha256:
@@ -194,7 +220,9 @@ class PreparedFolder:
                     _HOW_TO_REPAIR,
                     shard.file,
                 )
-            on_shard_done(shard.images)
+            done += shard.images
+            if progress is not None:
+                progress(done, self.manifest.images)
 
 
 class PreparedImages:
