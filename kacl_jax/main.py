@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
 from kacl_jax.config import command_line
-from kacl_jax.runtime import huge_pages, processes, signals
+from kacl_jax.runtime import connection, huge_pages, processes, signals
 from kacl_jax.runtime.errors import (
     DONE,
     USER_ERROR,
@@ -63,7 +63,7 @@ def _run(config: ConfigDict, workdir: Path) -> int:
     from kacl_jax.train.job import evaluate_only, train_and_evaluate
 
     job = train_and_evaluate if _MODE.value == "train" else evaluate_only
-    with processes.connect_processes(_DISTRIBUTED.value):
+    with connection.connect_processes(_DISTRIBUTED.value):
         if not processes.is_leader():
             logging.getLogger().setLevel(logging.WARNING)
         results = job(config, workdir)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import compile_fast
 import pytest
+import tiny_run
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
@@ -30,6 +31,12 @@ LONG = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long files first."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data root of tiny_run.py. A test that changes it makes a copy."""
+    return tiny_run.write_root(tmp_path_factory.mktemp("data") / "root")
 
 
 def _shared(name: str) -> Path:

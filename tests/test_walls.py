@@ -38,11 +38,15 @@ MAY_IMPORT = {
 # What concerns the machine and nothing of the method; a new file here needs that reason.
 RUNTIME = {
     "bucket_files",
+    "clusters",
     "compilation",
+    "connection",
     "devices",
     "errors",
     "files",
     "huge_pages",
+    "jax_private",
+    "process_end",
     "processes",
     "progress",
     "provenance",
@@ -117,6 +121,11 @@ def test_each_library_has_one_room() -> None:
     assert rooms_that_import("orbax") == {"train"}
     assert rooms_that_import("grain") == {"data"}
     assert rooms_that_import("tensorflow_datasets") == {"data"}
+
+
+def test_what_jax_keeps_private_has_one_door() -> None:
+    users = [p.name for p in FILES if any(n.startswith("jax._src") for n in imports(p))]
+    assert users == ["jax_private.py"]
 
 
 def test_leaves_never_see_a_config() -> None:

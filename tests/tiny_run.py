@@ -5,7 +5,7 @@
 is `kacl_jax.main` with a two-layer image encoder in place of ResNet-18. AT='turn:5:SIGKILL' in the environment
 sends that signal to the process itself at that point: 'turn' after step 5 was dispatched, 'saving' while the
 checkpoint of step 5 is being written, 'saved' right after, 'testing' before the tables are written. HEARTBEAT_S is
-`processes.HEARTBEAT_S`.
+`connection.HEARTBEAT_S`.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ if __name__ == "__main__":
     from kacl_jax import main
     from kacl_jax.config import command_line
     from kacl_jax.models.encoders import ENCODERS
-    from kacl_jax.runtime import processes
+    from kacl_jax.runtime import connection
 
-    processes.HEARTBEAT_S = int(os.environ.get("HEARTBEAT_S", processes.HEARTBEAT_S))
+    connection.HEARTBEAT_S = int(os.environ.get("HEARTBEAT_S", connection.HEARTBEAT_S))
     ENCODERS["resnet18"] = tiny_encoder()
     if os.environ.get("AT"):
         _struck(os.environ["AT"])

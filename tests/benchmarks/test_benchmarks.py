@@ -24,11 +24,6 @@ from kacl_jax.train.loop import train
 REPO = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.write_root(tmp_path_factory.mktemp("data") / "root")
-
-
 @pytest.fixture
 def config(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(ENCODERS, "resnet18", tiny_run.tiny_encoder())

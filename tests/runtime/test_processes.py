@@ -23,32 +23,15 @@ import pytest
 import tiny_run
 from same_run import assert_same_run, config, metric_lines
 
-from kacl_jax.data.batches import images_of_shards, shards_of_process
-from kacl_jax.feedback.checkpoint_state import (
-    Pending,
-    decode_counters,
-    encode_counters,
-    join_states,
-    keep_rows_of_images,
-    pack_pending,
-    state_of_process,
-    unpack_pending,
-)
-from kacl_jax.feedback.result import Result
+from kacl_jax.data.batches import images_of_shards
 from kacl_jax.models.encoders import ENCODERS
-from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import processes
-from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR, UserError
+from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR
 from kacl_jax.train import checkpoint, experiment, job
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / "tests" / "tiny_run.py"
 SHARDS = 2
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.write_root(tmp_path_factory.mktemp("data") / "root")
 
 
 # ---- two processes --------------------------------------------------------------------------------------------
@@ -249,159 +232,7 @@ def test_a_mistake_of_one_process_is_told_by_all(
     assert "Traceback" not in first[1] + second[1]
 
 
-# ---- how they are found ---------------------------------------------------------------------------------------
-
-SLURM = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_NODELIST": "node[1-2]",
-    "SLURM_NTASKS": "2",
-    "SLURM_PROCID": "1",
-    "SLURM_LOCALID": "0",
-}
-EXPLICIT = {
-    "JAX_COORDINATOR_ADDRESS": "first:1234",
-    "JAX_NUM_PROCESSES": "2",
-    "JAX_PROCESS_ID": "1",
-}
-ALONE = EXPLICIT | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
-
-
-def set_only(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
-    for name in (*SLURM, *EXPLICIT):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-
-
-def found(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Any:
-    set_only(monkeypatch, env)
-    return processes._jax_arguments()
-
-
-def test_several_processes_are_found_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    explicit = found(monkeypatch, EXPLICIT)
-    assert explicit["coordinator_address"] == "first:1234"
-    assert (explicit["num_processes"], explicit["process_id"]) == (2, 1)
-    assert found(monkeypatch, SLURM) == {"cluster_detection_method": "slurm"}
-    assert found(monkeypatch, SLURM | EXPLICIT) == explicit
-
-
-def test_a_single_machine_goes_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also inside a Slurm step of one task, and in a Kubernetes pod, of whose network nothing is asked."""
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    for env in ({}, SLURM | {"SLURM_NTASKS": "1"}, ALONE):
-        assert found(monkeypatch, env) is None
-
-
-@pytest.mark.parametrize(
-    "mode, env, told",
-    [
-        ("on", {}, "--distributed=on, but neither Slurm"),
-        ("on", SLURM | {"SLURM_NTASKS": "1"}, "--distributed=on, but neither Slurm"),
-        ("on", ALONE, "--distributed=on, but neither Slurm"),
-        ("auto", {"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES is set, JAX_COORDINATOR_ADDRESS"),
-        ("auto", EXPLICIT | {"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2"),
-        ("auto", EXPLICIT | {"JAX_PROCESS_ID": "one"}, "'one'; it must be a whole number"),
-        ("auto", SLURM | {"SLURM_NTASKS": "two"}, "could not be found out"),
-    ],
-)
-def test_half_a_description_is_refused(
-    mode: str, env: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_only(monkeypatch, env)
-    with pytest.raises(UserError, match=told), processes.connect_processes(mode):
-        pass
-
-
-def test_a_process_that_stays_alone_says_so() -> None:
-    code = (
-        "from kacl_jax.runtime import processes; processes.MEETING_S = 2\n"
-        "with processes.connect_processes('auto'): print('here')"
-    )
-    env = (
-        os.environ | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "localhost:9", "PYTHONPATH": str(REPO)}
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode == USER_ERROR, done.stderr
-    assert "did not find each other" in done.stderr
-    assert "here" not in done.stdout
-
-
-# ---- what is shared out ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_processes", [1, 2, 4])
-def test_every_image_belongs_to_one_process(n_processes: int) -> None:
-    train_ids = np.arange(100, 141)
-    parts = [
-        images_of_shards(train_ids, shards_of_process(4, index=i, n_processes=n_processes), 4)
-        for i in range(n_processes)
-    ]
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), train_ids)
-
-
-def test_one_process_draws_the_batches_of_two(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Row for row, over the end of an epoch, and after going on from a saved state."""
-
-    def batches(index: int, n_processes: int) -> Any:
-        c = config(root, data__shards=SHARDS)
-        monkeypatch.setattr(processes, "_process", (index, n_processes))
-        return experiment._batches(c, *experiment.read_data(c, tmp_path))
-
-    one, two = batches(0, 1), [batches(i, 2) for i in range(2)]
-    for step in range(5):
-        if step == 2:
-            states = [state for half in two for state in half.get_state()]
-            assert one.get_state() == states
-            one = batches(0, 1)
-            one.set_state(states)
-        expected = [next(half) for half in two]
-        batch = next(one)
-        for name, rows in batch.items():
-            np.testing.assert_array_equal(rows, np.concatenate([b[name] for b in expected]))
-        assert set(expected[0]["image_id"]).isdisjoint(expected[1]["image_id"])
-
-
-def test_a_feedback_state_is_shared_out_and_joined_without_loss() -> None:
-    rng = np.random.default_rng(0)
-    n, width, images = 12, len(FEATURE_NAMES), [np.arange(0, 10, 2), np.arange(1, 10, 2)]
-    crops = [(rng.integers(0, 255, (3, k), np.uint8), rng.random((3, k)) < 0.5) for k in (4, 7, 5)]
-    pending = [
-        Pending(4, 2, crops[0]),
-        Pending(4, 1, Result(np.ones(width, np.float32), None, True)),
-        Pending(4, 3, crops[1]),
-        Pending(5, 0, Result(None, "flat", True)),
-        Pending(5, 5, crops[2]),
-    ]
-    arrays, results = pack_pending(pending, width)
-    counts = {"submitted": 9, "computed": 8}
-    content = {"counts": counts, "failures": {"flat": 1}, "waits_s": 1.5, "reproducible": False}
-    state = {
-        "step": np.array([5], np.int32),
-        "features": rng.random((n, width), np.float32),
-        "ready": rng.random(n) < 0.5,
-        "features_step": rng.integers(0, 5, n, np.int32),
-        **arrays,
-        "told": encode_counters({**content, "results": results}),
-    }
-    for name, empty in (("features", 0), ("ready", False), ("features_step", -1)):
-        state[name][10:] = empty  # no training images
-    shares = [state_of_process(state, images[i], counts=i == 0) for i in (0, 1)]
-    own = [
-        [(p.step, p.image) for p in unpack_pending(s, decode_counters(s)["results"])]
-        for s in shares
-    ]
-    assert own == [[(4, 2), (5, 0)], [(4, 1), (4, 3), (5, 5)]]
-    # What one process holds of the other's rows is old and must not count.
-    shares[0]["features"] = np.where(np.arange(n)[:, None] % 2, -1, shares[0]["features"])
-    parts = [keep_rows_of_images(s, i) for s, i in zip(shares, images, strict=True)]
-    whole = join_states(parts, n)
-    assert whole.keys() == state.keys()
-    for name, array in state.items():
-        np.testing.assert_array_equal(whole[name], array, err_msg=name)
-        assert whole[name].dtype == array.dtype
+# ---- their messages --------------------------------------------------------------------------------------------
 
 
 def test_what_processes_tell_arrives_as_it_was() -> None:

@@ -48,11 +48,6 @@ SCRIPT = REPO / "tests" / "tiny_run.py"
 STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.write_root(tmp_path_factory.mktemp("data") / "root")
-
-
 # ---- runs in processes of their own ---------------------------------------------------------------------------
 
 
