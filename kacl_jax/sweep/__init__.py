@@ -3,6 +3,8 @@
     __main__  the command: `python -m kacl_jax.sweep`
     hyper     arms × folds × seeds → points
     jobs      runs commands, a few at a time
+    plan      a config file → its points, with their configs and workdirs
+    finished  the finished points, each read once → the table and the page
     measure   one finished run → its metrics over resampled patients
     compare   arms and paired differences
     table     sweep.csv and sweep.md

@@ -3,31 +3,26 @@
 The config file's `get_hyper` gives the points (hyper.py). Each point runs as `python -m kacl_jax.main` in a process and
 a workdir of its own, WORKDIR/<arm>/fold<f>-seed<s>, so a point that crashes does not stop the others; its output is in
 log.txt there. Finished points are skipped, interrupted points are resumed. After each point sweep.csv, sweep.md and
-report.html are written anew. Points share WORKDIR/compilation_cache, and with --parallel=N the GPUs and the cores.
+report.html are written anew, while the next points run. Points share WORKDIR/compilation_cache, and with --parallel=N
+the GPUs and the cores.
 Exit codes are those of a single run: 0 all points are finished · 1 some failed · 75 interrupted, resumable · 77 in use.
 """
 
 from __future__ import annotations
 
 import os
-import runpy
 import shlex
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
-from kacl_jax.config import command_line, reference
-from kacl_jax.config.stored import describe_changed_keys, read_config
+from kacl_jax.config import command_line
+from kacl_jax.config.stored import read_config
 from kacl_jax.data import nih
-from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import (
     DONE,
     INTERRUPTED,
@@ -37,8 +32,10 @@ from kacl_jax.runtime.errors import (
     WorkdirInUseError,
 )
 from kacl_jax.runtime.workdir import has_checkpoint, lock_workdir
-from kacl_jax.sweep import compare, jobs, measure, page, table
+from kacl_jax.sweep import jobs
+from kacl_jax.sweep.finished import FinishedPoints
 from kacl_jax.sweep.hyper import Point, Sweep
+from kacl_jax.sweep.plan import Plan, expand
 
 flags.adopt_module_key_flags(command_line)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the points, one a line, and run nothing.")
@@ -49,110 +46,7 @@ _PARALLEL = flags.DEFINE_integer("parallel", 1, "How many points run at once.", 
 COMMAND = (sys.executable, "-m", "kacl_jax.main")
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """The sweep that the command line asks for: its points, and the config and workdir of each."""
-
-    config_name: str  # the config file, with its variant
-    config: ConfigDict  # before an arm's overrides, with those from the command line
-    common_overrides: dict[str, Any]  # from the command line, for every point
-    sweep: Sweep
-    workdir: Path
-    measurements: dict[Point, measure.RunMeasurements] = field(default_factory=dict)  # so far
-
-    def point_workdir(self, point: Point) -> Path:
-        """The point's workdir."""
-        return self.workdir / point.name
-
-    def overrides(self, point: Point) -> list[str]:
-        """The keys that differ from the config file, as command-line flags."""
-        differing = {**self.common_overrides, **point.overrides}
-        return [f"--config.{key}={value}" for key, value in differing.items()]
-
-    def arguments(self, point: Point) -> list[str]:
-        """The command-line arguments of `python -m kacl_jax.main` for this point."""
-        return [
-            f"--config={self.config_name}",
-            *self.overrides(point),
-            f"--workdir={self.point_workdir(point)}",
-        ]
-
-    def point_config(self, point: Point) -> ConfigDict:
-        """The whole config of a point. Raises UserError on a value of the wrong type."""
-        config = self.config.copy_and_resolve_references()
-        try:
-            config.update_from_flattened_dict(point.overrides)
-        except TypeError as error:
-            raise UserError(f"arm {point.arm.name}: {error}") from error
-        return config
-
-    def is_finished(self, point: Point) -> bool:
-        """Whether the point was trained to its last step and tested after that, by the same rule as main uses."""
-        results = self.point_workdir(point) / "results.json"
-        if not results.exists():
-            return False
-        # The first validation ends the first epoch.
-        log = files.read_json_lines(self.point_workdir(point) / "metrics.jsonl")
-        steps = (line["step"] for line in log if line["kind"] == "val")
-        epochs = point.overrides.get("train.epochs", self.config.train.epochs)
-        total = epochs * next(steps, 0)
-        return bool(total and files.read_json(results).get("trained_steps") == total)
-
-
-def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
-    """The plan of a config file's sweep.
-
-    Args:
-      config_name: the file, with its variant if it has one.
-      config: the config of that file, with the overrides from the command line.
-
-    Raises:
-      UserError: the file gives no sweep; an arm sets a key that does not exist, or one that the command line sets.
-    """
-    path, colon, variant = config_name.partition(":")
-    config_module = runpy.run_path(path)
-    if "get_hyper" not in config_module:
-        raise UserError(f"{path} defines no function get_hyper, so it is no sweep; see {__file__}")
-    argument = [variant] if colon else []
-    flat, raw = (config_keys.flatten(c) for c in (config, config_module["get_config"](*argument)))
-    common_overrides = {key: value for key, value in flat.items() if value != raw[key]}
-    sweep = _call_get_hyper(config_module["get_hyper"], argument, path)
-    problems = []
-    for arm in sweep.arms:
-        problems += [
-            f"arm {arm.name} sets {key}, which is no key; all keys are in {reference.PAGE}"
-            for key in arm.overrides
-            if key not in flat
-        ]
-    arms_of_key = defaultdict(list)
-    for point in sweep.points:
-        for key in point.overrides.keys() & common_overrides.keys():
-            arms_of_key[key].append(point.arm.name)
-    problems += [
-        f"--config.{key} cannot be given for every point: it is what {', '.join(dict.fromkeys(names))} set"
-        for key, names in arms_of_key.items()
-    ]
-    if problems:
-        raise UserError("The sweep cannot be expanded:\n  " + "\n  ".join(problems))
-    return Plan(config_name, config, common_overrides, sweep, workdir)
-
-
-def _call_get_hyper(get_hyper: Callable[..., Any], argument: list[str], path: str) -> Sweep:
-    """Call the config file's `get_hyper`. Any exception in it becomes a UserError that names the line."""
-    try:
-        sweep = get_hyper(*argument)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{command_line.place_in_config_file(error) or path}: {error}") from error
-    if not isinstance(sweep, Sweep):
-        raise UserError(
-            f"{path}: get_hyper returns {sweep!r:.80}, not a kacl_jax.sweep.hyper.Sweep"
-        )
-    return sweep
-
-
-def check_points(plan: Plan, points: list[Point]) -> None:
+def check_points(plan: Plan, points: list[Point], finished: FinishedPoints) -> None:
     """Refuse every point that main would refuse, before the first point starts.
 
     Raises:
@@ -166,8 +60,12 @@ def check_points(plan: Plan, points: list[Point]) -> None:
             config = plan.point_config(point)
             # The number of devices is checked when the point runs.
             config_keys.check(config, n_devices=1)
-            _check_workdir(plan.point_workdir(point), config_keys.flatten(config))
-            if not (has_checkpoint(plan.point_workdir(point)) or plan.is_finished(point)):
+            if finished.is_finished(point):
+                continue
+            workdir = plan.point_workdir(point)
+            if (workdir / "config.json").exists():
+                plan.check_stored_config(point, read_config(workdir))
+            if not has_checkpoint(workdir):
                 pretrained.check(config.model.pretrained, encoder=config.model.encoder)
         except UserError as error:
             points_of_problem[str(error)].append(point.name)
@@ -190,39 +88,6 @@ def check_points(plan: Plan, points: list[Point]) -> None:
         raise UserError("Nothing was started.\n" + "\n".join(lines))
 
 
-def _check_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Refuse a workdir that was started with another config."""
-    if not (workdir / "config.json").exists():
-        return
-    changed = describe_changed_keys(read_config(workdir), config)
-    if changed:
-        raise UserError(
-            f"{workdir} was started with another config: {'; '.join(changed)}. Delete it, or give another --workdir"
-        )
-
-
-def write_table(plan: Plan) -> str:
-    """Write sweep.csv, sweep.md and report.html of the finished points; return the text of sweep.md.
-
-    Raises:
-      UserError: a point that ran with another config; points that cannot be compared.
-    """
-    for point in plan.sweep.points:
-        if point not in plan.measurements and plan.is_finished(point):
-            _check_workdir(plan.point_workdir(point), config_keys.flatten(plan.point_config(point)))
-            plan.measurements[point] = measure.measure_run(plan.point_workdir(point))
-    rows = compare.compare_arms(
-        plan.sweep.arms, plan.measurements, box_share=plan.config.data.box_share
-    )
-    title = f"Sweep {plan.config_name}"
-    text = table.as_markdown(title, plan.sweep.points, plan.measurements, rows)
-    files.write_text(plan.workdir / "sweep.csv", table.as_csv(rows))
-    files.write_text(plan.workdir / "sweep.md", text)
-    if plan.measurements:
-        page.write_sweep(plan.workdir, [point.name for point in plan.measurements])
-    return text
-
-
 def run_sweep(
     plan: Plan, points: list[Point], *, parallel: int = 1, command: tuple[str, ...] = COMMAND
 ) -> int:
@@ -237,27 +102,28 @@ def run_sweep(
     from kacl_jax.runtime import compilation  # imports jax, but takes no device
 
     with lock_workdir(plan.workdir):
-        check_points(plan, points)
-        write_table(plan)
-        finished = [point for point in points if plan.is_finished(point)]
-        for point in finished:
-            jobs.print_line(f"{point.name} is finished; skipped")
+        finished = FinishedPoints(plan)
+        check_points(plan, points, finished)
+        finished.write_table()
+        left = [point for point in points if not finished.is_finished(point)]
+        for point in points:
+            if point not in left:
+                jobs.print_line(f"{point.name} is finished; skipped")
         queue = [
             jobs.Job(
                 point.name,
                 [*command, *plan.arguments(point), *_worker_arguments(plan, point, parallel)],
                 plan.point_workdir(point),
             )
-            for point in points
-            if point not in finished
+            for point in left
         ]
         outcome = jobs.run_jobs(
             queue,
             parallel=parallel,
-            after_each=lambda: write_table(plan),
+            refresh=finished.write_table,
             environment=compilation.cache_environment(plan.workdir / "compilation_cache"),
         )
-        has_table = _print_table(plan)
+        has_table = _print_table(plan.workdir, finished)
     for name, reason in outcome.failed.items():
         jobs.print_line(f"failed: {name}: {reason}")
     if outcome.interrupted:
@@ -273,14 +139,14 @@ def _worker_arguments(plan: Plan, point: Point, parallel: int) -> list[str]:
     return [f"--config.feedback.workers={max(1, (os.cpu_count() or 1) // parallel)}"]
 
 
-def _print_table(plan: Plan) -> bool:
+def _print_table(workdir: Path, finished: FinishedPoints) -> bool:
     """Print the last table. False if it cannot be written; the caller still has to report how the points ended."""
     try:
-        print(write_table(plan))
+        print(finished.write_table())
     except UserError as error:
         jobs.print_line(str(error))
         return False
-    print(f"In {plan.workdir}: sweep.csv, sweep.md, report.html")
+    print(f"In {workdir}: sweep.csv, sweep.md, report.html")
     return True
 
 
@@ -298,7 +164,7 @@ def main(argv: list[str]) -> int:
                 print(f"{point.name}  {shlex.join(plan.overrides(point))}")
             return DONE
         if _TABLE_ONLY.value:
-            print(write_table(plan))
+            print(FinishedPoints(plan).write_table())
             return DONE
         return run_sweep(plan, points, parallel=_PARALLEL.value)
     except WorkdirInUseError as error:

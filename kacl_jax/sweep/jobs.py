@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -49,19 +50,20 @@ def run_jobs(
     jobs: Sequence[Job],
     *,
     parallel: int,
-    after_each: Callable[[], object],
+    refresh: Callable[[], object],
     environment: Mapping[str, str],
 ) -> Outcome:
     """Run all jobs in order, `parallel` at once. A failed job is reported, and the others go on.
 
     Args:
-      after_each: called when a job has succeeded; a UserError from it counts as a failure of that job.
+      refresh: called when jobs have succeeded, in a thread, so that others start and end meanwhile. Those that succeed
+        during a call share the next one. A UserError from it counts as a failure of the jobs that it was called for.
       environment: variables for the jobs; this process's own variables override them.
 
     Raises:
       UserError: a folder that cannot be written.
     """
-    return _JobRunner(jobs, parallel, after_each, environment).run()
+    return _JobRunner(jobs, parallel, refresh, environment).run()
 
 
 def print_line(line: str) -> None:
@@ -84,12 +86,14 @@ class _JobRunner:
         self,
         jobs: Sequence[Job],
         parallel: int,
-        after_each: Callable[[], object],
+        refresh: Callable[[], object],
         environment: Mapping[str, str],
     ) -> None:
         self._queue = list(enumerate(jobs, 1))
         self._total = len(jobs)
-        self._after_each = after_each
+        self._refresh = refresh
+        self._refreshing: tuple[Future[object], list[_Running]] | None = None  # with its jobs
+        self._unrefreshed: list[_Running] = []  # succeeded since the last refresh began
         self._slot_variables = _device_variables(parallel)
         self._environment = {**environment, **os.environ}
         self._running: list[_Running] = []
@@ -99,16 +103,21 @@ class _JobRunner:
         self._start_time = time.monotonic()
 
     def run(self) -> Outcome:
-        with self._handle_signals():
+        with self._handle_signals(), ThreadPoolExecutor(1) as thread:
             try:
-                while self._running or (self._queue and not self._n_signals):
+                while self._is_busy():
                     self._poll()
+                    self._poll_refresh(thread)
                     time.sleep(_POLL_S)
             finally:
                 for running in self._running:
                     running.process.terminate()
         self._outcome.interrupted |= bool(self._n_signals)
         return self._outcome
+
+    def _is_busy(self) -> bool:
+        refreshes = self._refreshing is not None or bool(self._unrefreshed)
+        return bool(self._running) or refreshes or bool(self._queue and not self._n_signals)
 
     def _poll(self) -> None:
         for running in list(self._running):
@@ -123,6 +132,20 @@ class _JobRunner:
             self._n_signals_forwarded += 1
             for running in self._running:
                 running.process.terminate()
+
+    def _poll_refresh(self, thread: Executor) -> None:
+        if self._refreshing and self._refreshing[0].done():
+            call, succeeded = self._refreshing
+            self._refreshing = None
+            try:
+                call.result()
+            except UserError as error:
+                for running in succeeded:
+                    self._outcome.failed[running.job.name] = str(error)
+                    print_line(f"{self._prefix(running)}: {error}")
+        if self._unrefreshed and not self._refreshing:
+            self._refreshing = thread.submit(self._refresh), self._unrefreshed
+            self._unrefreshed = []
 
     def _start_job(self, number: int, job: Job, slot: int) -> _Running:
         print_line(f"[{number}/{self._total}] {job.name}")
@@ -151,7 +174,7 @@ class _JobRunner:
 
     def _end_job(self, running: _Running) -> None:
         duration_s = time.monotonic() - running.start_time
-        prefix = f"[{running.number}/{self._total}] {running.job.name}"
+        prefix = self._prefix(running)
         code = running.process.returncode
         if code == INTERRUPTED or (code == -signal.SIGTERM and self._n_signals):
             self._outcome.interrupted = True
@@ -164,11 +187,10 @@ class _JobRunner:
             return
         self._durations_s.append(duration_s)
         print_line(f"{prefix} done in {_format_duration(duration_s)}; {self._time_summary()}")
-        try:
-            self._after_each()
-        except UserError as error:
-            self._outcome.failed[running.job.name] = str(error)
-            print_line(f"{prefix}: {error}")
+        self._unrefreshed.append(running)
+
+    def _prefix(self, running: _Running) -> str:
+        return f"[{running.number}/{self._total}] {running.job.name}"
 
     def _record_failure(self, running: _Running, prefix: str, failure: str) -> None:
         path = running.job.folder / LOG

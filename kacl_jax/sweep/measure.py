@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,18 @@ class ResampledValue:
 
 
 @dataclass(frozen=True, eq=False)
+class RunFiles:
+    """What a run's JSON files say; of metrics.jsonl, which is long, only what a sweep needs."""
+
+    workdir: Path
+    config: dict[str, Any]  # dotted keys
+    results: dict[str, Any]
+    origin: dict[str, Any]  # run.json
+    steps_per_epoch: int  # 0: no epoch is over
+    contrast: ContrastiveSummary | None  # None: no contrastive loss
+
+
+@dataclass(frozen=True, eq=False)
 class RunMeasurements:
     """One finished run. `settings` must be equal in all runs of a sweep, `test_set` in all runs of a fold."""
 
@@ -58,23 +70,35 @@ class RunMeasurements:
     floors: dict[str, dict[str, float | None]]  # by floor, then by metric
     commit: str = ""  # of the code that tested the run; "": unknown
     contrast: ContrastiveSummary | None = None  # None: no contrastive loss
+    results: Mapping[str, Any] = field(default_factory=dict)  # results.json
+    origin: Mapping[str, Any] = field(default_factory=dict)  # run.json
 
 
-def measure_run(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> RunMeasurements:
-    """Read a finished run and resample its patients.
+def read_files(workdir: Path) -> RunFiles:
+    """Read a run that was tested. Raises UserError if a file is missing or incomplete."""
+    results, origin = (files.read_json(workdir / name) for name in ("results.json", "run.json"))
+    config = read_config(workdir)
+    log = files.read_json_lines(workdir / "metrics.jsonl")
+    # The first validation ends the first epoch.
+    steps_per_epoch = next((line["step"] for line in log if line["kind"] == "val"), 0)
+    contrast = summarise_last_epoch(log, config)
+    return RunFiles(workdir, config, results, origin, steps_per_epoch, contrast)
+
+
+def measure_run(run: RunFiles, *, resamples: int = metrics.RESAMPLES) -> RunMeasurements:
+    """Read the predictions and boxes of a run and resample its patients.
 
     Raises:
       UserError: a file is missing or incomplete, or comes from another evaluation than the others.
     """
-    results, origin = (files.read_json(workdir / name) for name in ("results.json", "run.json"))
-    config = read_config(workdir)
-    predictions = read_predictions(workdir, results["findings"])
+    config, results, origin = run.config, run.results, run.origin
+    predictions = read_predictions(run.workdir, results["findings"])
     weights = patient_weights(config["fold"], index_patients(predictions.patients)[1], resamples)
     metric_values = {
         **resampled_ranking(predictions, weights),
         **resampled_localization(predictions, predictions.iou, weights),
     }
-    _check_files_agree(workdir, results, metric_values)
+    _check_files_agree(run.workdir, results, metric_values)
     floors = {name: results["localization"][name]["iou"] for name in FLOORS}
     boxes = zip(predictions.box_image.tolist(), predictions.box_finding.tolist(), strict=True)
     return RunMeasurements(
@@ -103,7 +127,9 @@ def measure_run(workdir: Path, *, resamples: int = metrics.RESAMPLES) -> RunMeas
             for name, table in floors.items()
         },
         commit=origin["git"] or "",
-        contrast=summarise_last_epoch(files.read_json_lines(workdir / "metrics.jsonl"), config),
+        contrast=run.contrast,
+        results=results,
+        origin=origin,
     )
 
 

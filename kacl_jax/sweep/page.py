@@ -1,4 +1,4 @@
-"""report.html of a sweep, from sweep.csv and the files of its finished points. Imports no jax."""
+"""report.html of a sweep, from sweep.csv and its finished points. Imports no jax."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
-from kacl_jax.config.stored import read_config
 from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.metrics import IOU_THRESHOLDS
 from kacl_jax.evaluation.number_format import interval, short, signed
 from kacl_jax.report import charts, page
 from kacl_jax.report.charts import Axis, ChartPoint, Line
 from kacl_jax.report.figures import WANG_2017, WANG_LABEL
-from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.sweep.compare import Runs
 
 FAMILY_HEADINGS = {
     "weak": "No box anywhere: none in training, none in choosing how the map is read",
@@ -29,15 +28,15 @@ _NUMBER_COLUMNS = (
 )  # fmt: skip
 
 
-def write_sweep(folder: Path, finished: Sequence[str]) -> None:
-    """Write report.html beside sweep.csv. finished: the points to show, '<arm>/fold<f>-seed<s>'.
+def write_sweep(folder: Path, runs: Runs) -> None:
+    """Write report.html beside sweep.csv. runs: the finished points, whose workdirs are in `folder`.
 
     Raises:
-      UserError: sweep.csv or a point's file is missing or has a wrong format, or the page cannot be written.
+      UserError: sweep.csv is missing or has a wrong format, or the page cannot be written.
     """
     rows = read_table(folder / "sweep.csv")
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    points = read_points(folder, finished)
+    points = _points(folder, runs)
     content = {
         "name": folder.absolute().name,
         "metrics": [_metric_name(name) for name in metrics],
@@ -78,32 +77,27 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_points(folder: Path, finished: Sequence[str]) -> list[dict[str, Any]]:
-    """The finished points, ordered by arm (arms in order of appearance), fold and seed.
+def _points(folder: Path, runs: Runs) -> list[dict[str, Any]]:
+    """What the page shows of each point, ordered by arm (arms in order of appearance), fold and seed.
 
     Keys: arm, fold, seed, results, origin, contrast, and link: to the point's own page, or ''.
     """
-    arms = list(dict.fromkeys(name.split("/")[0] for name in finished))
-    points = [_read_point(folder, name) for name in finished]
+    arms = list(dict.fromkeys(point.arm.name for point in runs))
+    points = [
+        {
+            "arm": point.arm.name,
+            "fold": point.fold,
+            "seed": point.seed,
+            "results": run.results,
+            "origin": run.origin,
+            "contrast": run.contrast,
+            "link": quote(f"{point.name}/report.html")
+            if (folder / point.name / "report.html").exists()
+            else "",
+        }
+        for point, run in runs.items()
+    ]
     return sorted(points, key=lambda p: (arms.index(p["arm"]), p["fold"], p["seed"]))
-
-
-def _read_point(folder: Path, name: str) -> dict[str, Any]:
-    arm, fold_and_seed = name.split("/")
-    fold, seed = fold_and_seed.removeprefix("fold").split("-seed")
-    workdir = folder / name
-    config = read_config(workdir)
-    log = files.read_json_lines(workdir / "metrics.jsonl")
-    has_page = (workdir / "report.html").exists()
-    return {
-        "arm": arm,
-        "fold": int(fold),
-        "seed": int(seed),
-        "results": files.read_json(workdir / "results.json"),
-        "origin": files.read_json(workdir / "run.json"),
-        "contrast": contrastive_summary.summarise_last_epoch(log, config),
-        "link": quote(f"{name}/report.html") if has_page else "",
-    }
 
 
 def _section(
@@ -116,7 +110,12 @@ def _section(
     for arm_rows in _group_by(rows, "arm").values():
         row_of_metric = {row["metric"]: row for row in arm_rows}
         cells = [
-            _value_cell(row_of_metric.get(m), range_of_metric[m], _prior_map_marks(arm_rows, m))
+            _cell(
+                row_of_metric.get(m),
+                "value",
+                range_of_metric[m],
+                floors=_prior_map_marks(arm_rows, m),
+            )
             for m in metrics
         ]
         arms.append({**arm_rows[0], "cells": cells})
@@ -129,7 +128,15 @@ def _section(
     for arm_rows in _group_by(pairs, "arm").values():
         for pair_rows in _group_by(arm_rows, "baseline").values():
             row_of_metric = {row["metric"]: row for row in pair_rows}
-            cells = [_difference_cell(row_of_metric.get(m), max_difference[m]) for m in metrics]
+            cells = [
+                _cell(
+                    row_of_metric.get(m),
+                    "difference",
+                    (-max_difference[m], max_difference[m]),
+                    rule=0,
+                )
+                for m in metrics
+            ]
             differences.append({**pair_rows[0], "cells": cells})
     return {"heading": heading, "arms": arms, "differences": differences}
 
@@ -144,51 +151,28 @@ def _prior_map_marks(arm_rows: Sequence[Mapping[str, Any]], metric: str) -> list
     ]
 
 
-def _value_cell(
-    row: Mapping[str, Any] | None,
-    value_range: tuple[float, float],
-    floors: Sequence[tuple[float | None, str]],
+def _cell(
+    row: Mapping[str, Any] | None, column: str, value_range: tuple[float, float], **marks: Any
 ) -> dict[str, Any] | None:
+    """The 'value' or the 'difference' of a row with its interval, in numbers and as a chart; None without a row."""
     if row is None:
         return None
-    ci95 = _interval_ends(row, "ci")
-    value_text = f"{short(row['value'])} {interval(ci95)}".rstrip()
+    prefix, write, pair = "", short, ""
+    if column == "difference":
+        prefix, write, pair = "difference_", signed, f" less {row['baseline']}"
+    value, low, high = row[column], row[f"{prefix}ci_low"], row[f"{prefix}ci_high"]
+    ci95 = None if low is None or high is None else (low, high)
+    text = f"{write(value)} {interval(ci95)}".rstrip()
     chart = charts.interval_chart(
-        row["value"],
+        value,
         ci95,
         low=value_range[0],
         high=value_range[1],
-        floors=floors,
-        alt=f"{_metric_name(row['metric'])} of {row['arm']} {value_text}",
+        alt=f"{_metric_name(row['metric'])} of {row['arm']}{pair} {text}",
+        **marks,
     )
-    return {"value": row["value"], "sd": row["sd"], "ci95": ci95, "chart": chart}
-
-
-def _difference_cell(row: Mapping[str, Any] | None, max_difference: float) -> dict[str, Any] | None:
-    if row is None:
-        return None
-    ci95 = _interval_ends(row, "difference_ci")
-    value_text = f"{signed(row['difference'])} {interval(ci95)}".rstrip()
-    chart = charts.interval_chart(
-        row["difference"],
-        ci95,
-        low=-max_difference,
-        high=max_difference,
-        rule=0,
-        alt=f"{_metric_name(row['metric'])} of {row['arm']} less {row['baseline']} {value_text}",
-    )
-    return {
-        "value": row["difference"],
-        "ci95": ci95,
-        "p": row["p"],
-        "p_holm": row["p_holm"],
-        "chart": chart,
-    }
-
-
-def _interval_ends(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return None if low is None or high is None else (low, high)
+    shown = {name: row[name] for name in ("sd", "p", "p_holm")}
+    return {"value": value, "ci95": ci95, "chart": chart, **shown}
 
 
 def _largest_magnitude(row: Mapping[str, Any]) -> float:

@@ -34,6 +34,8 @@ from kacl_jax.runtime.errors import UserError
 from kacl_jax.step import regions
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.sweep import page as sweep_page
+from kacl_jax.sweep.hyper import Arm, Point
+from kacl_jax.sweep.measure import RunMeasurements, measure_run, read_files
 from kacl_jax.train import final_evaluation
 
 EVIL = "\"><script>alert('x')</script><b>&amp;"
@@ -501,7 +503,17 @@ HEADER = (
 )
 
 
-POINTS = ("focal/fold0-seed0", "focal/fold0-seed1", "kacl/fold0-seed0")
+FOCAL, KACL = Arm("focal"), Arm("kacl")
+POINTS = (Point(FOCAL, 0, 0), Point(FOCAL, 0, 1), Point(KACL, 0, 0))
+
+
+FILES = (
+    "results.json", "run.json", "config.json", "metrics.jsonl", "predictions.csv", "boxes.csv",
+)  # fmt: skip
+
+
+def measure(sweep: Path) -> dict[Point, RunMeasurements]:
+    return {point: measure_run(read_files(sweep / point.name), resamples=2) for point in POINTS}
 
 
 @pytest.fixture
@@ -515,10 +527,10 @@ def sweep(case: Case, tmp_path: Path) -> Path:
         "floor,prior_map,,,iou_0.1,0.4,,,,1,0,8,,,,,,,,,,",
     ]
     (tmp_path / "sweep.csv").write_text("\n".join(lines) + "\n")
-    for name in POINTS:
-        (tmp_path / name).mkdir(parents=True)
-        for file in ("results.json", "run.json", "config.json", "metrics.jsonl"):
-            (tmp_path / name / file).write_bytes((case.workdir / file).read_bytes())
+    for point in POINTS:
+        (tmp_path / point.name).mkdir(parents=True)
+        for file in FILES:
+            (tmp_path / point.name / file).write_bytes((case.workdir / file).read_bytes())
     with (tmp_path / "kacl/fold0-seed0/metrics.jsonl").open("a") as log:
         told = {
             "step": 7,
@@ -537,7 +549,7 @@ def sweep(case: Case, tmp_path: Path) -> Path:
 
 
 def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path) -> None:
-    sweep_page.write_sweep(sweep, POINTS)
+    sweep_page.write_sweep(sweep, measure(sweep))
     text = (sweep / "report.html").read_text()
     found = Page(text)
     assert found.row("section-1", "focal")[1:3] == [".600 ± .010 [.500, .700]", ".250"]
@@ -552,20 +564,20 @@ def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path
     assert "<b>why" not in text
     hrefs = {v for k, v in found.attributes if k == "href" and v[0] != "#"}
     assert hrefs == {"kacl/fold0-seed0/report.html"}
-    sweep_page.write_sweep(sweep, POINTS)
+    sweep_page.write_sweep(sweep, measure(sweep))
     assert (sweep / "report.html").read_text() == text
 
 
 def test_a_sweep_with_nothing_finished_and_one_without_a_table(sweep: Path) -> None:
     (sweep / "sweep.csv").write_text(HEADER + "\n")
-    sweep_page.write_sweep(sweep, [])
+    sweep_page.write_sweep(sweep, {})
     assert "No point is finished yet" in (sweep / "report.html").read_text()
     (sweep / "sweep.csv").write_text(HEADER + "\nweak,focal,0,0,auroc,much\n")
     with pytest.raises(UserError, match=r"sweep\.csv cannot be used"):
-        sweep_page.write_sweep(sweep, [])
+        sweep_page.write_sweep(sweep, {})
     (sweep / "sweep.csv").unlink()
     with pytest.raises(UserError, match=r"sweep\.csv cannot be used"):
-        sweep_page.write_sweep(sweep, [])
+        sweep_page.write_sweep(sweep, {})
 
 
 def test_the_floor_beside_an_arm_is_that_of_its_own_folds_and_folds_weigh_alike() -> None:

@@ -41,6 +41,10 @@ def truth_boxes(labels: np.ndarray, seed: int) -> list[tuple[int, int, float]]:
     return [(int(i), int(c), float(overlap[i, c])) for i, c in np.argwhere(labels)[::2]]
 
 
+def measured(workdir: Path, resamples: int) -> RunMeasurements:
+    return measure.measure_run(measure.read_files(workdir), resamples=resamples)
+
+
 def run_with(values: dict[str, tuple[float, np.ndarray]], share: float = 0.0) -> RunMeasurements:
     """A run of which only the values matter."""
     metric_values = {
@@ -78,7 +82,7 @@ def test_areas_are_scikit_learns_for_every_resample(tmp_path: Path) -> None:
     """Ties and weights included; a resample is the images of each patient, as often as the patient is drawn."""
     scores, labels, patients = random_scores(0)
     assert len(np.unique(scores[:, 0])) < 50  # there are ties
-    run = measure.measure_run(
+    run = measured(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients, fold=3), resamples=40
     )
     cluster = np.unique(patients, return_inverse=True)[1]
@@ -99,7 +103,7 @@ def test_a_resample_without_a_class_is_undefined(tmp_path: Path) -> None:
     """Three patients, one of them the only positive: left out of (2/3)³ of the resamples."""
     labels = np.array([[1, 1], [0, 0], [0, 0]])
     place = write_run(tmp_path, scores=labels * 0.5, labels=labels, patients=np.arange(3))
-    run = measure.measure_run(place, resamples=1000)
+    run = measured(place, resamples=1000)
     weights = measure.patient_weights(0, 3, 1000)[:, 1:]
     both = (weights[0] > 0) & (weights[0] < 3)
     for metric in ("auroc", "auprc"):
@@ -113,7 +117,7 @@ def test_a_resample_without_a_class_is_undefined(tmp_path: Path) -> None:
 def test_localization_is_counted_box_by_box(tmp_path: Path) -> None:
     scores, labels, patients = random_scores(1)
     truth = truth_boxes(labels, 1)
-    run = measure.measure_run(
+    run = measured(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients, truth=truth),
         resamples=30,
     )
@@ -147,7 +151,7 @@ def test_patients_are_drawn_with_replacement_and_alike_for_every_run_of_a_fold()
 def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
     scores, labels, patients = random_scores(2)
     labels[:, 1] = 0
-    run = measure.measure_run(
+    run = measured(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients), resamples=B
     )
     figure = run.metric_values["auroc"]
@@ -167,11 +171,11 @@ def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
 def test_what_the_contrastive_loss_did_is_read_from_the_log(tmp_path: Path) -> None:
     scores, labels, patients = random_scores(0)
     place = write_run(tmp_path / "a", scores=scores, labels=labels, patients=patients)
-    assert measure.measure_run(place, resamples=B).contrast is None
+    assert measured(place, resamples=B).contrast is None
     line = {"step": 5, "kind": "train", "nt_xent": 3.0, "ready": 32.0, "hit_rate": 1.0, "age": 40.0}
     with (place / "metrics.jsonl").open("a") as log:
         log.write(json.dumps({**line, "grad_norm_nt_xent": 0.4, "grad_norm_focal": 0.1}) + "\n")
-    found = measure.measure_run(place, resamples=B).contrast
+    found = measured(place, resamples=B).contrast
     assert found is not None
     assert (found.loss, found.age) == (3.0, 40.0)
     assert found.gradient_ratio == pytest.approx(1.0)
@@ -183,11 +187,11 @@ def test_files_of_different_evaluations_are_refused(tmp_path: Path) -> None:
     other = write_run(tmp_path / "x", scores=scores[:, ::-1], labels=labels, patients=patients)
     (other / "predictions.csv").replace(tmp_path / "predictions.csv")
     with pytest.raises(UserError, match=r"results\.json says auroc .* --mode=eval"):
-        measure.measure_run(tmp_path, resamples=B)
+        measured(tmp_path, resamples=B)
     for torn in (b"image,patient,split\nx.png,1,test\n", b"image,patient\nx.png,1\n", b"\xff\xfe"):
         (tmp_path / "predictions.csv").write_bytes(torn)
         with pytest.raises(UserError, match="does not fit"):
-            measure.measure_run(tmp_path, resamples=B)
+            measured(tmp_path, resamples=B)
 
 
 # ---- many runs --------------------------------------------------------------------------------------------------
@@ -209,7 +213,7 @@ def grid(tmp_path: Path, arm: Arm, skill: Callable[[int], float], noise: float =
                 fold=fold,
                 seed=seed,
             )
-            runs[Point(arm, fold, seed)] = measure.measure_run(place, resamples=B)
+            runs[Point(arm, fold, seed)] = measured(place, resamples=B)
     return runs
 
 
@@ -412,9 +416,9 @@ def test_what_was_tested_on_something_else_is_refused(tmp_path: Path, told: str)
     scores, labels, patients = random_scores(4)
     common = {"scores": scores, "labels": labels, "patients": patients}
     focal, kacl = Arm("focal"), Arm("kacl")
-    one = measure.measure_run(write_run(tmp_path / "a", **common), resamples=B)
+    one = measured(write_run(tmp_path / "a", **common), resamples=B)
     other = write_run(tmp_path / "b", **{**common, **CHANGES[told]})
-    runs = {Point(focal, 0, 0): one, Point(kacl, 0, 0): measure.measure_run(other, resamples=B)}
+    runs = {Point(focal, 0, 0): one, Point(kacl, 0, 0): measured(other, resamples=B)}
     with pytest.raises(UserError, match="focal/fold0-seed0 and kacl/fold0-seed0 have different"):
         compare.compare_arms([focal, kacl], runs)
     with pytest.raises(UserError, match=told):
@@ -428,7 +432,7 @@ def test_another_share_of_boxes_has_another_hash_and_is_still_compared(tmp_path:
     one = write_run(tmp_path / "a", **common)
     other = write_run(tmp_path / "b", **common, split_hash="xyz", **{"data.box_share": 1.0})
     runs = {
-        Point(arm, 0, 0): measure.measure_run(place, resamples=B)
+        Point(arm, 0, 0): measured(place, resamples=B)
         for arm, place in ((focal, one), (guided, other))
     }
     rows = compare.compare_arms([focal, guided], runs)
@@ -447,7 +451,7 @@ def test_every_arm_is_paired_with_the_box_that_looks_at_no_image(tmp_path: Path)
     common = {"scores": scores, "labels": labels, "patients": patients, "truth": truth}
     arm = Arm("focal")
     place = write_run(tmp_path / "a", **common, prior=lambda iou: iou**2)
-    run = measure.measure_run(place, resamples=B)
+    run = measured(place, resamples=B)
     pairs = {
         row.metric: row.difference
         for row in compare.compare_arms([arm], {Point(arm, 0, 0): run})
@@ -479,7 +483,7 @@ def test_without_other_patients_boxes_there_is_no_difference_to_them(tmp_path: P
     arm = Arm("focal")
     one = truth[0][2]
     place = write_run(tmp_path / "a", **common, prior=lambda iou: "" if iou == one else iou)
-    runs = {Point(arm, 0, 0): measure.measure_run(place, resamples=B)}
+    runs = {Point(arm, 0, 0): measured(place, resamples=B)}
     rows = compare.compare_arms([arm], runs)
     pairs = [row.difference for row in rows if row.difference is not None]
     assert len(pairs) == 3

@@ -11,8 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,9 @@ from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR, UserError, Wo
 from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.sweep import __main__ as sweep
 from kacl_jax.sweep import hyper, jobs
+from kacl_jax.sweep.finished import FinishedPoints
 from kacl_jax.sweep.hyper import Arm, Point, Sweep
+from kacl_jax.sweep.plan import Plan, expand
 
 REPO = Path(__file__).resolve().parents[2]
 ABLATIONS = "configs/ablations.py"
@@ -108,13 +113,13 @@ def fake(tmp_path: Path) -> tuple[str, ...]:
     return sys.executable, str(tmp_path / "fake" / "main.py")
 
 
-def plan_of(tmp_path: Path, variant: str = "", **typed: Any) -> sweep.Plan:
+def plan_of(tmp_path: Path, variant: str = "", **typed: Any) -> Plan:
     """As `python -m kacl_jax.sweep --config=….py:variant --config.key=value` would expand it."""
     path = tmp_path / "sweep_config.py"
     path.write_text(CONFIG)
     name = f"{path}:{variant}" if variant else str(path)
     words = [f"--config={name}", *(f"--config.{key}={value}" for key, value in typed.items())]
-    return sweep.expand(name, parsed(words), tmp_path / "out")
+    return expand(name, parsed(words), tmp_path / "out")
 
 
 def parsed(words: list[str]) -> Any:
@@ -127,7 +132,7 @@ def parsed(words: list[str]) -> Any:
     return values.config
 
 
-def write_configs(plan: sweep.Plan) -> None:
+def write_configs(plan: Plan) -> None:
     """config.json of every point, which main would write and the fake cannot."""
     for point in plan.sweep.points:
         plan.point_workdir(point).mkdir(parents=True, exist_ok=True)
@@ -137,7 +142,7 @@ def write_configs(plan: sweep.Plan) -> None:
         )
 
 
-def recorded_arguments(plan: sweep.Plan, point: Point) -> list[str] | None:
+def recorded_arguments(plan: Plan, point: Point) -> list[str] | None:
     path = plan.point_workdir(point) / "called.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -200,7 +205,7 @@ def test_a_mistake_in_get_hyper_is_told_with_its_line(
     path = tmp_path / "mine.py"
     path.write_text(HYPER + body)
     with pytest.raises(UserError, match=re.escape(told)) as error:
-        sweep.expand(str(path), parsed([f"--config={path}"]), tmp_path / "out")
+        expand(str(path), parsed([f"--config={path}"]), tmp_path / "out")
     assert str(path) in str(error.value)
 
 
@@ -252,7 +257,7 @@ def test_a_dry_run_lists_the_points_in_order_and_runs_nothing(tmp_path: Path) ->
 def test_every_point_of_the_ablations_is_a_config_that_main_understands(variant: str) -> None:
     """What a point's words say, read by main's own flags, is the base with the arm's keys, and passes the check."""
     name = f"{REPO / ABLATIONS}:{variant}"
-    plan = sweep.expand(name, parsed([f"--config={name}", "--config.data.root=phantom"]), Path("w"))
+    plan = expand(name, parsed([f"--config={name}", "--config.data.root=phantom"]), Path("w"))
     seen = set()
     for point in plan.sweep.points:
         config = plan.point_config(point)
@@ -269,7 +274,7 @@ def test_every_point_of_the_ablations_is_a_config_that_main_understands(variant:
 
 def test_no_two_arms_of_the_ablations_are_the_same() -> None:
     name = str(REPO / ABLATIONS)
-    plan = sweep.expand(name, parsed([f"--config={name}"]), Path("w"))
+    plan = expand(name, parsed([f"--config={name}"]), Path("w"))
     base = config_keys.flatten(plan.config)
     full = [json.dumps({**base, **arm.overrides}, sort_keys=True) for arm in plan.sweep.arms]
     assert len(set(full)) == len(full)
@@ -277,7 +282,7 @@ def test_no_two_arms_of_the_ablations_are_the_same() -> None:
 
 def test_a_paired_difference_is_of_the_keys_that_it_claims() -> None:
     name = str(REPO / ABLATIONS)
-    plan = sweep.expand(name, parsed([f"--config={name}"]), Path("w"))
+    plan = expand(name, parsed([f"--config={name}"]), Path("w"))
     base = config_keys.flatten(plan.config)
     full = {arm.name: {**base, **arm.overrides} for arm in plan.sweep.arms}
 
@@ -345,7 +350,7 @@ def test_a_point_runs_in_its_own_workdir_and_a_finished_one_is_skipped(
     assert "good/fold0-seed0 is finished; skipped" in capfd.readouterr().err
     assert (tmp_path / "out" / "sweep.md").read_bytes() == table
     with pytest.raises(UserError, match="another config: log_every: 5 → 10"):
-        sweep.write_table(plan_of(tmp_path))
+        FinishedPoints(plan_of(tmp_path)).write_table()
 
 
 def test_the_sweep_outlives_failed_points_and_names_them(
@@ -427,6 +432,73 @@ def test_points_share_the_cores_and_what_is_compiled(
     assert "--config.feedback.workers=3" in json.loads((place / "called.json").read_text())
 
 
+@pytest.fixture
+def reads() -> Iterator[Counter[Path]]:
+    """How often this process opens each file to read it while the test runs."""
+    counts: Counter[Path] = Counter()
+    is_counting = True
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        if is_counting and event == "open" and str(arguments[1]).startswith("r"):
+            counts[Path(arguments[0])] += isinstance(arguments[0], str)
+
+    sys.addaudithook(count)  # nothing removes it
+    yield counts
+    is_counting = False
+
+
+def test_each_point_is_read_once_however_many_follow(
+    tmp_path: Path, fake: tuple[str, ...], reads: Counter[Path]
+) -> None:
+    plan = plan_of(tmp_path)
+    write_configs(plan)
+    points = list(plan.sweep.points)
+    assert sweep.run_sweep(plan, points[:1], command=fake) == DONE  # finished when the next begins
+    reads.clear()
+    assert sweep.run_sweep(plan, points, command=fake) == DONE
+    for point in points:
+        names = {p.name: n for p, n in reads.items() if p.parent == plan.point_workdir(point)}
+        # The config of a workdir that is not finished is checked before the point starts.
+        assert names.pop("config.json") == (1 if point is points[0] else 2)
+        assert names == dict.fromkeys(
+            ("results.json", "run.json", "metrics.jsonl", "predictions.csv", "boxes.csv"), 1
+        )
+
+
+def test_the_next_points_run_during_a_refresh_and_share_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_ended = threading.Event()
+    lines = []
+
+    def print_line(line: str) -> None:
+        lines.append(line)
+        if line.startswith("[3/3] c done"):
+            all_ended.set()
+
+    monkeypatch.setattr(jobs, "print_line", print_line)
+    queue = [jobs.Job(name, [sys.executable, "-S", "-c", ""], tmp_path / name) for name in "abc"]
+    n_calls = 0
+
+    def refresh() -> None:
+        nonlocal n_calls
+        n_calls += 1
+        assert all_ended.wait(60)
+        if n_calls == 2:
+            raise UserError("no room")
+
+    outcome = jobs.run_jobs(queue, parallel=1, refresh=refresh, environment={})
+    assert n_calls == 2
+    assert outcome.failed == {"b": "no room", "c": "no room"}
+    assert lines[-2:] == ["[2/3] b: no room", "[3/3] c: no room"]
+
+
+def test_a_bug_in_a_refresh_is_raised(tmp_path: Path) -> None:
+    job = jobs.Job("a", [sys.executable, "-S", "-c", ""], tmp_path / "a")
+    with pytest.raises(ZeroDivisionError):
+        jobs.run_jobs([job], parallel=1, refresh=lambda: 1 / 0, environment={})
+
+
 def test_how_points_ended_is_told_without_a_table(
     tmp_path: Path,
     fake: tuple[str, ...],
@@ -438,12 +510,12 @@ def test_how_points_ended_is_told_without_a_table(
     points = [p for p in plan.sweep.points if p.arm.name == "dies"]
     tables = iter([""])  # before the first point; afterwards the disk is full
 
-    def write_table(_: sweep.Plan) -> str:
+    def write_table(_: FinishedPoints) -> str:
         for table in tables:
             return table
         raise UserError("no table")
 
-    monkeypatch.setattr(sweep, "write_table", write_table)
+    monkeypatch.setattr(FinishedPoints, "write_table", write_table)
     assert sweep.run_sweep(plan, points, command=fake) == USER_ERROR
     told = capfd.readouterr().err
     assert "no table" in told
@@ -489,9 +561,9 @@ def test_a_signal_stops_the_running_point_once_and_the_same_command_goes_on(
         assert (folds[1] / "called.json").exists() is (place == folds[1])
     plan = plan_of(tmp_path, "slow")
     points = [p for p in plan.sweep.points if p.arm.name == "slow"]
-    assert plan.is_finished(points[0])
+    assert FinishedPoints(plan).is_finished(points[0])
     assert sweep.run_sweep(plan, points, command=fake) == DONE
-    assert plan.is_finished(points[1])
+    assert FinishedPoints(plan).is_finished(points[1])
 
 
 # ---- what is refused before anything runs -----------------------------------------------------------------------
@@ -529,12 +601,12 @@ def test_a_point_of_an_older_commit_counts_as_what_its_code_did(
     old = json.loads(path.read_text())
     del old["config"]["roi.shape"]
     path.write_text(json.dumps(old))
-    sweep.check_points(plan, list(plan.sweep.points))
+    sweep.check_points(plan, list(plan.sweep.points), FinishedPoints(plan))
     shape = dataclasses.replace(keys.KEYS["roi.shape"], default="box")
     monkeypatch.setitem(keys.KEYS, "roi.shape", shape)
     plan = plan_of(tmp_path)
     with pytest.raises(UserError, match=r"good/fold0-seed0: .* roi\.shape: 'mask' → 'box'"):
-        sweep.check_points(plan, [plan.sweep.points[0]])
+        sweep.check_points(plan, [plan.sweep.points[0]], FinishedPoints(plan))
 
 
 def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) -> None:
@@ -545,11 +617,11 @@ def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) ->
     path = tmp_path / "sweep_config.py"
     path.write_text(CONFIG.replace("cam.relu", "cam.rleu"))
     with pytest.raises(UserError, match=r"arm other sets cam\.rleu, which is no key"):
-        sweep.expand(str(path), parsed([f"--config={path}"]), tmp_path)
+        expand(str(path), parsed([f"--config={path}"]), tmp_path)
     path.write_text(CONFIG.replace('"cam.relu": False', '"cam.relu": "no"'))
-    plan = sweep.expand(str(path), parsed([f"--config={path}"]), tmp_path)
+    plan = expand(str(path), parsed([f"--config={path}"]), tmp_path)
     with pytest.raises(UserError, match="arm other: "):
-        sweep.check_points(plan, list(plan.sweep.points))
+        sweep.check_points(plan, list(plan.sweep.points), FinishedPoints(plan))
 
 
 @pytest.mark.parametrize(
