@@ -65,7 +65,7 @@ def _initialise(arguments: dict[str, Any]) -> Any:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # jax's preemption service would take SIGTERM away from `signals.Interrupt`.
     jax.config.update("jax_enable_preemption_service", False)
-    process_end.handle_aborts()
+    process_end.abort_handler.install()
     try:
         jax.distributed.initialize(
             **arguments, initialization_timeout=MEETING_S, heartbeat_timeout_seconds=HEARTBEAT_S

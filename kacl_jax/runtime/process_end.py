@@ -34,19 +34,18 @@ _ENDED = "kacl_jax/ended/"
 
 
 class _AbortHandler:
-    """Ends this process with an exit code and a sentence when jax calls abort(), which it does when it misses another
-    process."""
+    """Makes of jax's abort(), with which it reacts to a lost process, an exit code and a sentence."""
 
     def __init__(self) -> None:
         self.exit = USER_ERROR, NOT_CONNECTED  # the code and the sentence, if jax aborts now
-        self._c_function = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._end)
+        self._in_c = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._end)
 
     def install(self) -> None:
-        """Handle SIGABRT from C: jax aborts from threads in which Python's own handlers never run."""
+        """Handle SIGABRT in C: jax aborts in threads of its own, and Python's handlers run in the main thread only."""
         libc = ctypes.CDLL(None)
         libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
         libc.signal.restype = ctypes.c_void_p
-        libc.signal(signal.SIGABRT, ctypes.cast(self._c_function, ctypes.c_void_p))
+        libc.signal(signal.SIGABRT, ctypes.cast(self._in_c, ctypes.c_void_p))
 
     def _end(self, _: int) -> None:
         code, message = self.exit
@@ -55,12 +54,7 @@ class _AbortHandler:
 
 
 # Global because a process has one handler of a signal, and C keeps a bare pointer to it until the process ends.
-_abort_handler = _AbortHandler()
-
-
-def handle_aborts() -> None:
-    """From now on an abort() in jax ends this process with an exit code and a sentence."""
-    _abort_handler.install()
+abort_handler = _AbortHandler()
 
 
 class ProcessMonitor:
@@ -73,7 +67,7 @@ class ProcessMonitor:
         self._index, self._count = processes.process_index(), processes.process_count()
         self._ending = threading.Lock()  # the thread that ends the process takes it and keeps it
         self._closed = threading.Event()
-        _abort_handler.exit = INTERRUPTED, _PROCESS_LOST
+        abort_handler.exit = INTERRUPTED, _PROCESS_LOST
         self._thread = threading.Thread(target=self._watch, name="other processes", daemon=True)
         self._thread.start()
 
@@ -104,7 +98,7 @@ class ProcessMonitor:
 
     def _end(self, code: int, words: str, line: str) -> NoReturn:
         self._ending.acquire()
-        _abort_handler.exit = code, ""
+        abort_handler.exit = code, ""
         print(line, file=sys.stderr, flush=True)
         sys.stdout.flush()
         import jax

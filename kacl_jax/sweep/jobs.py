@@ -116,8 +116,8 @@ class _JobRunner:
         return self._outcome
 
     def _is_busy(self) -> bool:
-        refreshes = self._refreshing is not None or bool(self._unrefreshed)
-        return bool(self._running) or refreshes or bool(self._queue and not self._n_signals)
+        may_start = self._queue and not self._n_signals
+        return bool(self._running or self._refreshing or self._unrefreshed or may_start)
 
     def _poll(self) -> None:
         for running in list(self._running):
