@@ -196,8 +196,9 @@ def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
         if value is None or value.shape != leaf.shape or value.dtype != leaf.dtype:
             problem = "is missing" if value is None else f"is {value.dtype}{list(value.shape)}"
             raise UserError(
-                f"The checkpoint does not fit this model: {name} {problem}, expected "
-                f"{leaf.dtype}{list(leaf.shape)}. Use the config the run was started with."
+                f"The checkpoint does not fit this model: {name} {problem}, expected {leaf.dtype}{list(leaf.shape)}. "
+                "With an unchanged config.json it is of another version of kacl_jax: go on with that one (run.json "
+                "names its commit), or choose another folder with --workdir=…"
             )
         return value
 
