@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -11,21 +13,36 @@ import jax
 _MIN_COMPILE_TIME = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _ZLIB = b"\x78"  # how a zlib stream begins; jax uses zstd instead where it is installed
 
-
-# The jax version in which the option below was measured. Other versions refuse an option that they do not know.
-_JAX_WITH_YNN_OPTION = (0, 10)
+# YNN keeps matrix products and sums; convolutions go to Eigen.
+_EIGEN_CONVOLUTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+}
 
 
 def compiler_options(device: jax.Device) -> dict[str, str]:
     """For `jax.jit(…, compiler_options=…)`: XLA's defaults, except for Eigen's convolutions on a CPU.
 
     XLA's newer library, YNN, runs a convolution of 64 channels on one core only: on two cores ResNet-18's step takes a
-    quarter less time with Eigen. Matrix products and sums still use YNN.
+    quarter less time with Eigen under jax 0.10.2, and half as much under 0.12.0. Matrix products and sums still use
+    YNN. If XLA refuses the option, a warning says once what is lost.
     """
-    if device.platform != "cpu" or jax.__version_info__[:2] != _JAX_WITH_YNN_OPTION:
+    return _cpu_options() if device.platform == "cpu" else {}
+
+
+@functools.cache
+def _cpu_options() -> dict[str, str]:
+    try:
+        program = jax.jit(lambda x: x, compiler_options=_EIGEN_CONVOLUTIONS)
+        program(jax.device_put(0, jax.local_devices(backend="cpu")[0]))
+    except jax.errors.JaxRuntimeError as error:
+        logging.warning(
+            "jax %s does not take an option that makes convolutions on a CPU faster, so a step may take twice as long; "
+            "requirements.lock has a version that takes it (%s)",
+            jax.__version__,
+            error,
+        )
         return {}
-    kinds = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-    return {"xla_cpu_experimental_ynn_fusion_type": kinds}
+    return _EIGEN_CONVOLUTIONS
 
 
 def use_cache(folder: Path) -> None:
