@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from kacl_jax.data.png_folder import PngFolder, Progress, has_png_folder
+from kacl_jax.data.png_folder import PngFolder, has_png_folder
 from kacl_jax.data.prepared.reader import PreparedFolder, is_prepared
-from kacl_jax.data.tables import Problems, Tables
+from kacl_jax.data.tables import Problems, RootCheck
 
 
 class Images(Protocol):
@@ -39,14 +39,8 @@ class ImageStore(Protocol):
         """Label → sha256 of what makes these pictures, read at `image_size`, other ones than those of NIH's files."""
         ...
 
-    def verify(
-        self,
-        tables: Tables,
-        problems: Problems,
-        broken_file_problems: Problems,
-        progress: Progress | None,
-    ) -> dict[str, Any]:
-        """Reads everything and adds each mistake to one of the two; returns counts for a person, JSON-able."""
+    def verify(self, check: RootCheck) -> dict[str, Any]:
+        """Reads everything and reports each mistake; returns counts for a person, JSON-able."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kacl_jax.data.tables import BOX_FILE, NIH_SIDE, Problems, Tables
+from kacl_jax.data.tables import BOX_FILE, NIH_SIDE, Problems, RootCheck, Tables
 from kacl_jax.images.reader import BrokenImage, read_image
 from kacl_jax.images.resizing import resize
 
-Progress = Callable[[int, int], None]  # (images done, images in all)
 _NEARLY_BLACK_LEVEL = 16  # of 255; a 12-bit image in a 16-bit file has grey values up to 15
 _MIN_BOXES = 20  # so many boxes do not all lie in one corner by chance
 
@@ -59,24 +58,17 @@ class PngFolder:
         """Always empty: hashing the PNG files would mean reading all of them."""
         return {}
 
-    def verify(
-        self,
-        tables: Tables,
-        problems: Problems,
-        broken_file_problems: Problems,
-        progress: Progress | None,
-    ) -> dict[str, Any]:
+    def verify(self, check: RootCheck) -> dict[str, Any]:
         """See `ImageStore.verify`. Decodes the files of all label rows; if there is no label row, all PNG files."""
-        names = (
-            tables.rows if tables.rows else [f for f in self.files if f.lower().endswith(".png")]
-        )
+        rows = check.tables.rows
+        names = rows if rows else [f for f in self.files if f.lower().endswith(".png")]
         paths = [self.files[name] for name in sorted(names) if name in self.files]
         counts = {
             "files": len(self.files),
-            "files_without_label_row": len(set(self.files) - set(tables.rows)),
+            "files_without_label_row": len(set(self.files) - set(rows)),
         }
-        summary = counts | _decode_images(paths, problems, broken_file_problems, progress)
-        _check_box_frame(tables, summary["sizes"], problems)
+        summary = counts | _decode_images(paths, check)
+        _check_box_frame(check.tables, summary["sizes"], check.problems)
         return summary
 
 
@@ -106,23 +98,21 @@ def report_broken(error: BrokenImage, problems: Problems) -> None:
     problems.add("images/", "a file cannot be read", fix, f"{error.path.name} {error.reason}")
 
 
-def _decode_images(
-    paths: list[Path], problems: Problems, broken_file_problems: Problems, progress: Progress | None
-) -> dict[str, Any]:
+def _decode_images(paths: list[Path], check: RootCheck) -> dict[str, Any]:
     shapes: Counter[str] = Counter()
     constant = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = zip(paths, pool.map(_decode_image, paths), strict=True)
         for done, (path, outcome) in enumerate(outcomes, 1):
             if isinstance(outcome, BrokenImage):
-                report_broken(outcome, broken_file_problems)
+                report_broken(outcome, check.broken_file_problems)
             else:
                 shapes["{1}x{0}".format(*outcome.shape)] += 1
                 constant += outcome.darkest == outcome.brightest
                 if outcome.darkest < outcome.brightest <= _NEARLY_BLACK_LEVEL:
-                    _report_dark(path, outcome.brightest, problems)
-            if progress is not None:
-                progress(done, len(paths))
+                    _report_dark(path, outcome.brightest, check.problems)
+            if check.progress is not None:
+                check.progress(done, len(paths))
     return {"decoded": sum(shapes.values()), "sizes": dict(shapes), "constant_images": constant}
 
 

@@ -13,7 +13,7 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,8 @@ _AGE = re.compile(r"(\d+)([YMD]?)")
 _BARE_FILE_NAME = re.compile(r"[^/\\\x00.][^/\\\x00]*")
 _DOWNLOAD = "download it from https://nihcc.app.box.com/v/ChestXray-NIHCC"
 _MAX_EXAMPLES = 3
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,19 @@ class Tables:
     boxes: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
     lists: dict[str, set[str]] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RootCheck:
+    """A check of a whole root: what its tables say, where mistakes are reported, and who hears how far it is.
+
+    broken_file_problems: for image files that cannot be read. progress: called with (images done, images in all).
+    """
+
+    tables: Tables
+    problems: Problems
+    broken_file_problems: Problems
+    progress: Progress | None = None
 
 
 def read_tables(root: Path | str, problems: Problems) -> Tables:

@@ -9,8 +9,7 @@ from typing import Any
 
 from kacl_jax.data.image_source import open_image_store
 from kacl_jax.data.nih import finding_names, read_checked_tables, report_missing
-from kacl_jax.data.png_folder import Progress
-from kacl_jax.data.tables import LIST_FILES, Problem, Problems, Tables
+from kacl_jax.data.tables import LIST_FILES, Problem, Problems, Progress, RootCheck, Tables
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def check(
     missing = sorted(name for name in tables.rows if name not in store)
     report_missing(missing, len(tables.rows), non_fatal if allow_missing else problems)
     broken_file_problems = non_fatal if skip_broken else problems
-    summary |= store.verify(tables, problems, broken_file_problems, progress)
+    summary |= store.verify(RootCheck(tables, problems, broken_file_problems, progress))
     return Report(problems.all(), non_fatal.all(), summary)
 
 

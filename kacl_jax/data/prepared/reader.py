@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax.data.png_folder import Progress, report_broken
-from kacl_jax.data.tables import Problems, Tables
+from kacl_jax.data.png_folder import report_broken
+from kacl_jax.data.tables import Problems, RootCheck
 from kacl_jax.images.reader import BrokenImage
 from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
@@ -184,22 +184,16 @@ class PreparedFolder:
     def checksums(self, image_size: int | None) -> dict[str, str]:
         return self.manifest.checksums(image_size)
 
-    def verify(
-        self,
-        tables: Tables,
-        problems: Problems,
-        broken_file_problems: Problems,
-        progress: Progress | None,
-    ) -> dict[str, Any]:
+    def verify(self, check: RootCheck) -> dict[str, Any]:
         """See `ImageStore.verify`. Hashes every record file; reports files that were broken during preparing."""
         manifest = self.manifest
         for name, checksum in manifest.job.tables.items():
-            if name in tables.checksums and tables.checksums[name] != checksum:
+            if check.tables.checksums.get(name, checksum) != checksum:
                 fix = "copy the file again, or ignore this if you changed it on purpose"
-                problems.add(name, "is not what it was when the data were prepared", fix)
+                check.problems.add(name, "is not what it was when the data were prepared", fix)
         for error in self.broken.values():
-            report_broken(error, broken_file_problems)
-        self._hash_shards(problems, progress)
+            report_broken(error, check.broken_file_problems)
+        self._hash_shards(check)
         size = manifest.job.size
         return {
             "prepared_from": manifest.job.root,
@@ -209,20 +203,20 @@ class PreparedFolder:
             "gigabytes": round(sum(shard.bytes for shard in manifest.shards) / 1e9, 3),
         }
 
-    def _hash_shards(self, problems: Problems, progress: Progress | None) -> None:
+    def _hash_shards(self, check: RootCheck) -> None:
         done = 0
         for shard in self.manifest.shards:
             path = self.root / shard.file
             if path.is_file() and file_sha256(path) != shard.sha256:
-                problems.add(
+                check.problems.add(
                     MANIFEST_FILE,
                     "names a file whose sha256 is another",
                     _HOW_TO_REPAIR,
                     shard.file,
                 )
             done += shard.images
-            if progress is not None:
-                progress(done, self.manifest.images)
+            if check.progress is not None:
+                check.progress(done, self.manifest.images)
 
 
 class PreparedImages:
