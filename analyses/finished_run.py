@@ -7,7 +7,7 @@ from typing import Any
 
 from kacl_jax import config as config_keys
 from kacl_jax.config.stored import read_config
-from kacl_jax.runtime import files
+from kacl_jax.evaluation.results import read_results
 from kacl_jax.train import checkpoint
 from kacl_jax.train.experiment import Experiment, build_experiment
 
@@ -25,7 +25,7 @@ def restore_experiment(workdir: Path) -> Experiment:
 def best_state(experiment: Experiment) -> Any:
     """The TrainState of the checkpoint that the run's test scored, placed on the devices."""
     workdir = experiment.workdir
-    best = files.read_json(workdir / "results.json")["best_step"]
+    best = read_results(workdir / "results.json").best_step
     restored = checkpoint.Checkpoints(workdir / "checkpoints").restore(best)
     trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
     return experiment.parallel.replicate(trained)

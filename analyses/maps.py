@@ -64,7 +64,7 @@ def main() -> None:
         print(f"{way} …", flush=True)
         scores[way] = _score_reader(folds, reader, against)
     prior = _test_values(folds, lambda fold: fold.prior)
-    tables = metrics.localization_tables(prior, **_boxes(folds))
+    tables = metrics.localization_tables(prior, *_boxes(folds))
     scores["prior_map"] = {"no box": {"accuracy": _values_and_intervals(tables)}}
     scores["prior_map"]["no box"] |= {"rules": [], "difference": None}
     _print_tables(scores, folds, "the others" if against else "prior_map")
@@ -270,9 +270,9 @@ def _score_reader(
         baseline = baseline_ious[choice][0] if against else prior
         scores[choice] = {
             "rules": rules,
-            "accuracy": _values_and_intervals(metrics.localization_tables(iou, **boxes)),
+            "accuracy": _values_and_intervals(metrics.localization_tables(iou, *boxes)),
             "difference": _values_and_intervals(
-                metrics.localization_differences(iou, baseline, **boxes)
+                metrics.localization_differences(iou, baseline, *boxes)
             ),
         }
     return scores
@@ -342,23 +342,24 @@ def _best_rule(fold: Fold, maps: np.ndarray) -> tuple[bool, float]:
     return max(RULES, key=accuracy)
 
 
-def _boxes(folds: list[Fold]) -> dict[str, Any]:
-    return {
-        "finding": _test_values(folds, lambda fold: fold.finding),
-        "patients": _test_values(folds, lambda fold: fold.patient),
-        "n_findings": folds[0].n_findings,
-        "thresholds": metrics.IOU_THRESHOLDS,
-    }
+def _boxes(folds: list[Fold]) -> tuple[metrics.TruthBoxes, tuple[float, ...]]:
+    """The test boxes of all folds, and the thresholds of the tables over them."""
+    truth = metrics.TruthBoxes(
+        _test_values(folds, lambda fold: fold.finding),
+        _test_values(folds, lambda fold: fold.patient),
+        folds[0].n_findings,
+    )
+    return truth, metrics.IOU_THRESHOLDS
 
 
 def _test_values(folds: list[Fold], values: Callable[[Fold], np.ndarray]) -> np.ndarray:
     return np.concatenate([values(fold)[~fold.validation] for fold in folds])
 
 
-def _values_and_intervals(tables: tuple[Table, ...]) -> dict[str, Any]:
+def _values_and_intervals(tables: dict[float, Table]) -> dict[str, Any]:
     return {
         f"{t:g}": {"value": table.mean.value, "ci95": table.mean.ci95}
-        for t, table in zip(metrics.IOU_THRESHOLDS, tables, strict=True)
+        for t, table in tables.items()
     }
 
 

@@ -106,7 +106,7 @@ def time_training(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "model_flop_utilisation": None if peak is None else flops / step_s / peak,
         "compilation": compiled,
         "memory": _memory(device),
-        "feedback": counters.feedback(),
+        "feedback": dataclasses.asdict(counters.feedback()),
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -33,7 +34,7 @@ def main(patients: int = 150) -> None:
             results = job.train_and_evaluate(
                 _config(root, overrides), Path(folder) / name.replace(" ", "-")
             )
-            rates, feedback = results["throughput"], results["feedback"]
+            rates, feedback = asdict(results.throughput), asdict(results.feedback)
             hit = "–" if feedback["hit_rate"] is None else f"{feedback['hit_rate']:.2f}"
             print(
                 f"{name:34}{rates['images_per_s']:10.1f}{rates['rois_per_s']:8.1f}"

@@ -12,6 +12,19 @@ import numpy as np
 
 from kacl_jax import config as config_keys
 from kacl_jax.evaluation import metrics
+from kacl_jax.evaluation.results import (
+    Accuracy,
+    CalibrationByFinding,
+    Classification,
+    Extent,
+    FeedbackSummary,
+    Images,
+    Localization,
+    MapAccuracy,
+    Results,
+    Skipped,
+    Throughput,
+)
 
 CHECKSUMS = {"Data_Entry_2017.csv": "0" * 64}
 STEPS_PER_EPOCH = 3
@@ -61,38 +74,56 @@ def write_run(
     _json(workdir / "run.json", {**origin, "checksums": checksums})
     lines_ = [{"step": (e + 1) * STEPS_PER_EPOCH, "kind": "val", "auroc": 0.5} for e in range(2)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_))
-    auroc = metrics.auroc_table(scores, labels, patients, resamples=0).mean.value
-    tables = metrics.localization_tables(
-        np.array([iou for *_, iou in truth]),
+    auroc, auprc = metrics.ranking_tables(scores, labels, patients, resamples=0)
+    boxes = metrics.TruthBoxes(
         np.array([finding for _, finding, _ in truth], int),
         patients[[image for image, *_ in truth]],
         n_findings=len(findings),
-        thresholds=metrics.IOU_THRESHOLDS,
         resamples=0,
     )
-    iou = {
-        str(t): _mean(table.mean.value)
-        for t, table in zip(metrics.IOU_THRESHOLDS, tables, strict=True)
-    }
-    floor = {str(t): _mean(0.5 - t / 2) for t in metrics.IOU_THRESHOLDS}
-    _json(
-        workdir / "results.json",
-        {
-            "fold": fold,
-            "seed": seed,
-            "split": f"C-pooled-fold{fold}of5",
-            "split_hash": split_hash,
-            "findings": list(findings),
-            "classification": {"auroc": _mean(auroc)},
-            "localization": {"iou": iou, "prior_map": {"iou": floor}, "prior_box": {"iou": floor}},
-            "trained_steps": 2 * STEPS_PER_EPOCH,
-        },
+    overlap = np.array([iou for *_, iou in truth])
+    table = _table(0.5, len(findings))
+    floor_iou = {t: _table(0.5 - t / 2, len(findings)) for t in metrics.IOU_THRESHOLDS}
+    floor, map_floor = Accuracy(floor_iou, {}), MapAccuracy(floor_iou, {}, table)
+    results = Results(
+        protocol="C",
+        fold=fold,
+        seed=seed,
+        split=f"C-pooled-fold{fold}of5",
+        split_hash=split_hash,
+        findings=tuple(findings),
+        classification=Classification(
+            auroc=auroc,
+            auprc=auprc,
+            operating_point={},
+            calibration=CalibrationByFinding(brier=table, ece=table, reliability={}),
+        ),
+        localization=Localization(
+            iou=metrics.localization_tables(overlap, boxes, metrics.IOU_THRESHOLDS),
+            iobb={},
+            best_of=floor,
+            afp=table,
+            pointing_game=table,
+            random_map=map_floor,
+            prior_box=floor,
+            prior_map=map_floor,
+            grid_ceiling=floor,
+            above_prior_map=floor,
+        ),
+        subgroups={},
+        evaluation=Extent(Images(1, len(scores)), Skipped(0, 0, 0), (4, 4), len(truth), 0, 0.1, 0),
+        feedback=FeedbackSummary(),
+        throughput=Throughput(),
+        best_step=STEPS_PER_EPOCH,
+        trained_steps=2 * STEPS_PER_EPOCH,
     )
+    _json(workdir / "results.json", results.to_json())
     return workdir
 
 
-def _mean(value: float) -> dict[str, Any]:
-    return {"mean": {"value": None if np.isnan(value) else float(value)}}
+def _table(value: float, n_findings: int) -> metrics.Table:
+    estimate = metrics.Estimate(value, None, {"n": 1})
+    return metrics.Table((estimate,) * n_findings, estimate)
 
 
 def _json(path: Path, content: Any) -> None:

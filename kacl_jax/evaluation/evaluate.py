@@ -13,14 +13,20 @@ import numpy as np
 from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import localization, metrics
-from kacl_jax.evaluation.localization import PredictedBoxes, Tables
-from kacl_jax.evaluation.metrics import Calibration, Table
+from kacl_jax.evaluation.localization import PredictedBoxes, Reading
+from kacl_jax.evaluation.metrics import Table
 from kacl_jax.evaluation.operating_points import (
     OperatingPoint,
     choose_operating_points,
     operating_point_tables,
 )
 from kacl_jax.evaluation.outputs import Outputs, labelled_scores
+from kacl_jax.evaluation.results import (
+    CalibrationByFinding,
+    Classification,
+    Decision,
+    Localization,
+)
 from kacl_jax.evaluation.subgroups import Subgroup, subgroup_auroc
 
 
@@ -30,20 +36,12 @@ class Evaluation:
 
     val: Outputs
     test: Outputs
-    operating_points: tuple[OperatingPoint, ...]
-    operating_point_tables: dict[str, Table]  # by name, as in metrics.DECISION_METRICS
-    auroc: Table
-    auprc: Table
-    calibration: Calibration
+    classification: Classification
+    localization: Localization
     subgroups: dict[str, dict[str, Subgroup]]  # by attribute, then group
     predicted_boxes: PredictedBoxes
-    accuracy: dict[str, Tables]  # by rule
-    floor_accuracy: dict[str, Tables]  # by floor
-    above_prior_map: Tables  # accuracy of rule single minus that of prior_map, paired by truth box
-    # float64 [k], one per pair of predicted_boxes; NaN without a prior or a scored box.
+    # float64 [k], one per pair of predicted_boxes: IoU of prior_map's box; NaN without a prior or a scored box.
     prior_map_iou: np.ndarray
-    pointing: dict[str, Table]  # by 'single' | 'prior_map' | 'random_map'
-    afp: Table
     resamples: int
 
 
@@ -52,64 +50,71 @@ def evaluate_outputs(
     test: Outputs,
     records: Records,
     split: Split,
+    reading: Reading,
     *,
-    size: int,
-    relu: bool,
-    threshold: float,
     resamples: int = metrics.RESAMPLES,
 ) -> Evaluation:
     """All tables. Thresholds come from the validation part, all reported numbers from the test part.
 
-    size, relu, threshold: as in `regions.threshold_map`. `val` needs no class maps.
+    reading: how maps become boxes. `val` needs no class maps.
     """
-    operating_points = choose_operating_points(val, records, split)
-    test_scores = labelled_scores(test, records, split.test)
-    scores_labels_patients = test_scores.probability, test_scores.labels, test_scores.patients
-    auroc, auprc = metrics.ranking_tables(*scores_labels_patients, resamples=resamples)
+    points = choose_operating_points(val, records, split)
     grid = test.class_maps().shape[2:]
-    predicted_boxes = localization.predict_boxes(
-        test, records, split, operating_points, size=size, relu=relu, threshold=threshold
-    )
-    random_boxes = localization.predict_boxes_from_random_maps(
-        predicted_boxes, records, grid, size=size, relu=relu, threshold=threshold
-    )
-    prior_overlaps = localization.measure_prior_overlaps(predicted_boxes, records, split)
-    accuracy = localization.localization_accuracy(predicted_boxes, records, resamples=resamples)
-    random_accuracy = localization.localization_accuracy(random_boxes, records, resamples=resamples)
+    predicted_boxes = localization.predict_boxes(test, records, split, points, reading)
+    truth = localization.scored_truth(predicted_boxes, records, resamples)
+    priors = localization.score_priors(truth, records, split)
+    prior_map_iou = np.full(len(predicted_boxes.box), np.nan)
+    prior_map_iou[predicted_boxes.scored] = priors.map.iou
     return Evaluation(
         val=val,
         test=test,
-        operating_points=operating_points,
-        operating_point_tables=operating_point_tables(
-            test, records, split, operating_points, resamples=resamples
+        classification=_classify(test, records, split, points, resamples),
+        localization=localization.score_boxes(
+            predicted_boxes,
+            localization.predict_boxes_from_random_maps(predicted_boxes, records, grid, reading),
+            truth,
+            priors,
+            grid=grid,
+            afp=localization.false_boxes_per_image(
+                predicted_boxes, test, records, split, points, resamples=resamples
+            ),
         ),
-        auroc=auroc,
-        auprc=auprc,
-        calibration=metrics.measure_calibration(*scores_labels_patients, resamples=resamples),
         subgroups=subgroup_auroc(test, records, split.test, resamples=resamples),
         predicted_boxes=predicted_boxes,
-        accuracy=accuracy,
-        floor_accuracy={
-            "random_map": random_accuracy["single"],
-            **localization.floor_accuracy(
-                predicted_boxes, records, prior_overlaps, grid, resamples=resamples
-            ),
-        },
-        above_prior_map=localization.accuracy_above_prior_map(
-            predicted_boxes, records, prior_overlaps, resamples=resamples
-        ),
-        prior_map_iou=prior_overlaps["prior_map"]["iou"],
-        pointing={
-            "single": localization.pointing_game(predicted_boxes, records, resamples=resamples),
-            "prior_map": localization.prior_pointing_game(
-                predicted_boxes, records, split, resamples=resamples
-            ),
-            "random_map": localization.pointing_game(random_boxes, records, resamples=resamples),
-        },
-        afp=localization.false_boxes_per_image(
-            predicted_boxes, test, records, split, operating_points, resamples=resamples
-        ),
+        prior_map_iou=prior_map_iou,
         resamples=resamples,
+    )
+
+
+def _classify(
+    test: Outputs,
+    records: Records,
+    split: Split,
+    points: tuple[OperatingPoint, ...],
+    resamples: int,
+) -> Classification:
+    scores = labelled_scores(test, records, split.test)
+    scores_labels_patients = scores.probability, scores.labels, scores.patients
+    auroc, auprc = metrics.ranking_tables(*scores_labels_patients, resamples=resamples)
+    calibration = metrics.measure_calibration(*scores_labels_patients, resamples=resamples)
+    tables = operating_point_tables(test, records, split, points, resamples=resamples)
+    return Classification(
+        auroc=auroc,
+        auprc=auprc,
+        operating_point={
+            name: Decision(
+                value=point.threshold,
+                youden_j=point.youden_j,
+                reason=point.reason,
+                **{metric: table.findings[c] for metric, table in tables.items()},
+            )
+            for c, (name, point) in enumerate(zip(records.findings, points, strict=True))
+        },
+        calibration=CalibrationByFinding(
+            brier=calibration.brier,
+            ece=calibration.ece,
+            reliability=dict(zip(records.findings, calibration.reliability, strict=True)),
+        ),
     )
 
 

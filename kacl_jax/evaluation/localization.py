@@ -7,8 +7,9 @@ Axes: c findings · u v map cells · k pairs of an image and a finding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -16,20 +17,32 @@ from scipy import ndimage
 from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics
-from kacl_jax.evaluation.metrics import IOBB_THRESHOLDS, IOU_THRESHOLDS, Table
+from kacl_jax.evaluation.metrics import IOBB_THRESHOLDS, IOU_THRESHOLDS, Table, TruthBoxes
 from kacl_jax.evaluation.operating_points import OperatingPoint, is_predicted_positive
 from kacl_jax.evaluation.outputs import Outputs, probabilities
-from kacl_jax.step.regions import threshold_map
+from kacl_jax.evaluation.results import Accuracy, Localization, MapAccuracy
+from kacl_jax.step.regions import Components, threshold_map
 
 AFP_IOU = 0.1  # a predicted box is false unless its IoU with a truth box is greater than this
-FLOORS = ("random_map", "prior_box", "prior_map", "grid_ceiling")
-RULES = ("single", "best_of")
-Overlaps = dict[
-    str, dict[str, np.ndarray]
-]  # by floor, then measure: float64 [k], one per pair of PredictedBoxes
-OVERLAP_THRESHOLDS: dict[str, tuple[float, ...]] = {"iou": IOU_THRESHOLDS, "iobb": IOBB_THRESHOLDS}
 
-Tables = dict[str, tuple[Table, ...]]  # measure → one table per threshold of OVERLAP_THRESHOLDS
+
+@dataclass(frozen=True)
+class Reading:
+    """How a map becomes boxes: size, relu and threshold as in `regions.threshold_map`."""
+
+    size: int
+    relu: bool
+    threshold: float
+
+    def components(self, class_map: np.ndarray) -> Components:
+        return threshold_map(class_map, size=self.size, relu=self.relu, threshold=self.threshold)
+
+
+class Overlaps(NamedTuple):
+    """Overlaps of boxes with m truth boxes: float64 [m]; NaN where there is no box to compare."""
+
+    iou: np.ndarray
+    iobb: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +74,11 @@ def predict_boxes(
     records: Records,
     split: Split,
     operating_points: tuple[OperatingPoint, ...],
-    *,
-    size: int,
-    relu: bool,
-    threshold: float,
+    reading: Reading,
 ) -> PredictedBoxes:
     """Class map → box for every scored truth box and every predicted-positive pair of the test part.
 
-    size, relu, threshold: as in `regions.threshold_map`. Boxes are computed in float64.
+    Boxes are computed in float64.
     """
     maps, rows = outputs.class_maps(), outputs.rows(split.test)
     probability = probabilities(outputs, rows, records)
@@ -80,14 +90,12 @@ def predict_boxes(
     return _boxes_from_maps(
         (maps[index] for index in zip(output_row, finding, strict=True)),
         records,
+        reading,
         image_id=outputs.image_id[output_row].astype(np.int64),
         finding=finding,
         score=probability[kept],
         predicted=predicted[kept],
         scored=scored[kept],
-        size=size,
-        relu=relu,
-        threshold=threshold,
     )
 
 
@@ -95,10 +103,7 @@ def predict_boxes_from_random_maps(
     predicted_boxes: PredictedBoxes,
     records: Records,
     grid: tuple[int, int],
-    *,
-    size: int,
-    relu: bool,
-    threshold: float,
+    reading: Reading,
 ) -> PredictedBoxes:
     """The boxes that the same rule predicts from `metrics.random_map`s on the same u × v `grid`.
 
@@ -110,40 +115,36 @@ def predict_boxes_from_random_maps(
     return _boxes_from_maps(
         (metrics.random_map(*grid, (0, *pair)) for pair in pairs),
         records,
+        reading,
         image_id=image_id,
         finding=finding,
         score=predicted_boxes.score[scored],
         predicted=predicted_boxes.predicted[scored],
         scored=scored[scored],
-        size=size,
-        relu=relu,
-        threshold=threshold,
     )
 
 
 def _boxes_from_maps(
     maps: Iterable[np.ndarray],
     records: Records,
+    reading: Reading,
     *,
     image_id: np.ndarray,
     finding: np.ndarray,
     score: np.ndarray,
     predicted: np.ndarray,
     scored: np.ndarray,
-    size: int,
-    relu: bool,
-    threshold: float,
 ) -> PredictedBoxes:
     """maps: one [u v] for each of the k pairs."""
     k = len(image_id)
     box, fallback, peak = np.zeros((k, 4)), np.zeros(k, bool), np.full((k, 2), np.nan)
     overlaps = {name: np.full(k, np.nan) for name in ("iou", "iobb", "best_iou", "best_iobb")}
     for i, class_map in enumerate(maps):
-        components = threshold_map(class_map, size=size, relu=relu, threshold=threshold)
+        components = reading.components(class_map)
         component_boxes = _component_boxes(components.labels)
         box[i], fallback[i] = component_boxes[components.peak - 1], components.fallback
         if scored[i]:
-            peak[i] = _peak(class_map, relu)
+            peak[i] = _peak(class_map, reading.relu)
             truth = records.boxes[image_id[i], finding[i]]
             for name, overlap_of in (("iou", metrics.iou), ("iobb", metrics.iobb)):
                 values = overlap_of(component_boxes, truth)
@@ -172,167 +173,113 @@ def _component_boxes(labels: np.ndarray) -> np.ndarray:
     return np.array(edges, np.float64) / [w, h, w, h]
 
 
-def localization_accuracy(
-    predicted_boxes: PredictedBoxes, records: Records, *, resamples: int = metrics.RESAMPLES
-) -> dict[str, Tables]:
-    """Localization accuracy by rule: {'single' | 'best_of': {'iou' | 'iobb': tables}}."""
-    overlaps = {
-        "single": {"iou": predicted_boxes.iou, "iobb": predicted_boxes.iobb},
-        "best_of": {"iou": predicted_boxes.best_iou, "iobb": predicted_boxes.best_iobb},
-    }
-    return _accuracy_tables(predicted_boxes, records, overlaps, resamples)
+@dataclass(frozen=True, eq=False)
+class ScoredTruth:
+    """The m truth boxes that the split scores: those of the scored pairs of PredictedBoxes, in the same order."""
 
+    image_id: np.ndarray  # int64 [m]
+    box: np.ndarray  # float64 [m 4]
+    of: TruthBoxes  # their findings and patients
 
-def floor_accuracy(
-    predicted_boxes: PredictedBoxes,
-    records: Records,
-    prior_overlaps: Overlaps,
-    grid: tuple[int, int],
-    *,
-    resamples: int = metrics.RESAMPLES,
-) -> dict[str, Tables]:
-    """Accuracy of boxes made without any image, and the best accuracy that the u × v `grid` of the map allows.
+    def tables(self, overlaps: Overlaps) -> dict[str, dict[float, Table]]:
+        """The fields of an `Accuracy`."""
+        return {
+            "iou": metrics.localization_tables(overlaps.iou, self.of, IOU_THRESHOLDS),
+            "iobb": metrics.localization_tables(overlaps.iobb, self.of, IOBB_THRESHOLDS),
+        }
 
-    prior_overlaps: from `measure_prior_overlaps`. Truth boxes and denominators are those of `localization_accuracy`.
-    """
-    overlaps = dict(prior_overlaps)
-    scored = predicted_boxes.scored
-    truth = records.boxes[predicted_boxes.image_id[scored], predicted_boxes.finding[scored]].astype(
-        np.float64
-    )
-    ceilings = {"iou": metrics.grid_ceiling, "iobb": metrics.grid_ceiling_iobb}
-    overlaps["grid_ceiling"] = {m: np.full(len(scored), np.nan) for m in OVERLAP_THRESHOLDS}
-    for measure, ceiling_of in ceilings.items():
-        overlaps["grid_ceiling"][measure][scored] = ceiling_of(truth, *grid)
-    return _accuracy_tables(predicted_boxes, records, overlaps, resamples)
-
-
-def accuracy_above_prior_map(
-    predicted_boxes: PredictedBoxes,
-    records: Records,
-    prior_overlaps: Overlaps,
-    *,
-    resamples: int = metrics.RESAMPLES,
-) -> Tables:
-    """Localization accuracy of rule single minus that of prior_map, paired by truth box."""
-    prior, scored = prior_overlaps["prior_map"], predicted_boxes.scored
-    overlaps = {"iou": predicted_boxes.iou, "iobb": predicted_boxes.iobb}
-    return {
-        measure: metrics.localization_differences(
-            overlaps[measure][scored],
-            prior[measure][scored],
-            predicted_boxes.finding[scored],
-            records.patients[predicted_boxes.image_id[scored]],
-            n_findings=len(records.findings),
-            thresholds=thresholds,
-            resamples=resamples,
+    def difference(self, overlaps: Overlaps, baseline: Overlaps) -> Accuracy:
+        """Accuracy minus that of a baseline, paired by truth box."""
+        return Accuracy(
+            metrics.localization_differences(overlaps.iou, baseline.iou, self.of, IOU_THRESHOLDS),
+            metrics.localization_differences(
+                overlaps.iobb, baseline.iobb, self.of, IOBB_THRESHOLDS
+            ),
         )
-        for measure, thresholds in OVERLAP_THRESHOLDS.items()
-    }
+
+    def pointing_game(self, predicted_boxes: PredictedBoxes) -> Table:
+        """The share of truth boxes that contain their map's peak; a map without a peak is a miss."""
+        peak = predicted_boxes.peak[predicted_boxes.scored]
+        return metrics.pointing_table(metrics.point_in_box(peak, self.box), self.of)
 
 
-def measure_prior_overlaps(
-    predicted_boxes: PredictedBoxes, records: Records, split: Split
-) -> Overlaps:
-    """Overlaps of prior_box and prior_map with the truth boxes; NaN where a pair has no prior or no scored box.
-
-    For each pair of masks in split.floors, the priors are made of the boxes of the first mask and scored on those of
-    the second.
-    """
-    truth = records.boxes[predicted_boxes.image_id, predicted_boxes.finding].astype(np.float64)
-    overlaps = {
-        name: {measure: np.full(len(truth), np.nan) for measure in OVERLAP_THRESHOLDS}
-        for name in ("prior_box", "prior_map")
-    }
-    for pairs, boxes in _pairs_and_prior_boxes(predicted_boxes, records, split):
-        for name, make_prior in (
-            ("prior_box", metrics.prior_box),
-            ("prior_map", metrics.prior_map),
-        ):
-            box = make_prior(boxes)
-            overlaps[name]["iou"][pairs] = metrics.iou(box, truth[pairs])
-            overlaps[name]["iobb"][pairs] = metrics.iobb(box, truth[pairs])
-    return overlaps
+def scored_truth(predicted_boxes: PredictedBoxes, records: Records, resamples: int) -> ScoredTruth:
+    scored = predicted_boxes.scored
+    image_id, finding = predicted_boxes.image_id[scored], predicted_boxes.finding[scored]
+    return ScoredTruth(
+        image_id,
+        records.boxes[image_id, finding].astype(np.float64),
+        TruthBoxes(finding, records.patients[image_id], len(records.findings), resamples),
+    )
 
 
-def _pairs_and_prior_boxes(
-    predicted_boxes: PredictedBoxes, records: Records, split: Split
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(pairs bool [k], boxes float [m 4] of other patients from which the priors of these pairs are made)."""
+@dataclass(frozen=True, eq=False)
+class Priors:
+    """What other patients' boxes reach on the m truth boxes, without any image; NaN where a box has no prior."""
+
+    box: Overlaps  # of their mean box
+    map: Overlaps  # of their heat map, read like a network's map
+    hit: np.ndarray  # float64 [m], 1 where the truth box contains the peak of the heat map
+
+
+def score_priors(truth: ScoredTruth, records: Records, split: Split) -> Priors:
+    """For each pair of masks in split.floors, the priors are made of the boxes of the first mask and scored on those
+    of the second."""
+    m = len(truth.box)
+    mean_box, heat_map = (Overlaps(np.full(m, np.nan), np.full(m, np.nan)) for _ in range(2))
+    hit = np.full(m, np.nan)
     for source, target in split.floors:
         for c in range(len(records.findings)):
-            pairs = (
-                predicted_boxes.scored
-                & (predicted_boxes.finding == c)
-                & target[predicted_boxes.image_id, c]
-            )
+            rows = (truth.of.finding == c) & target[truth.image_id, c]
             boxes = records.boxes[source[:, c], c]
-            if pairs.any() and len(boxes):
-                yield pairs, boxes
+            if not (rows.any() and len(boxes)):
+                continue
+            for overlaps, prior in (
+                (mean_box, metrics.prior_box(boxes)),
+                (heat_map, metrics.prior_map(boxes)),
+            ):
+                overlaps.iou[rows] = metrics.iou(prior, truth.box[rows])
+                overlaps.iobb[rows] = metrics.iobb(prior, truth.box[rows])
+            hit[rows] = metrics.point_in_box(metrics.prior_peak(boxes), truth.box[rows])
+    return Priors(mean_box, heat_map, hit)
 
 
-def pointing_game(
-    predicted_boxes: PredictedBoxes, records: Records, *, resamples: int = metrics.RESAMPLES
-) -> Table:
-    """The share of truth boxes that contain their map's peak; a map without a peak is a miss."""
-    truth = records.boxes[predicted_boxes.image_id, predicted_boxes.finding]
-    hit = np.full(len(truth), np.nan)
-    hit[predicted_boxes.scored] = metrics.point_in_box(
-        predicted_boxes.peak[predicted_boxes.scored], truth[predicted_boxes.scored]
-    )
-    return _pointing_table(hit, predicted_boxes, records, resamples)
-
-
-def prior_pointing_game(
+def score_boxes(
     predicted_boxes: PredictedBoxes,
-    records: Records,
-    split: Split,
+    random_boxes: PredictedBoxes,
+    truth: ScoredTruth,
+    priors: Priors,
     *,
-    resamples: int = metrics.RESAMPLES,
-) -> Table:
-    """As `pointing_game` for the heat map of prior_map, which is made of other patients' boxes and no image."""
-    truth = records.boxes[predicted_boxes.image_id, predicted_boxes.finding]
-    hit = np.full(len(truth), np.nan)
-    for pairs, boxes in _pairs_and_prior_boxes(predicted_boxes, records, split):
-        hit[pairs] = metrics.point_in_box(metrics.prior_peak(boxes), truth[pairs])
-    return _pointing_table(hit, predicted_boxes, records, resamples)
+    grid: tuple[int, int],
+    afp: Table,
+) -> Localization:
+    """All tables about boxes. grid_ceiling is the best accuracy that the u × v `grid` of the maps allows.
 
-
-def _pointing_table(
-    hit: np.ndarray, predicted_boxes: PredictedBoxes, records: Records, resamples: int
-) -> Table:
+    random_boxes: from `predict_boxes_from_random_maps`. afp: from `false_boxes_per_image`.
+    """
     scored = predicted_boxes.scored
-    return metrics.pointing_table(
-        hit[scored],
-        predicted_boxes.finding[scored],
-        records.patients[predicted_boxes.image_id[scored]],
-        n_findings=len(records.findings),
-        resamples=resamples,
+    single = Overlaps(predicted_boxes.iou[scored], predicted_boxes.iobb[scored])
+    best = Overlaps(predicted_boxes.best_iou[scored], predicted_boxes.best_iobb[scored])
+    ceiling = Overlaps(
+        metrics.grid_ceiling(truth.box, *grid), metrics.grid_ceiling_iobb(truth.box, *grid)
     )
-
-
-def _accuracy_tables(
-    predicted_boxes: PredictedBoxes,
-    records: Records,
-    overlaps: Overlaps,
-    resamples: int,
-) -> dict[str, Tables]:
-    scored = predicted_boxes.scored
-
-    def tables_of(measure: str, overlap: np.ndarray) -> tuple[Table, ...]:
-        return metrics.localization_tables(
-            overlap[scored],
-            predicted_boxes.finding[scored],
-            records.patients[predicted_boxes.image_id[scored]],
-            n_findings=len(records.findings),
-            thresholds=OVERLAP_THRESHOLDS[measure],
-            resamples=resamples,
-        )
-
-    return {
-        name: {measure: tables_of(measure, overlap) for measure, overlap in by_measure.items()}
-        for name, by_measure in overlaps.items()
-    }
+    return Localization(
+        **truth.tables(single),
+        best_of=Accuracy(**truth.tables(best)),
+        afp=afp,
+        pointing_game=truth.pointing_game(predicted_boxes),
+        random_map=MapAccuracy(
+            **truth.tables(Overlaps(random_boxes.iou, random_boxes.iobb)),
+            pointing_game=truth.pointing_game(random_boxes),
+        ),
+        prior_box=Accuracy(**truth.tables(priors.box)),
+        prior_map=MapAccuracy(
+            **truth.tables(priors.map),
+            pointing_game=metrics.pointing_table(priors.hit, truth.of),
+        ),
+        grid_ceiling=Accuracy(**truth.tables(ceiling)),
+        above_prior_map=truth.difference(single, priors.map),
+    )
 
 
 def false_boxes_per_image(

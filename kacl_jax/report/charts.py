@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from markupsafe import Markup
 
@@ -30,7 +31,7 @@ class Axis:
 class Line:
     """One line.
 
-    points: (x, y); the line is interrupted where y is None. style: a class of style.css.
+    points: (x, y); the line is interrupted where y is None or NaN. style: a class of style.css.
     band: (x, low, high) of an interval around the line.
     dots: whether each point has a dot.
     """
@@ -131,6 +132,7 @@ def interval_chart(
 ) -> Markup:
     """A value as a dot with its interval, on a line from low to high; each floor is a tick across the line.
 
+    What is None or NaN is not drawn.
     floors: (value, class of style.css). rule: a thin line across, for chance, say.
     """
     width, height = 132, 18
@@ -142,13 +144,13 @@ def interval_chart(
     if rule is not None:
         parts.append(_tag("line", "rule", x1=to_svg(rule), y1=1, x2=to_svg(rule), y2=17))
     for floor, style in floors:
-        if floor is not None:
+        if _is_finite(floor):
             parts.append(
                 _tag("line", f"line {style}", x1=to_svg(floor), y1=2, x2=to_svg(floor), y2=16)
             )
     if ci95 is not None:
         parts.append(_tag("line", "line run", x1=to_svg(ci95[0]), y1=9, x2=to_svg(ci95[1]), y2=9))
-    if value is not None:
+    if _is_finite(value):
         parts.append(_tag("circle", "run", cx=to_svg(value), cy=9, r=3.6))
     return _svg(width, height, "track", alt, parts)
 
@@ -200,11 +202,15 @@ def _unbroken_parts(points: Iterable[ChartPoint]) -> list[list[tuple[float, floa
     """The parts of a line between its gaps."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for a, b in points:
-        if b is None or not math.isfinite(b):
-            pieces.append([])
-        else:
+        if _is_finite(b):
             pieces[-1].append((a, b))
+        else:
+            pieces.append([])
     return [piece for piece in pieces if piece]
+
+
+def _is_finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _px(value: float) -> str:

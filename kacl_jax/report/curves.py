@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 Curve = list[tuple[float, float]]
 _MIN_DISTANCE = (
@@ -25,17 +26,14 @@ def roc_and_pr(scores: np.ndarray, labels: np.ndarray) -> tuple[Curve, Curve] | 
     Returns:
       (ROC curve, PR curve); None where a class is absent.
     """
-    positive = np.asarray(labels) == 1
-    if positive.all() or not positive.any():
+    if len(np.unique(labels)) < 2:
         return None
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    true = np.cumsum(positive[order])[last]
-    false = last + 1 - true
-    recall = true / positive.sum()
-    roc = [(0.0, 0.0), *zip((false / (~positive).sum()).tolist(), recall.tolist(), strict=True)]
-    pr = list(zip(recall.tolist(), (true / (last + 1)).tolist(), strict=True))
-    return _thin(roc), _thin(pr)
+    false_positive_rate, sensitivity, _ = roc_curve(labels, scores, drop_intermediate=False)
+    roc = zip(false_positive_rate.tolist(), sensitivity.tolist(), strict=True)
+    # scikit-learn gives this curve from the lowest score up, and after the highest score a point that no score has.
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    pr = zip(recall[-2::-1].tolist(), precision[-2::-1].tolist(), strict=True)
+    return _thin(list(roc)), _thin(list(pr))
 
 
 def _thin(curve: Curve) -> Curve:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics.bootstrap import divide
@@ -176,7 +176,6 @@ def aurocs(features: np.ndarray, positive: np.ndarray) -> np.ndarray:
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation over the images that have both features; 0 where one of them is constant."""
     both = np.isfinite(a) & np.isfinite(b)
-    first, second = rankdata(a[both]), rankdata(b[both])
-    if both.sum() < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    if both.sum() < 2 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
         return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
+    return float(spearmanr(a[both], b[both]).statistic)

@@ -7,21 +7,20 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kacl_jax.evaluation.metrics import IOU_THRESHOLDS
+from kacl_jax.evaluation.metrics import IOU_THRESHOLDS, Estimate
 from kacl_jax.evaluation.number_format import interval, short
 from kacl_jax.evaluation.predictions import SavedPredictions
+from kacl_jax.evaluation.results import Classification, FeedbackSummary, Results
 from kacl_jax.report import charts, curves
 from kacl_jax.report.charts import Axis, Line
 
-# The thresholds T that the tables list, as results.json writes them.
-T_KEYS = ("0.1", "0.3", "0.5")
+TABLE_THRESHOLDS = (0.1, 0.3, 0.5)  # the T that the tables list
 # T(IoU) > 0.1 … 0.7, mean of 8 findings: Wang et al., ChestX-ray8, CVPR 2017, with ResNet-50.
 WANG_2017 = (0.568, 0.373, 0.221, 0.116, 0.062, 0.028, 0.010)
 WANG_LABEL = "Wang et al. 2017, official data, all boxes: another split"
-# The lines of the localization chart: (class in style.css, name in results.json or '' for the run itself, name on the
-# page, what it is).
+# The lines of the localization chart: (class in style.css, rule or floor, name on the page, what it is).
 LOCALIZATION_LINES = (
-    ("run", "", "this run", ""),
+    ("run", "single", "this run", ""),
     ("prior-map", "prior_map", "prior_map", "other patients’ boxes as a heat map, no image"),
     ("prior-box", "prior_box", "prior_box", "other patients’ mean box, no image"),
     ("random-map", "random_map", "random_map", "smooth noise in place of the map, the same rule"),
@@ -36,31 +35,26 @@ _LOSS_NAMES = {
 }
 
 
-def localization_section(results: Mapping[str, Any]) -> dict[str, Any]:
+def localization_section(results: Results) -> dict[str, Any]:
     """The chart of T(IoU) against T, its legend, and the same values as a table."""
-    localization = results["localization"]
-    tables_of_style = {
-        style: localization[name]["iou"] if name else localization["iou"]
-        for style, name, *_ in LOCALIZATION_LINES
-    }
+    rules_and_floors = results.localization.rules_and_floors()
     lines: list[Line] = []
     rows: list[dict[str, Any]] = []
-    for style, _, name, description in reversed(LOCALIZATION_LINES):
-        means = [tables_of_style[style][str(t)]["mean"] for t in IOU_THRESHOLDS]
-        points = [(t, leaf["value"]) for t, leaf in zip(IOU_THRESHOLDS, means, strict=True)]
-        band = [
-            (t, *leaf["ci95"])
-            for t, leaf in zip(IOU_THRESHOLDS, means, strict=True)
-            if leaf["ci95"]
-        ]
+    for style, rule, name, description in reversed(LOCALIZATION_LINES):
+        means = {t: table.mean for t, table in rules_and_floors[rule].iou.items()}
+        points = [(t, mean.value) for t, mean in means.items()]
+        band = [(t, *mean.ci95) for t, mean in means.items() if mean.ci95]
         is_run = style == "run"
         lines.append(Line(points, style, band if is_run else (), dots=is_run))
-        rows.insert(0, {"style": style, "name": name, "description": description, "means": means})
+        rows.insert(
+            0,
+            {"style": style, "name": name, "description": description, "means": [*means.values()]},
+        )
     lines.insert(0, Line(list(zip(IOU_THRESHOLDS, WANG_2017, strict=True)), "wang"))
     x = Axis(0.1, 0.7, IOU_THRESHOLDS, "T", lambda v: short(v, 1))
     values_text = ", ".join(
-        f"{short(leaf['value'])} at {short(t, 1)}"
-        for t, leaf in zip(IOU_THRESHOLDS, rows[0]["means"], strict=True)
+        f"{short(mean.value)} at {short(t, 1)}"
+        for t, mean in zip(IOU_THRESHOLDS, rows[0]["means"], strict=True)
     )
     alt = f"Share of truth boxes with IoU over T, mean over findings. This run: {values_text}."
     return {
@@ -71,33 +65,30 @@ def localization_section(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def comparison_sentences(results: Mapping[str, Any]) -> list[str]:
+def comparison_sentences(results: Results) -> list[str]:
     """Each value compared with what needs no network, in sentences: is it above, below, or not told apart?"""
-    auroc = results["classification"]["auroc"]["mean"]
+    auroc = results.classification.auroc.mean
     sentences = []
-    if auroc["value"] is not None:
+    if auroc.is_defined:
         sentences.append(f"Mean AUROC {_compare_with_floor(auroc, 0.5, 'random scores, .500')}.")
-    probe = results["classification"].get("pixel_probe")
-    if probe and auroc["value"] is not None and probe["mean"]["value"] is not None:
-        name = f"logistic regression on 16×16 pixels, {short(probe['mean']['value'])}"
-        sentences.append(f"Mean AUROC {_compare_with_floor(auroc, probe['mean']['value'], name)}.")
-    localization = results["localization"]
-    for t in T_KEYS:
-        leaf, above = (
-            localization["iou"][t]["mean"],
-            localization["above_prior_map"]["iou"][t]["mean"],
-        )
-        if leaf["value"] is not None and above["value"] is not None:
-            comparison = _compare_with_prior_map(leaf, above)
-            sentences.append(f"T(IoU) > {short(float(t), 1)} {comparison}.")
+    probe = results.classification.pixel_probe
+    if probe is not None and auroc.is_defined and probe.mean.is_defined:
+        name = f"logistic regression on 16×16 pixels, {short(probe.mean.value)}"
+        sentences.append(f"Mean AUROC {_compare_with_floor(auroc, probe.mean.value, name)}.")
+    localization = results.localization
+    for t in TABLE_THRESHOLDS:
+        accuracy, above = localization.iou[t].mean, localization.above_prior_map.iou[t].mean
+        if accuracy.is_defined and above.is_defined:
+            comparison = _compare_with_prior_map(accuracy, above)
+            sentences.append(f"T(IoU) > {short(t, 1)} {comparison}.")
     return sentences
 
 
-def _compare_with_floor(leaf: Mapping[str, Any], floor: float, name: str) -> str:
-    value_text = f"{short(leaf['value'])} {interval(leaf['ci95'])}".rstrip()
-    if leaf["ci95"] is None:
+def _compare_with_floor(estimate: Estimate, floor: float, name: str) -> str:
+    value_text = _value_and_interval(estimate)
+    if estimate.ci95 is None:
         return f"is {value_text}, without an interval; {name} stands beside it"
-    low, high = leaf["ci95"]
+    low, high = estimate.ci95
     if low > floor:
         return f"is {value_text}: above {name}"
     if high < floor:
@@ -105,95 +96,97 @@ def _compare_with_floor(leaf: Mapping[str, Any], floor: float, name: str) -> str
     return f"is {value_text}: not told apart from {name}"
 
 
-def _compare_with_prior_map(leaf: Mapping[str, Any], above: Mapping[str, Any]) -> str:
+def _compare_with_prior_map(accuracy: Estimate, above: Estimate) -> str:
     """The comparison with the image-free heat map, paired on the same truth boxes."""
-    value_text = f"is {short(leaf['value'])} {interval(leaf['ci95'])}".rstrip()
-    if above["ci95"] is None:
-        return (
-            f"{value_text}; less the image-free heat map {above['value']:+.3f}, without an interval"
-        )
-    low, high = above["ci95"]
+    value_text = f"is {_value_and_interval(accuracy)}"
+    if above.ci95 is None:
+        return f"{value_text}; less the image-free heat map {above.value:+.3f}, without an interval"
+    low, high = above.ci95
     verdict = "above" if low > 0 else "below" if high < 0 else "not told apart from"
     return (
-        f"{value_text}: {verdict} the image-free heat map (paired difference {above['value']:+.3f} "
+        f"{value_text}: {verdict} the image-free heat map (paired difference {above.value:+.3f} "
         f"[{low:+.3f}, {high:+.3f}])"
     )
 
 
-def finding_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per finding and one for the mean: leaves of results.json, with charts of their intervals."""
-    ranking, localization = results["classification"], results["localization"]
+def finding_rows(results: Results) -> list[dict[str, Any]]:
+    """One row per finding and one for the mean: estimates, with charts of their intervals."""
+    ranking, localization = results.classification, results.localization
+    names = (*results.findings, f"mean of {ranking.auroc.mean.counts['n_findings']}")
     rows = []
-    for name in (*results["findings"], "mean"):
-        auroc, auprc = ranking["auroc"][name], ranking["auprc"][name]
-        boxes = [localization["iou"][t][name] for t in T_KEYS]
-        floors = [localization["prior_map"]["iou"][t][name] for t in T_KEYS]
+    for i, (name, auroc, auprc) in enumerate(
+        zip(names, ranking.auroc.rows, ranking.auprc.rows, strict=True)
+    ):
+        boxes = [localization.iou[t].rows[i] for t in TABLE_THRESHOLDS]
+        floors = [localization.prior_map.iou[t].rows[i] for t in TABLE_THRESHOLDS]
         rows.append(
             {
-                "name": f"mean of {auroc['n_findings']}" if name == "mean" else name,
+                "name": name,
                 "auroc": auroc,
                 "auroc_chart": _interval_chart("AUROC", auroc, 0.3, 1, rule=0.5),
                 "auprc": auprc,
                 "boxes": boxes,
                 "floors": floors,
                 "box_chart": _interval_chart(
-                    "T(IoU) > .1", boxes[0], 0, 1, floors=[(floors[0]["value"], "prior-map")]
+                    "T(IoU) > .1", boxes[0], 0, 1, floors=[(floors[0].value, "prior-map")]
                 ),
             }
         )
     return rows
 
 
-def key_values(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The values at the top of the page: name, leaf, and the (name, value) pairs to compare it with."""
-    ranking, localization = results["classification"], results["localization"]
-    auroc_floors = [("random", 0.5)]
-    if "pixel_probe" in ranking:
-        auroc_floors.append(("16×16 pixels", ranking["pixel_probe"]["mean"]["value"]))
-    cards = [("mean AUROC", ranking["auroc"]["mean"], auroc_floors)]
-    auprc = ranking["auprc"]["mean"]
-    cards.append(("mean AUPRC", auprc, [("random", auprc["prevalence"])]))
-    for t in T_KEYS:
-        floors = [
-            (name, localization[name]["iou"][t]["mean"]["value"])
-            for _, name, *_ in LOCALIZATION_LINES
-            if name
+def key_values(results: Results) -> list[dict[str, Any]]:
+    """The values at the top of the page: name, estimate, and the (name, value) pairs to compare it with."""
+    ranking, localization = results.classification, results.localization
+    rules_and_floors = localization.rules_and_floors()
+    auroc_floors: list[tuple[str, float | None]] = [("random", 0.5)]
+    if ranking.pixel_probe is not None:
+        auroc_floors.append(("16×16 pixels", ranking.pixel_probe.mean.value))
+    cards = [("mean AUROC", ranking.auroc.mean, auroc_floors)]
+    auprc = ranking.auprc.mean
+    cards.append(("mean AUPRC", auprc, [("random", auprc.prevalence)]))
+    for t in TABLE_THRESHOLDS:
+        floors: list[tuple[str, float | None]] = [
+            (name, rules_and_floors[name].iou[t].mean.value)
+            for _, name, *_ in LOCALIZATION_LINES[1:]
         ]
-        cards.append((f"T(IoU) > {short(float(t), 1)}", localization["iou"][t]["mean"], floors))
-    pointing_floors = [
-        (name, localization[name]["pointing_game"]["mean"]["value"])
-        for name in ("prior_map", "random_map")
+        cards.append((f"T(IoU) > {short(t, 1)}", localization.iou[t].mean, floors))
+    pointing_floors: list[tuple[str, float | None]] = [
+        ("prior_map", localization.prior_map.pointing_game.mean.value),
+        ("random_map", localization.random_map.pointing_game.mean.value),
     ]
-    cards.append(("pointing game", localization["pointing_game"]["mean"], pointing_floors))
-    cards.append(("false boxes per image and finding", localization["afp"]["mean"], []))
-    return [{"name": name, "leaf": leaf, "floors": floors} for name, leaf, floors in cards]
+    cards.append(("pointing game", localization.pointing_game.mean, pointing_floors))
+    cards.append(("false boxes per image and finding", localization.afp.mean, []))
+    return [
+        {"name": name, "estimate": estimate, "floors": floors} for name, estimate, floors in cards
+    ]
 
 
-def _interval_chart(
-    name: str, leaf: Mapping[str, Any], low: float, high: float, **more: Any
-) -> Markup:
-    alt = f"{name} {short(leaf['value'])} {interval(leaf['ci95'])}".rstrip()
-    return charts.interval_chart(leaf["value"], leaf["ci95"], low=low, high=high, alt=alt, **more)
+def _value_and_interval(estimate: Estimate) -> str:
+    return f"{short(estimate.value)} {interval(estimate.ci95)}".rstrip()
 
 
-def ranking_curves(
-    predictions: SavedPredictions, results: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def _interval_chart(name: str, of: Estimate, low: float, high: float, **more: Any) -> Markup:
+    alt = f"{name} {_value_and_interval(of)}"
+    return charts.interval_chart(of.value, of.ci95, low=low, high=high, alt=alt, **more)
+
+
+def ranking_curves(predictions: SavedPredictions, ranking: Classification) -> list[dict[str, Any]]:
     """The ROC chart and the PR chart of each finding; None where a class is absent."""
-    ranking = results["classification"]
     sections = []
     for c, name in enumerate(predictions.findings):
-        auroc, auprc = ranking["auroc"][name], ranking["auprc"][name]
+        auroc, auprc = ranking.auroc.findings[c], ranking.auprc.findings[c]
         both_curves = curves.roc_and_pr(predictions.scores[:, c], predictions.labels[:, c])
         chart_of_curve: dict[str, Markup | None] = {"roc": None, "pr": None}
         if both_curves is not None:
             roc, pr = both_curves
+            prevalence = auprc.prevalence or 0.0
             chart_of_curve = {
                 "roc": charts.line_chart(
                     [Line(roc, "run")],
                     _labelled_unit_axis("1 − specificity"),
                     _UNIT_AXIS,
-                    alt=f"ROC curve of {name}, AUROC {short(auroc['value'])}",
+                    alt=f"ROC curve of {name}, AUROC {short(auroc.value)}",
                     size=(200, 200),
                     rules=[((0, 0), (1, 1))],
                 ),
@@ -201,9 +194,9 @@ def ranking_curves(
                     [Line(pr, "pr")],
                     _labelled_unit_axis("recall"),
                     _UNIT_AXIS,
-                    alt=f"Precision against recall of {name}, AUPRC {short(auprc['value'])}",
+                    alt=f"Precision against recall of {name}, AUPRC {short(auprc.value)}",
                     size=(200, 200),
-                    rules=[((0, auprc["prevalence"]), (1, auprc["prevalence"]))],
+                    rules=[((0, prevalence), (1, prevalence))],
                 ),
             }
         sections.append({"name": name, "auroc": auroc, "auprc": auprc, **chart_of_curve})
@@ -214,10 +207,8 @@ def _labelled_unit_axis(label: str) -> Axis:
     return Axis(0, 1, (0, 0.5, 1), label, lambda v: short(v, 1) if v % 1 else f"{v:g}")
 
 
-def training_charts(
-    log: Sequence[Mapping[str, Any]], results: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Charts of the losses and of the validation AUROC: {name, chart}."""
+def training_charts(log: Sequence[Mapping[str, Any]], best_step: int) -> list[dict[str, Any]]:
+    """Charts of the losses and of the validation AUROC, where best_step is marked: {name, chart}."""
     train_lines = [line for line in log if line["kind"] == "train"]
     loss_charts = []
     for name, title in _LOSS_NAMES.items():
@@ -228,24 +219,20 @@ def training_charts(
     best = [
         (line["step"], line["auroc"])
         for line in val_lines
-        if line["step"] == results["best_step"] and line["auroc"] is not None
+        if line["step"] == best_step and line["auroc"] is not None
     ]
     best_text = "".join(f", best {short(auroc)} at step {step:,}" for step, auroc in best)
     title = f"validation AUROC{best_text}"
     return loss_charts + _chart_over_steps(title, "auroc", val_lines, marks=best)
 
 
-def feedback_section(
-    log: Sequence[Mapping[str, Any]], results: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The regions of the run: charts over the steps, shares of their origins, failures by reason."""
-    summary = results["feedback"]
-    regions = summary.get("regions") or {}
+def feedback_section(log: Sequence[Mapping[str, Any]], summary: FeedbackSummary) -> dict[str, Any]:
+    """The regions of the run: charts over the steps, shares of their origins."""
+    regions = summary.regions or {}
     total = sum(regions.values())
-    has_feedback = summary["hit_rate"] is not None
+    has_feedback = summary.hit_rate is not None
     train_lines = [line for line in log if line["kind"] == "train" and has_feedback]
     return {
-        **summary,
         "charts": [
             *_chart_over_steps(
                 "share of images with a feature", "hit_rate", train_lines, zero=True

@@ -10,34 +10,36 @@ from kacl_jax.config.stored import read_config
 from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.number_format import short
 from kacl_jax.evaluation.predictions import read_predictions
+from kacl_jax.evaluation.results import Results
 from kacl_jax.report import figures, gallery, page
 from kacl_jax.report.gallery import ReportInputs
 from kacl_jax.runtime import files
 
 
-def write_run(workdir: Path, inputs: ReportInputs) -> None:
-    """Write report.html beside the files that a finished evaluation has left in the workdir.
+def write_run(workdir: Path, results: Results, inputs: ReportInputs) -> None:
+    """Write report.html beside the files that a finished evaluation, with these results, has left in the workdir.
 
     Raises:
       UserError: one of those files does not fit, an image cannot be read, or the page cannot be written.
     """
-    results, origin = (files.read_json(workdir / name) for name in ("results.json", "run.json"))
     config = read_config(workdir)
     log = files.read_json_lines(workdir / "metrics.jsonl")
     content = {
         "results": results,
-        "origin": origin,
+        "origin": files.read_json(workdir / "run.json"),
         "config": config,
         "non_default": _non_default_keys(config),
         "comparison_sentences": figures.comparison_sentences(results),
         "key_values": figures.key_values(results),
         "rows": figures.finding_rows(results),
-        "t_values": [float(t) for t in figures.T_KEYS],
-        "curves": figures.ranking_curves(read_predictions(workdir, results["findings"]), results),
+        "t_values": figures.TABLE_THRESHOLDS,
+        "curves": figures.ranking_curves(
+            read_predictions(workdir, results.findings), results.classification
+        ),
         "localization": figures.localization_section(results),
-        "training_charts": figures.training_charts(log, results),
+        "training_charts": figures.training_charts(log, results.best_step),
         "contrast": contrastive_summary.summarise_last_epoch(log, config),
-        "feedback": figures.feedback_section(log, results),
+        "feedback": figures.feedback_section(log, results.feedback),
         "gallery": gallery.gallery_sections(inputs),
         "interpretation": gallery.interpretation_section(inputs),
         "notes": missing_value_notes(results),
@@ -45,25 +47,24 @@ def write_run(workdir: Path, inputs: ReportInputs) -> None:
     page.write(workdir / "report.html", "run.html", content)
 
 
-def missing_value_notes(results: dict[str, Any]) -> list[str]:
+def missing_value_notes(results: Results) -> list[str]:
     """Why a value or its interval is missing, in sentences."""
-    leaves_of_metric = {
-        "AUROC": results["classification"]["auroc"],
-        "AUPRC": results["classification"]["auprc"],
-        "AFP": results["localization"]["afp"],
-        **{
-            f"T(IoU) > {short(float(t), 1)}": results["localization"]["iou"][t]
-            for t in figures.T_KEYS
-        },
+    iou = results.localization.iou
+    table_of_metric = {
+        "AUROC": results.classification.auroc,
+        "AUPRC": results.classification.auprc,
+        "AFP": results.localization.afp,
+        **{f"T(IoU) > {short(t, 1)}": iou[t] for t in figures.TABLE_THRESHOLDS},
     }
     findings_of_note: dict[tuple[str, str], list[str]] = {}
-    for metric, leaves in leaves_of_metric.items():
-        for name in (*results["findings"], "mean"):
-            for what, key in (("", "reason"), (" without an interval", "ci_reason")):
-                if key in leaves[name]:
-                    findings_of_note.setdefault(
-                        (metric, f"{what}: {leaves[name][key]}"), []
-                    ).append(name)
+    for metric, table in table_of_metric.items():
+        for name, estimate in zip((*results.findings, "mean"), table.rows, strict=True):
+            for what, why in (
+                ("", estimate.reason),
+                (" without an interval", estimate.ci_reason),
+            ):
+                if why:
+                    findings_of_note.setdefault((metric, f"{what}: {why}"), []).append(name)
     return [
         f"{metric} of {', '.join(names)}{reason}"
         for (metric, reason), names in findings_of_note.items()

@@ -296,9 +296,8 @@ def _floor_rows(runs: Runs) -> list[Row]:
     rows = []
     for floor in FLOORS:
         for metric in METRICS if folds else ():
-            values = [of_fold[fold].floors[floor].get(metric) for fold in folds]
             if metric in of_fold[folds[0]].floors[floor]:
-                mean = float(np.mean([math.nan if v is None else v for v in values]))
+                mean = float(np.mean([of_fold[fold].floors[floor][metric] for fold in folds]))
                 n = min(of_fold[fold].metric_values[metric].n_findings for fold in folds)
                 rows.append(Row(floor, "floor", metric, Estimate(mean, None), None, folds, (), n))
     return rows

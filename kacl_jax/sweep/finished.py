@@ -29,7 +29,7 @@ class FinishedPoints:
             return False
         run = measure.read_files(workdir)
         last_step = self._plan.point_config(point).train.epochs * run.steps_per_epoch
-        if not last_step or run.results.get("trained_steps") != last_step:
+        if not last_step or run.results.trained_steps != last_step:
             return False
         self._plan.check_stored_config(point, run.config)
         self._files[point] = run

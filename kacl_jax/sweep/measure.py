@@ -21,6 +21,7 @@ from kacl_jax.evaluation.contrastive_summary import ContrastiveSummary, summaris
 from kacl_jax.evaluation.metrics.bootstrap import divide, index_patients, remove_bias
 from kacl_jax.evaluation.metrics.ranking import Ranking
 from kacl_jax.evaluation.predictions import SavedPredictions, read_predictions
+from kacl_jax.evaluation.results import Results, read_results
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 
@@ -48,7 +49,7 @@ class RunFiles:
 
     workdir: Path
     config: dict[str, Any]  # dotted keys
-    results: dict[str, Any]
+    results: Results
     origin: dict[str, Any]  # run.json
     steps_per_epoch: int  # 0: no epoch is over
     contrast: ContrastiveSummary | None  # None: no contrastive loss
@@ -67,16 +68,17 @@ class RunMeasurements:
     metric_values: dict[str, ResampledValue]  # by metric
     # By metric: T(IoU) of prior_map's box, paired with `metric_values`.
     prior_map: dict[str, ResampledValue]
-    floors: dict[str, dict[str, float | None]]  # by floor, then by metric
+    floors: dict[str, dict[str, float]]  # by floor, then by metric; NaN: undefined
     commit: str = ""  # of the code that tested the run; "": unknown
     contrast: ContrastiveSummary | None = None  # None: no contrastive loss
-    results: Mapping[str, Any] = field(default_factory=dict)  # results.json
+    results: Results | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)  # run.json
 
 
 def read_files(workdir: Path) -> RunFiles:
     """Read a run that was tested. Raises UserError if a file is missing or incomplete."""
-    results, origin = (files.read_json(workdir / name) for name in ("results.json", "run.json"))
+    results = read_results(workdir / "results.json")
+    origin = files.read_json(workdir / "run.json")
     config = read_config(workdir)
     log = files.read_json_lines(workdir / "metrics.jsonl")
     # The first validation ends the first epoch.
@@ -92,22 +94,22 @@ def measure_run(run: RunFiles, *, resamples: int = metrics.RESAMPLES) -> RunMeas
       UserError: a file is missing or incomplete, or comes from another evaluation than the others.
     """
     config, results, origin = run.config, run.results, run.origin
-    predictions = read_predictions(run.workdir, results["findings"])
+    predictions = read_predictions(run.workdir, results.findings)
     weights = patient_weights(config["fold"], index_patients(predictions.patients)[1], resamples)
     metric_values = {
         **resampled_ranking(predictions, weights),
         **resampled_localization(predictions, predictions.iou, weights),
     }
     _check_files_agree(run.workdir, results, metric_values)
-    floors = {name: results["localization"][name]["iou"] for name in FLOORS}
+    floors = {name: results.localization.rules_and_floors()[name].iou for name in FLOORS}
     boxes = zip(predictions.box_image.tolist(), predictions.box_finding.tolist(), strict=True)
     return RunMeasurements(
         settings={
             "data checksums": origin["checksums"],
             **{key: config[key] for key in _SPLIT_KEYS},
         },
-        split=results["split"],
-        split_hash=results["split_hash"],
+        split=results.split,
+        split_hash=results.split_hash,
         box_share=config["data.box_share"],
         test_set=(
             predictions.images,
@@ -123,8 +125,8 @@ def measure_run(run: RunFiles, *, resamples: int = metrics.RESAMPLES) -> RunMeas
         metric_values=metric_values,
         prior_map=resampled_localization(predictions, predictions.prior_map_iou, weights),
         floors={
-            name: {f"iou_{t}": table[str(t)]["mean"]["value"] for t in TABLE_IOU_THRESHOLDS}
-            for name, table in floors.items()
+            name: {f"iou_{t}": tables[t].mean.value for t in TABLE_IOU_THRESHOLDS}
+            for name, tables in floors.items()
         },
         commit=origin["git"] or "",
         contrast=run.contrast,
@@ -134,15 +136,13 @@ def measure_run(run: RunFiles, *, resamples: int = metrics.RESAMPLES) -> RunMeas
 
 
 def _check_files_agree(
-    workdir: Path, results: Mapping[str, Any], metric_values: Mapping[str, ResampledValue]
+    workdir: Path, results: Results, metric_values: Mapping[str, ResampledValue]
 ) -> None:
-    expected = {
-        f"iou_{t}": results["localization"]["iou"][str(t)]["mean"]["value"]
-        for t in TABLE_IOU_THRESHOLDS
-    }
-    expected["auroc"] = results["classification"]["auroc"]["mean"]["value"]
-    for metric, value in expected.items():
-        from_csv, from_json = metric_values[metric].value, math.nan if value is None else value
+    iou = results.localization.iou
+    expected = {f"iou_{t}": iou[t].mean.value for t in TABLE_IOU_THRESHOLDS}
+    expected["auroc"] = results.classification.auroc.mean.value
+    for metric, from_json in expected.items():
+        from_csv = metric_values[metric].value
         if not np.isclose(from_csv, from_json, rtol=0, atol=AGREEMENT_TOLERANCE, equal_nan=True):
             raise UserError(
                 f"{workdir}: results.json says {metric} {from_json:.6f}, predictions.csv and boxes.csv say "
@@ -203,7 +203,7 @@ def resampled_localization(
     cluster = index_patients(predictions.patients)[0][predictions.box_image]
     is_of_finding = predictions.box_finding[:, None] == np.arange(len(predictions.findings))
     undefined = {
-        name: "no truth box of this finding is scored"
+        name: metrics.NO_TRUTH_BOX
         for name, has_boxes in zip(predictions.findings, is_of_finding.any(axis=0), strict=True)
         if not has_boxes
     }

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from kacl_jax.evaluation import contrastive_summary
-from kacl_jax.evaluation.metrics import IOU_THRESHOLDS
+from kacl_jax.evaluation.metrics import IOU_THRESHOLDS, Table
 from kacl_jax.evaluation.number_format import interval, short, signed
 from kacl_jax.report import charts, page
 from kacl_jax.report.charts import Axis, ChartPoint, Line
@@ -56,7 +56,7 @@ def write_sweep(folder: Path, runs: Runs) -> None:
         "points_of_arm": _group_by(points, "arm"),
         "folds_and_seeds": sorted({(point["fold"], point["seed"]) for point in points}),
         "splits": sorted(
-            {(p["fold"], p["results"]["split"], p["results"]["split_hash"]) for p in points}
+            {(p["fold"], p["results"].split, p["results"].split_hash) for p in points}
         ),
         "origin": points[0]["origin"] if points else None,
     }
@@ -197,9 +197,11 @@ def _localization_charts(
     wang: list[ChartPoint] = list(zip(IOU_THRESHOLDS, WANG_2017, strict=True))
     curves_of_arm: dict[str, tuple[list[ChartPoint], list[ChartPoint]]] = {}
     for arm, points in points_of_arm.items():
-        leaves = [(p["fold"], p["results"]["localization"]) for p in points]
-        prior_map = _mean_curve([(fold, leaf["prior_map"]["iou"]) for fold, leaf in leaves])
-        curves_of_arm[arm] = prior_map, _mean_curve([(fold, leaf["iou"]) for fold, leaf in leaves])
+        localizations = [(p["fold"], p["results"].localization) for p in points]
+        curves_of_arm[arm] = (
+            _mean_curve([(fold, of.prior_map.iou) for fold, of in localizations]),
+            _mean_curve([(fold, of.iou) for fold, of in localizations]),
+        )
     x = Axis(0.1, 0.7, (0.1, 0.3, 0.5, 0.7), "T", lambda v: short(v, 1))
     lines = [wang, *itertools.chain(*curves_of_arm.values())]
     y = charts.nice_axis((v for line in lines for _, v in line if v is not None), zero=True)
@@ -216,20 +218,15 @@ def _localization_charts(
     return sections
 
 
-def _mean_curve(tables: Sequence[tuple[int, Mapping[str, Any]]]) -> list[ChartPoint]:
-    """The mean over folds of the mean over a fold's points, of (fold, table); None where a point has no value."""
-    means: list[ChartPoint] = []
-    for t in IOU_THRESHOLDS:
-        of_fold: dict[int, list[float | None]] = {}
-        for fold, table in tables:
-            of_fold.setdefault(fold, []).append(table[str(t)]["mean"]["value"])
-        defined = [[v for v in values if v is not None] for values in of_fold.values()]
-        is_complete = [
-            len(subset) == len(values)
-            for subset, values in zip(defined, of_fold.values(), strict=True)
-        ]
-        means.append((t, fmean(map(fmean, defined)) if all(is_complete) else None))
-    return means
+def _mean_curve(tables: Iterable[tuple[int, Mapping[float, Table]]]) -> list[ChartPoint]:
+    """The mean over folds of the mean over a fold's points, of (fold, tables); NaN where a point has no value."""
+    tables_of_fold: dict[int, list[Mapping[float, Table]]] = {}
+    for fold, by_threshold in tables:
+        tables_of_fold.setdefault(fold, []).append(by_threshold)
+    return [
+        (t, fmean(fmean(of[t].mean.value for of in fold) for fold in tables_of_fold.values()))
+        for t in IOU_THRESHOLDS
+    ]
 
 
 def _notes(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kacl_jax.evaluation.results import FeedbackSummary
 from kacl_jax.feedback.visibility import Feedback
 
 
@@ -60,19 +61,19 @@ class RunCounters:
         if math.isfinite(auroc) and (self.best_auroc is None or auroc > self.best_auroc):
             self.best_auroc, self.best_step = auroc, steps_done
 
-    def feedback(self) -> dict[str, Any] | None:
-        """The feedback part of results.json; None where nothing was measured."""
+    def feedback(self) -> FeedbackSummary:
+        """The feedback part of the results."""
         if not self.rows:
-            return None
-        return {
-            "hit_rate": self.ready / self.rows,
-            "mean_age_steps": self.age_sum / self.ready if self.ready else None,
+            return FeedbackSummary()
+        return FeedbackSummary(
+            hit_rate=self.ready / self.rows,
+            mean_age_steps=self.age_sum / self.ready if self.ready else None,
             # Sorted, because the order in which reasons appear depends on the workers' speed.
-            "failures": dict(sorted(self.failures.items())),
-            "regions": dict(sorted(self.regions.items())),
-            "late": self.late,
-            "dropped": self.dropped,
-        }
+            failures=dict(sorted(self.failures.items())),
+            regions=dict(sorted(self.regions.items())),
+            late=self.late,
+            dropped=self.dropped,
+        )
 
     @staticmethod
     def sum_of(parts: list[RunCounters]) -> RunCounters:

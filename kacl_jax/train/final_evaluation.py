@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from kacl_jax.evaluation import evaluate, result_files
+from kacl_jax.evaluation.localization import Reading
 from kacl_jax.evaluation.outputs import Outputs
+from kacl_jax.evaluation.results import Results, Throughput
 from kacl_jax.report import run_page
 from kacl_jax.report.features import Moments
 from kacl_jax.report.gallery import ReportInputs
@@ -28,15 +30,12 @@ def score_best_checkpoint(
     counters: RunCounters,
     *,
     steps: int,
-) -> dict[str, Any]:
+) -> Results:
     """Score the best checkpoint on the test part; write predictions.csv, boxes.csv, results.json and report.html.
 
     All processes run the network on their part of the images; process 0 scores and writes.
 
     steps: how many were trained, which results.json says as `trained_steps`.
-
-    Returns:
-      What results.json holds.
     """
     restored = checkpoint.restore_on_all(lambda: _best_or_newest(checkpoints, counters.best_step))
     assert restored is not None
@@ -60,12 +59,11 @@ def score_best_checkpoint(
                 test_outputs,
                 unreadable,
                 steps,
-            ),
+            ).to_json(),
             {},
         )
     )
-    content: dict[str, Any] = message.meta
-    return content
+    return Results.from_json(message.meta)
 
 
 def _score_and_write(
@@ -77,7 +75,7 @@ def _score_and_write(
     test_outputs: Outputs,
     unreadable: dict[str, str],
     steps: int,
-) -> dict[str, Any]:
+) -> Results:
     """Score the outputs of all images and write every file."""
     config, workdir, split = experiment.config, experiment.workdir, experiment.split
     rule = experiment.region_rule
@@ -86,25 +84,23 @@ def _score_and_write(
         test_outputs,
         experiment.records,
         split,
-        size=rule.size,
-        relu=rule.relu,
-        threshold=rule.threshold,
+        Reading(rule.size, rule.relu, rule.threshold),
         resamples=config.eval.bootstrap,
     )
-    content = result_files.build_results(
+    is_lost = counters.best_step is not None and counters.best_step != restored.step
+    results = result_files.build_results(
         evaluation,
         experiment.records,
         split,
         seed=config.seed,
         feedback=counters.feedback(),
-        throughput=counters.throughput,
+        throughput=Throughput(**counters.throughput),
         pixel_probe=experiment.score_pixel_probe(),
+        best_step=restored.step,
+        trained_steps=steps,
+        best_step_reason=_NO_BEST if counters.best_step is None else "",
+        best_step_lost=counters.best_step if is_lost else None,
     )
-    content["best_step"], content["trained_steps"] = restored.step, steps
-    if counters.best_step is None:
-        content["best_step_reason"] = _NO_BEST
-    elif counters.best_step != restored.step:
-        content["best_step_lost"] = counters.best_step
     result_files.write_predictions(
         workdir / "predictions.csv", experiment.records, split, val=val_outputs, test=test_outputs
     )
@@ -115,9 +111,10 @@ def _score_and_write(
         evaluation.prior_map_iou,
     )
     write_run_json(experiment, unreadable, reproducible=counters.reproducible)
-    files.write_json(workdir / "results.json", content)
-    run_page.write_run(workdir, _report_inputs(experiment, trained, test_outputs, evaluation))
-    return content
+    files.write_json(workdir / "results.json", results.to_json())
+    inputs = _report_inputs(experiment, trained, test_outputs, evaluation)
+    run_page.write_run(workdir, results, inputs)
+    return results
 
 
 def _report_inputs(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
 from kacl_jax.config.stored import write_or_check_config
-from kacl_jax.runtime import compilation, files, processes
+from kacl_jax.evaluation.results import Results, read_results
+from kacl_jax.runtime import compilation, processes
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.train import checkpoint, final_evaluation, resume
@@ -19,7 +19,7 @@ from kacl_jax.train.experiment import Experiment, build_experiment
 from kacl_jax.train.loop import train
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     """The main job: train, or go on training, then test with the best checkpoint.
 
     On a finished workdir nothing is done and its results are returned.
@@ -27,9 +27,6 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Args:
       config: see `config.default`.
       workdir: where everything a run leaves behind goes; the same config on it resumes.
-
-    Returns:
-      What results.json holds.
 
     Raises:
       UserError: before step 0 for anything in the config or the data; WorkdirInUseError.
@@ -55,7 +52,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
 
 
-def evaluate_only(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def evaluate_only(config: ConfigDict, workdir: Path) -> Results:
     """Test the best checkpoint of a workdir again and write the tables anew.
 
     Raises:
@@ -88,12 +85,13 @@ def _prepare_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     return experiment
 
 
-def _finished_results(experiment: Experiment) -> dict[str, Any] | None:
+def _finished_results(experiment: Experiment) -> Results | None:
     """The results of a run that was trained to its last step; results of an earlier --mode=eval do not count."""
     path = experiment.workdir / "results.json"
 
     def read() -> processes.Message:
-        return processes.Message(files.read_json(path) if path.exists() else {}, {})
+        return processes.Message(read_results(path).to_json() if path.exists() else None, {})
 
-    results: dict[str, Any] = processes.broadcast(read).meta
-    return results if results.get("trained_steps") == experiment.total_steps else None
+    content = processes.broadcast(read).meta
+    results = None if content is None else Results.from_json(content)
+    return results if results and results.trained_steps == experiment.total_steps else None

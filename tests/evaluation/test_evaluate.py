@@ -18,6 +18,7 @@ from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.step.regions import threshold_map
 
 CAM = {"size": 64, "relu": True, "threshold": 0.5}
+READING = localization.Reading(**CAM)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def evaluate_toy(records: Records, split: Split, order: np.ndarray | None = None
     val, test = (toy_outputs(records, ids) for ids in (split.val, split.test))
     if order is not None:
         test = Outputs(test.image_id[order], test.logits[order], test.class_maps()[order])
-    return evaluate.evaluate_outputs(val, test, records, split, **CAM, resamples=50)
+    return evaluate.evaluate_outputs(val, test, records, split, READING, resamples=50)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,7 @@ def evaluation(records: Records, split: Split) -> Evaluation:
 
 def tables_text(evaluation: Evaluation) -> str:
     """Every table with all digits; as text, so that NaN equals NaN."""
-    e = evaluation
-    ranked = e.auroc, e.auprc, e.operating_point_tables, e.calibration, e.subgroups
-    return repr((*ranked, e.accuracy, e.floor_accuracy, e.pointing, e.afp))
+    return repr((evaluation.classification, evaluation.localization, evaluation.subgroups))
 
 
 def test_the_order_of_the_rows_changes_nothing(records, split, evaluation) -> None:
@@ -70,11 +69,11 @@ def test_only_scored_boxes_are_scored(records, split) -> None:
     outputs = toy_outputs(records, fewer.test)  # maps that know the hidden boxes
     val = toy_outputs(records, fewer.val)
     one, other = (
-        evaluate.evaluate_outputs(val, outputs, r, fewer, **CAM, resamples=20)
+        evaluate.evaluate_outputs(val, outputs, r, fewer, READING, resamples=20)
         for r in (records, elsewhere)
     )
     assert tables_text(one) == tables_text(other)
-    assert one.accuracy["single"]["iou"][0].mean.counts["n"] == kept.sum()
+    assert one.localization.iou[0.1].mean.counts["n"] == kept.sum()
     assert np.isnan(one.predicted_boxes.iou[~one.predicted_boxes.scored]).all()
 
 
@@ -87,7 +86,7 @@ def test_localization_equals_counting_by_hand(records, split, evaluation) -> Non
         ys, xs = np.nonzero(mask)
         box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
         hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.3)
-    table = evaluation.accuracy["single"]["iou"][2]
+    table = evaluation.localization.iou[0.3]
     assert [e.value for e in table.findings] == pytest.approx([np.mean(h) for h in hits.values()])
     assert [e.counts["n"] for e in table.findings] == [len(h) for h in hits.values()]
     assert 0.2 < table.mean.value < 0.95  # neither trivial nor dead
@@ -98,10 +97,9 @@ def test_best_of_is_never_worse_than_single(evaluation) -> None:
     assert (predicted_boxes.best_iou[at] >= predicted_boxes.iou[at]).all()
     assert (predicted_boxes.best_iobb[at] >= predicted_boxes.iobb[at]).all()
     assert (predicted_boxes.best_iou[at] > predicted_boxes.iou[at]).any()
-    for measure in ("iou", "iobb"):
-        pairs = zip(*(evaluation.accuracy[rule][measure] for rule in ("best_of", "single")),
-                    strict=True)  # fmt: skip
-        assert all(best.mean.value >= single.mean.value for best, single in pairs)
+    single, best_of = evaluation.localization, evaluation.localization.best_of
+    for best_tables, tables in ((best_of.iou, single.iou), (best_of.iobb, single.iobb)):
+        assert all(best_tables[t].mean.value >= tables[t].mean.value for t in tables)
 
 
 def test_single_is_the_brightest_component_and_best_of_the_nearest(records) -> None:
@@ -117,7 +115,7 @@ def test_single_is_the_brightest_component_and_best_of_the_nearest(records) -> N
     points = operating_points.choose_operating_points(
         toy_outputs(records, split.val), records, split
     )
-    predicted_boxes = localization.predict_boxes(test, records, split, points, **CAM)
+    predicted_boxes = localization.predict_boxes(test, records, split, points, READING)
     k = np.flatnonzero((predicted_boxes.image_id == image) & (predicted_boxes.finding == c))[0]
     assert predicted_boxes.iou[k] == 0
     assert predicted_boxes.best_iou[k] > 0.7
@@ -127,10 +125,10 @@ def test_a_flat_map_gives_the_whole_image_and_says_so(records, split) -> None:
     test = toy_outputs(records, split.test)
     flat = Outputs(test.image_id, test.logits, np.zeros_like(test.class_maps()))
     result = evaluate.evaluate_outputs(
-        toy_outputs(records, split.val), flat, records, split, **CAM, resamples=5
+        toy_outputs(records, split.val), flat, records, split, READING, resamples=5
     )
     assert result.predicted_boxes.fallback.all()
-    assert result.pointing["single"].mean.value == 0
+    assert result.localization.pointing_game.mean.value == 0
     np.testing.assert_allclose(result.predicted_boxes.box, [[1 / 64, 1 / 64, 63 / 64, 63 / 64]] * len(
         result.predicted_boxes.box))  # fmt: skip
 
@@ -173,8 +171,10 @@ def test_youdens_ties_are_those_of_whole_numbers() -> None:
 def test_classification_equals_sklearn(records, split, evaluation) -> None:
     test = toy_outputs(records, split.test)
     expected = [roc_auc_score(records.labels[split.test, c], test.logits[:, c]) for c in range(8)]
-    assert [e.value for e in evaluation.auroc.findings] == pytest.approx(expected, abs=1e-12)
-    assert evaluation.auroc.mean.value == pytest.approx(np.mean(expected), abs=1e-12)
+    assert [e.value for e in evaluation.classification.auroc.findings] == pytest.approx(
+        expected, abs=1e-12
+    )
+    assert evaluation.classification.auroc.mean.value == pytest.approx(np.mean(expected), abs=1e-12)
 
 
 def test_a_finding_with_one_class_is_null_everywhere_it_matters(records) -> None:
@@ -183,23 +183,26 @@ def test_a_finding_with_one_class_is_null_everywhere_it_matters(records) -> None
     without = dataclasses.replace(records, labels=labels, has_box=has_box)
     split = toy_split(without)
     result = evaluate_toy(without, split)
-    assert np.isnan(result.operating_points[3].threshold)
     assert not result.predicted_boxes.predicted[result.predicted_boxes.finding == 3].any()
     for table in (
-        result.auroc,
-        result.auprc,
-        *result.operating_point_tables.values(),
-        result.pointing["single"],
-        result.afp,
-        result.accuracy["single"]["iou"][0],
-        result.floor_accuracy["prior_map"]["iou"][0],
-        result.floor_accuracy["random_map"]["iou"][0],
-        result.floor_accuracy["grid_ceiling"]["iobb"][0],
+        result.classification.auroc,
+        result.classification.auprc,
+        result.localization.pointing_game,
+        result.localization.afp,
+        result.localization.iou[0.1],
+        result.localization.prior_map.iou[0.1],
+        result.localization.random_map.iou[0.1],
+        result.localization.grid_ceiling.iobb[0.1],
     ):
         assert np.isnan(table.findings[3].value)
         assert table.findings[3].reason
         assert table.mean.counts["n_findings"] == 7
         assert table.mean.value == pytest.approx(np.nanmean([e.value for e in table.findings]))
+    decision = result.classification.operating_point["Infiltration"]
+    assert np.isnan(decision.value)
+    for metric in metrics.DECISION_METRICS:
+        assert np.isnan(getattr(decision, metric).value)
+        assert getattr(decision, metric).reason
 
 
 def test_false_boxes_equal_counting_by_hand(records, split, evaluation) -> None:
@@ -213,18 +216,21 @@ def test_false_boxes_equal_counting_by_hand(records, split, evaluation) -> None:
             strict=True,
         )
     )
-    for c, estimate in enumerate(evaluation.afp.findings):
+    for c, estimate in enumerate(evaluation.localization.afp.findings):
         false = images = 0
         for row, image in enumerate(test.image_id):
             if records.labels[image, c] and not split.scored[image, c]:
                 continue
             images += 1
             probability = 1 / (1 + np.exp(-np.float64(test.logits[row, c])))
-            if probability >= evaluation.operating_points[c].threshold - 1e-15:
+            if (
+                probability
+                >= evaluation.classification.operating_point[records.findings[c]].value - 1e-15
+            ):
                 false += not (split.scored[image, c] and iou[image, c] > 0.1)
         assert estimate.counts["n"] == images
         assert estimate.value == pytest.approx(false / images)
-    assert 0 < evaluation.afp.mean.value < 1
+    assert 0 < evaluation.localization.afp.mean.value < 1
 
 
 def test_the_pointing_game_equals_looking_for_the_highest_cell(records, split, evaluation) -> None:
@@ -235,10 +241,10 @@ def test_the_pointing_game_equals_looking_for_the_highest_cell(records, split, e
         cam, box = test.class_maps()[row_of[image], c], records.boxes[image, c].astype(float)
         y, x = max(((y, x) for y in range(7) for x in range(7)), key=lambda at: cam[at])
         hits[c].append(box[0] <= (x + 0.5) / 7 < box[2] and box[1] <= (y + 0.5) / 7 < box[3])
-    game = evaluation.pointing["single"]
+    game = evaluation.localization.pointing_game
     assert [e.value for e in game.findings] == pytest.approx([np.mean(h) for h in hits.values()])
     assert [e.counts["n"] for e in game.findings] == [len(h) for h in hits.values()]
-    assert evaluation.pointing["random_map"].mean.value < game.mean.value < 1
+    assert evaluation.localization.random_map.pointing_game.mean.value < game.mean.value < 1
 
 
 @pytest.mark.parametrize("value, relu", [(0.0, True), (-1.0, True), (2.0, False), (np.nan, True)])
@@ -262,39 +268,38 @@ def test_the_prior_peak_has_seen_other_patients_boxes_only(records, split, evalu
         peak = metrics.prior_peak(records.boxes[give[:, c], c])
         for box in records.boxes[score[:, c], c]:
             hits.append((box[:2] <= peak).all() and (peak < box[2:]).all())
-    actual = evaluation.pointing["prior_map"].findings[c]
+    actual = evaluation.localization.prior_map.pointing_game.findings[c]
     assert (actual.value, actual.counts["n"]) == (pytest.approx(np.mean(hits)), len(hits))
 
 
 def test_random_maps_look_at_no_image_and_follow_the_rule(records, split, evaluation) -> None:
     test, val = (toy_outputs(records, ids, seed=9) for ids in (split.test, split.val))
-    other = evaluate.evaluate_outputs(val, test, records, split, **CAM, resamples=50)
-    assert other.accuracy != evaluation.accuracy
-    assert other.floor_accuracy["random_map"] == evaluation.floor_accuracy["random_map"]
-    assert other.pointing["random_map"] == evaluation.pointing["random_map"]
+    other = evaluate.evaluate_outputs(val, test, records, split, READING, resamples=50)
+    assert other.localization.iou != evaluation.localization.iou
+    assert other.localization.random_map == evaluation.localization.random_map
+    assert (
+        other.localization.random_map.pointing_game
+        == evaluation.localization.random_map.pointing_game
+    )
     hits: dict[int, list[bool]] = {c: [] for c in range(8)}
     for image, c in np.argwhere(split.scored):
         actual = threshold_map(metrics.random_map(7, 7, (0, int(image), int(c))), **CAM).mask
         ys, xs = np.nonzero(actual)
         box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
         hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.1)
-    table = evaluation.floor_accuracy["random_map"]["iou"][0]
+    table = evaluation.localization.random_map.iou[0.1]
     assert [e.value for e in table.findings] == pytest.approx([np.mean(h) for h in hits.values()])
-    assert table.mean.counts == evaluation.accuracy["single"]["iou"][0].mean.counts
+    assert table.mean.counts == evaluation.localization.iou[0.1].mean.counts
 
 
 def test_decisions_are_those_of_the_validation_thresholds(records, split, evaluation) -> None:
     test, labels = toy_outputs(records, split.test), records.labels[split.test]
     probability = 1 / (1 + np.exp(-test.logits.astype(np.float64)))
-    for c, point in enumerate(evaluation.operating_points):
-        yes = probability[:, c] >= point.threshold - 1e-15
+    for c, decision in enumerate(evaluation.classification.operating_point.values()):
+        yes = probability[:, c] >= decision.value - 1e-15
         true, false = (yes[labels[:, c] == one].mean() for one in (1, 0))
-        actual = {
-            name: table.findings[c].value
-            for name, table in evaluation.operating_point_tables.items()
-        }
-        assert actual["sensitivity"] == pytest.approx(true)
-        assert actual["specificity"] == pytest.approx(1 - false)
+        assert decision.sensitivity.value == pytest.approx(true)
+        assert decision.specificity.value == pytest.approx(1 - false)
 
 
 def test_the_prior_looks_only_at_other_patients_boxes(records, split, evaluation) -> None:
@@ -303,34 +308,30 @@ def test_the_prior_looks_only_at_other_patients_boxes(records, split, evaluation
         prior = metrics.prior_box(records.boxes[give[:, c], c])
         overlap += metrics.iou(prior, records.boxes[score[:, c], c]).tolist()
         assert not set(records.patients[give.any(1)]) & set(records.patients[score.any(1)])
-    for t, table in zip(
-        metrics.IOU_THRESHOLDS, evaluation.floor_accuracy["prior_box"]["iou"], strict=True
-    ):
+    for t, table in evaluation.localization.prior_box.iou.items():
         assert table.findings[c].value == pytest.approx((np.array(overlap) > t).mean())
-        assert table.findings[c].counts == evaluation.accuracy["single"]["iou"][0].findings[
-            c].counts  # fmt: skip
+        assert table.findings[c].counts == evaluation.localization.iou[0.1].findings[c].counts
 
 
 def test_above_prior_map_is_the_difference_on_the_same_boxes(evaluation) -> None:
-    for measure in ("iou", "iobb"):
-        for above, ours, prior in zip(
-            evaluation.above_prior_map[measure],
-            evaluation.accuracy["single"][measure],
-            evaluation.floor_accuracy["prior_map"][measure],
-            strict=True,
-        ):
-            assert above.mean.value == pytest.approx(ours.mean.value - prior.mean.value)
-            assert above.mean.counts == ours.mean.counts
+    of = evaluation.localization
+    for above, ours, prior in (
+        (of.above_prior_map.iou, of.iou, of.prior_map.iou),
+        (of.above_prior_map.iobb, of.iobb, of.prior_map.iobb),
+    ):
+        for t in ours:
+            difference = ours[t].mean.value - prior[t].mean.value
+            assert above[t].mean.value == pytest.approx(difference)
+            assert above[t].mean.counts == ours[t].mean.counts
 
 
 def test_without_floors_the_priors_are_null_with_a_reason(records) -> None:
     split = toy_split(records)
     result = evaluate_toy(records, dataclasses.replace(split, floors=()))
-    for name in ("prior_box", "prior_map"):
-        mean = result.floor_accuracy[name]["iou"][0].mean
-        assert np.isnan(mean.value)
-        assert "prior" in result.floor_accuracy[name]["iou"][0].findings[0].reason
-    assert result.floor_accuracy["grid_ceiling"]["iou"][0].mean.value > 0.9
+    for floor in (result.localization.prior_box, result.localization.prior_map):
+        assert np.isnan(floor.iou[0.1].mean.value)
+        assert "prior" in floor.iou[0.1].findings[0].reason
+    assert result.localization.grid_ceiling.iou[0.1].mean.value > 0.9
 
 
 def test_skipped_images_leave_every_table(records, split) -> None:
@@ -339,12 +340,12 @@ def test_skipped_images_leave_every_table(records, split) -> None:
     kept = test.image_id != gone
     fewer = Outputs(test.image_id[kept], test.logits[kept], test.class_maps()[kept])
     result = evaluate.evaluate_outputs(
-        toy_outputs(records, split.val), fewer, records, split, **CAM, resamples=5
+        toy_outputs(records, split.val), fewer, records, split, READING, resamples=5
     )
     assert gone not in result.predicted_boxes.image_id
     boxes = split.scored.sum() - split.scored[gone].sum()
-    for way in (result.accuracy["single"], result.floor_accuracy["prior_box"]):
-        assert way["iou"][0].mean.counts["n"] == boxes
+    for way in (result.localization, result.localization.prior_box):
+        assert way.iou[0.1].mean.counts["n"] == boxes
 
 
 def test_outputs_that_do_not_fit_are_refused(records, split) -> None:
@@ -373,11 +374,10 @@ def test_a_perfect_box_scores_one_after_nihs_pixels(nih_metadata_root) -> None:
     for measure in (metrics.iou, metrics.iobb):
         assert measure(there_and_back, truth).min() > 1 - 1e-6
     image, finding = np.nonzero(records.has_box)
-    table = metrics.localization_tables(
-        metrics.iou(there_and_back, truth), finding, records.patients[image], n_findings=8,
-        thresholds=metrics.IOU_THRESHOLDS, resamples=10,
-    )  # fmt: skip
-    assert [t.mean.value for t in table] == [1.0] * len(metrics.IOU_THRESHOLDS)
+    sample = metrics.TruthBoxes(finding, records.patients[image], n_findings=8, resamples=10)
+    overlap = metrics.iou(there_and_back, truth)
+    tables = metrics.localization_tables(overlap, sample, metrics.IOU_THRESHOLDS)
+    assert [table.mean.value for table in tables.values()] == [1.0] * len(metrics.IOU_THRESHOLDS)
 
 
 @pytest.mark.parametrize("protocol", ["A", "B", "C"])
@@ -385,10 +385,10 @@ def test_every_protocol_runs_on_the_real_records(nih_root, protocol) -> None:
     records = read_records(nih_root, check_images=False)
     split = toy_split(records, protocol)
     result = evaluate_toy(records, split)
-    boxes = result.accuracy["single"]["iou"][0].mean.counts
+    boxes = result.localization.iou[0.1].mean.counts
     assert boxes == {"n": split.scored.sum(), "n_findings": 8}
-    for name in ("prior_box", "prior_map", "grid_ceiling"):
-        assert result.floor_accuracy[name]["iou"][0].mean.counts == boxes
-    ceiling = result.floor_accuracy["grid_ceiling"]["iou"]
-    assert all(t.mean.value >= p.mean.value
-               for t, p in zip(ceiling, result.floor_accuracy["prior_box"]["iou"], strict=True))  # fmt: skip
+    of = result.localization
+    for floor in (of.prior_box, of.prior_map, of.grid_ceiling):
+        assert floor.iou[0.1].mean.counts == boxes
+    for t, ceiling in of.grid_ceiling.iou.items():
+        assert ceiling.mean.value >= of.prior_box.iou[t].mean.value

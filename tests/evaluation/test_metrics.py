@@ -90,9 +90,8 @@ def test_the_auroc_interval_equals_resampling_patients_by_hand() -> None:
 def test_the_localization_interval_equals_scipys_bootstrap() -> None:
     rng = np.random.default_rng(1)
     overlap, patients = rng.random(80), np.arange(80)
-    table = metrics.localization_tables(
-        overlap, np.zeros(80, int), patients, n_findings=1, thresholds=(0.3,), resamples=8000
-    )[0]
+    truth = metrics.TruthBoxes(np.zeros(80, int), patients, n_findings=1, resamples=8000)
+    table = metrics.localization_tables(overlap, truth, (0.3,))[0.3]
     oracle = stats.bootstrap(
         ((overlap > 0.3).astype(float),), np.mean, n_resamples=8000, method="percentile", rng=rng
     ).confidence_interval
@@ -106,9 +105,8 @@ def test_a_paired_difference_counts_the_boxes_that_both_have_and_narrows_the_int
     overlap = np.clip(other + rng.normal(0.1, 0.05, 200), 0, 1)
     overlap[:3], other[3:5] = np.nan, np.nan
     both = slice(5, None)
-    given = {"patients": np.arange(200), "n_findings": 1, "thresholds": (0.5,)}
-    finding = np.zeros(200, int)
-    table = metrics.localization_differences(overlap, other, finding, **given)[0].findings[0]
+    truth = metrics.TruthBoxes(np.zeros(200, int), np.arange(200), n_findings=1)
+    table = metrics.localization_differences(overlap, other, truth, (0.5,))[0.5].findings[0]
     hits = (overlap[both] > 0.5).astype(float), (other[both] > 0.5).astype(float)
     assert table.value == pytest.approx(hits[0].mean() - hits[1].mean())
     assert table.counts == {"n": 195}
@@ -117,7 +115,7 @@ def test_a_paired_difference_counts_the_boxes_that_both_have_and_narrows_the_int
         n_resamples=4000, rng=rng,
     ).confidence_interval  # fmt: skip
     assert table.ci95 == pytest.approx((oracle.low, oracle.high), abs=0.012)
-    turned = metrics.localization_differences(other, overlap, finding, **given)[0].findings[0]
+    turned = metrics.localization_differences(other, overlap, truth, (0.5,))[0.5].findings[0]
     assert turned.ci95 == pytest.approx((-table.ci95[1], -table.ci95[0]))
 
 
@@ -219,11 +217,9 @@ def test_an_empty_box_is_an_error(empty: tuple[float, ...]) -> None:
 
 def accuracy(overlap: list[float], threshold: float) -> metrics.Estimate:
     m = len(overlap)
-    tables = metrics.localization_tables(
-        np.array(overlap), np.zeros(m, int), np.arange(m), n_findings=1,
-        thresholds=(threshold,), resamples=10,
-    )  # fmt: skip
-    return tables[0].findings[0]
+    truth = metrics.TruthBoxes(np.zeros(m, int), np.arange(m), n_findings=1, resamples=10)
+    tables = metrics.localization_tables(np.array(overlap), truth, (threshold,))
+    return tables[threshold].findings[0]
 
 
 def test_the_threshold_is_strict() -> None:
@@ -245,9 +241,8 @@ def test_a_box_without_a_detection_to_judge_leaves_the_denominator() -> None:
 
 def test_each_finding_has_its_own_denominator_and_the_mean_is_unweighted() -> None:
     overlap, finding = np.array([1, 0, 0, 0, 1.0]), np.array([0, 0, 0, 0, 1])
-    table = metrics.localization_tables(
-        overlap, finding, np.arange(5), n_findings=3, thresholds=(0.5,), resamples=10
-    )[0]
+    truth = metrics.TruthBoxes(finding, np.arange(5), n_findings=3, resamples=10)
+    table = metrics.localization_tables(overlap, truth, (0.5,))[0.5]
     assert [e.value for e in table.findings[:2]] == [0.25, 1.0]
     assert table.findings[2].reason == "no truth box of this finding is scored"
     assert (table.mean.value, table.mean.counts) == (0.625, {"n": 5, "n_findings": 2})
@@ -319,9 +314,8 @@ def test_priors_on_nihs_boxes(nih_boxes, prior, expected, cardiomegaly) -> None:
         for c in range(8):
             ours = fold[finding[fold] == c]
             overlap[ours] = metrics.iou(prior(boxes[others[finding[others] == c]]), boxes[ours])
-    tables = metrics.localization_tables(
-        overlap, finding, patient, n_findings=8, thresholds=metrics.IOU_THRESHOLDS, resamples=200
-    )
+    truth = metrics.TruthBoxes(finding, patient, n_findings=8, resamples=200)
+    tables = [*metrics.localization_tables(overlap, truth, metrics.IOU_THRESHOLDS).values()]
     assert [t.mean.value for t in tables] == pytest.approx(expected, abs=0.02)
     assert tables[0].mean.counts == {"n": 984, "n_findings": 8}
     if cardiomegaly:
@@ -339,7 +333,8 @@ def test_the_prior_peak_on_nihs_boxes(nih_boxes) -> None:
             ours = fold[finding[fold] == c]
             peak = metrics.prior_peak(boxes[others[finding[others] == c]])
             hit[ours] = metrics.point_in_box(peak, boxes[ours])
-    table = metrics.pointing_table(hit, finding, patient, n_findings=8, resamples=200)
+    truth = metrics.TruthBoxes(finding, patient, n_findings=8, resamples=200)
+    table = metrics.pointing_table(hit, truth)
     assert table.mean.value == pytest.approx(0.32, abs=0.05)
     assert table.findings[FINDINGS.index("Cardiomegaly")].value > 0.95
     low, high = table.mean.ci95

@@ -16,9 +16,13 @@ from kacl_jax.data.nih import Records, from_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics, number_format, result_files, terminal_table
 from kacl_jax.evaluation.evaluate import Evaluation, evaluate_outputs
+from kacl_jax.evaluation.localization import Reading
 from kacl_jax.evaluation.outputs import Outputs
+from kacl_jax.evaluation.results import FeedbackSummary, Results, Skipped, Throughput
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
+
+READING = Reading(size=64, relu=True, threshold=0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +31,10 @@ class Run:
     split: Split
     evaluation: Evaluation
 
-    def results(self, **more) -> dict:
-        arguments = {"seed": 3, "feedback": None, "throughput": None, **more}
-        return result_files.build_results(self.evaluation, self.records, self.split, **arguments)
+    def results(self, **more) -> Results:
+        of_run = {"feedback": FeedbackSummary(), "throughput": Throughput()}
+        of_run |= {"seed": 3, "best_step": 6, "trained_steps": 9, **more}
+        return result_files.build_results(self.evaluation, self.records, self.split, **of_run)
 
 
 def evaluate_toy(records: Records, split: Split, order: int | None = None) -> Run:
@@ -37,8 +42,7 @@ def evaluate_toy(records: Records, split: Split, order: int | None = None) -> Ru
     if order is not None:
         at = np.random.default_rng(order).permutation(len(test.image_id))
         test = Outputs(test.image_id[at], test.logits[at], test.class_maps()[at])
-    cam = {"size": 64, "relu": True, "threshold": 0.5}
-    return Run(records, split, evaluate_outputs(val, test, records, split, **cam, resamples=50))
+    return Run(records, split, evaluate_outputs(val, test, records, split, READING, resamples=50))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,7 @@ def write_all(folder: Path, done: Run) -> None:
     result_files.write_boxes(
         folder / "boxes.csv", records, evaluation.predicted_boxes, evaluation.prior_map_iou
     )
-    files.write_json(folder / "results.json", done.results())
+    files.write_json(folder / "results.json", done.results().to_json())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -158,7 +162,7 @@ def test_every_predicted_positive_of_the_test_part_has_its_box(done) -> None:
     )
     probability = 1 / (1 + np.exp(-evaluation.test.logits.astype(np.float64)))
     for row, c in np.argwhere(
-        probability >= [p.threshold + 1e-12 for p in evaluation.operating_points]
+        probability >= [d.value + 1e-12 for d in evaluation.classification.operating_point.values()]
     ):
         assert (evaluation.test.image_id[row], c) in pairs
 
@@ -185,7 +189,7 @@ def test_a_truth_box_as_prediction_is_written_as_nih_wrote_it(tmp_path, done) ->
 
 
 def test_results_json_has_the_documented_shape(tmp_path, done) -> None:
-    files.write_json(tmp_path / "results.json", done.results())
+    files.write_json(tmp_path / "results.json", done.results().to_json())
     written, names = read_json(tmp_path / "results.json"), {*done.records.findings, "mean"}
     assert (written["protocol"], written["fold"], written["seed"]) == ("A", None, 3)
     assert written["split_hash"] == done.split.hash
@@ -212,35 +216,34 @@ def test_results_json_has_the_documented_shape(tmp_path, done) -> None:
             else:
                 assert estimate["ci95"][0] < estimate["ci95"][1]
     assert {"n_pos", "n_neg"} < set(written["classification"]["auroc"]["Mass"])
-    assert written["feedback"] == dict.fromkeys(result_files.FEEDBACK_KEYS)
+    assert written["feedback"] == dict.fromkeys(
+        ("hit_rate", "mean_age_steps", "failures", "regions", "late", "dropped")
+    )
     assert written["throughput"] == {"images_per_s": None, "rois_per_s": None, "waits": None}
 
 
 def test_auprc_stands_beside_the_prevalence(done) -> None:
-    auprc, ids = done.results()["classification"]["auprc"], done.split.test
-    for c, name in enumerate(done.records.findings):
+    auprc, ids = done.results().classification.auprc, done.split.test
+    for c in range(len(done.records.findings)):
         expected = average_precision_score(
             done.records.labels[ids, c], done.evaluation.test.logits[:, c]
         )
-        assert auprc[name]["value"] == pytest.approx(expected, abs=1e-12)
-        assert auprc[name]["prevalence"] == done.records.labels[ids, c].mean()
-    assert auprc["mean"]["prevalence"] == pytest.approx(done.records.labels[ids].mean())
+        assert auprc.findings[c].value == pytest.approx(expected, abs=1e-12)
+        assert auprc.findings[c].prevalence == done.records.labels[ids, c].mean()
+    assert auprc.mean.prevalence == pytest.approx(done.records.labels[ids].mean())
 
 
 def test_operating_points_say_what_they_are_worth(done) -> None:
-    written = done.results()["classification"]["operating_point"]
-    for c, name in enumerate(done.records.findings):
-        assert written[name]["value"] == done.evaluation.operating_points[c].threshold
-        for decision in metrics.DECISION_METRICS:
-            leaf, estimate = (
-                written[name][decision],
-                done.evaluation.operating_point_tables[decision].findings[c],
-            )
+    written = done.results().to_json()["classification"]["operating_point"]
+    for name, decision in done.evaluation.classification.operating_point.items():
+        assert written[name]["value"] == decision.value
+        for metric in metrics.DECISION_METRICS:
+            leaf, estimate = written[name][metric], getattr(decision, metric)
             assert (leaf["value"], leaf["n"]) == (estimate.value, estimate.counts["n"])
 
 
 def test_reliability_curves_hold_every_test_image_and_give_the_ece(done) -> None:
-    written = done.results()["classification"]["calibration"]
+    written = done.results().to_json()["classification"]["calibration"]
     for name in done.records.findings:
         curve = written["reliability"][name]
         n = sum(b["n"] for b in curve)
@@ -250,14 +253,26 @@ def test_reliability_curves_hold_every_test_image_and_give_the_ece(done) -> None
 
 
 def test_feedback_and_throughput_are_passed_on(done) -> None:
-    feedback = {"hit_rate": 0.5, "mean_age_steps": 9.0, "failures": {"time-out": 1}}
-    assert done.results(feedback=feedback)["feedback"] == feedback
-    assert done.results(throughput={"images_per_s": 7.0})["throughput"] == {"images_per_s": 7.0}
+    feedback = FeedbackSummary(0.5, 9.0, {"time-out": 1}, {"cam": 2}, 0, 3)
+    throughput = Throughput(7.0, 8.0, {"radiomics_s": 0.5})
+    written = done.results(feedback=feedback, throughput=throughput).to_json()
+    assert written["feedback"] == {
+        "hit_rate": 0.5,
+        "mean_age_steps": 9.0,
+        "failures": {"time-out": 1},
+        "regions": {"cam": 2},
+        "late": 0,
+        "dropped": 3,
+    }
+    assert written["throughput"] == {
+        "images_per_s": 7.0,
+        "rois_per_s": 8.0,
+        "waits": {"radiomics_s": 0.5},
+    }
 
 
-def test_what_is_undefined_is_null_with_a_reason(tmp_path, without_positives) -> None:
-    written = without_positives.results()
-    files.write_json(tmp_path / "results.json", written)
+def test_what_is_undefined_is_null_with_a_reason(without_positives) -> None:
+    written = without_positives.results().to_json()
     localization = written["localization"]
     for leaves in (written["classification"]["auroc"], written["classification"]["auprc"],
                    localization["afp"], localization["pointing_game"],
@@ -297,11 +312,8 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, done) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_terminal_table_says_what_the_json_says(tmp_path, done) -> None:
-    written = done.results()
-    text = terminal_table.format_table(written)
-    files.write_json(tmp_path / "results.json", written)
-    assert terminal_table.format_table(read_json(tmp_path / "results.json")) == text
+def test_the_terminal_table_says_what_the_json_says(done) -> None:
+    text, written = terminal_table.format_table(done.results()), done.results().to_json()
     lines = text.splitlines()
     assert done.split.name in lines[0]
     assert done.split.hash in lines[0]
@@ -340,10 +352,9 @@ def test_the_terminal_table_counts_what_could_not_be_read(done) -> None:
     kept = test.image_id != gone
     fewer = Outputs(test.image_id[kept], test.logits[kept], test.class_maps()[kept])
     evaluation = evaluate_outputs(
-        done.evaluation.val, fewer, done.records, done.split, size=64, relu=True, threshold=0.5,
-        resamples=5,
-    )  # fmt: skip
-    written = dataclasses.replace(done, evaluation=evaluation).results()
+        done.evaluation.val, fewer, done.records, done.split, READING, resamples=5
+    )
+    results = dataclasses.replace(done, evaluation=evaluation).results()
     boxes = int(done.split.scored[gone].sum())
-    assert written["evaluation"]["skipped"] == {"val": 0, "test": 1, "boxes": boxes}
-    assert f"1 test images, {boxes} truth boxes" in terminal_table.format_table(written)
+    assert results.evaluation.skipped == Skipped(val=0, test=1, boxes=boxes)
+    assert f"1 test images, {boxes} truth boxes" in terminal_table.format_table(results)

@@ -24,8 +24,10 @@ from toy_root import toy_outputs, toy_records, toy_split
 from kacl_jax import config as config_keys
 from kacl_jax.data.png_folder import PngFiles
 from kacl_jax.evaluation import evaluate, result_files
-from kacl_jax.evaluation.metrics import IOU_THRESHOLDS
+from kacl_jax.evaluation.localization import Reading
+from kacl_jax.evaluation.metrics import IOU_THRESHOLDS, Estimate, Table
 from kacl_jax.evaluation.outputs import Outputs
+from kacl_jax.evaluation.results import FeedbackSummary, Results, Throughput, read_results
 from kacl_jax.radiomics import FEATURE_NAMES, extract
 from kacl_jax.report import features, gallery, page, pictures, run_page
 from kacl_jax.report.features import Moments
@@ -99,7 +101,7 @@ class Case:
     inputs: gallery.ReportInputs
 
     def page(self) -> Page:
-        run_page.write_run(self.workdir, self.inputs)
+        run_page.write_run(self.workdir, read_results(self.workdir / "results.json"), self.inputs)
         return Page((self.workdir / "report.html").read_text())
 
     def results(self) -> dict[str, Any]:
@@ -130,13 +132,19 @@ def toy_case(workdir: Path, *, without: int | None = None, max_images: int = 6) 
     split = toy_split(records)
     val, test = (toy_outputs(records, ids, seed=7) for ids in (split.val, split.test))
     found = evaluate.evaluate_outputs(
-        val, test, records, split, size=SIZE, relu=True, threshold=0.5, resamples=20
+        val, test, records, split, Reading(SIZE, relu=True, threshold=0.5), resamples=20
     )
-    content = result_files.build_results(
-        found, records, split, seed=0, feedback=None, throughput=None
+    results = result_files.build_results(
+        found,
+        records,
+        split,
+        seed=0,
+        feedback=FeedbackSummary(),
+        throughput=Throughput(),
+        best_step=6,
+        trained_steps=9,
     )
-    content |= {"best_step": 6, "trained_steps": 9}
-    files.write_json(workdir / "results.json", content)
+    files.write_json(workdir / "results.json", results.to_json())
     result_files.write_predictions(workdir / "predictions.csv", records, split, val=val, test=test)
     result_files.write_boxes(
         workdir / "boxes.csv", records, found.predicted_boxes, found.prior_map_iou
@@ -392,7 +400,7 @@ def test_a_finding_without_positives_or_boxes(tmp_path: Path) -> None:
 def test_feedback_is_told_with_its_failures(
     case: Case, tmp_path: Path, regions: dict[str, int]
 ) -> None:
-    for name in ("results.json", "run.json", "config.json", "predictions.csv", "boxes.csv"):
+    for name in ("run.json", "config.json", "predictions.csv", "boxes.csv"):
         (tmp_path / name).write_bytes((case.workdir / name).read_bytes())
     results = case.results() | {
         "feedback": {
@@ -405,11 +413,10 @@ def test_feedback_is_told_with_its_failures(
         },
         "throughput": {"images_per_s": 1.0, "rois_per_s": 2.0, "waits": {"radiomics_s": 0.0}},
     }
-    (tmp_path / "results.json").write_text(json.dumps(results))
     line = {"step": 1, "kind": "train", "loss": 1.0, "nt_xent": None, "hit_rate": 0.0, "age": None}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"step": 2, "ki')
     inputs = dataclasses.replace(case.inputs, max_images=0)
-    run_page.write_run(tmp_path, inputs)
+    run_page.write_run(tmp_path, Results.from_json(results), inputs)
     found = Page((tmp_path / "report.html").read_text())
     assert found.row("feedback", EVIL)[-1] == "1,234"
     assert [row[-1] for row in found.tables["feedback"] if row[0] in regions] == [
@@ -423,12 +430,13 @@ def test_feedback_is_told_with_its_failures(
 
 def test_what_the_contrastive_loss_learned_stands_beside_chance(case: Case, tmp_path: Path) -> None:
     """ln 63 = 4.14 of 32 rows; .2 · .001 ÷ (.8 · .004) = .0625."""
-    for name in ("results.json", "run.json", "config.json", "predictions.csv", "boxes.csv"):
+    for name in ("run.json", "config.json", "predictions.csv", "boxes.csv"):
         (tmp_path / name).write_bytes((case.workdir / name).read_bytes())
     terms = {"nt_xent": 4.12, "grad_norm_focal": 0.004, "grad_norm_nt_xent": 0.001}
     line = {"step": 1, "kind": "train", **terms, "ready": 32, "hit_rate": 1.0, "age": 30.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    run_page.write_run(tmp_path, dataclasses.replace(case.inputs, max_images=0))
+    inputs = dataclasses.replace(case.inputs, max_images=0)
+    run_page.write_run(tmp_path, Results.from_json(case.results()), inputs)
     text = (tmp_path / "report.html").read_text()
     for words, value in (
         ("NT-Xent in the last epoch", "4.12"),
@@ -463,7 +471,11 @@ def test_results_are_written_before_the_page_is_made(
     monkeypatch.setattr(final_evaluation, "write_run_json", MagicMock())
     for name in ("write_predictions", "write_boxes"):
         monkeypatch.setattr(result_files, name, MagicMock())
-    monkeypatch.setattr(result_files, "build_results", lambda *_, **__: {})
+    monkeypatch.setattr(
+        result_files,
+        "build_results",
+        lambda *_, best_step, **__: SimpleNamespace(to_json=lambda: {"best_step": best_step}),
+    )
     monkeypatch.setattr(
         final_evaluation.run_page, "write_run", MagicMock(side_effect=UserError("no room"))
     )
@@ -473,12 +485,9 @@ def test_results_are_written_before_the_page_is_made(
     experiment = MagicMock(workdir=tmp_path)
     with pytest.raises(UserError, match="no room"):
         final_evaluation.score_best_checkpoint(
-            experiment, MagicMock(), MagicMock(best_step=6), steps=9
+            experiment, MagicMock(), MagicMock(best_step=6, throughput={}), steps=9
         )
-    assert json.loads((tmp_path / "results.json").read_text()) == {
-        "best_step": 6,
-        "trained_steps": 9,
-    }
+    assert json.loads((tmp_path / "results.json").read_text()) == {"best_step": 6}
 
 
 @pytest.mark.parametrize("steps", [0, 3])
@@ -589,12 +598,12 @@ def test_the_floor_beside_an_arm_is_that_of_its_own_folds_and_folds_weigh_alike(
     assert sweep_page._prior_map_marks(rows, "iou_0.1") == [(pytest.approx(0.35), "prior-map")]
     assert sweep_page._prior_map_marks(rows, "iou_0.3") == []
 
-    def tables(value: float | None) -> dict[str, Any]:
-        return {str(t): {"mean": {"value": value}} for t in IOU_THRESHOLDS}
+    def tables(value: float) -> dict[float, Table]:
+        return dict.fromkeys(IOU_THRESHOLDS, Table((), Estimate(value, None, {})))
 
     three = [(0, tables(0.1)), (0, tables(0.2)), (1, tables(0.6))]
     assert sweep_page._mean_curve(three)[0] == (0.1, pytest.approx((0.15 + 0.6) / 2))
-    assert sweep_page._mean_curve([*three, (1, tables(None))])[0] == (0.1, None)
+    assert np.isnan(sweep_page._mean_curve([*three, (1, tables(np.nan))])[0][1])
 
 
 def test_a_sweep_page_needs_no_jax() -> None:

@@ -29,7 +29,7 @@ from same_run import assert_same_run, comparable, config, metric_lines
 
 from kacl_jax.config import keys
 from kacl_jax.data.batches import ShardBatches
-from kacl_jax.evaluation import result_files
+from kacl_jax.evaluation.results import FeedbackSummary
 from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.radiomics import FEATURE_NAMES
@@ -393,7 +393,7 @@ def test_two_augmented_views_need_no_radiomics(
     workdir = run_here(**arm, train__epochs=2, train__checkpoint_every=0)
     assert not (workdir / "features.sqlite").exists()
     results = json.loads((workdir / "results.json").read_text())
-    assert results["feedback"] == dict.fromkeys(result_files.FEEDBACK_KEYS)
+    assert results["feedback"] == dataclasses.asdict(FeedbackSummary())
     assert results["evaluation"]["grid"] == [16, 16]
     assert all(line["nt_xent"] > 0 for line in metric_lines(workdir, "train"))
 
@@ -426,7 +426,7 @@ def test_a_finished_run_is_left_alone_and_a_changed_config_refused(
 ) -> None:
     before = comparable(plain)
     again = job.train_and_evaluate(config(root), plain)
-    assert again == json.loads((plain / "results.json").read_text())
+    assert again.to_json() == json.loads((plain / "results.json").read_text())
     with pytest.raises(UserError, match=r"loss\.temperature: 0\.5 → 0\.1"):
         job.train_and_evaluate(config(root, loss__temperature=0.1), plain)
     assert comparable(plain) == before
@@ -485,8 +485,8 @@ def test_a_damaged_best_checkpoint_is_told_and_the_newest_stands_in(
     assert best != steps[-1]
     shutil.rmtree(workdir / "checkpoints" / f"{best:08d}" / "arrays")
     found = job.evaluate_only(config(root), workdir)
-    assert found["best_step_lost"] == best
-    assert found["best_step"] == steps[-1]
+    assert found.best_step_lost == best
+    assert found.best_step == steps[-1]
     assert f"{best:08d} is damaged" in caplog.text
 
 
@@ -506,7 +506,7 @@ def test_a_signal_in_the_last_step_still_stops_the_run(
         with pytest.raises(InterruptedRunError, match="step 6 of 6"):
             job.train_and_evaluate(short, tmp_path / "w")
     assert not (tmp_path / "w" / "results.json").exists()
-    assert job.train_and_evaluate(short, tmp_path / "w")["trained_steps"] == 6
+    assert job.train_and_evaluate(short, tmp_path / "w").trained_steps == 6
 
 
 def test_evaluation_alone_writes_the_same_tables(plain: Path, tiny: None, root: Path) -> None:
@@ -552,7 +552,7 @@ def test_testing_an_unfinished_run_does_not_finish_it(
         with pytest.raises(InterruptedRunError, match="step 8"):
             job.train_and_evaluate(config(root), workdir)
     early = job.evaluate_only(config(root), workdir)
-    assert early["best_step"] <= 6
+    assert early.best_step <= 6
     job.train_and_evaluate(config(root), workdir)
     final = json.loads((workdir / "results.json").read_text())
     assert final["trained_steps"] == STEPS
@@ -609,7 +609,7 @@ def test_box_guidance_moves_the_map_into_the_box_and_needs_no_worker(
     assert mass_inside(guided, trained) > 1.5 * mass_inside(without, trained)
     assert not (without / "features.sqlite").exists()
     results = json.loads((without / "results.json").read_text())
-    assert results["feedback"] == dict.fromkeys(result_files.FEEDBACK_KEYS)
+    assert results["feedback"] == dataclasses.asdict(FeedbackSummary())
 
 
 def test_a_profile_is_written_however_the_run_is_cut(run_here: Runner, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from kacl_jax.evaluation.metrics.bootstrap import MAX_UNDEFINED_SHARE, RESAMPLES
 from kacl_jax.evaluation.metrics.boxes import (
     IOBB_THRESHOLDS,
     IOU_THRESHOLDS,
+    NO_TRUTH_BOX,
+    TruthBoxes,
     false_box_table,
     iobb,
     iou,
@@ -41,9 +43,9 @@ from kacl_jax.evaluation.metrics.ranking import (
 )
 
 __all__ = [
-    "DECISION_METRICS", "IOBB_THRESHOLDS", "IOU_THRESHOLDS", "MAX_UNDEFINED_SHARE", "N_BINS", "RESAMPLES", "Bin",
-    "Calibration", "Estimate", "Table", "auroc", "auroc_table", "decision_tables", "false_box_table", "grid_ceiling",
-    "grid_ceiling_iobb", "iobb", "iou", "localization_differences", "localization_tables", "measure_calibration",
-    "missing_class_reason", "point_in_box", "pointing_table", "prior_box", "prior_map", "prior_peak", "random_map",
-    "ranking_tables",
+    "DECISION_METRICS", "IOBB_THRESHOLDS", "IOU_THRESHOLDS", "MAX_UNDEFINED_SHARE", "NO_TRUTH_BOX", "N_BINS",
+    "RESAMPLES", "Bin", "Calibration", "Estimate", "Table", "TruthBoxes", "auroc", "auroc_table", "decision_tables",
+    "false_box_table", "grid_ceiling", "grid_ceiling_iobb", "iobb", "iou", "localization_differences",
+    "localization_tables", "measure_calibration", "missing_class_reason", "point_in_box", "pointing_table",
+    "prior_box", "prior_map", "prior_peak", "random_map", "ranking_tables",
 ]  # fmt: skip

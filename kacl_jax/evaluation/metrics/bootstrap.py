@@ -8,6 +8,7 @@ products.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -33,6 +34,12 @@ class Estimate:
     reason: str = ""
     ci_reason: str = ""
     left_out: int = 0  # number of resamples in which the value is undefined
+    # Of an AUPRC only: the share of positive images, which is the AUPRC of random scores. NaN without images.
+    prevalence: float | None = None
+
+    @property
+    def is_defined(self) -> bool:
+        return not math.isnan(self.value)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,11 @@ class Table:
 
     findings: tuple[Estimate, ...]
     mean: Estimate
+
+    @property
+    def rows(self) -> tuple[Estimate, ...]:
+        """The findings, then the mean: the rows of a table for people."""
+        return (*self.findings, self.mean)
 
 
 def index_patients(patients: np.ndarray) -> tuple[np.ndarray, int]:

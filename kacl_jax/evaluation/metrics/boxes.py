@@ -5,12 +5,17 @@ Boxes are float (x0, y0, x1, y1), half-open, in fractions of the image's side; a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from kacl_jax.evaluation.metrics.bootstrap import RESAMPLES, Table, ratio_tables
 
 IOU_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 IOBB_THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)
+NO_TRUTH_BOX = "no truth box of this finding is scored"
+_NO_PRIOR = "no other box of this finding to take the prior from"
 
 
 def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -34,88 +39,66 @@ def point_in_box(point: np.ndarray, box: np.ndarray) -> np.ndarray:
     return np.asarray(((box[..., :2] <= point) & (point < box[..., 2:])).all(axis=-1))
 
 
+@dataclass(frozen=True, eq=False)
+class TruthBoxes:
+    """m truth boxes, over which tables are made, and how often their patients are resampled."""
+
+    finding: np.ndarray  # int [m]
+    patients: np.ndarray  # int [m]
+    n_findings: int
+    resamples: int = RESAMPLES
+
+
 def localization_tables(
-    overlap: np.ndarray,
-    finding: np.ndarray,
-    patients: np.ndarray,
-    *,
-    n_findings: int,
-    thresholds: tuple[float, ...],
-    resamples: int = RESAMPLES,
-) -> tuple[Table, ...]:
+    overlap: np.ndarray, truth: TruthBoxes, thresholds: Sequence[float]
+) -> dict[float, Table]:
     """Localization accuracy: the share of a finding's truth boxes with overlap > T, strictly.
 
     Args: overlap float64 [m], one per truth box (IoU or IoBB; a box with NaN has nothing to be compared with and
-    leaves the denominator); finding int [m]; patients int [m].
+    leaves the denominator).
     Returns: one table per threshold; count n is the number of truth boxes in the denominator.
     """
-    has_overlap = np.isfinite(overlap)
-    of_finding = finding[:, None] == np.arange(n_findings)
-    is_hit = (overlap[:, None] > np.asarray(thresholds)) & has_overlap[:, None]
-    reasons = [_no_boxes_reason(of_finding[:, i], has_overlap) for i in range(n_findings)]
-    return ratio_tables(
-        of_finding[:, :, None] & is_hit[:, None, :],
-        of_finding & has_overlap[:, None],
-        patients,
-        reasons,
-        resamples,
-    )
+    hits = overlap[:, None] > np.asarray(thresholds)
+    return dict(zip(thresholds, _mean_tables(hits, np.isfinite(overlap), truth), strict=True))
 
 
 def localization_differences(
-    overlap: np.ndarray,
-    baseline: np.ndarray,
-    finding: np.ndarray,
-    patients: np.ndarray,
-    *,
-    n_findings: int,
-    thresholds: tuple[float, ...],
-    resamples: int = RESAMPLES,
-) -> tuple[Table, ...]:
+    overlap: np.ndarray, baseline: np.ndarray, truth: TruthBoxes, thresholds: Sequence[float]
+) -> dict[float, Table]:
     """Localization accuracy minus that of a baseline on the same truth boxes, in [−1, 1].
 
-    Paired: a truth box counts where both overlaps are finite. overlap, baseline: float64 [m]; the other arguments as in
-    `localization_tables`.
+    Paired: a truth box counts where both overlaps are finite. overlap, baseline: float64 [m].
     """
+    hits, baseline_hits = (
+        (values[:, None] > np.asarray(thresholds)).astype(np.int8) for values in (overlap, baseline)
+    )
     has_both = np.isfinite(overlap) & np.isfinite(baseline)
-    of_finding = (finding[:, None] == np.arange(n_findings)) & has_both[:, None]
-    limits = np.asarray(thresholds)
-    hit, baseline_hit = (
-        (values[:, None] > limits).astype(np.int8) for values in (overlap, baseline)
-    )
-    reasons = [_no_boxes_reason(finding == i, has_both) for i in range(n_findings)]
-    return ratio_tables(
-        of_finding[:, :, None] * (hit - baseline_hit)[:, None, :],
-        of_finding,
-        patients,
-        reasons,
-        resamples,
-    )
+    return dict(zip(thresholds, _mean_tables(hits - baseline_hits, has_both, truth), strict=True))
 
 
-def pointing_table(
-    hit: np.ndarray,
-    finding: np.ndarray,
-    patients: np.ndarray,
-    *,
-    n_findings: int,
-    resamples: int = RESAMPLES,
-) -> Table:
+def pointing_table(hit: np.ndarray, truth: TruthBoxes) -> Table:
     """The pointing game: the share of a finding's truth boxes that contain their map's peak.
 
     Zhang et al. 2016 (Top-down Neural Attention by Excitation Backprop) also count a peak up to 15 px outside of the
     box as a hit. Here only a peak inside counts, because that margin is as wide as half a nodule.
     Args: hit float [m] of 0 and 1, one per truth box (a box with NaN has no map to be compared with and leaves the
-    denominator); the other arguments as in `localization_tables`.
+    denominator).
     """
-    return localization_tables(
-        hit,
-        finding,
-        patients,
-        n_findings=n_findings,
-        thresholds=(0.5,),
-        resamples=resamples,
-    )[0]
+    return _mean_tables(hit[:, None] > 0, np.isfinite(hit), truth)[0]
+
+
+def _mean_tables(
+    values: np.ndarray, is_counted: np.ndarray, truth: TruthBoxes
+) -> tuple[Table, ...]:
+    """The mean over a finding's truth boxes that are counted: values [m t], is_counted bool [m] → one table per t."""
+    of_finding = truth.finding[:, None] == np.arange(truth.n_findings)
+    counted = of_finding & is_counted[:, None]
+    reasons = [
+        "" if n_counted else _NO_PRIOR if n_boxes else NO_TRUTH_BOX
+        for n_counted, n_boxes in zip(counted.sum(axis=0), of_finding.sum(axis=0), strict=True)
+    ]
+    numerator = counted[:, :, None] * values[:, None, :]
+    return ratio_tables(numerator, counted, truth.patients, reasons, truth.resamples)
 
 
 def false_box_table(
@@ -133,14 +116,6 @@ def false_box_table(
     """
     counted_false = (false_box & eligible)[:, :, None]
     return ratio_tables(counted_false, eligible, patients, reasons, resamples)[0]
-
-
-def _no_boxes_reason(of_finding: np.ndarray, has_overlap: np.ndarray) -> str:
-    if (of_finding & has_overlap).any():
-        return ""
-    if of_finding.any():
-        return "no other box of this finding to take the prior from"
-    return "no truth box of this finding is scored"
 
 
 def validate_boxes(boxes: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -70,16 +71,31 @@ def ranking_tables(
     """AUROC and AUPRC per finding and mean from the same resamples; arguments as in `auroc_table`.
 
     AUPRC is average precision: Σ over distinct scores, descending, of the gain in recall times the
-    precision at that score, not interpolated. Random scores reach the prevalence. Like AUROC it is
-    undefined where a class is absent, so that both means are over the same findings. `remove_bias`
-    is applied to its resamples, so that the interval is that of other test sets of this size.
+    precision at that score, not interpolated. Random scores reach the prevalence, which stands beside it; beside
+    the mean stands the mean over the same findings. Like AUROC it is undefined where a class is absent, so that both
+    means are over the same findings. `remove_bias` is applied to its resamples, so that the interval is that of other
+    test sets of this size.
     """
     auroc_result, auprc_result = _tables(scores, labels, patients, resamples, precision=True)
+    prevalences = [_prevalence(estimate) for estimate in auprc_result.findings]
+    defined = [
+        prevalence
+        for prevalence, estimate in zip(prevalences, auprc_result.findings, strict=True)
+        if estimate.is_defined
+    ]
+    mean_prevalence = float(np.mean(defined)) if defined else math.nan
 
-    def clip(estimate: Estimate) -> Estimate:
-        return replace(estimate, ci95=clip_interval_to_unit(estimate.ci95))
+    def complete(estimate: Estimate, prevalence: float) -> Estimate:
+        ci95 = clip_interval_to_unit(estimate.ci95)
+        return replace(estimate, ci95=ci95, prevalence=prevalence)
 
-    return auroc_result, Table(tuple(map(clip, auprc_result.findings)), clip(auprc_result.mean))
+    findings = tuple(map(complete, auprc_result.findings, prevalences))
+    return auroc_result, Table(findings, complete(auprc_result.mean, mean_prevalence))
+
+
+def _prevalence(estimate: Estimate) -> float:
+    n_pos, n_neg = estimate.counts["n_pos"], estimate.counts["n_neg"]
+    return n_pos / (n_pos + n_neg) if n_pos + n_neg else math.nan
 
 
 def _tables(

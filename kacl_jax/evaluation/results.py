@@ -1,0 +1,315 @@
+"""What results.json holds, typed. No other file knows its keys.
+
+The keys are the names of the fields, in their order; only the leaves, `Estimate` and `Table`, are written otherwise. A
+value that is undefined is NaN here and null in the file, with its reason beside it. Imports no jax, because a sweep
+reads the results of its runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from kacl_jax.evaluation.metrics import N_BINS, Bin, Estimate, Table
+from kacl_jax.evaluation.subgroups import Subgroup
+from kacl_jax.runtime import files
+from kacl_jax.runtime.errors import UserError
+
+_OMITTED_IF_EMPTY = ("reason", "pixel_probe", "best_step_reason", "best_step_lost")
+_COUNTS = ("n_pos", "n_neg", "n", "n_findings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """One finding's operating point, chosen on the validation part, and its metrics on the test part."""
+
+    value: float  # the threshold
+    youden_j: float
+    reason: str = ""  # why there is no threshold; else empty
+    sensitivity: Estimate
+    specificity: Estimate
+    ppv: Estimate
+    npv: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationByFinding:
+    """As `metrics.Calibration`; the reliability curves by finding."""
+
+    brier: Table
+    ece: Table
+    bins: int = N_BINS
+    binning: str = "equal mass: by rank of the probability, equal probabilities together"
+    reliability: dict[str, tuple[Bin, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """How well the probabilities rank, decide and are calibrated."""
+
+    auroc: Table
+    auprc: Table
+    pixel_probe: Table | None = None  # AUROC of `pixel_probe.score_pixel_probe`, if it was run
+    operating_point: dict[str, Decision]  # by finding
+    calibration: CalibrationByFinding
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Localization accuracy: for each threshold T the share of truth boxes with an overlap > T."""
+
+    iou: dict[float, Table]
+    iobb: dict[float, Table]
+
+
+@dataclass(frozen=True)
+class MapAccuracy(Accuracy):
+    """The accuracy of boxes that are read from a map, and whether the map's peak lies in the truth box."""
+
+    pointing_game: Table
+
+
+@dataclass(frozen=True)
+class Localization(Accuracy):
+    """The accuracy by the rule single; beside it by the rule best_of and of the floors, and more of single."""
+
+    best_of: Accuracy
+    afp: Table  # false boxes per image
+    pointing_game: Table
+    random_map: MapAccuracy
+    prior_box: Accuracy
+    prior_map: MapAccuracy
+    grid_ceiling: Accuracy
+    above_prior_map: Accuracy  # single minus prior_map, paired by truth box
+
+    def rules_and_floors(self) -> dict[str, Accuracy]:
+        """The accuracies that tables show beside each other, by name."""
+        return {
+            "single": self,
+            "best_of": self.best_of,
+            "random_map": self.random_map,
+            "prior_box": self.prior_box,
+            "prior_map": self.prior_map,
+            "grid_ceiling": self.grid_ceiling,
+        }
+
+
+@dataclass(frozen=True)
+class Images:
+    """Numbers of images that were scored."""
+
+    val: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was left out because an image could not be read."""
+
+    val: int
+    test: int
+    boxes: int
+
+
+@dataclass(frozen=True)
+class Extent:
+    """On what the values were computed."""
+
+    images: Images
+    skipped: Skipped
+    grid: tuple[int, int]  # rows and columns of a map
+    predicted_boxes: int
+    whole_image_boxes: int  # of maps that marked nothing
+    afp_iou: float
+    resamples: int
+
+
+@dataclass(frozen=True)
+class FeedbackSummary:
+    """The feedback loop of the whole run. All values are None if no region was measured.
+
+    Runs of earlier versions did not count the regions, or those that came late or were dropped.
+    """
+
+    hit_rate: float | None = None  # share of the training rows that had a feature
+    mean_age_steps: float | None = None  # None also if no row had one
+    failures: dict[str, int] | None = None  # by reason
+    regions: dict[str, int] | None = None  # by origin
+    late: int | None = None
+    dropped: int | None = None
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Speed of the process that trained last; None if nothing was timed."""
+
+    images_per_s: float | None = None
+    rois_per_s: float | None = None
+    waits: dict[str, float] | None = None  # seconds by part
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of one run."""
+
+    protocol: str
+    fold: int | None  # None: the protocol has no folds
+    seed: int
+    split: str
+    split_hash: str
+    findings: tuple[str, ...]
+    classification: Classification
+    localization: Localization
+    subgroups: dict[str, dict[str, Subgroup]]  # by attribute, then group
+    evaluation: Extent
+    feedback: FeedbackSummary
+    throughput: Throughput
+    best_step: int  # of the checkpoint that was scored
+    trained_steps: int
+    best_step_reason: str = ""  # why the newest checkpoint stands in for the best one; else empty
+    best_step_lost: int | None = None  # the best step, if its checkpoint could not be read
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of results.json, as plain values."""
+        content: dict[str, Any] = _to_json(self, self.findings)
+        return content
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> Results:
+        """The inverse of `to_json`. Raises AttributeError, KeyError, TypeError or ValueError on any other content."""
+        results: Results = _from_json(Results, content, tuple(content["findings"]))
+        return results
+
+
+def read_results(path: Path) -> Results:
+    """The results in a results.json.
+
+    Raises:
+      UserError: the file cannot be read, or holds something else.
+    """
+    content = files.read_json(path)
+    try:
+        return Results.from_json(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not hold the results of a run ({error!r}); write it anew with the run's own command and "
+            "--mode=eval"
+        ) from error
+
+
+def _to_json(value: Any, findings: Sequence[str]) -> Any:
+    match value:
+        case Estimate():
+            return _estimate_to_json(value)
+        case Table():
+            return _table_to_json(value, findings)
+        case dict():
+            return {str(key): _to_json(part, findings) for key, part in value.items()}
+        case tuple():
+            return [_to_json(part, findings) for part in value]
+        case float():
+            return _none_if_nan(value)
+    if not dataclasses.is_dataclass(value):
+        return value
+    parts = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    return {
+        name: _to_json(part, findings)
+        for name, part in parts
+        if name not in _OMITTED_IF_EMPTY or part not in ("", None)
+    }
+
+
+def _from_json(kind: Any, content: Any, findings: Sequence[str]) -> Any:
+    """The value of this type, say `dict[float, Table]`, from its JSON."""
+    if kind is Estimate:
+        return _estimate_from_json(content)
+    if kind is Table:
+        return _table_from_json(content, findings)
+    if kind is float:
+        return _nan_if_none(content)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        parts = {
+            name: _from_json(part_kind, content[name], findings)
+            for name, part_kind in _field_types(kind).items()
+            if name in content
+        }
+        return kind(**parts)  # TypeError where a field without a default is absent
+    container, part_kinds = get_origin(kind), get_args(kind)
+    if container is UnionType:
+        return None if content is None else _from_json(part_kinds[0], content, findings)
+    if container is tuple:
+        return tuple(_from_json(part_kinds[0], part, findings) for part in content)
+    if container is dict:
+        key_kind, part_kind = part_kinds
+        return {
+            key_kind(key): _from_json(part_kind, part, findings) for key, part in content.items()
+        }
+    return content
+
+
+@lru_cache
+def _field_types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _table_to_json(table: Table, findings: Sequence[str]) -> dict[str, Any]:
+    leaves = {
+        name: _estimate_to_json(estimate)
+        for name, estimate in zip(findings, table.findings, strict=True)
+    }
+    left_out = [name for name, leaf in leaves.items() if leaf["value"] is None]
+    return {**leaves, "mean": _estimate_to_json(table.mean, left_out)}
+
+
+def _table_from_json(leaves: Mapping[str, Any], findings: Sequence[str]) -> Table:
+    return Table(
+        tuple(_estimate_from_json(leaves[name]) for name in findings),
+        _estimate_from_json(leaves["mean"]),
+    )
+
+
+def _estimate_to_json(estimate: Estimate, left_out: Sequence[str] = ()) -> dict[str, Any]:
+    """left_out: the findings over which a mean was not taken, because they are undefined."""
+    leaf: dict[str, Any] = {
+        "value": _none_if_nan(estimate.value),
+        "ci95": None if estimate.ci95 is None else list(estimate.ci95),
+        **estimate.counts,
+    }
+    if estimate.reason:
+        leaf["reason"] = estimate.reason
+    if estimate.ci_reason:
+        leaf["ci_reason"] = estimate.ci_reason
+    if estimate.left_out:
+        leaf["resamples_left_out"] = estimate.left_out
+    if left_out:
+        leaf["left_out"] = list(left_out)
+    if estimate.prevalence is not None:
+        leaf["prevalence"] = _none_if_nan(estimate.prevalence)
+    return leaf
+
+
+def _estimate_from_json(leaf: Mapping[str, Any]) -> Estimate:
+    ends = leaf["ci95"]
+    return Estimate(
+        value=_nan_if_none(leaf["value"]),
+        ci95=None if ends is None else (ends[0], ends[1]),
+        counts={name: n for name, n in leaf.items() if name in _COUNTS},
+        reason=leaf.get("reason", ""),
+        ci_reason=leaf.get("ci_reason", ""),
+        left_out=leaf.get("resamples_left_out", 0),
+        prevalence=_nan_if_none(leaf["prevalence"]) if "prevalence" in leaf else None,
+    )
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _nan_if_none(value: float | None) -> float:
+    return math.nan if value is None else value
