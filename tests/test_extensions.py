@@ -86,3 +86,4 @@ def test_an_encoder_a_loss_term_and_a_reader_are_one_entry_each(
         weighed = 0.8 * line["focal"] + 0.2 * line["nt_xent"] + 0.01 * line["logit_size"]
         assert line["loss"] == pytest.approx(weighed, rel=1e-5)
         assert line["grad_norm_logit_size"] > 0
+    assert ">logit_size<" in (tmp_path / "w" / "report.html").read_text()

@@ -211,7 +211,11 @@ def training_charts(log: Sequence[Mapping[str, Any]], best_step: int) -> list[di
     """Charts of the losses and of the validation AUROC, where best_step is marked: {name, chart}."""
     train_lines = [line for line in log if line["kind"] == "train"]
     loss_charts = []
-    for name, title in _LOSS_NAMES.items():
+    # Every term of the loss has a second column, for the norm of its gradient.
+    columns = {column for line in train_lines for column in line}
+    terms = {c.removeprefix("grad_norm_") for c in columns if c.startswith("grad_norm_")}
+    for name in (*_LOSS_NAMES, *sorted(terms - _LOSS_NAMES.keys())):
+        title = _LOSS_NAMES.get(name, name)
         # The log has null where a step has no such term.
         lines = [line for line in train_lines if line.get(name) is not None]
         loss_charts += _chart_over_steps(title, name, lines)
