@@ -7,6 +7,7 @@ import http.client
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 import urllib.error
@@ -20,6 +21,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from tqdm import tqdm
 
 from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.torch_file import read_pth
@@ -183,17 +185,16 @@ def _check_layers(
 
 def _torchvision_file(encoder: str) -> Path:
     """The path of the file in the user's cache; downloads it if it is missing or its sha256 is wrong."""
-    name = ENCODERS[encoder].torchvision_file
+    name, sha256 = ENCODERS[encoder].torchvision_file, ENCODERS[encoder].torchvision_sha256
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kacl_jax"
     target = folder / name
-    sha256_prefix = target.stem.rpartition("-")[2]
-    if target.is_file() and _sha256(target).startswith(sha256_prefix):
+    if target.is_file() and _sha256(target) == sha256:
         return target
     url = f"{os.environ.get('KACL_JAX_TORCHVISION_URL', TORCHVISION_URL).rstrip('/')}/{name}"
     print(f"downloading {url} into {folder}", file=sys.stderr, flush=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _download(url, target, sha256_prefix)
+        _download(url, target, sha256)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # an HTTPError is also the open response
@@ -206,7 +207,7 @@ def _torchvision_file(encoder: str) -> Path:
     return target
 
 
-def _download(url: str, target: Path, sha256_prefix: str) -> None:
+def _download(url: str, target: Path, sha256: str) -> None:
     """Downloads into a temporary file and renames it, so that a lost connection leaves no incomplete file."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
         partial_file = Path(folder) / target.name
@@ -214,17 +215,15 @@ def _download(url: str, target: Path, sha256_prefix: str) -> None:
             urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as reply,
             partial_file.open("wb") as out,
         ):
-            while chunk := reply.read(1 << 20):
-                out.write(chunk)
-            length = reply.headers.get("Content-Length")
+            length = int(reply.headers.get("Content-Length", 0)) or None
+            with tqdm.wrapattr(reply, "read", length, delay=1, disable=None) as visible:
+                shutil.copyfileobj(visible, out)
         size = partial_file.stat().st_size
-        if length is not None and size != int(length):
+        if length is not None and size != length:
             raise ValueError(f"it ended after {size} of {length} bytes")
         digest = _sha256(partial_file)
-        if not digest.startswith(sha256_prefix):
-            raise ValueError(
-                f"its sha256 begins with {digest[:8]}, not {sha256_prefix}: a wrong file"
-            )
+        if digest != sha256:
+            raise ValueError(f"its sha256 is {digest}, not {sha256}: a wrong file")
         partial_file.replace(target)
 
 

@@ -420,11 +420,16 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
         thread.join()
 
 
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, sha256: str) -> None:
+    entry = ENCODERS["resnet18"]._replace(torchvision_file=name, torchvision_sha256=sha256)
+    monkeypatch.setitem(ENCODERS, "resnet18", entry)
+
+
 def serve(monkeypatch: pytest.MonkeyPatch, site: Site, body: bytes) -> str:
     """Publishes `body` under a name that holds its sha256, as torchvision does."""
-    name = f"resnet18-{hashlib.sha256(body).hexdigest()[:8]}.safetensors"
-    entry = ENCODERS["resnet18"]._replace(torchvision_file=name)
-    monkeypatch.setitem(ENCODERS, "resnet18", entry)
+    sha256 = hashlib.sha256(body).hexdigest()
+    name = f"resnet18-{sha256[:8]}.safetensors"
+    publish(monkeypatch, name, sha256)
     site.body = body
     return name
 
@@ -467,7 +472,8 @@ def test_torchvision_is_downloaded_once_and_verified_at_each_start(
 @pytest.mark.parametrize(
     "fault,says",
     [
-        ("wrong", "its sha256 begins with"),
+        ("wrong", "its sha256 is"),
+        ("wrong in the last digits", "its sha256 is"),
         ("truncated", "bytes"),
         ("missing", "404"),
         ("offline", "refused"),
@@ -479,6 +485,8 @@ def test_a_failed_download_leaves_nothing_and_names_the_other_ways_in(
     name = serve(monkeypatch, site, b"weights" * 100)
     if fault == "wrong":
         site.body = b"<html>please log in</html>"
+    elif fault == "wrong in the last digits":
+        publish(monkeypatch, name, name[9:17].ljust(64, "0"))
     elif fault == "truncated":
         site.announced = 10_000
     elif fault == "missing":
@@ -500,6 +508,7 @@ def test_a_failed_download_leaves_nothing_and_names_the_other_ways_in(
 
 
 def test_the_published_file_names_are_torchvisions_own() -> None:
+    """torchvision writes the first 8 digits of a file's sha256 into its name."""
     assert pretrained.TORCHVISION_URL == "https://download.pytorch.org/models"
     assert {
         name: entry.torchvision_file for name, entry in ENCODERS.items() if entry.torchvision_file
@@ -507,3 +516,6 @@ def test_the_published_file_names_are_torchvisions_own() -> None:
         "resnet18": "resnet18-f37072fd.pth",
         "resnet50": "resnet50-11ad3fa6.pth",
     }
+    for entry in ENCODERS.values():
+        assert Path(entry.torchvision_file).stem.endswith(entry.torchvision_sha256[:8])
+        assert len(entry.torchvision_sha256) == (64 if entry.torchvision_file else 0)
