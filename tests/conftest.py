@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import compile_fast
+import jaxtyping
 import pytest
 import tiny_run
 
@@ -16,6 +17,26 @@ SHARED = REPO.parent / "shared"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + compile_fast.xla_flags(4)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+# In the tests every call in these folders has its shapes and dtypes checked, except for files whose name is below.
+CHECKED_FOLDERS = ("step", "models", "radiomics", "evaluation/metrics")
+UNCHECKED = {
+    "state",  # jax also builds a TrainState of shardings, of numpy arrays and of nothing
+    "by_numba",  # numba compiles its functions and needs them bare
+    "extraction",  # refuses wrong arguments itself
+    "host",  # workers import it: it has no shape types
+    "torch_file",  # reads bytes; a zip archive's member is no IO[bytes] at run time
+}
+MODULES = [
+    ".".join(path.relative_to(REPO).with_suffix("").parts)
+    for folder in CHECKED_FOLDERS
+    for path in (REPO / "kacl_jax" / folder).rglob("*.py")
+    if path.stem not in UNCHECKED
+]
+# Before the package is imported. An int may stand for a float, as for mypy.
+jaxtyping.install_import_hook(
+    MODULES, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 # Files are shared out between two processes; a long one that came last would run alone.
 LONG = {

@@ -2,7 +2,7 @@
 
 To add an encoder, add it to `ENCODERS`; its class must run completely or in two parts, as below.
 Layer names follow the published weight files (`layer1.0.conv1` is `layer1_0/conv1` here), so that `published_layer`
-can compute one name from the other. All arrays are NHWC, parameters are float32.
+can compute one name from the other. Axes: b batch · h w pixels · u v map cells · i k channels. Parameters are float32.
 
 An encoder runs completely or in two parts, which are split before the stage with the last stride. The map between
 them is the one that cam.stage=3 uses. Its grid is twice as fine as the last map's; with output_stride=16, which
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float, Float32
 
 from kacl_jax.models.layers import Conv, Depthwise, DepthwiseConv, batch_norm, max_pool
 
@@ -34,7 +34,7 @@ class ResNetBlock(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b u v k"]:
         norm = partial(
             batch_norm, train=train, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name
         )
@@ -62,7 +62,7 @@ class ResNetBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """torchvision's ResNet up to the last stage: f32 [b h w 3] → f32 [b u v 512 or 2048].
+    """torchvision's ResNet up to the last stage, which has 512 or 2048 channels.
 
     part: 'early' stops before the last of the four stages; 'last' starts from the output of 'early'.
     """
@@ -74,7 +74,9 @@ class ResNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: Array, train: bool, part: EncoderPart = "whole") -> Array:
+    def __call__(
+        self, images: Float32[Array, "b h w i"], train: bool, part: EncoderPart = "whole"
+    ) -> Float32[Array, "b u v k"]:
         x = images.astype(self.dtype)
         if part != "last":
             x = Conv(64, 7, 2, 3, self.dtype, name="conv1")(x)
@@ -89,7 +91,9 @@ class ResNet(nn.Module):
             x = self._stage(3, 1 if self.output_stride == 16 else 2, x, train)
         return x.astype(jnp.float32)
 
-    def _stage(self, stage: int, stride: int, x: Array, train: bool) -> Array:
+    def _stage(
+        self, stage: int, stride: int, x: Float[Array, "b h w i"], train: bool
+    ) -> Float[Array, "b u v k"]:
         for block in range(self.stage_sizes[stage]):
             x = ResNetBlock(
                 64 * 2**stage,
@@ -128,7 +132,7 @@ class InvertedBottleneck(nn.Module):
     depthwise: Depthwise
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b u v k"]:
         norm = partial(
             batch_norm, train=train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
         )
@@ -148,7 +152,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 up to its 1280-channel head convolution: f32 [b h w 3] → f32 [b u v 1280].
+    """EfficientNet-Lite0 up to its 1280-channel head convolution.
 
     part: 'early' stops at 112 channels, before the stage with the last stride; 'last' starts from its output.
     """
@@ -159,7 +163,9 @@ class EfficientNetLite0(nn.Module):
     depthwise: Depthwise = "shifted"
 
     @nn.compact
-    def __call__(self, images: Array, train: bool, part: EncoderPart = "whole") -> Array:
+    def __call__(
+        self, images: Float32[Array, "b h w i"], train: bool, part: EncoderPart = "whole"
+    ) -> Float32[Array, "b u v k"]:
         norm = partial(
             batch_norm, train=train, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name
         )
@@ -176,7 +182,9 @@ class EfficientNetLite0(nn.Module):
             x = nn.relu6(norm("bn1")(x))
         return x.astype(jnp.float32)
 
-    def _stages(self, stages: range, x: Array, train: bool) -> Array:
+    def _stages(
+        self, stages: range, x: Float[Array, "b h w i"], train: bool
+    ) -> Float[Array, "b u v k"]:
         block = sum(repeats for *_, repeats in _LITE0_STAGES[: stages.start])
         for stage in stages:
             kernel, stride, expansion, features, repeats = _LITE0_STAGES[stage]

@@ -6,6 +6,9 @@
 
 Everything is one Linen module with several methods on one tree of variables, so that a train step can compute the
 feature map once and differentiate the heads at it (Grad-CAM without a second forward pass).
+
+Axes: b batch · h w pixels · s t cells and i channels of the map before the last stage · u v cells and k channels of the
+last map · c findings · d embedding · p projection · f radiomic features.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Bool, Float32
 
 from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.layers import BATCH_NORM_MOMENTUM, Depthwise
@@ -69,32 +73,46 @@ class KACL(nn.Module):
         self.image_head = ProjectionHead(self.projection_dim)
         self.radiomics_head = ProjectionHead(self.projection_dim)
 
-    def feature_map(self, images: Array, train: bool) -> Array:
-        """ImageNet-normalised f32 [b h w 3] → last-stage features f32 [b u v k], all ≥ 0."""
+    def feature_map(
+        self, images: Float32[Array, "b h w 3"], train: bool
+    ) -> Float32[Array, "b u v k"]:
+        """ImageNet-normalised images → last-stage features, all ≥ 0."""
         return self.image_encoder(images, train)
 
-    def early_map(self, images: Array, train: bool) -> Array:
-        """The same images → features before the last stage f32 [b u v k], which may be negative."""
+    def early_map(
+        self, images: Float32[Array, "b h w 3"], train: bool
+    ) -> Float32[Array, "b s t i"]:
+        """The same images → features before the last stage, which may be negative."""
         return self.image_encoder(images, train, part="early")
 
-    def last_stage(self, early_map: Array, train: bool) -> Array:
+    def last_stage(
+        self, early_map: Float32[Array, "b s t i"], train: bool
+    ) -> Float32[Array, "b u v k"]:
         """`early_map` → `feature_map`."""
         return self.image_encoder(early_map, train, part="last")
 
-    def classify_early(self, early_map: Array) -> Array:
-        """f32 [b u v k] → logits f32 [b c], with running statistics, so that images do not influence each other."""
+    def classify_early(
+        self, early_map: Float32[Array, "b s t i"]
+    ) -> Float32[Array, "b {self.n_findings}"]:
+        """Logits, with running statistics, so that images do not influence each other."""
         return self.classify(self.last_stage(early_map, train=False))
 
-    def classify(self, feature_map: Array) -> Array:
-        """f32 [b u v k] → logits f32 [b c]: mean over cells, then one linear layer."""
+    def classify(
+        self, feature_map: Float32[Array, "b u v k"]
+    ) -> Float32[Array, "b {self.n_findings}"]:
+        """Logits: mean over cells, then one linear layer."""
         return self.classifier(feature_map.mean((1, 2)))
 
-    def project_image(self, feature_map: Array) -> Array:
-        """f32 [b u v k] → z_i f32 [b p], unit norm."""
+    def project_image(
+        self, feature_map: Float32[Array, "b u v k"]
+    ) -> Float32[Array, "b {self.projection_dim}"]:
+        """z_i, unit norm."""
         return self.image_head(feature_map.mean((1, 2)))
 
-    def project_radiomics(self, radiomics: Array, ready: Array, train: bool) -> Array:
-        """z-scored f32 [b f], ready bool [b] → z_r f32 [b p], unit norm.
+    def project_radiomics(
+        self, radiomics: Float32[Array, "b f"], ready: Bool[Array, "b"], train: bool
+    ) -> Float32[Array, "b {self.projection_dim}"]:
+        """z-scored features → z_r, unit norm.
 
         A row that is not ready may have any values, even NaN: it changes no statistic, no other row and
         no gradient, and its own output is finite.
@@ -104,8 +122,17 @@ class KACL(nn.Module):
         return jnp.where(ready[:, None], z, lax.stop_gradient(z))
 
     def __call__(
-        self, images: Array, radiomics: Array, ready: Array, train: bool
-    ) -> tuple[Array, Array, Array, Array]:
+        self,
+        images: Float32[Array, "b h w 3"],
+        radiomics: Float32[Array, "b f"],
+        ready: Bool[Array, "b"],
+        train: bool,
+    ) -> tuple[
+        Float32[Array, "b u v k"],
+        Float32[Array, "b c"],
+        Float32[Array, "b p"],
+        Float32[Array, "b p"],
+    ]:
         """(feature_map, logits, z_i, z_r); uses every parameter, which `init` needs."""
         feature_map = self.feature_map(images, train)
         return (
@@ -117,23 +144,25 @@ class KACL(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Dense-ReLU-Dense, then L2 normalisation: f32 [b d] → f32 [b p]."""
+    """Dense-ReLU-Dense, then L2 normalisation."""
 
     features: int
 
     @nn.compact
-    def __call__(self, embedding: Array) -> Array:
+    def __call__(self, embedding: Float32[Array, "b d"]) -> Float32[Array, "b {self.features}"]:
         hidden = nn.relu(Dense(embedding.shape[-1])(embedding))
         return l2_normalise(Dense(self.features)(hidden))
 
 
 class RadiomicsEncoder(nn.Module):
-    """Dense-BatchNorm-ReLU twice: f32 [b f], ready bool [b] → f32 [b 128]."""
+    """Dense-BatchNorm-ReLU twice."""
 
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, ready: Array, train: bool) -> Array:
+    def __call__(
+        self, x: Float32[Array, "b f"], ready: Bool[Array, "b"], train: bool
+    ) -> Float32[Array, "b d"]:
         for width in RADIOMICS_WIDTHS:
             # No bias: BatchNorm adds one.
             x = Dense(width, use_bias=False)(x)
@@ -142,7 +171,7 @@ class RadiomicsEncoder(nn.Module):
 
 
 class MaskedBatchNorm(nn.Module):
-    """BatchNorm over the ready rows of the global batch only: f32 [b d], ready bool [b] → f32 [b d].
+    """BatchNorm over the ready rows of the global batch only.
 
     Mean and (biased) variance are psum(sums) / psum(counts) over `axis_name`: a mean of per-device
     means is wrong for unequal counts, and NaN if a device has no ready row. With fewer than
@@ -153,7 +182,9 @@ class MaskedBatchNorm(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, ready: Array, train: bool) -> Array:
+    def __call__(
+        self, x: Float32[Array, "b d"], ready: Bool[Array, "b"], train: bool
+    ) -> Float32[Array, "b d"]:
         width = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, width, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
@@ -180,11 +211,11 @@ class MaskedBatchNorm(nn.Module):
         gain = lax.rsqrt(var + 1e-5) * scale
         return (x - mean[None]) * gain[None] + bias[None]
 
-    def _sum_over_devices(self, value: Array) -> Array:
+    def _sum_over_devices(self, value: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
         return value if self.axis_name is None else jax.lax.psum(value, self.axis_name)
 
 
-def l2_normalise(x: Array) -> Array:
-    """Scales rows f32 [b p] to unit length; values and gradients are finite for a zero row."""
+def l2_normalise(x: Float32[Array, "b p"]) -> Float32[Array, "b p"]:
+    """Scales rows to unit length; values and gradients are finite for a zero row."""
     square = (x**2).sum(-1, keepdims=True)
     return x * lax.rsqrt(jnp.maximum(square, 1e-12))

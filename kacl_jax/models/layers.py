@@ -1,7 +1,8 @@
 """Layers of the image encoders, written so that XLA compiles them to fast code. They compute the same functions with
 the same parameters as the usual layers; some gradients are written by hand, because XLA's are several times slower.
 
-All arrays are NHWC, parameters float32.
+Axes: b batch · h w pixels · u v the same after a stride · i k channels in and out. Maps are float32 or bfloat16,
+parameters float32.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Float
 
 Depthwise = Literal["shifted", "grouped"]
-ArrayPair = tuple[Array, Array]
+PairPerChannel = tuple[Float[Array, "k"], Float[Array, "k"]]
 
 # PyTorch's momentum 0.1 is flax's 0.9.
 BATCH_NORM_MOMENTUM = 0.9
@@ -45,7 +47,7 @@ class BatchNorm(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
         width = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, width, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
@@ -65,8 +67,8 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-def _moments(x: Array, axis_name: str | None) -> ArrayPair:
-    """Mean and biased variance f32 [k] of x [b h w k], over all devices of `axis_name`."""
+def _moments(x: Float[Array, "b h w k"], axis_name: str | None) -> PairPerChannel:
+    """Mean and biased variance, float32, over all devices of `axis_name`."""
     x = x.astype(jnp.float32)
     mean, square = x.mean((0, 1, 2)), (x * x).mean((0, 1, 2))
     if axis_name is not None:
@@ -74,7 +76,9 @@ def _moments(x: Array, axis_name: str | None) -> ArrayPair:
     return mean, jnp.maximum(0.0, square - mean * mean)
 
 
-def _normalise(x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float) -> Array:
+def _normalise(
+    x: Float[Array, "b h w k"], moments: PairPerChannel, affine: PairPerChannel, epsilon: float
+) -> Float[Array, "b h w k"]:
     mean, var = moments
     scale, bias = affine
     gain = lax.rsqrt(var + epsilon) * scale
@@ -84,24 +88,28 @@ def _normalise(x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float) 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _batch_normalise(
-    x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float, axis_name: str | None
-) -> Array:
-    """x [b h w k] normalised by `moments`, which are computed from x: the gradient with respect to x includes them."""
+    x: Float[Array, "b h w k"],
+    moments: PairPerChannel,
+    affine: PairPerChannel,
+    epsilon: float,
+    axis_name: str | None,
+) -> Float[Array, "b h w k"]:
+    """x normalised by `moments`, which are computed from x: the gradient with respect to x includes them."""
     return _normalise(x, moments, affine, epsilon)
 
 
 def _batch_normalise_forward(
-    x: Array, moments: ArrayPair, affine: ArrayPair, epsilon: float, axis_name: str | None
-) -> tuple[Array, tuple[Array, ArrayPair, Array]]:
+    x: Array, moments: PairPerChannel, affine: PairPerChannel, epsilon: float, axis_name: str | None
+) -> tuple[Array, tuple[Array, PairPerChannel, Array]]:
     return _normalise(x, moments, affine, epsilon), (x, moments, affine[0])
 
 
 def _batch_normalise_backward(
     epsilon: float,
     axis_name: str | None,
-    residuals: tuple[Array, ArrayPair, Array],
-    cotangent: Array,
-) -> tuple[Array, ArrayPair, ArrayPair]:
+    residuals: tuple[Float[Array, "b h w k"], PairPerChannel, Float[Array, "k"]],
+    cotangent: Float[Array, "b h w k"],
+) -> tuple[Float[Array, "b h w k"], PairPerChannel, PairPerChannel]:
     """Gradient with respect to x: gain · (ct − mean(ct) − x̂ · mean(ct · x̂)), with means over the global batch."""
     x, (mean, var), scale = residuals
     inverse = lax.rsqrt(var + epsilon)
@@ -124,8 +132,10 @@ def _batch_normalise_backward(
 _batch_normalise.defvjp(_batch_normalise_forward, _batch_normalise_backward)
 
 
-def _with_varying_axes_of(x: Array, parameter: Array) -> Array:
-    """`parameter` with the varying mesh axes of x [b h w k], and with its own values unchanged.
+def _with_varying_axes_of(
+    x: Float[Array, "b h w k"], parameter: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`parameter` with the varying mesh axes of x, and with its own values unchanged.
 
     Under shard_map a hand-written gradient must vary over the same mesh axes as its argument. Marking the parameter
     as varying fulfils this, and autodiff then adds the psum of the gradient.
@@ -133,8 +143,8 @@ def _with_varying_axes_of(x: Array, parameter: Array) -> Array:
     return jnp.where(False, lax.stop_gradient(x[0, 0, 0, 0]).astype(parameter.dtype), parameter)
 
 
-def max_pool(x: Array) -> Array:
-    """3×3 maximum with stride 2 and padding 1, [b h w k] → [b ⌈h/2⌉ ⌈w/2⌉ k]. Among equal cells the first gets the
+def max_pool(x: Float[Array, "b h w k"]) -> Float[Array, "b (h+1)//2 (w+1)//2 k"]:
+    """3×3 maximum with stride 2 and padding 1. Among equal cells the first gets the
     gradient.
 
     It takes maxima along columns, then along rows: the gradient of XLA's two-dimensional window is five times slower
@@ -146,7 +156,7 @@ def max_pool(x: Array) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_of_three(x: Array, axis: int) -> Array:
+def _max_of_three(x: Float[Array, "b _h _w k"], axis: int) -> Float[Array, "b _u _v k"]:
     """Maxima of the cells (0, 1, 2), (2, 3, 4) … along an axis with an odd number of cells."""
     return _max_of_three_forward(x, axis)[0]
 
@@ -193,7 +203,7 @@ class Conv(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b u v {self.features}"]:
         k, s = self.kernel, self.stride
         kernel = self.param(
             "kernel", _KAIMING_FAN_OUT, (k, k, x.shape[-1], self.features), jnp.float32
@@ -212,16 +222,18 @@ class Conv(nn.Module):
 
 
 @jax.custom_vjp
-def _pointwise(x: Array, kernel: Array) -> Array:
-    """x [b h w i], kernel [i o] → [b h w o]."""
+def _pointwise(x: Float[Array, "b h w i"], kernel: Float[Array, "i k"]) -> Float[Array, "b h w k"]:
     return jnp.tensordot(x, kernel, 1)
 
 
-def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, ArrayPair]:
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return _pointwise(x, kernel), (x, kernel)
 
 
-def _pointwise_backward(residuals: ArrayPair, cotangent: Array) -> ArrayPair:
+def _pointwise_backward(
+    residuals: tuple[Float[Array, "b h w i"], Float[Array, "i k"]],
+    cotangent: Float[Array, "b h w k"],
+) -> tuple[Float[Array, "b h w i"], Float[Array, "i k"]]:
     """The kernel's gradient is xᵀ · ct; autodiff's (ctᵀ · x)ᵀ is three times slower on CPU for Lite0's layers."""
     x, kernel = residuals
     pixels = (0, 1, 2)
@@ -244,7 +256,7 @@ class DepthwiseConv(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w k"]) -> Float[Array, "b u v k"]:
         k, s, channels = self.kernel, self.stride, x.shape[-1]
         kernel = self.param("kernel", _KAIMING_FAN_IN, (k, k, 1, channels), jnp.float32)
         kernel = kernel.astype(self.dtype)
@@ -261,8 +273,9 @@ class DepthwiseConv(nn.Module):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_depthwise(x: Array, kernel: Array, stride: int) -> Array:
-    """x [b h w k], kernel [i j k] → [b ceil(h/stride) ceil(w/stride) k]."""
+def _shifted_depthwise(
+    x: Float[Array, "b h w k"], kernel: Float[Array, "side side k"], stride: int
+) -> Float[Array, "b -(-h//{stride}) -(-w//{stride}) k"]:
     out_shape = tuple(-(-side // stride) for side in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), *_same_pads(x, kernel, stride), (0, 0)))
     return _sum_of_products(padded, kernel, out_shape, stride)
@@ -275,8 +288,10 @@ def _shifted_depthwise_forward(
 
 
 def _shifted_depthwise_backward(
-    stride: int, residuals: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
+    stride: int,
+    residuals: tuple[Float[Array, "b h w k"], Float[Array, "side side k"]],
+    cotangent: Float[Array, "b u v k"],
+) -> tuple[Float[Array, "b h w k"], Float[Array, "side side k"]]:
     """A hand-written gradient: XLA's own is 2.3 times slower on CPU for Lite0's layers.
 
     XLA fuses the kernel's k² reductions into one loop and does not vectorise it. Working on one image at
@@ -318,15 +333,22 @@ def _same_pads(x: Array, kernel: Array, stride: int) -> Sequence[tuple[int, int]
     return lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
 
 
-def _windows(x: Array, size: int, out_shape: Sequence[int], stride: int) -> Iterator[Array]:
-    """For each of the size² kernel cells, the view of padded x [b h w k] that it multiplies: [b *out_shape k]."""
+def _windows(
+    x: Float[Array, "b h w k"], size: int, out_shape: Sequence[int], stride: int
+) -> Iterator[Float[Array, "b u v k"]]:
+    """For each of the size² kernel cells, the view of padded x that it multiplies; `out_shape` is its (u, v)."""
     for i in range(size):
         for j in range(size):
             rows = x[:, i : i + (out_shape[0] - 1) * stride + 1 : stride]
             yield rows[:, :, j : j + (out_shape[1] - 1) * stride + 1 : stride]
 
 
-def _sum_of_products(x: Array, kernel: Array, out_shape: Sequence[int], stride: int) -> Array:
+def _sum_of_products(
+    x: Float[Array, "b h w k"],
+    kernel: Float[Array, "side side k"],
+    out_shape: Sequence[int],
+    stride: int,
+) -> Float[Array, "b u v k"]:
     cells = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
     views = _windows(x, kernel.shape[0], out_shape, stride)
     return reduce(jnp.add, [view * cell for view, cell in zip(views, cells, strict=True)])

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int16, UInt8
 
 from kacl_jax.radiomics import FEATURE_NAMES, host, tiles
 from kacl_jax.radiomics.counts import bins
@@ -46,12 +47,12 @@ _MAX_BATCH_TILES: dict[CountingMethod, int] = {"numba": 8, "scatter": 8, "matmul
 class Extraction(NamedTuple):
     """The features of n regions.
 
-    features: [n f] in the order of FEATURE_NAMES, NaN where pyradiomics gives NaN and in every row that is not ready.
-    ready: bool [n]. reasons: for each region, why it is not ready or why the JAX backend left it to the host; else ''.
+    features: in the order of FEATURE_NAMES, NaN where pyradiomics gives NaN and in every row that is not ready.
+    reasons: for each region, why it is not ready or why the JAX backend left it to the host; else ''.
     """
 
-    features: np.ndarray
-    ready: np.ndarray
+    features: Float[np.ndarray, "n f"]
+    ready: Bool[np.ndarray, "n"]
     reasons: tuple[str, ...]
 
 
@@ -122,19 +123,23 @@ class _Bucket(NamedTuple):
 class _Region(NamedTuple):
     """A region cut out of its image.
 
-    pixels, mask: [h w]. level: grey levels [h w], 0 outside of the region; only for the JAX backend. target: the
-    program that computes it, or the host; None where pyradiomics refuses it. reason: as in `Extraction`.
+    level: grey levels, 0 outside of the region; only for the JAX backend. target: the program that computes it, or the
+    host; None where pyradiomics refuses it. reason: as in `Extraction`.
     """
 
-    pixels: np.ndarray
-    mask: np.ndarray
-    level: np.ndarray
+    pixels: UInt8[np.ndarray, "h w"] | Float32[np.ndarray, "h w"]
+    mask: Bool[np.ndarray, "h w"]
+    level: Int16[np.ndarray, "h w"] | Int16[np.ndarray, "0 0"]
     target: _Bucket | Literal["host"] | None
     reason: str
 
 
 def _prepare_region(
-    image: np.ndarray, mask: np.ndarray, backend: str, bin_width: float, bin_count: int | None
+    image: UInt8[np.ndarray, "h w"] | Float[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"],
+    backend: str,
+    bin_width: float,
+    bin_count: int | None,
 ) -> _Region:
     pixels, mask = host.crop(_uint8_or_float32(image), mask)
     level = np.zeros((0, 0), np.int16)
@@ -165,7 +170,7 @@ def _uint8_or_float32(image: np.ndarray) -> np.ndarray:
     return image if image.dtype == np.uint8 else image.astype(np.float32)
 
 
-def _limit_reason(level: np.ndarray) -> str:
+def _limit_reason(level: Int16[np.ndarray, "h w"]) -> str:
     if max(level.shape) + 2 > LARGEST_TILE:
         h, w = level.shape
         return f"on the host: {h}×{w} px is over {LARGEST_TILE - 2} px"
@@ -174,7 +179,9 @@ def _limit_reason(level: np.ndarray) -> str:
     return ""
 
 
-def _choose_bucket(level: np.ndarray, pixel_dtype: np.dtype, method: CountingMethod) -> _Bucket:
+def _choose_bucket(
+    level: Int16[np.ndarray, "h w"], pixel_dtype: np.dtype, method: CountingMethod
+) -> _Bucket:
     """The smallest tile side and number of grey levels that are enough for a region."""
     side = next(side for side in TILE_SIDES[method] if side >= max(level.shape) + 2)
     return _Bucket(
@@ -192,7 +199,7 @@ def _split_into_batches(rows: list[int], side: int) -> list[list[int]]:
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
-def _compute_batch(regions: list[_Region], bucket: _Bucket, dtype: str) -> np.ndarray:
+def _compute_batch(regions: list[_Region], bucket: _Bucket, dtype: str) -> Float[np.ndarray, "n f"]:
     shape = (_batch_size(bucket.side, choose_counting_method()), bucket.side, bucket.side)
     pixels, level = np.zeros(shape, bucket.pixel_dtype), np.zeros(shape, np.uint8)
     for row, region in enumerate(regions):

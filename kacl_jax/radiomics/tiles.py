@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32, Integer, Real, Shaped, UInt8
 
 from kacl_jax.radiomics import FAMILIES, FEATURE_NAMES
 from kacl_jax.radiomics.counts import matrices
@@ -20,28 +21,28 @@ PROBLEMS = ("", "a line", "larger than the tile", "too many grey levels")
 
 
 def features(
-    pixels: jax.Array,
-    level: jax.Array,
+    pixels: Real[Array, "n s s"],
+    level: Integer[Array, "n s s"],
     *,
     n_levels: int,
     formulation: Formulation,
-    used: jax.Array | None = None,
-) -> jax.Array:
+    used: Int32[Array, ""] | None = None,
+) -> Float[Array, "n f"]:
     """All features in the order of FEATURE_NAMES.
 
     Args:
-      pixels: uint8 or float [n s s], grey values; those outside of the region have no influence.
-      level: int [n s s], grey levels 1 … `n_levels` inside the region, 0 outside and on the rim.
+      pixels: uint8 or float, grey values; those outside of the region have no influence.
+      level: grey levels 1 … `n_levels` inside the region, 0 outside and on the rim.
       n_levels: the highest grey level that may occur.
       formulation: see `matrices`. 'scatter' computes the regions one after the other (their tiles stay in the cache),
         'matmul' all together.
-      used: int32, how many of the n tiles hold a region (the first ones); the features of the others are undefined.
+      used: how many of the n tiles hold a region (the first ones); the features of the others are undefined.
 
     Returns:
-      float [n f] of jax's default precision; NaN where pyradiomics gives NaN.
+      the features in jax's default precision; NaN where pyradiomics gives NaN.
     """
 
-    def count_one(pixels: jax.Array, level: jax.Array) -> Matrices:
+    def count_one(pixels: Real[Array, "s s"], level: Integer[Array, "s s"]) -> Matrices:
         return matrices.count_matrices(pixels, level, n_levels=n_levels, formulation=formulation)
 
     if formulation == "matmul":
@@ -51,15 +52,17 @@ def features(
     return features_from_counts(counts, pixels, level)
 
 
-def features_from_counts(counts: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Array:
-    """Features float [n f] from the counts of n regions; pixels and level as in `features`."""
+def features_from_counts(
+    counts: Matrices, pixels: Real[Array, "n s s"], level: Integer[Array, "n s s"]
+) -> Float[Array, "n f"]:
+    """Features from the counts of n regions, each array with a leading axis n; pixels and level as in `features`."""
     return jax.vmap(_features_of_region)(counts, pixels, level)
 
 
-def _map_sequentially(function: Any, arrays: tuple[jax.Array, ...], used: jax.Array | None) -> Any:
+def _map_sequentially(function: Any, arrays: tuple[Array, ...], used: Array | None) -> Any:
     n = len(arrays[0])
 
-    def update_row(row: jax.Array, results: Any) -> Any:
+    def update_row(row: Array, results: Any) -> Any:
         result = function(*(x[row] for x in arrays))
         return jax.tree.map(
             lambda stacked, row_result: stacked.at[row].set(row_result), results, result
@@ -77,7 +80,9 @@ def _map_sequentially(function: Any, arrays: tuple[jax.Array, ...], used: jax.Ar
     return jax.lax.fori_loop(0, n if used is None else used, update_row, empty)
 
 
-def _features_of_region(counts: Matrices, pixels: jax.Array, level: jax.Array) -> jax.Array:
+def _features_of_region(
+    counts: Matrices, pixels: Real[Array, "s s"], level: Integer[Array, "s s"]
+) -> Float[Array, "f"]:
     if pixels.dtype == jnp.uint8:
         firstorder_values = firstorder.features_of_histogram(counts.histogram, counts.level_counts)
     else:
@@ -100,30 +105,30 @@ def _features_of_region(counts: Matrices, pixels: jax.Array, level: jax.Array) -
 
 
 def region_features(
-    images: jax.Array,
-    masks: jax.Array,
-    level_table: jax.Array,
+    images: UInt8[Array, "n h w"],
+    masks: Bool[Array, "n h w"],
+    level_table: UInt8[Array, "256 256"],
     *,
     side: int,
     n_levels: int,
     formulation: Formulation,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "n f"], Int32[Array, "n"]]:
     """Features of one region per image, cropped, binned and counted on the device.
 
     Args:
-      images: uint8 [n h w].
-      masks: bool [n h w].
-      level_table: uint8 [256 256] from `bins.level_table`.
+      level_table: from `bins.level_table`.
       side: of the tile.
       n_levels: the highest grey level that can be counted.
       formulation: see `matrices`.
 
     Returns:
-      (features float [n f], problem int32 [n]). problem is an index into `PROBLEMS`: 0 for none, else why the region
+      (features, problem). problem is an index into `PROBLEMS`: 0 for none, else why the region
       has no features; these are zeros then.
     """
 
-    def crop_to_tile(image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def crop_to_tile(
+        image: UInt8[Array, "h w"], mask: Bool[Array, "h w"]
+    ) -> tuple[UInt8[Array, "s s"], Integer[Array, "s s"], Int32[Array, ""]]:
         (top, height), (left, width) = _extent(mask.any(1)), _extent(mask.any(0))
         low = jnp.where(mask, image, 255).min()
         level = jnp.where(mask, level_table[low][image], 0)
@@ -133,7 +138,7 @@ def region_features(
             level.max() > n_levels,
         ]
 
-        def cut_tile(x: jax.Array) -> jax.Array:
+        def cut_tile(x: Shaped[Array, "h w"]) -> Shaped[Array, "s s"]:
             return jax.lax.dynamic_slice(jnp.pad(x, (1, side)), (top, left), (side, side))
 
         # A region larger than the tile is cut off at the rim; its problem is not 0.
@@ -146,8 +151,8 @@ def region_features(
     return jnp.where((problem == 0)[:, None], values, 0), problem
 
 
-def _extent(flags: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Index of the first set flag, and the length from it to the last one, both included: int32 scalars."""
+def _extent(flags: Bool[Array, "n"]) -> tuple[Int32[Array, ""], Int32[Array, ""]]:
+    """Index of the first set flag, and the length from it to the last one, both included."""
     index = jnp.arange(len(flags), dtype=jnp.int32)
     first = jnp.where(flags, index, len(flags)).min()
     return jnp.minimum(first, len(flags) - 1), jnp.where(flags, index, -1).max() - first + 1

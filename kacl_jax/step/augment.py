@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +27,16 @@ class Augmentation:
 
     def view(
         self,
-        images: jax.Array,
-        image_id: jax.Array,
+        images: UInt8[Array, "b h w 1"],
+        image_id: Int32[Array, "b"],
         *,
         seed: int,
-        step: jax.Array,
+        step: Int32[Array, ""],
         number: int,
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[Float32[Array, "b h w"], Float32[Array, "b 2 3"] | None]:
         """One random view of each image; the draw belongs to (seed, step, image, number).
 
-        images: uint8 [b h w 1]. image_id: int32 [b]. number: 0 for the first view, 1 for the second.
+        number: 0 for the first view, 1 for the second.
 
         Returns:
           As `random_view`.
@@ -49,23 +50,23 @@ class Augmentation:
 
 
 def random_view(
-    keys: jax.Array,
-    images: jax.Array,
+    keys: Key[Array, "b 2"],
+    images: Float32[Array, "b h w"],
     *,
     rotate: float,
     shift: float,
     scale: float,
     contrast: float,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[Float32[Array, "b h w"], Float32[Array, "b 2 3"] | None]:
     """A small random change of each image; ranges of 0 are none.
 
     Args:
-      keys: PRNG keys [b 2], for the affine map and for the contrast.
-      images: grey levels, float32 [b h w].
+      keys: one for the affine map and one for the contrast.
+      images: grey levels.
       rotate, shift, scale: as in `draw_affine`. contrast: as in `random_contrast`.
 
     Returns:
-      (float32 [b h w], the affine map used, float32 [b 2 3], or None).
+      (the changed images, the affine map used or None).
     """
     affine = None
     if rotate or shift or scale:
@@ -76,18 +77,17 @@ def random_view(
     return images, affine
 
 
-def draw_affine(keys: jax.Array, *, rotate: float, shift: float, scale: float) -> jax.Array:
+def draw_affine(
+    keys: Key[Array, "b"], *, rotate: float, shift: float, scale: float
+) -> Float32[Array, "b 2 3"]:
     """One affine map per row, uniform in ±rotate degrees, ±shift of the side, 1 ± scale.
 
     Args:
-      keys: PRNG keys [b], one per image: a row's draw does not depend on its place in the batch.
+      keys: one per image: a row's draw does not depend on its place in the batch.
       rotate: degrees. shift: fraction of the side. scale: relative.
-
-    Returns:
-      float32 [b 2 3].
     """
 
-    def draw(key: jax.Array) -> jax.Array:
+    def draw(key: Key[Array, ""]) -> Float32[Array, "2 3"]:
         turn, grow, x, y = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
         angle = turn * rotate * jnp.pi / 180
         cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -97,17 +97,17 @@ def draw_affine(keys: jax.Array, *, rotate: float, shift: float, scale: float) -
     return jax.vmap(draw)(keys)
 
 
-def invert(affine: jax.Array) -> jax.Array:
-    """The map from input to output: float [b 2 3] → [b 2 3]."""
+def invert(affine: Float[Array, "b 2 3"]) -> Float[Array, "b 2 3"]:
+    """The map from input to output."""
     linear = jnp.linalg.inv(affine[:, :, :2])
     shift = jnp.matmul(linear, affine[:, :, 2:], precision="highest")
     return jnp.concatenate([linear, -shift], axis=2)
 
 
-def warp(images: jax.Array, affine: jax.Array) -> jax.Array:
-    """Resample bilinearly, the edge pixel repeated outside: float [b h w], [b 2 3] → [b h w]."""
+def warp(images: Float[Array, "b h w"], affine: Float[Array, "b 2 3"]) -> Float[Array, "b h w"]:
+    """Resample bilinearly, the edge pixel repeated outside."""
 
-    def one(image: jax.Array, matrix: jax.Array) -> jax.Array:
+    def one(image: Float[Array, "h w"], matrix: Float[Array, "2 3"]) -> Float[Array, "h w"]:
         h, w = image.shape
         y, x = jnp.meshgrid(
             (jnp.arange(h) + 0.5) / h - 0.5, (jnp.arange(w) + 0.5) / w - 0.5, indexing="ij"
@@ -120,10 +120,12 @@ def warp(images: jax.Array, affine: jax.Array) -> jax.Array:
     return jax.vmap(one)(images, affine)
 
 
-def warp_boxes(boxes: jax.Array, affine: jax.Array) -> jax.Array:
-    """Carry boxes into the augmented frame: the hull of the moved corners, clipped to the image.
+def warp_boxes(
+    boxes: Float[Array, "b c 4"], affine: Float[Array, "b 2 3"]
+) -> Float[Array, "b c 4"]:
+    """Carry boxes, fractions (x0, y0, x1, y1), into the augmented frame.
 
-    float [b c 4] fractions (x0, y0, x1, y1), [b 2 3] → [b c 4].
+    A box becomes the hull of its moved corners, clipped to the image.
     """
     inverse = invert(affine)
     corners = jnp.stack(
@@ -134,8 +136,10 @@ def warp_boxes(boxes: jax.Array, affine: jax.Array) -> jax.Array:
     return jnp.concatenate([moved.min(0), moved.max(0)], axis=-1)
 
 
-def random_contrast(keys: jax.Array, images: jax.Array, *, contrast: float) -> jax.Array:
-    """Scale each image's grey levels about its mean by 1 ± contrast: keys [b], float [b h w]."""
+def random_contrast(
+    keys: Key[Array, "b"], images: Float[Array, "b h w"], *, contrast: float
+) -> Float[Array, "b h w"]:
+    """Scale each image's grey levels about its mean by 1 ± contrast."""
     factor = 1 + contrast * jax.vmap(lambda key: jax.random.uniform(key, minval=-1.0))(keys)
     mean = images.mean((1, 2), keepdims=True)
     return (images - mean) * factor[:, None, None] + mean

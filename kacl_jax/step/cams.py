@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
@@ -31,13 +32,17 @@ class CamRule:
     model: KACL
     center: bool
 
-    def classify_early(self, state: TrainState, early_map: jax.Array) -> jax.Array:
+    def classify_early(
+        self, state: TrainState, early_map: Float32[Array, "b u v k"]
+    ) -> Float32[Array, "b c"]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits: Any = self.model.apply(variables, early_map, method="classify_early")
         return logits
 
-    def batch_mean_maps(self, state: TrainState, forward: Forward, maps: jax.Array) -> jax.Array:
-        """The mean raw map of each finding over the global batch, [c u v].
+    def batch_mean_maps(
+        self, state: TrainState, forward: Forward, maps: Float32[Array, "b c _u _v"]
+    ) -> Float32[Array, "c u v"]:
+        """The mean raw map of each finding over the global batch, on the grid that marks regions.
 
         Before the last stage, a map for every finding of every image would cost c backward passes. There each image
         gives a map of one finding, and the findings alternate over rows and steps.
@@ -54,8 +59,8 @@ class CamRule:
         return sums / jax.lax.psum(one_hot.sum(0), AXIS)[:, None, None]
 
     def updated_mean_map(
-        self, state: TrainState, forward: Forward, maps: jax.Array
-    ) -> dict[str, jax.Array]:
+        self, state: TrainState, forward: Forward, maps: Float32[Array, "b c u v"]
+    ) -> dict[str, Array]:
         """The running mean map after this step, and its count: fields of the new state."""
         rate = weight_of_newest(state.cam_count + 1)
         batch_mean = self.batch_mean_maps(state, forward, maps)
@@ -65,11 +70,15 @@ class CamRule:
         }
 
     def region_inputs(
-        self, state: TrainState, forward: Forward, logits: jax.Array, maps: jax.Array
-    ) -> dict[str, jax.Array]:
+        self,
+        state: TrainState,
+        forward: Forward,
+        logits: Float32[Array, "b c"],
+        maps: Float32[Array, "b c u v"],
+    ) -> dict[str, Array]:
         """Per row, what marking its region needs: `cam` float32 [b u v] and `box_finding` int32 [b].
 
-        logits: float32 [b c] and maps: float32 [b c u v], raw, of the forward pass. See `Programs.train_step`.
+        logits, maps: raw, of the forward pass. See `Programs.train_step`.
         """
         finding = gradcam.region_finding(logits, forward.batch["labels"])
         if forward.early_map is not None:

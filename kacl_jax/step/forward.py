@@ -1,6 +1,6 @@
 """The image encoder's pass over one training batch: augment, normalise, encode once.
 
-Axes: b batch on this device · h w pixels · u v map cells · k channels · f radiomic features.
+Axes: b batch on this device · n views of it · h w pixels · s t and u v map cells · i k channels · f radiomic features.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32
 
 from kacl_jax.models.kacl import KACL
 from kacl_jax.step.augment import Augmentation
@@ -22,19 +22,19 @@ class Forward(NamedTuple):
     """One batch after the image encoder: all that the loss and the maps need, beside the parameters.
 
     batch: its rows, as in `programs.Programs.train_step`.
-    affine: float32 [b 2 3], how the (first) views were changed; None without a change.
-    feature_map: float32 [b u v k], followed by that of the second views, [2b u v k], if there are some.
-    early_map: float32 [b s t k], the map before the last stage if regions come from it, else None.
+    affine: how the (first) views were changed; None without a change.
+    feature_map: n is b, or 2b where the maps of the second views follow.
+    early_map: the map before the last stage if regions come from it, else None.
     batch_stats: the running statistics of BatchNorm, moved by this pass.
-    radiomics: float32 [b f], z-scored; None in a pass that has no loss.
+    radiomics: z-scored; None in a pass that has no loss.
     """
 
     batch: Batch
-    affine: jax.Array | None
-    feature_map: jax.Array
-    early_map: jax.Array | None
+    affine: Float32[Array, "b 2 3"] | None
+    feature_map: Float32[Array, "n u v k"]
+    early_map: Float32[Array, "b s t i"] | None
     batch_stats: Any
-    radiomics: jax.Array | None = None
+    radiomics: Float32[Array, "b f"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +51,12 @@ class ForwardPass:
     two_views: bool
     early: bool
 
-    def augment(self, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-        """uint8 [b h w 1] → (normalised, augmented float32 [b h w 3], the affine map used or None).
+    def augment(
+        self, step: Int32[Array, ""], batch: Batch
+    ) -> tuple[Float32[Array, "n h w 3"], Float32[Array, "b 2 3"] | None]:
+        """(the batch's images, augmented and normalised; the affine map used or None).
 
-        With two views the second ones follow, [2b h w 3]; the affine map is that of the first views.
+        With two views the second ones follow, and n is 2b; the affine map is that of the first views.
         """
         view = functools.partial(
             self.augmentation.view, batch["image"], batch["image_id"], seed=self.seed, step=step
@@ -70,9 +72,9 @@ class ForwardPass:
         self,
         params: Any,
         batch_stats: Any,
-        images: jax.Array,
+        images: Float32[Array, "n h w 3"],
         batch: Batch,
-        affine: jax.Array | None,
+        affine: Float32[Array, "b 2 3"] | None,
     ) -> Forward:
         """Encode what `augment` gave for `batch`."""
         early_map = None
@@ -86,8 +88,8 @@ class ForwardPass:
         return Forward(batch, affine, feature_map, early_map, batch_stats)
 
     def _encode_part(
-        self, method: str, params: Any, batch_stats: Any, inputs: jax.Array
-    ) -> tuple[jax.Array, Any]:
+        self, method: str, params: Any, batch_stats: Any, inputs: Float32[Array, "n h w i"]
+    ) -> tuple[Float32[Array, "n u v k"], Any]:
         output, changed = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             inputs,

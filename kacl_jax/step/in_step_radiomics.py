@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
 from kacl_jax.radiomics import FEATURE_NAMES, tiles
 from kacl_jax.radiomics.counts import bins
@@ -22,16 +23,15 @@ FAILURES = (*tiles.PROBLEMS, *(f"non-finite: {name}" for name in FEATURE_NAMES))
 
 
 class InStepFeatures(NamedTuple):
-    """radiomics: float32 [b f], zeros where a region has none. ready: bool [b].
+    """radiomics: zeros where a region has none.
 
-    origin, failure: int32 [b], where a region came from and why it has no features: places in `regions.ORIGINS`
-    and FAILURES.
+    origin, failure: where a region came from and why it has no features: places in `regions.ORIGINS` and FAILURES.
     """
 
-    radiomics: jax.Array
-    ready: jax.Array
-    origin: jax.Array
-    failure: jax.Array
+    radiomics: Float32[Array, "b f"]
+    ready: Bool[Array, "b"]
+    origin: Int32[Array, "b"]
+    failure: Int32[Array, "b"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,16 @@ class InStepRadiomics:
     bin_width: float
 
     def measure(
-        self, images: jax.Array, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
+        self,
+        images: UInt8[Array, "b h w"],
+        cam: Float32[Array, "b u v"],
+        box_finding: Int32[Array, "b"],
+        boxes: Float32[Array, "b c 4"],
     ) -> InStepFeatures:
         """Mark each image's region and measure it.
 
-        images: uint8 [b h w], not augmented. cam: float32 [b u v] in the original frame. box_finding: int32 [b], −1
-        without a truth box. boxes: float32 [b c 4]. As on the host path, a region has no features if one of them is not
-        finite. A region with more than 64 grey levels has none either.
+        images: not augmented. cam: in the original frame. box_finding: −1 without a truth box. As on the host path, a
+        region has no features if one of them is not finite. A region with more than 64 grey levels has none either.
         """
         masks, origin = self.rule.mark_on_device(cam, box_finding, boxes)
         table = bins.level_table(self.bin_width)

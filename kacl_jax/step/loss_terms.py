@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32
 
 from kacl_jax.models.kacl import KACL, MIN_READY_ROWS
 from kacl_jax.runtime.devices import AXIS
@@ -50,7 +50,7 @@ class TermInputs(NamedTuple):
     model, params: for a term that has a head of its own.
     feature_columns: the radiomic features that the radiomics encoder sees.
     forward: the pass of this batch, with z-scored radiomics.
-    logits: float32 [b c] and maps: float32 [b c u v], raw class maps; both of the first views, with gradients.
+    logits, maps: of the first views, with gradients; the class maps are raw.
     """
 
     model: KACL
@@ -58,16 +58,16 @@ class TermInputs(NamedTuple):
     settings: LossSettings
     feature_columns: tuple[bool, ...]
     forward: Forward
-    logits: jax.Array
-    maps: jax.Array
+    logits: Float32[Array, "b c"]
+    maps: Float32[Array, "b c u v"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """A term's sum on this device, and over how many elements; batch_stats: where the term moved them, else None."""
 
-    sum: jax.Array
-    count: jax.Array
+    sum: Float32[Array, ""]
+    count: Float32[Array, ""]
     batch_stats: Any = None
 
 
@@ -127,8 +127,8 @@ def _nt_xent(inputs: TermInputs) -> Measured:
     return Measured(loss.sum(), weight.sum(), batch_stats)
 
 
-def _project_radiomics(inputs: TermInputs) -> tuple[jax.Array, Any]:
-    """(z_r float32 [b p], the moved batch statistics)."""
+def _project_radiomics(inputs: TermInputs) -> tuple[Float32[Array, "b p"], Any]:
+    """(z_r, the moved batch statistics)."""
     forward = inputs.forward
     assert forward.radiomics is not None
     z_radiomics, changed = inputs.model.apply(

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 
-def focal_loss(logits: jax.Array, labels: jax.Array, *, alpha: float, gamma: float) -> jax.Array:
+def focal_loss(
+    logits: Float[Array, "b c"], labels: Float[Array, "b c"], *, alpha: float, gamma: float
+) -> Float[Array, "b c"]:
     """Sigmoid focal loss per element (Lin et al. 2017, eq. 5): α_t (1 − p_t)^γ · (−log p_t).
 
     Args:
-      logits: float [b c].
-      labels: float [b c], 0 or 1.
+      labels: 0 or 1.
       alpha: weight of the positive class, in (0, 1); negatives weigh 1 − α.
       gamma: focusing exponent ≥ 0; 0 is α-weighted binary cross-entropy.
 
     Returns:
-      float [b c], ≥ 0.
+      ≥ 0.
     """
     towards_label = logits * (2 * labels - 1)
     weight = alpha * labels + (1 - alpha) * (1 - labels)
@@ -29,15 +31,15 @@ def focal_loss(logits: jax.Array, labels: jax.Array, *, alpha: float, gamma: flo
 
 
 def nt_xent(
-    z_image: jax.Array,
-    z_positive: jax.Array,
+    z_image: Float[Array, "b p"],
+    z_positive: Float[Array, "b p"],
     *,
-    ready: jax.Array,
-    patient_id: jax.Array,
+    ready: Bool[Array, "b"],
+    patient_id: Int[Array, "b"],
     temperature: float,
     mask_same_patient: bool,
     axis_name: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "2*b"], Float[Array, "2*b"]]:
     """Symmetric NT-Xent (Chen et al. 2020, eq. 1) between the two views of each X-ray.
 
     Each of this device's 2b views is an anchor; its positive is the same X-ray's other view; its negatives are
@@ -45,15 +47,13 @@ def nt_xent(
     nor positive, nor negative.
 
     Args:
-      z_image, z_positive: float [b p], unit norm; the second of the X-ray's radiomics, or of a second augmented view.
-      ready: bool [b].
-      patient_id: int [b].
+      z_image, z_positive: unit norm; the second of the X-ray's radiomics, or of a second augmented view.
       temperature: > 0.
       mask_same_patient: take other images of the anchor's patient out of the denominator.
       axis_name: the mapped axis over which negatives are gathered; None on one device.
 
     Returns:
-      (loss [2b], weight [2b]): the loss per anchor, 0 where the weight is 0. The mean over the global batch is
+      (loss, weight): the loss per anchor, 0 where the weight is 0. The mean over the global batch is
       psum(loss.sum()) / psum(weight.sum()).
     """
     b = z_image.shape[0]
@@ -88,20 +88,19 @@ def nt_xent(
 
 
 def box_guidance(
-    class_maps: jax.Array, boxes: jax.Array, has_box: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    class_maps: Float[Array, "b c u v"], boxes: Float[Array, "b c 4"], has_box: Bool[Array, "b c"]
+) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
     """Cross-entropy that pulls a finding's map onto its truth box, per annotated (image, finding).
 
     −Σ_cell share · log softmax(M_c), where `share` is the box's area in each cell, normalised to sum 1, and the
     softmax (temperature 1) runs over the cells of the raw class map.
 
     Args:
-      class_maps: float [b c u v], raw, with gradients (see `gradcam.class_maps`).
-      boxes: float [b c 4], fractions, in the frame of the maps; anything where there is no box.
-      has_box: bool [b c].
+      class_maps: raw, with gradients (see `gradcam.class_maps`).
+      boxes: fractions, in the frame of the maps; anything where there is no box.
 
     Returns:
-      (loss [b c], weight [b c]): 0 where the weight is 0. A box outside the frame has weight 0.
+      (loss, weight): the loss is 0 where the weight is 0. A box outside the frame has weight 0.
     """
     b, c, u, v = class_maps.shape
     across = _overlap(boxes[..., 0], boxes[..., 2], v)
@@ -115,8 +114,10 @@ def box_guidance(
     return jnp.where(annotated, loss, 0.0), annotated.astype(loss.dtype)
 
 
-def _overlap(low: jax.Array, high: jax.Array, cells: int) -> jax.Array:
-    """Length of [low, high] in each of `cells` equal parts of [0, 1]: [...] → [... cells]."""
+def _overlap(
+    low: Float[Array, "b c"], high: Float[Array, "b c"], cells: int
+) -> Float[Array, "b c {cells}"]:
+    """Length of [low, high] in each of `cells` equal parts of [0, 1]."""
     edges = jnp.arange(cells + 1) / cells
     inside = jnp.minimum(high[..., None], edges[1:]) - jnp.maximum(low[..., None], edges[:-1])
     return jnp.maximum(inside, 0.0)

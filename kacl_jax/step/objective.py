@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32
 
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
@@ -22,12 +23,12 @@ from kacl_jax.step.state import Metrics
 class Heads(NamedTuple):
     """What the heads made of a forward pass: no gradient flows through it.
 
-    logits: float32 [b c] and maps: float32 [b c u v], raw class maps; both of the first views.
+    logits, maps: of the first views; the class maps are raw.
     batch_stats: the running statistics, moved by the encoders of both networks.
     """
 
-    logits: jax.Array
-    maps: jax.Array
+    logits: Float32[Array, "b c"]
+    maps: Float32[Array, "b c u v"]
     batch_stats: Any
 
 
@@ -44,8 +45,8 @@ class Objective:
     warmup_steps: int
 
     def total(
-        self, step: jax.Array, params: Any, forward: Forward
-    ) -> tuple[jax.Array, Metrics, Heads]:
+        self, step: Int32[Array, ""], params: Any, forward: Forward
+    ) -> tuple[Float32[Array, ""], Metrics, Heads]:
         """(the loss over the global batch, its unweighted terms, the heads' outputs).
 
         If no row of the batch has a term, the term is reported as NaN and adds 0 to the loss. Pass the gradients of the
@@ -72,7 +73,7 @@ class Objective:
             batch_stats = batch_stats if measured.batch_stats is None else measured.batch_stats
         return sums, counts, Heads(logits, jax.lax.stop_gradient(maps), batch_stats)
 
-    def weights(self, step: jax.Array, counts: Metrics) -> Metrics:
+    def weights(self, step: Int32[Array, ""], counts: Metrics) -> Metrics:
         """What each term is multiplied by; counts: over all devices."""
         weights = {}
         for name, term in terms_in_use(self.settings).items():
@@ -89,7 +90,7 @@ class Objective:
         NaN for a term that no row of the batch has.
         """
 
-        def local_terms(a: jax.Array) -> tuple[Metrics, Metrics]:
+        def local_terms(a: Float32[Array, "n u v k"]) -> tuple[Metrics, Metrics]:
             sums, counts, _ = self.terms(params, forward._replace(feature_map=a))
             counts = jax.lax.psum(counts, AXIS)
             return {k: sums[k] / jnp.maximum(counts[k], 1) for k in sums}, counts
@@ -105,10 +106,12 @@ class Objective:
             norms[f"grad_norm_{name}"] = jnp.where(counts[name] > 0, norm, jnp.nan)
         return norms
 
-    def logits_and_maps(self, params: Any, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """f32 [b u v k] → (logits [b c], the raw class maps [b c u v] of that feature map)."""
+    def logits_and_maps(
+        self, params: Any, feature_map: Float32[Array, "b u v k"]
+    ) -> tuple[Float32[Array, "b c"], Float32[Array, "b c u v"]]:
+        """(the logits, the raw class maps of that feature map)."""
 
-        def classify(a: jax.Array) -> jax.Array:
+        def classify(a: Float32[Array, "b u v k"]) -> Float32[Array, "b c"]:
             logits: Any = self.model.apply({"params": params}, a, method="classify")
             return logits
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from kacl_jax.models.kacl import KACL
 from kacl_jax.radiomics import FEATURE_NAMES
@@ -86,7 +87,7 @@ class Programs:
 
     def train_step(
         self, state: TrainState, batch: Batch
-    ) -> tuple[TrainState, Metrics, dict[str, jax.Array]]:
+    ) -> tuple[TrainState, Metrics, dict[str, Array]]:
         """One update and the Grad-CAMs of the same forward pass.
 
         Args:
@@ -104,7 +105,7 @@ class Programs:
         objective, cams = self._objective, self._cams
         images, affine = self.forward_pass.augment(state.step, batch)
 
-        def total_loss(params: Any) -> tuple[jax.Array, Any]:
+        def total_loss(params: Any) -> tuple[Array, Any]:
             forward = self.forward_pass.encode(params, state.batch_stats, images, batch, affine)
             forward = self._with_in_step_radiomics(state, forward)
             radiomics, moments, n_ready = z_score_radiomics(state, forward.batch, self.log_columns)
@@ -143,14 +144,14 @@ class Programs:
             rows |= {name: forward.batch[name] for name in ("origin", "failure")}
         return new_state, metrics, rows
 
-    def region_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
+    def region_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, Array]]:
         """The forward half of the synchronous loop (lag 0): the rows of `train_step`, without an update."""
         images, affine = self.forward_pass.augment(state.step, batch)
         forward = self.forward_pass.encode(state.params, state.batch_stats, images, batch, affine)
         logits, maps = self._objective.logits_and_maps(state.params, forward.feature_map)
         return (self._cams.region_inputs(state, forward, logits, maps),)
 
-    def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array]]:
+    def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, Array]]:
         """Logits float32 [b c] and raw class maps float32 [b c u v] (not centred) with running statistics."""
         images = normalise(batch["image"][..., 0].astype(jnp.float32))
         variables = {"params": state.params, "batch_stats": state.batch_stats}

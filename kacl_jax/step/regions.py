@@ -20,6 +20,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 # A smaller region has no texture: pyradiomics refuses a point and a line.
 MIN_SIDE = 3
@@ -52,20 +53,19 @@ class RegionRule:
 
     def mark(
         self,
-        cam: np.ndarray,
-        box_finding: np.ndarray,
-        boxes: np.ndarray,
-        image_id: np.ndarray,
+        cam: Float32[np.ndarray, "b u v"],
+        box_finding: Int32[np.ndarray, "b"],
+        boxes: Float32[np.ndarray, "b c 4"],
+        image_id: Int32[np.ndarray, "b"],
         step: int,
-    ) -> tuple[np.ndarray, dict[str, int]]:
+    ) -> tuple[Bool[np.ndarray, "b {self.size} {self.size}"], dict[str, int]]:
         """The masks of one batch.
 
         Args:
-          cam: float32 [b u v]. box_finding: int32 [b], −1 without a truth box. boxes: float32 [b c 4].
-          image_id: int32 [b]. step: the step that made the maps.
+          box_finding: −1 without a truth box. step: the step that made the maps.
 
         Returns:
-          (bool [b h w], how many regions came from where, by ORIGINS).
+          (the masks, how many regions came from where, by ORIGINS).
         """
         masks = np.zeros((len(cam), self.size, self.size), bool)
         origin = dict.fromkeys(ORIGINS, 0)
@@ -85,12 +85,15 @@ class RegionRule:
         return masks, origin
 
     def mark_on_device(
-        self, cam: jax.Array, box_finding: jax.Array, boxes: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        cam: Float32[Array, "b u v"],
+        box_finding: Int32[Array, "b"],
+        boxes: Float32[Array, "b c 4"],
+    ) -> tuple[Bool[Array, "b {self.size} {self.size}"], Int32[Array, "b"]]:
         """`mark` inside a compiled step, for every source but 'random', which only the host can draw.
 
         Returns:
-          (bool [b h w], int32 [b]: where each region came from, places in ORIGINS).
+          (the masks, where each region came from: places in ORIGINS).
         """
         if self.source == "cam":
             masks, fallback = threshold_maps_on_device(
@@ -112,15 +115,19 @@ class RegionRule:
         origin = jnp.where(annotated, ORIGINS.index("truth"), origin)
         return jnp.where(annotated[:, None, None], truth, masks), origin
 
-    def region(self, cam: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The CAM region of one map, float [u v] → bool [h w], and whether the whole image stands in for it."""
+    def region(
+        self, cam: Float[np.ndarray, "u v"]
+    ) -> tuple[Bool[np.ndarray, "{self.size} {self.size}"], bool]:
+        """The CAM region of one map, and whether the whole image stands in for it."""
         components = threshold_map(cam, size=self.size, relu=self.relu, threshold=self.threshold)
         mask = components.mask
         if self.shape == "box":
             mask = box_mask(bounding_box(mask), self.size)
         return mask, components.fallback
 
-    def _random_rectangle(self, cam: np.ndarray, image_id: int, step: int) -> np.ndarray:
+    def _random_rectangle(
+        self, cam: Float32[np.ndarray, "b u v"], image_id: int, step: int
+    ) -> Bool[np.ndarray, "{self.size} {self.size}"]:
         """A rectangle with the area and aspect of a random CAM region of the batch, at a uniform random place."""
         random = np.random.default_rng((self.seed, image_id, step))
         mask, _ = self.region(cam[random.integers(len(cam))])
@@ -136,29 +143,31 @@ class RegionRule:
 class Components(NamedTuple):
     """The components of a thresholded map.
 
-    labels: int32 [size size], 4-connected components counted from 1; 0 is outside.
+    labels: 4-connected components counted from 1; 0 is outside.
     peak: label of the component that holds the map's maximum.
     fallback: True where the map could not mark a region and the whole image stands in.
     """
 
-    labels: np.ndarray
+    labels: Int32[np.ndarray, "h w"]
     peak: int
     fallback: bool
 
     @property
-    def mask(self) -> np.ndarray:
-        """bool [size size]: the component that holds the peak; never empty."""
+    def mask(self) -> Bool[np.ndarray, "h w"]:
+        """The component that holds the peak; never empty."""
         return self.labels == self.peak
 
 
-def threshold_map(cam: np.ndarray, *, size: int, relu: bool, threshold: float) -> Components:
+def threshold_map(
+    cam: Float[np.ndarray, "u v"], *, size: int, relu: bool, threshold: float
+) -> Components:
     """Map → components: upsample bilinearly, ReLU, min-max to [0, 1], `> threshold`, components.
 
     A map that is flat, not finite, or whose peak component is under 3×3 px gives the whole image less a
     one-pixel rim, with `fallback` True: the region is never empty and never NaN.
 
     Args:
-      cam: float [u v], raw (already centred if that is wanted).
+      cam: raw (already centred if that is wanted).
       size: side of the square image in px, > 2.
       relu: drop negative evidence first.
       threshold: in [0, 1).
@@ -183,12 +192,9 @@ def threshold_map(cam: np.ndarray, *, size: int, relu: bool, threshold: float) -
 
 
 def threshold_maps_on_device(
-    cam: jax.Array, *, size: int, relu: bool, threshold: float
-) -> tuple[jax.Array, jax.Array]:
-    """`threshold_map(…).mask` and `.fallback` of each map, on the device.
-
-    float32 [b u v] → (bool [b size size], bool [b]). Arguments as in `threshold_map`.
-    """
+    cam: Float32[Array, "b u v"], *, size: int, relu: bool, threshold: float
+) -> tuple[Bool[Array, "b {size} {size}"], Bool[Array, "b"]]:
+    """`threshold_map(…).mask` and `.fallback` of each map, on the device. Arguments as in `threshold_map`."""
     finite = jnp.isfinite(cam).all((1, 2))
     cam = jnp.where(finite[:, None, None], cam, 0)
     rows, columns = _upsampling(cam.shape[1], size), _upsampling(cam.shape[2], size)
@@ -207,27 +213,27 @@ def threshold_maps_on_device(
     return jnp.where(usable[:, None, None], part, whole_image), ~usable
 
 
-def bounding_box(mask: np.ndarray) -> np.ndarray:
-    """The box of a non-empty mask: bool [h w] → float32 (x0, y0, x1, y1), fractions, half-open."""
+def bounding_box(mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "4"]:
+    """The box of a non-empty mask: (x0, y0, x1, y1), fractions, half-open."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     h, w = mask.shape
     return np.array([xs[0] / w, ys[0] / h, (xs[-1] + 1) / w, (ys[-1] + 1) / h], np.float32)
 
 
-def bounding_box_masks_on_device(masks: jax.Array) -> jax.Array:
-    """The box around each non-empty mask, on the device: bool [b h w] → bool [b h w]."""
+def bounding_box_masks_on_device(masks: Bool[Array, "b h w"]) -> Bool[Array, "b h w"]:
+    """The box around each non-empty mask, on the device."""
 
-    def fill_between(flags: jax.Array) -> jax.Array:
+    def fill_between(flags: Bool[Array, "b n"]) -> Bool[Array, "b n"]:
         ends = [jax.lax.cummax(flags.astype(jnp.int8), 1, reverse=back) for back in (False, True)]
         return (ends[0] & ends[1]).astype(bool)
 
     return fill_between(masks.any(2))[:, :, None] & fill_between(masks.any(1))[:, None, :]
 
 
-def box_mask(box: np.ndarray, size: int) -> np.ndarray:
-    """The pixels of a box: rows and columns from int(round(·)), at least 3×3, inside the image.
+def box_mask(box: Float[np.ndarray, "4"], size: int) -> Bool[np.ndarray, "{size} {size}"]:
+    """The pixels of a box (x0, y0, x1, y1) in fractions.
 
-    float (x0, y0, x1, y1) fractions → bool [size size].
+    Rows and columns from int(round(·)), at least 3×3, inside the image.
     """
     mask = np.zeros((size, size), bool)
     x0, x1 = _interval(box[0] * size, box[2] * size, size)
@@ -236,8 +242,8 @@ def box_mask(box: np.ndarray, size: int) -> np.ndarray:
     return mask
 
 
-def box_masks_on_device(boxes: jax.Array, size: int) -> jax.Array:
-    """`box_mask` of each box, on the device: float32 [b 4] → bool [b size size]."""
+def box_masks_on_device(boxes: Float32[Array, "b 4"], size: int) -> Bool[Array, "b {size} {size}"]:
+    """`box_mask` of each box, on the device."""
     x0, x1 = _interval_on_device(boxes[:, 0] * size, boxes[:, 2] * size, size)
     y0, y1 = _interval_on_device(boxes[:, 1] * size, boxes[:, 3] * size, size)
     place = jnp.arange(size)
@@ -252,11 +258,11 @@ def _whole_image(size: int) -> Components:
     return Components(labels, 1, True)
 
 
-def _whole_image_on_device(size: int) -> jax.Array:
+def _whole_image_on_device(size: int) -> Array:
     return jnp.pad(jnp.ones((size - 2, size - 2), bool), 1)
 
 
-def _interval(low: float, high: float, size: int) -> tuple[int, int]:
+def _interval(low: np.floating, high: np.floating, size: int) -> tuple[int, int]:
     start, stop = round(float(low)), round(float(high))
     if stop - start < MIN_SIDE:
         start = round((low + high - MIN_SIDE) / 2)
@@ -265,7 +271,7 @@ def _interval(low: float, high: float, size: int) -> tuple[int, int]:
     return start, max(min(stop, size), start + MIN_SIDE)
 
 
-def _interval_on_device(low: jax.Array, high: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+def _interval_on_device(low: Array, high: Array, size: int) -> tuple[Array, Array]:
     start, stop = jnp.round(low), jnp.round(high)
     small = stop - start < MIN_SIDE
     start = jnp.where(small, jnp.round((low + high - MIN_SIDE) / 2), start)
@@ -274,8 +280,8 @@ def _interval_on_device(low: jax.Array, high: jax.Array, size: int) -> tuple[jax
     return start, jnp.maximum(jnp.minimum(stop, size), start + MIN_SIDE)
 
 
-def _upsampling(n: int, size: int) -> np.ndarray:
-    """Bilinear with half-pixel centres, as OpenCV's INTER_LINEAR: float32 [size n]."""
+def _upsampling(n: int, size: int) -> Float32[np.ndarray, "{size} {n}"]:
+    """Bilinear with half-pixel centres, as OpenCV's INTER_LINEAR."""
     place = np.clip((np.arange(size) + 0.5) * (n / size) - 0.5, 0, n - 1)
     first = np.minimum(place.astype(int), max(n - 2, 0))
     weight = (place - first).astype(np.float32)
@@ -285,18 +291,18 @@ def _upsampling(n: int, size: int) -> np.ndarray:
     return matrix
 
 
-def _component_on_device(hot: jax.Array, seed: jax.Array) -> jax.Array:
-    """The 4-connected component of `hot` [b y x] that holds the seed, by filling rows and columns in turn."""
+def _component_on_device(
+    hot: Bool[Array, "b h w"], seed: Bool[Array, "b h w"]
+) -> Bool[Array, "b h w"]:
+    """The 4-connected component of `hot` that holds the seed, by filling rows and columns in turn."""
 
-    def fill(reached: jax.Array, axis: int, reverse: bool) -> jax.Array:
-        def combine(
-            first: tuple[jax.Array, ...], second: tuple[jax.Array, ...]
-        ) -> tuple[jax.Array, ...]:
+    def fill(reached: Array, axis: int, reverse: bool) -> Array:
+        def combine(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
             return first[0] & second[0], second[1] | (second[0] & first[1])
 
         return jax.lax.associative_scan(combine, (hot, reached), reverse=reverse, axis=axis)[1]
 
-    def fill_all_directions(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def fill_all_directions(state: tuple[Array, Array]) -> tuple[Array, Array]:
         before, _ = state
         reached = before
         for axis in (1, 2):
@@ -309,7 +315,7 @@ def _component_on_device(hot: jax.Array, seed: jax.Array) -> jax.Array:
     return jax.lax.while_loop(lambda state: state[1], fill_all_directions, (start, start.any()))[0]
 
 
-def _extent_on_device(flags: jax.Array) -> jax.Array:
-    """From the first to the last set flag: bool [b n] → int32 [b]."""
+def _extent_on_device(flags: Bool[Array, "b n"]) -> Int32[Array, "b"]:
+    """From the first to the last set flag."""
     place = jnp.arange(flags.shape[1], dtype=jnp.int32)
     return jnp.where(flags, place, -1).max(1) - jnp.where(flags, place, flags.shape[1]).min(1) + 1

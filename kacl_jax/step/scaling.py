@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
 
 from kacl_jax.models.kacl import MIN_READY_ROWS
 from kacl_jax.runtime.devices import AXIS
@@ -15,15 +16,15 @@ EMA_DECAY = 0.99
 Z_CLIP = 10.0
 
 
-def normalise(grey: jax.Array) -> jax.Array:
-    """Grey levels 0–255 [b h w] → three ImageNet-normalised channels [b h w 3]."""
+def normalise(grey: Float32[Array, "b h w"]) -> Float32[Array, "b h w 3"]:
+    """Grey levels 0–255 → three ImageNet-normalised channels."""
     return (grey[..., None] / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 
 
 def z_score_radiomics(
     state: TrainState, batch: Batch, log_columns: tuple[bool, ...]
-) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-    """Radiomics [b f] → (z-scores, the moved running moments, number of ready rows on all devices).
+) -> tuple[Float32[Array, "b f"], dict[str, Array], Int32[Array, ""]]:
+    """The batch's radiomics → (z-scores, the moved running moments, number of ready rows on all devices).
 
     Signed log1p on `log_columns`, then the running mean and variance including this batch's ready rows
     (bias-corrected EMA); zero spread gives 0; clipped.
@@ -46,14 +47,16 @@ def z_score_radiomics(
     return z_score(x, moments["feature_mean"], moments["feature_var"]), moments, n_ready
 
 
-def z_score(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-    """(x − mean) / spread, clipped to ±10; a column without spread gives 0. [b f], [f], [f] → [b f]."""
+def z_score(
+    x: Float[Array, "b f"], mean: Float[Array, "f"], var: Float[Array, "f"]
+) -> Float[Array, "b f"]:
+    """(x − mean) / spread, clipped to ±10; a column without spread gives 0."""
     # Rounding leaves a constant column a relative spread of 1e-7, not 0.
     spread = var > 1e-10 * (1 + mean**2)
     z = (x - mean) / jnp.sqrt(jnp.where(spread, var, 1.0))
     return jnp.clip(jnp.where(spread, z, 0.0), -Z_CLIP, Z_CLIP)
 
 
-def weight_of_newest(count: jax.Array) -> jax.Array:
+def weight_of_newest(count: Int32[Array, ""]) -> Float32[Array, ""]:
     """The weight of the newest of `count` values in a bias-corrected exponential mean."""
     return (1 - EMA_DECAY) / (1 - EMA_DECAY ** count.astype(jnp.float32))

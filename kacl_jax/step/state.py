@@ -7,34 +7,35 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32, Shaped
 
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Batch = dict[str, Array]
+Metrics = dict[str, Shaped[Array, ""]]
 
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything on the device that a step changes.
 
-    feature_mean, feature_var: float32 [f], running moments of the ready training rows after signed log1p.
-    cam_mean: float32 [c u v], running mean of the raw maps that mark regions over the training images.
-    *_count: int32, how many steps moved that statistic.
-    bad_step: int32, the first step with a non-finite loss or gradient; −1 while there is none.
+    feature_mean, feature_var: running moments of the ready training rows after signed log1p.
+    cam_mean: running mean of the raw maps that mark regions over the training images.
+    *_count: how many steps moved that statistic.
+    bad_step: the first step with a non-finite loss or gradient; −1 while there is none.
     """
 
-    step: jax.Array
+    step: Int32[Array, ""]
     params: Any
     batch_stats: Any
     opt_state: Any
-    feature_mean: jax.Array
-    feature_var: jax.Array
-    feature_count: jax.Array
-    cam_mean: jax.Array
-    cam_count: jax.Array
-    bad_step: jax.Array
+    feature_mean: Float32[Array, "f"]
+    feature_var: Float32[Array, "f"]
+    feature_count: Int32[Array, ""]
+    cam_mean: Float32[Array, "c u v"]
+    cam_count: Int32[Array, ""]
+    bad_step: Int32[Array, ""]
 
 
 def keep_if_finite(
-    old: TrainState, new: TrainState, total: jax.Array, grad_norm: jax.Array
+    old: TrainState, new: TrainState, total: Float32[Array, ""], grad_norm: Float32[Array, ""]
 ) -> TrainState:
     """`new` where the loss and the norm of its gradients are finite on all devices, else `old` with `bad_step` set."""
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)

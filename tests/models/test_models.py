@@ -27,11 +27,11 @@ from kacl_jax.models.layers import Conv, DepthwiseConv, batch_norm, max_pool
 TINY = ResNet((1, 1, 1, 1), bottleneck=False)
 
 
-def batch(rows: int, size: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def batch(rows: int, size: int = 32, seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
     rng = np.random.default_rng(seed)
     images = rng.normal(size=(rows, size, size, 3)).astype(np.float32)
     radiomics = rng.normal(size=(rows, 102)).astype(np.float32)
-    return images, radiomics, rng.random(rows) < 0.7
+    return jnp.asarray(images), jnp.asarray(radiomics), jnp.asarray(rng.random(rows) < 0.7)
 
 
 def shapes(model: KACL, size: int = 64) -> Any:
@@ -196,7 +196,7 @@ def test_batch_norm_its_gradient_and_statistics_are_those_of_flax(
     rng = np.random.default_rng(0)
     x = (3 * rng.normal(size=(4, 5, 6, 7)) + 2).astype(np.float32)
     params = {name: rng.uniform(0.5, 2, 7).astype(np.float32) for name in ("scale", "bias")}
-    stats = {name: rng.uniform(0.5, 2, 7).astype(np.float32) for name in ("mean", "var")}
+    stats = {name: jnp.float32(rng.uniform(0.5, 2, 7)) for name in ("mean", "var")}
     results = []
     for train in (True, False):
         package_layer = batch_norm("bn", train=train, epsilon=1e-3, dtype=dtype, axis_name=None)
@@ -284,7 +284,7 @@ def test_the_batch_norm_gradient_on_four_devices_is_that_of_the_global_batch() -
     x = (3 * rng.normal(size=(8, 3, 4, 5)) + 2).astype(np.float32)
     weight = rng.normal(size=x.shape).astype(np.float32)
     params = {"scale": np.full(5, 1.5, np.float32), "bias": np.ones(5, np.float32)}
-    stats = {"mean": np.zeros(5, np.float32), "var": np.ones(5, np.float32)}
+    stats = {"mean": jnp.zeros(5), "var": jnp.ones(5)}
 
     def gradients(params: Any, x: Any, weight: Any, layer: nn.Module, axis: str | None) -> Any:
         def loss(params: Any, x: Any) -> Any:
@@ -334,8 +334,8 @@ def test_a_kernels_gradient_on_four_devices_is_the_sum_over_the_global_batch(
 def test_masked_batch_norm_on_four_devices_with_uneven_and_empty_shares() -> None:
     """Counts of 4, 0, 3 and 2 ready rows: a mean of per-device means would be wrong or NaN."""
     rng = np.random.default_rng(0)
-    x = (rng.normal(size=(16, 5)) * 3 + 2).astype(np.float32)
-    ready = np.array([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 1], bool)
+    x = jnp.float32(rng.normal(size=(16, 5)) * 3 + 2)
+    ready = jnp.array([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 1], bool)
     variables = MaskedBatchNorm(None).init(jax.random.key(0), x, ready, False)
 
     def step(v: Any, x: Any, ready: Any) -> Any:
@@ -353,7 +353,7 @@ def test_masked_batch_norm_on_four_devices_with_uneven_and_empty_shares() -> Non
 
 @pytest.mark.parametrize("count", [0, 1, MIN_READY_ROWS - 1])
 def test_too_few_ready_rows_move_no_statistic_and_give_finite_gradients(count: int) -> None:
-    radiomics, ready = batch(16)[1], np.arange(16) < count
+    radiomics, ready = batch(16)[1], jnp.arange(16) < count
     net = RadiomicsEncoder(None)
     variables = net.init(jax.random.key(0), radiomics, ready, False)
     stats = jax.tree.map(lambda leaf: leaf + 0.25, variables["batch_stats"])
@@ -373,7 +373,7 @@ def test_too_few_ready_rows_move_no_statistic_and_give_finite_gradients(count: i
 
 
 def test_a_column_without_spread_gives_finite_values_and_gradients() -> None:
-    x, ready = np.full((12, 3), 7.0, np.float32), np.ones(12, bool)
+    x, ready = jnp.full((12, 3), 7.0), jnp.ones(12, bool)
     net = MaskedBatchNorm(None)
     variables = net.init(jax.random.key(0), x, ready, False)
     out, pull = jax.vjp(
@@ -387,7 +387,7 @@ def test_a_column_without_spread_gives_finite_values_and_gradients() -> None:
 def test_rows_that_are_not_ready_touch_nothing(filler: float) -> None:
     """Values, statistics and gradients are bit for bit those of any other filler: here zeros."""
     _, radiomics, _ = batch(16)
-    ready = np.arange(16) % 3 != 0
+    ready = jnp.arange(16) % 3 != 0
     model = KACL("resnet18", 8)
     variables = nn.init(KACL.project_radiomics, model)(jax.random.key(0), radiomics, ready, False)
     variables = jax.tree.map(np.asarray, variables)
@@ -406,7 +406,7 @@ def test_rows_that_are_not_ready_touch_nothing(filler: float) -> None:
 
     results = []
     for value in (0.0, filler):
-        rows = np.where(ready[:, None], radiomics, np.float32(value))
+        rows = jnp.where(ready[:, None], radiomics, value)
         results.append(jax.tree.map(np.asarray, run(variables["params"], rows)))
     (_, (z, _)), (_, row_gradient) = results[1]
     np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1, atol=1e-5)
@@ -417,7 +417,7 @@ def test_rows_that_are_not_ready_touch_nothing(filler: float) -> None:
 
 def test_a_loss_on_rows_that_are_not_ready_moves_no_parameter() -> None:
     _, radiomics, _ = batch(16)
-    ready = np.arange(16) % 3 != 0
+    ready = jnp.arange(16) % 3 != 0
     model = KACL("resnet18", 8)
     variables = nn.init(KACL.project_radiomics, model)(jax.random.key(0), radiomics, ready, False)
 
@@ -444,12 +444,12 @@ def test_a_loss_on_rows_that_are_not_ready_moves_no_parameter() -> None:
 
 def test_ready_rows_alone_give_the_same_result_as_among_others() -> None:
     _, radiomics, _ = batch(24)
-    ready = np.arange(24) % 2 == 0
+    ready = jnp.arange(24) % 2 == 0
     net = RadiomicsEncoder(None)
     variables = net.init(jax.random.key(0), radiomics, ready, False)
     among, among_state = net.apply(variables, radiomics, ready, True, mutable=["batch_stats"])
     alone, alone_state = net.apply(
-        variables, radiomics[ready], np.ones(12, bool), True, mutable=["batch_stats"]
+        variables, radiomics[ready], jnp.ones(12, bool), True, mutable=["batch_stats"]
     )
     np.testing.assert_allclose(among[ready], alone, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), among_state, alone_state)
@@ -459,8 +459,7 @@ def test_ready_rows_alone_give_the_same_result_as_among_others() -> None:
 
 
 def test_projections_have_unit_length_and_a_zero_row_stays_finite() -> None:
-    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    x[0] = 0
+    x = jnp.float32(np.random.default_rng(0).normal(size=(4, 6))).at[0].set(0)
     head = ProjectionHead(5)
     z = head.apply(head.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(np.linalg.norm(z[1:], axis=-1), 1, rtol=1e-5)
@@ -471,7 +470,7 @@ def test_projections_have_unit_length_and_a_zero_row_stays_finite() -> None:
 
 def test_the_model_is_a_linear_head_on_the_mean_over_cells_with_a_rare_finding_prior() -> None:
     model = KACL("resnet18", 8)
-    a = np.abs(np.random.default_rng(0).normal(size=(3, 2, 2, 512))).astype(np.float32)
+    a = jnp.float32(np.abs(np.random.default_rng(0).normal(size=(3, 2, 2, 512))))
     variables = nn.init(KACL.classify, model)(jax.random.key(0), a)
     kernel, bias = (np.asarray(variables["params"]["classifier"][k]) for k in ("kernel", "bias"))
     logits = model.apply(variables, a, method="classify")

@@ -38,7 +38,7 @@ needs_package = pytest.mark.skipif(
 @cache
 def shapes(encoder: str) -> Any:
     """KACL's variables as shapes; `load` replaces the encoder's with arrays."""
-    example = (np.zeros((2, 64, 64, 3), "f"), np.zeros((2, 102), "f"), np.ones(2, bool))
+    example = (jnp.zeros((2, 64, 64, 3)), jnp.zeros((2, 102)), jnp.ones(2, bool))
     return jax.eval_shape(lambda: KACL(encoder, 8).init(jax.random.key(0), *example, train=False))
 
 

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -127,8 +128,8 @@ def test_a_region_without_features_is_not_ready_and_told_why(monkeypatch) -> Non
     expected += ["too many grey levels" if w else "" for w in wide]
 
     narrow = InStepRadiomics(RULE, bin_width=2.0)
-    origin = np.full(8, ORIGINS.index("truth"))
-    monkeypatch.setattr(RegionRule, "mark_on_device", lambda *_: (masks, origin))
+    marked = jnp.asarray(masks), jnp.full(8, ORIGINS.index("truth"))
+    monkeypatch.setattr(RegionRule, "mark_on_device", lambda *_: marked)
     cam, finding = np.zeros((8, 2, 2), np.float32), np.full(8, -1, np.int32)
     found = jax.device_get(jax.jit(narrow.measure)(images, cam, finding, given["boxes"][:8]))
     assert [FAILURES[k] for k in found.failure] == expected

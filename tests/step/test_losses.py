@@ -11,22 +11,22 @@ import pytest
 from kacl_jax.step import losses
 
 
-def unit(random: np.random.Generator, *shape: int) -> np.ndarray:
-    z = random.normal(size=shape).astype(np.float32)
+def unit(random: np.random.Generator, *shape: int) -> jax.Array:
+    z = jnp.float32(random.normal(size=shape))
     return z / np.linalg.norm(z, axis=-1, keepdims=True)
 
 
 @pytest.fixture
-def views() -> tuple[np.ndarray, np.ndarray]:
+def views() -> tuple[jax.Array, jax.Array]:
     random = np.random.default_rng(0)
     return unit(random, 6, 16), unit(random, 6, 16)
 
 
-EVERYONE = np.ones(6, bool)
-STRANGERS = np.arange(6)
+EVERYONE = jnp.ones(6, bool)
+STRANGERS = jnp.arange(6)
 
 
-def nt_xent(image: np.ndarray, radiomics: np.ndarray, **changed: object) -> jax.Array:
+def nt_xent(image: jax.Array, radiomics: jax.Array, **changed: object) -> jax.Array:
     arguments = {
         "ready": EVERYONE,
         "patient_id": STRANGERS,
@@ -43,15 +43,15 @@ def nt_xent(image: np.ndarray, radiomics: np.ndarray, **changed: object) -> jax.
 
 def test_focal_loss_equals_optax_per_element() -> None:
     random = np.random.default_rng(0)
-    logits = random.normal(scale=4, size=(7, 8)).astype(np.float32)
-    labels = (random.random((7, 8)) < 0.3).astype(np.float32)
+    logits = jnp.float32(random.normal(scale=4, size=(7, 8)))
+    labels = jnp.float32(random.random((7, 8)) < 0.3)
     ours = losses.focal_loss(logits, labels, alpha=0.25, gamma=2.0)
     theirs = optax.losses.sigmoid_focal_loss(logits, labels, alpha=0.25, gamma=2.0)
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-7)
 
 
 def test_focal_loss_without_focus_is_half_of_cross_entropy() -> None:
-    logits, labels = np.float32([[-3, 0.5, 8]]), np.float32([[1, 0, 1]])
+    logits, labels = jnp.float32([[-3, 0.5, 8]]), jnp.float32([[1, 0, 1]])
     ours = losses.focal_loss(logits, labels, alpha=0.5, gamma=0.0)
     np.testing.assert_allclose(
         ours, 0.5 * optax.sigmoid_binary_cross_entropy(logits, labels), rtol=1e-6
@@ -60,8 +60,8 @@ def test_focal_loss_without_focus_is_half_of_cross_entropy() -> None:
 
 def test_focal_loss_focuses_on_each_element_not_on_the_batch_mean() -> None:
     """A batch of one hard and many easy elements: each keeps its own factor."""
-    logits = np.float32([[-4.0, 4.0, 4.0, 4.0]])
-    labels = np.ones((1, 4), np.float32)
+    logits = jnp.float32([[-4.0, 4.0, 4.0, 4.0]])
+    labels = jnp.ones((1, 4))
     together = losses.focal_loss(logits, labels, alpha=0.25, gamma=2.0)
     alone = [
         losses.focal_loss(logits[:, i : i + 1], labels[:, :1], alpha=0.25, gamma=2.0)
@@ -84,16 +84,16 @@ def test_focal_gradient_is_finite_at_saturated_logits(gamma: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5])
-def test_nt_xent_equals_optax(views: tuple[np.ndarray, np.ndarray], temperature: float) -> None:
+def test_nt_xent_equals_optax(views: tuple[jax.Array, jax.Array], temperature: float) -> None:
     both = np.concatenate(views)
     labels = np.tile(np.arange(6), 2)
     theirs = optax.losses.ntxent(both, labels, temperature=temperature)
     np.testing.assert_allclose(nt_xent(*views, temperature=temperature), theirs, rtol=1e-5)
 
 
-def test_nt_xent_gradient_equals_finite_differences(views: tuple[np.ndarray, np.ndarray]) -> None:
-    ready = np.array([1, 1, 0, 1, 1, 1], bool)
-    patients = np.array([0, 1, 2, 1, 4, 5])
+def test_nt_xent_gradient_equals_finite_differences(views: tuple[jax.Array, jax.Array]) -> None:
+    ready = jnp.array([1, 1, 0, 1, 1, 1], bool)
+    patients = jnp.array([0, 1, 2, 1, 4, 5])
 
     def loss(image: jax.Array) -> jax.Array:
         return nt_xent(image, views[1], ready=ready, patient_id=patients)
@@ -107,9 +107,9 @@ def test_nt_xent_gradient_equals_finite_differences(views: tuple[np.ndarray, np.
 
 
 def test_a_row_that_is_not_ready_is_neither_positive_nor_negative(
-    views: tuple[np.ndarray, np.ndarray],
+    views: tuple[jax.Array, jax.Array],
 ) -> None:
-    ready = np.array([1, 1, 0, 1, 0, 1], bool)
+    ready = jnp.array([1, 1, 0, 1, 0, 1], bool)
     with_gaps = nt_xent(*views, ready=ready)
     without_them = nt_xent(
         views[0][ready], views[1][ready], ready=ready[ready], patient_id=STRANGERS[ready]
@@ -118,9 +118,9 @@ def test_a_row_that_is_not_ready_is_neither_positive_nor_negative(
 
 
 def test_other_images_of_the_patient_leave_the_denominator_but_the_positive_stays(
-    views: tuple[np.ndarray, np.ndarray],
+    views: tuple[jax.Array, jax.Array],
 ) -> None:
-    patients = np.array([0, 0, 2, 3, 4, 5])
+    patients = jnp.array([0, 0, 2, 3, 4, 5])
     image, radiomics = views
     both = np.concatenate(views) @ np.concatenate(views).T / 0.5
     expected = []
@@ -141,9 +141,9 @@ def test_other_images_of_the_patient_leave_the_denominator_but_the_positive_stay
 
 
 def test_no_ready_row_at_all_is_a_finite_zero_with_a_finite_gradient(
-    views: tuple[np.ndarray, np.ndarray],
+    views: tuple[jax.Array, jax.Array],
 ) -> None:
-    nobody = np.zeros(6, bool)
+    nobody = jnp.zeros(6, bool)
 
     def total(image: jax.Array) -> jax.Array:
         loss, _ = losses.nt_xent(
@@ -166,25 +166,25 @@ def test_no_ready_row_at_all_is_a_finite_zero_with_a_finite_gradient(
 
 def test_box_guidance_is_the_cross_entropy_of_the_boxs_share_of_each_cell() -> None:
     random = np.random.default_rng(0)
-    maps = random.normal(size=(1, 1, 4, 5)).astype(np.float32)
-    box = np.float32([0.1, 0.3, 0.55, 0.8])
+    maps = jnp.float32(random.normal(size=(1, 1, 4, 5)))
+    box = jnp.float32([0.1, 0.3, 0.55, 0.8])
     # Brute force: the share of each cell from a fine grid of points.
     fine = 400
     y, x = (np.mgrid[:fine, :fine] + 0.5) / fine
     inside = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
     share = inside.reshape(4, fine // 4, 5, fine // 5).sum((1, 3)) / inside.sum()
     log_p = maps[0, 0] - np.log(np.exp(maps[0, 0]).sum())
-    loss, weight = losses.box_guidance(maps, box[None, None], np.array([[True]]))
+    loss, weight = losses.box_guidance(maps, box[None, None], jnp.array([[True]]))
     assert weight[0, 0] == 1
     np.testing.assert_allclose(loss[0, 0], -(share * log_p).sum(), rtol=1e-4)
 
 
 def test_box_guidance_pulls_the_map_onto_the_box() -> None:
     maps = jnp.zeros((1, 1, 4, 4))
-    box = np.float32([[[0.5, 0.5, 1.0, 1.0]]])
+    box = jnp.float32([[[0.5, 0.5, 1.0, 1.0]]])
 
     def loss(m: jax.Array) -> jax.Array:
-        return losses.box_guidance(m, box, np.array([[True]]))[0].sum()
+        return losses.box_guidance(m, box, jnp.array([[True]]))[0].sum()
 
     for _ in range(200):
         maps = maps - 1.0 * jax.grad(loss)(maps)
@@ -193,12 +193,12 @@ def test_box_guidance_pulls_the_map_onto_the_box() -> None:
 
 
 def test_box_guidance_ignores_pairs_without_a_box() -> None:
-    maps = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
-    boxes = np.zeros((2, 3, 4), np.float32)
-    loss, weight = losses.box_guidance(maps, boxes, np.zeros((2, 3), bool))
+    maps = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 4, 4)))
+    boxes = jnp.zeros((2, 3, 4))
+    loss, weight = losses.box_guidance(maps, boxes, jnp.zeros((2, 3), bool))
     assert loss.sum() == 0
     assert weight.sum() == 0
-    gradient = jax.grad(lambda m: losses.box_guidance(m, boxes, np.ones((2, 3), bool))[0].sum())(
+    gradient = jax.grad(lambda m: losses.box_guidance(m, boxes, jnp.ones((2, 3), bool))[0].sum())(
         maps
     )
     np.testing.assert_array_equal(gradient, 0)

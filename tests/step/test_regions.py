@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ def on_host(cam: np.ndarray, **how: Any) -> tuple[np.ndarray, bool]:
 
 
 def on_device(cam: np.ndarray, **how: Any) -> tuple[np.ndarray, bool]:
-    masks, fallback = regions.threshold_maps_on_device(np.float32(cam)[None], **how)
+    masks, fallback = regions.threshold_maps_on_device(jnp.float32(cam)[None], **how)
     return np.asarray(masks[0]), bool(fallback[0])
 
 
@@ -169,9 +170,11 @@ def test_a_winding_region_is_followed_to_its_end() -> None:
             y, x = y + dy, x + dx
         dy, dx = dx, -dy
     spiral[0, y, x] = True
-    seed = np.zeros((9, 9), bool)
-    seed[0, 0] = True
-    np.testing.assert_array_equal(regions._component_on_device(spiral, seed), spiral)
+    seed = np.zeros((1, 9, 9), bool)
+    seed[0, 0, 0] = True
+    np.testing.assert_array_equal(
+        regions._component_on_device(*map(jnp.asarray, (spiral, seed))), spiral
+    )
 
 
 # ---- boxes and masks --------------------------------------------------------------------------------------------
@@ -199,7 +202,7 @@ def test_boxes_on_the_device_are_those_of_the_host() -> None:
     random = np.random.default_rng(0)
     low, extent = random.uniform(0, 1, (300, 2)), random.uniform(0, 0.4, (300, 2)) ** 2
     boxes = np.concatenate([low, np.minimum(low + extent, 1)], 1).astype(np.float32)
-    masks = regions.box_masks_on_device(boxes, 96)
+    masks = regions.box_masks_on_device(jnp.asarray(boxes), 96)
     np.testing.assert_array_equal(masks, np.stack([regions.box_mask(box, 96) for box in boxes]))
 
 
@@ -223,9 +226,9 @@ def batch(n: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     ).astype(np.float32)
     boxes = np.zeros((n, 2, 4), np.float32)
     boxes[0, 1] = BOX
-    box_finding = np.full(n, -1)
+    box_finding = np.full(n, -1, np.int32)
     box_finding[0] = 1
-    return cam, box_finding, boxes, np.arange(n) + 50
+    return cam, box_finding, boxes, np.arange(50, 50 + n, dtype=np.int32)
 
 
 def test_a_truth_box_takes_the_place_of_the_cam_region() -> None:
@@ -333,18 +336,18 @@ def test_from_equal_masks_the_device_marks_the_regions_of_the_host(
 ) -> None:
     """Both shapes, truth boxes among them; that the masks themselves are equal is tested above."""
     random = np.random.default_rng(0)
-    cam, box_finding = maps(40, 7), np.full(40, -1)
+    cam, box_finding = maps(40, 7), np.full(40, -1, np.int32)
     cam[:2], box_finding[::5] = 0, 1
     low = random.uniform(0, 0.5, (40, 2, 2))
     boxes = np.concatenate([low, low + 0.4], -1).astype(np.float32)
 
-    def marked_on_host(cam: np.ndarray, **how: Any) -> tuple[np.ndarray, np.ndarray]:
-        found = [regions.threshold_map(one, **how) for one in cam]
-        return np.stack([f.mask for f in found]), np.array([f.fallback for f in found])
+    def marked_on_host(cam: jax.Array, **how: Any) -> tuple[jax.Array, jax.Array]:
+        found = [regions.threshold_map(one, **how) for one in np.asarray(cam)]
+        return jnp.stack([f.mask for f in found]), jnp.array([f.fallback for f in found])
 
     monkeypatch.setattr(regions, "threshold_maps_on_device", marked_on_host)
     rule = dataclasses.replace(RULE, source=source, shape=shape)
-    device, origin = rule.mark_on_device(cam, box_finding, boxes)
-    host, counted = rule.mark(cam, box_finding, boxes, np.arange(40), 0)
+    device, origin = rule.mark_on_device(*map(jnp.asarray, (cam, box_finding, boxes)))
+    host, counted = rule.mark(cam, box_finding, boxes, np.arange(40, dtype=np.int32), 0)
     np.testing.assert_array_equal(device, host)
     assert Counter(ORIGINS[k] for k in np.asarray(origin)) == +Counter(counted)

@@ -83,16 +83,16 @@ def test_four_devices_equal_one_on_the_same_global_batch(
 
 def test_the_gradient_is_that_of_the_global_loss_written_down_plainly() -> None:
     """An oracle without mapped axes: one device, whole batch, the terms of design spelled out."""
-    state, batch = first_state(), make_batch()
+    state, batch = jax.tree.map(jnp.asarray, (first_state(), make_batch()))
     model = TinyKACL()
-    x = np.where(batch["ready"][:, None], batch["radiomics"], 0)
-    x = np.where(radiomics.LOG_COLUMNS, np.sign(x) * np.log1p(np.abs(x)), x)
+    x = jnp.where(batch["ready"][:, None], batch["radiomics"], 0)
+    x = jnp.where(jnp.array(radiomics.LOG_COLUMNS), jnp.sign(x) * jnp.log1p(jnp.abs(x)), x)
     ready = batch["ready"]
-    z = np.clip((x - x[ready].mean(0)) / x[ready].std(0), -10, 10)
+    z = jnp.clip((x - x[ready].mean(0)) / x[ready].std(0), -10, 10)
 
     def total(params: Any) -> jax.Array:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        grey = batch["image"].astype(np.float32) / 255
+        grey = batch["image"].astype(jnp.float32) / 255
         images = (grey - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
         apply = functools.partial(model.apply, variables, mutable=["batch_stats"])
         feature_map, _ = apply(images, train=True, method="feature_map")
@@ -153,11 +153,11 @@ def test_one_step_gives_the_golden_numbers() -> None:
 
 
 def test_cams_in_the_step_are_grad_cams_of_the_marked_finding() -> None:
-    state, batch = first_state(), make_batch()
+    state, batch = jax.tree.map(jnp.asarray, (first_state(), make_batch()))
     after, _, rows = one_device()
     model = TinyKACL()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    grey = batch["image"].astype(np.float32) / 255
+    grey = batch["image"].astype(jnp.float32) / 255
     images = (grey - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
     feature_map, _ = model.apply(
         variables, images, train=True, method="feature_map", mutable=["batch_stats"]

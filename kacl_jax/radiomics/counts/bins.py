@@ -7,9 +7,12 @@ pyradiomics. For 8-bit grey values a table is enough. Imports no jax.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int16, UInt8
 
 
-def bin_edges(low: float, high: float, *, bin_width: float, bin_count: int | None) -> np.ndarray:
+def bin_edges(
+    low: float, high: float, *, bin_width: float, bin_count: int | None
+) -> Float[np.ndarray, "edges"]:
     """Lower edges of the bins of a region whose grey values are `low` … `high`.
 
     By width: multiples of `bin_width`, from the largest one that is not above `low`. By count: `bin_count` equal bins,
@@ -27,9 +30,13 @@ def bin_edges(low: float, high: float, *, bin_width: float, bin_count: int | Non
 
 
 def grey_levels(
-    pixels: np.ndarray, mask: np.ndarray, *, bin_width: float, bin_count: int | None
-) -> np.ndarray:
-    """Grey levels int16 [h w], 0 outside the mask. pixels: uint8 or float32 [h w]; mask: bool [h w], not empty."""
+    pixels: UInt8[np.ndarray, "h w"] | Float32[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"],
+    *,
+    bin_width: float,
+    bin_count: int | None,
+) -> Int16[np.ndarray, "h w"]:
+    """Grey levels, 0 outside the mask, which is not empty."""
     values = pixels[mask]
     levels = np.zeros(pixels.shape, np.int16)
     lower_edges = bin_edges(
@@ -42,8 +49,8 @@ def grey_levels(
     return levels
 
 
-def level_table(bin_width: float) -> np.ndarray:
-    """uint8 [256 256]: the level of each 8-bit grey value (column) in a region whose minimum is the row's number.
+def level_table(bin_width: float) -> UInt8[np.ndarray, "256 256"]:
+    """The level of each 8-bit grey value (column) in a region whose minimum is the row's number.
 
     Levels above 255 become 255; grey values below the minimum have level 0.
     """

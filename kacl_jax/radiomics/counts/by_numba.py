@@ -13,16 +13,19 @@ from typing import Any
 
 import numba
 import numpy as np
+from jaxtyping import Real, UInt8
 
 from kacl_jax.radiomics.counts.matrices import Matrices, Outline
 from kacl_jax.radiomics.counts.zones import SMALL_LIMIT, Zones, max_large_zones
 
 
-def count_matrices(pixels: np.ndarray, level: np.ndarray, *, n_levels: int) -> Matrices:
+def count_matrices(
+    pixels: Real[np.ndarray, "n s s"], level: UInt8[np.ndarray, "n s s"], *, n_levels: int
+) -> Matrices:
     """The matrices of n regions as numpy arrays, each with a leading axis n.
 
-    pixels: uint8 [n s s] (with another dtype the histogram stays empty). level: uint8 [n s s], 1 … `n_levels` inside
-    the region, 0 outside and on the rim.
+    pixels: uint8 (with another dtype the histogram stays empty). level: 1 … `n_levels` inside the region, 0 outside and
+    on the rim.
     """
     n, side, _ = level.shape
 

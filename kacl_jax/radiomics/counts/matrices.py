@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, BFloat16, Bool, Int, Int16, Int32, Integer, Real
 
 from kacl_jax.radiomics.counts import zones
 from kacl_jax.radiomics.counts.zones import Zones, neighbour
@@ -29,57 +30,61 @@ _EXTRA_BINS = 16
 
 
 class Matrices(NamedTuple):
-    """All int32, except valid_directions.
+    """The counts of one region. Sums are int64 where jax computes in double precision.
 
-    histogram: [256] pixels by 8-bit grey value; zeros for images of another dtype.
-    level_counts: [g] pixels by grey level.
-    glcm: [4 g g] symmetric, by direction. glrlm: [4 g r] runs by direction, level and length − 1.
-    valid_directions: bool [4], whether some line in that direction contains two pixels of the region.
-    zones: see `zones.Zones`. gldm: [g 9] pixels by level and number of neighbours of the same level.
-    tone_difference: [g 9] Σ |level · n − Σ neighbours' levels| by level and number n of neighbours inside the region.
+    histogram: pixels by 8-bit grey value; zeros for images of another dtype.
+    level_counts: pixels by grey level.
+    glcm: symmetric, by direction. glrlm: runs by direction, level and length − 1.
+    valid_directions: whether some line in that direction contains two pixels of the region.
+    zones: see `zones.Zones`. gldm: pixels by level and number of neighbours of the same level.
+    tone_difference: Σ |level · n − Σ neighbours' levels| by level and number n of neighbours inside the region.
     outline: see `Outline`.
     """
 
-    histogram: jax.Array
-    level_counts: jax.Array
-    glcm: jax.Array
-    glrlm: jax.Array
-    valid_directions: jax.Array
+    histogram: Int32[Array, "256"]
+    level_counts: Int[Array, "g"]
+    glcm: Int32[Array, "4 g g"]
+    glrlm: Int32[Array, "4 g r"]
+    valid_directions: Bool[Array, "4"]
     zones: Zones
-    gldm: jax.Array
-    tone_difference: jax.Array
+    gldm: Int32[Array, "g 9"]
+    tone_difference: Int32[Array, "g 9"]
     outline: Outline
 
 
 class Outline(NamedTuple):
-    """Counts that describe the shape of the region's mask. All int32.
+    """Counts that describe the shape of the region's mask.
 
-    window_counts: [5] number of 2×2 windows with one pixel inside (0), three (1), two side by side (2), two on a
+    window_counts: number of 2×2 windows with one pixel inside (0), three (1), two side by side (2), two on a
       diagonal (3), all four (4).
-    row_counts, column_counts: [s] pixels in each row and column.
-    row_start: [s] x of each row's first pixel, 0 in an empty row.
-    offset_sum, offset_square_sum: [s] Σ (x − row_start)^{1, 2} over the pixels of a row.
-    low, high: [2s] first and last outline point on each half-pixel line, in half pixels; low > high if it has none.
+    row_counts, column_counts: pixels in each row and column.
+    row_start: x of each row's first pixel, 0 in an empty row.
+    offset_sum, offset_square_sum: Σ (x − row_start)^{1, 2} over the pixels of a row.
+    low, high: first and last outline point on each half-pixel line, in half pixels; low > high if it has none.
     """
 
-    window_counts: jax.Array
-    row_counts: jax.Array
-    column_counts: jax.Array
-    row_start: jax.Array
-    offset_sum: jax.Array
-    offset_square_sum: jax.Array
-    low: jax.Array
-    high: jax.Array
+    window_counts: Int32[Array, "5"]
+    row_counts: Int[Array, "s"]
+    column_counts: Int[Array, "s"]
+    row_start: Int32[Array, "s"]
+    offset_sum: Int[Array, "s"]
+    offset_square_sum: Int[Array, "s"]
+    low: Int32[Array, "2*s"]
+    high: Int32[Array, "2*s"]
 
 
 def count_matrices(
-    pixels: jax.Array, level: jax.Array, *, n_levels: int, formulation: Formulation
+    pixels: Real[Array, "s s"],
+    level: Integer[Array, "s s"],
+    *,
+    n_levels: int,
+    formulation: Formulation,
 ) -> Matrices:
     """All matrices of one region.
 
     Args:
-      pixels: uint8 [s s] grey values (with another dtype the histogram stays empty).
-      level: int [s s], 1 … `n_levels` inside the region, 0 outside and on the rim.
+      pixels: uint8 grey values (with another dtype the histogram stays empty).
+      level: 1 … `n_levels` inside the region, 0 outside and on the rim.
       n_levels: g.
       formulation: 'scatter' or 'matmul'; the counts are the same.
     """
@@ -91,8 +96,11 @@ def count_matrices(
     level_row = level.astype(jnp.int32) - 1
 
     def count_by_level(
-        used: jax.Array, columns: jax.Array, width: int, weight: jax.Array | None = None
-    ) -> jax.Array:
+        used: Bool[Array, "s s"],
+        columns: Int[Array, "s s"],
+        width: int,
+        weight: Int32[Array, "s s"] | None = None,
+    ) -> Int32[Array, "g {width}"]:
         index = level_row * width + columns.astype(jnp.int32)
         return bincount(index, used, n_levels * width, formulation, weight).reshape(n_levels, width)
 
@@ -132,13 +140,13 @@ def count_matrices(
 
 
 def bincount(
-    index: jax.Array,
-    used: jax.Array,
+    index: Int32[Array, "*shape"],
+    used: Bool[Array, "*shape"],
     length: int,
     formulation: Formulation,
-    weight: jax.Array | None = None,
-) -> jax.Array:
-    """How often each of 0 … length − 1 occurs in `index` where `used`: int32 [length].
+    weight: Int32[Array, "*shape"] | None = None,
+) -> Int32[Array, "{length}"]:
+    """How often each of 0 … length − 1 occurs in `index` where `used`.
 
     weight: ints in 0 … 4095 to add instead of 1. Each sum of weight // 64 and of weight % 64 must stay below 2²⁴.
     """
@@ -161,11 +169,13 @@ def bincount(
     return (parts[0] * 64 + parts[1]).ravel()[:length]
 
 
-def _one_hot(index: jax.Array, n: int) -> jax.Array:
+def _one_hot(index: Int32[Array, "pixels"], n: int) -> BFloat16[Array, "pixels {n}"]:
     return jax.nn.one_hot(index, n, dtype=jnp.bfloat16)
 
 
-def _product(high: jax.Array, low: jax.Array) -> jax.Array:
+def _product(
+    high: BFloat16[Array, "pixels high"], low: BFloat16[Array, "pixels low"]
+) -> Int32[Array, "high low"]:
     """Σ over pixels, exact because float32 represents all integers below 2²⁴."""
     total = jax.lax.dot_general(
         high, low, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
@@ -173,19 +183,21 @@ def _product(high: jax.Array, low: jax.Array) -> jax.Array:
     return total.astype(jnp.int32)
 
 
-def _histogram(pixels: jax.Array, inside: jax.Array, formulation: Formulation) -> jax.Array:
+def _histogram(
+    pixels: Real[Array, "s s"], inside: Bool[Array, "s s"], formulation: Formulation
+) -> Int32[Array, "256"]:
     if pixels.dtype != jnp.uint8:
         return jnp.zeros(256, jnp.int32)
     return bincount(pixels.astype(jnp.int32), inside, 256, formulation)
 
 
-def _linked_from_behind(link: jax.Array, direction: tuple[int, int]) -> jax.Array:
+def _linked_from_behind(link: Bool[Array, "s s"], direction: tuple[int, int]) -> Bool[Array, "s s"]:
     """Whether the pixel one step back has a link to this one."""
     return neighbour(link, (-direction[0], -direction[1]))
 
 
-def _links_ahead(link: jax.Array, direction: tuple[int, int]) -> jax.Array:
-    """Number of consecutive links that start at each pixel: bool → int16 [s s], by doubling."""
+def _links_ahead(link: Bool[Array, "s s"], direction: tuple[int, int]) -> Int16[Array, "s s"]:
+    """Number of consecutive links that start at each pixel, by doubling."""
     if direction == (1, 0):
         # Transposed, because XLA's CPU backend recomputes every earlier step in the next one unless columns are rolled.
         return _links_ahead(link.T, (0, 1)).T
@@ -198,24 +210,24 @@ def _links_ahead(link: jax.Array, direction: tuple[int, int]) -> jax.Array:
     return ahead
 
 
-def _neighbour_sum(x: jax.Array) -> jax.Array:
+def _neighbour_sum(x: Int16[Array, "s s"]) -> Int16[Array, "s s"]:
     """Sum over the eight neighbours."""
     rows = x + neighbour(x, (0, 1)) + neighbour(x, (0, -1))
     return rows + neighbour(rows, (1, 0)) + neighbour(rows, (-1, 0)) - x
 
 
-def _find_valid_directions(inside: jax.Array) -> jax.Array:
-    """Whether some line of each direction contains two pixels of the region: bool [4]."""
+def _find_valid_directions(inside: Bool[Array, "s s"]) -> Bool[Array, "4"]:
+    """Whether some line of each direction contains two pixels of the region."""
     has_adjacent_pair = jnp.stack([(inside & neighbour(inside, d)).any() for d in DIRECTIONS])
 
-    def check_all_lines() -> jax.Array:
+    def check_all_lines() -> Bool[Array, "4"]:
         pixels = inside.astype(jnp.int32)
         return jnp.stack([_line_sums(pixels, d).max() > 1 for d in DIRECTIONS])
 
     return jax.lax.cond(has_adjacent_pair.all(), lambda: has_adjacent_pair, check_all_lines)
 
 
-def _line_sums(x: jax.Array, direction: tuple[int, int]) -> jax.Array:
+def _line_sums(x: Int32[Array, "s s"], direction: tuple[int, int]) -> Int[Array, "lines"]:
     """Sums of a square array along all lines of one direction."""
     if direction == (0, 1):
         return x.sum(1)
@@ -229,7 +241,7 @@ def _line_sums(x: jax.Array, direction: tuple[int, int]) -> jax.Array:
     return padded.reshape(side, 2 * side - 1).sum(0)
 
 
-def _outline(inside: jax.Array) -> Outline:
+def _outline(inside: Bool[Array, "s s"]) -> Outline:
     right, below = neighbour(inside, (0, 1)), neighbour(inside, (1, 0))
     below_right = neighbour(inside, (1, 1))
     zero = jnp.zeros((), jnp.int8)
@@ -261,7 +273,9 @@ def _outline(inside: jax.Array) -> Outline:
     )
 
 
-def _first_and_last_columns(flags: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First and last set column of each row: int32 [s] each; (s + 1, −2) for an empty row."""
+def _first_and_last_columns(
+    flags: Bool[Array, "s s"],
+) -> tuple[Int32[Array, "s"], Int32[Array, "s"]]:
+    """First and last set column of each row; (s + 1, −2) for an empty row."""
     x = jnp.arange(len(flags), dtype=jnp.int32)
     return jnp.where(flags, x, len(flags) + 1).min(1), jnp.where(flags, x, -2).max(1)

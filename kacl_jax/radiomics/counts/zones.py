@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int16, Int32, Shaped
 
 SMALL_LIMIT = (
     256  # zones up to this size are counted in a table; the larger ones, which are few, are listed
@@ -23,15 +24,15 @@ _JUMPS_PER_STEP = 3
 
 
 class Zones(NamedTuple):
-    """All int32.
+    """The zones of one region.
 
-    small: [g SMALL_LIMIT] number of zones by level and size − 1. large_level, large_size: [z] level and size of each
-    larger zone; 0 in unused places.
+    small: their number by level and size − 1, up to SMALL_LIMIT. large_level, large_size: level and size of each larger
+    zone; 0 in unused places.
     """
 
-    small: jax.Array
-    large_level: jax.Array
-    large_size: jax.Array
+    small: Int32[Array, "g 256"]
+    large_level: Int32[Array, "z"]
+    large_size: Int32[Array, "z"]
 
 
 def max_large_zones(pixels: int) -> int:
@@ -39,15 +40,15 @@ def max_large_zones(pixels: int) -> int:
     return pixels // (SMALL_LIMIT + 1) + 1
 
 
-def neighbour(x: jax.Array, offset: tuple[int, int]) -> jax.Array:
+def neighbour(x: Shaped[Array, "s s"], offset: tuple[int, int]) -> Shaped[Array, "s s"]:
     """x at (y + dy, x + dx) for each pixel of a tile; the values that wrap around come from its empty rim."""
     return jnp.roll(x, (-offset[0], -offset[1]), (0, 1))
 
 
 def find_zones(
-    level: jax.Array,
-    links: Sequence[jax.Array],
-    ahead: jax.Array,
+    level: Int16[Array, "s s"],
+    links: Sequence[Bool[Array, "s s"]],
+    ahead: Int16[Array, "s s"],
     *,
     n_levels: int,
     compact: bool,
@@ -55,9 +56,9 @@ def find_zones(
     """The zones of one region.
 
     Args:
-      level: int16 [s s], 0 outside.
-      links: bool [s s] each: same level as the right, lower, lower right, lower left neighbour.
-      ahead: int16 [s s], number of consecutive links to the right.
+      level: 0 outside.
+      links: same level as the right, lower, lower right, lower left neighbour.
+      ahead: number of consecutive links to the right.
       n_levels: g.
       compact: use smaller arrays if the region's runs fit in them, decided at run time.
     """
@@ -98,8 +99,8 @@ def find_zones(
 
 
 def _starts_and_contacts(
-    inside: jax.Array, links: Sequence[jax.Array]
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array]:
+    inside: Bool[Array, "s s"], links: Sequence[Bool[Array, "s s"]]
+) -> tuple[Bool[Array, "s s"], tuple[Bool[Array, "s s"], Int32[Array, "s s"]], Bool[Array, "s s"]]:
     """Starts of runs, and the contacts of pixels with a run of the row above.
 
     A pair of runs has one contact, at the first pixel that touches. First kind: above or above left, with the column
@@ -113,7 +114,9 @@ def _starts_and_contacts(
     return inside & ~left, (first, from_above.astype(jnp.int32)), above_right & ~above & ~right
 
 
-def _number_flags(*flags: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+def _number_flags(
+    *flags: Bool[Array, "s s"],
+) -> tuple[list[Int32[Array, "s s"]], list[Int32[Array, ""]]]:
     """For three arrays: the number of each set flag, 0, 1, … in reading order, and how many are set.
 
     An unset flag has the number of the last set one before it, −1 if there is none.
@@ -135,8 +138,8 @@ def _number_flags(*flags: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
     return numbers, totals
 
 
-def running_row_sums(x: jax.Array) -> jax.Array:
-    """Running sums of int32 [y x], by doubling."""
+def running_row_sums(x: Int32[Array, "h w"]) -> Int32[Array, "h w"]:
+    """Running sums along the rows, by doubling."""
     column = jnp.arange(x.shape[1])
     step = 1
     while step < x.shape[1]:
@@ -146,23 +149,28 @@ def running_row_sums(x: jax.Array) -> jax.Array:
 
 
 def _write_flagged(
-    value: jax.Array, flags: jax.Array, place: jax.Array, into: jax.Array
-) -> jax.Array:
+    value: Int32[Array, "s s"],
+    flags: Bool[Array, "s s"],
+    place: Int32[Array, "s s"],
+    into: Int32[Array, "n"],
+) -> Int32[Array, "n"]:
     """`into` with the flagged values written to their places; places beyond its end are dropped."""
     index = jnp.where(flags, place, len(into)).ravel()
     return into.at[index].set(value.ravel(), mode="drop")
 
 
-def _smallest_nodes(a: jax.Array, b: jax.Array, n: int) -> jax.Array:
-    """The smallest node of each node's component, for the edges a–b: int32 [n].
+def _smallest_nodes(
+    a: Int32[Array, "edges"], b: Int32[Array, "edges"], n: int
+) -> Int32[Array, "{n}"]:
+    """The smallest node of each node's component, for the edges a–b.
 
     A label only decreases and always names a node of the same component. When both ends of every edge have the same
     label, each component has a single label: that of its smallest node, which never changed.
     """
 
     def hook_and_jump(
-        state: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        state: tuple[Int32[Array, "n"], Int32[Array, "edges"], Int32[Array, "edges"]],
+    ) -> tuple[Int32[Array, "n"], Int32[Array, "edges"], Int32[Array, "edges"]]:
         label, label_a, label_b = state
         label = label.at[jnp.maximum(label_a, label_b)].min(jnp.minimum(label_a, label_b))
         for _ in range(_JUMPS_PER_STEP):
@@ -174,8 +182,10 @@ def _smallest_nodes(a: jax.Array, b: jax.Array, n: int) -> jax.Array:
     return jax.lax.while_loop(lambda state: (state[1] != state[2]).any(), hook_and_jump, start)[0]
 
 
-def _tabulate(level: jax.Array, size: jax.Array, pixels: int, n_levels: int) -> Zones:
-    """level, size: int32 [n], size 0 where there is no zone. pixels: s²."""
+def _tabulate(
+    level: Int32[Array, "n"], size: Int32[Array, "n"], pixels: int, n_levels: int
+) -> Zones:
+    """size: 0 where there is no zone. pixels: s²."""
     table_index = jnp.where(
         (size > 0) & (size <= SMALL_LIMIT),
         (level - 1) * SMALL_LIMIT + size - 1,

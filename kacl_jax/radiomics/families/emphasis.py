@@ -3,22 +3,24 @@
 P(i, j) is the number of runs, zones or pixels with grey level i and size j; n = Σ P, p = P / n. An emphasis is the mean
 of j^{∓2} for small and large sizes or of i^{∓2} for low and high levels (Galloway 1975; Chu, Sehgal and Greenleaf 1990;
 Dasarathy and Holder 1991).
+
+Axes: d directions, or none · g grey levels · j sizes.
 """
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from kacl_jax.radiomics.families.firstorder import EPSILON
 
 
 def emphasis_by_size_and_level(
-    matrix: jax.Array, size: jax.Array, n: jax.Array
-) -> dict[str, jax.Array]:
+    matrix: Float[Array, "*d g j"], size: Float[Array, "j"], n: Float[Array, "*d"]
+) -> dict[str, Float[Array, "*d"]]:
     """Mean of j^{±2} i^{±2}: 'small low', 'small high', 'large low', 'large high'.
 
-    matrix: float [… g j] counts. size: float [j]. n: float […]. Each → […].
+    matrix: counts.
     """
     level = _grey_levels(matrix.shape[-2])
     weighted_by_size = {
@@ -32,8 +34,10 @@ def emphasis_by_size_and_level(
     }
 
 
-def level_statistics(count: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
-    """From counts by level, float [… g]: 'low' and 'high' emphasis, 'uniformity' Σ count² / n, 'variance' of i."""
+def level_statistics(
+    count: Float[Array, "*d g"], n: Float[Array, "*d"]
+) -> dict[str, Float[Array, "*d"]]:
+    """From counts by level: 'low' and 'high' emphasis, 'uniformity' Σ count² / n, 'variance' of i."""
     level = _grey_levels(count.shape[-1])
     p = count / n[..., None]
     mean = (p * level).sum(-1, keepdims=True)
@@ -45,8 +49,10 @@ def level_statistics(count: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def size_statistics(count: jax.Array, size: jax.Array, n: jax.Array) -> dict[str, jax.Array]:
-    """From counts by size, float [… j]: 'small', 'large' emphasis, 'uniformity' Σ count² / n, 'variance' of j."""
+def size_statistics(
+    count: Float[Array, "*d j"], size: Float[Array, "j"], n: Float[Array, "*d"]
+) -> dict[str, Float[Array, "*d"]]:
+    """From counts by size: 'small', 'large' emphasis, 'uniformity' Σ count² / n, 'variance' of j."""
     p = count / n[..., None]
     mean = (p * size).sum(-1, keepdims=True)
     return {
@@ -57,11 +63,11 @@ def size_statistics(count: jax.Array, size: jax.Array, n: jax.Array) -> dict[str
     }
 
 
-def entropy(matrix: jax.Array, n: jax.Array) -> jax.Array:
-    """−Σ p log₂(p + ε) of counts float [… g j] → […]."""
+def entropy(matrix: Float[Array, "*d g j"], n: Float[Array, "*d"]) -> Float[Array, "*d"]:
+    """−Σ p log₂(p + ε) of counts."""
     p = matrix / n[..., None, None]
     return -(p * jnp.log2(p + EPSILON)).sum((-2, -1))
 
 
-def _grey_levels(g: int) -> jax.Array:
+def _grey_levels(g: int) -> Float[Array, "{g}"]:
     return jnp.arange(1, g + 1).astype(float)

@@ -13,21 +13,23 @@ interpolations between order statistics at (N − 1)·q; p_i is the share of gre
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 EPSILON = 2.0**-52
 
 
-def features_of_histogram(histogram: jax.Array, level_counts: jax.Array) -> dict[str, jax.Array]:
-    """Scalars by name, for 8-bit grey values.
+def features_of_histogram(
+    histogram: Int[Array, "256"], level_counts: Int[Array, "g"]
+) -> dict[str, Float[Array, ""]]:
+    """Features by name, for 8-bit grey values.
 
-    histogram: int32 [256] pixels by grey value. level_counts: int32 [g] pixels by grey level.
+    histogram: pixels by grey value. level_counts: pixels by grey level.
     """
     value = jnp.arange(256).astype(float)
     below = jnp.cumsum(histogram)
 
-    def value_at_rank(rank: jax.Array) -> jax.Array:
+    def value_at_rank(rank: Int[Array, ""]) -> Float[Array, ""]:
         return (below <= rank).sum().astype(float)
 
     return _features_of_weighted_values(
@@ -36,9 +38,9 @@ def features_of_histogram(histogram: jax.Array, level_counts: jax.Array) -> dict
 
 
 def features_of_values(
-    values: jax.Array, inside: jax.Array, level_counts: jax.Array
-) -> dict[str, jax.Array]:
-    """Scalars by name, for any grey values: float [s s], inside: bool [s s]."""
+    values: Float[Array, "s s"], inside: Bool[Array, "s s"], level_counts: Int[Array, "g"]
+) -> dict[str, Float[Array, ""]]:
+    """Features by name, for any grey values."""
     value = jnp.where(inside, values, jnp.inf).astype(float)
     sorted_values = jnp.sort(value.ravel())
     n_pixels = inside.sum(dtype=jnp.int32)
@@ -56,10 +58,10 @@ def _features_of_weighted_values(value, weight, n_pixels, value_at_rank, level_c
     """value, weight: float arrays of grey values and how often each counts. value_at_rank: rank from 0 → grey value."""
     n = n_pixels.astype(float)
 
-    def weighted_sum(x: jax.Array) -> jax.Array:
+    def weighted_sum(x: Float[Array, "*shape"]) -> Float[Array, ""]:
         return (weight * x).sum(-1).sum()
 
-    def percentile(numerator: int, denominator: int) -> jax.Array:
+    def percentile(numerator: int, denominator: int) -> Float[Array, ""]:
         whole_steps = (n_pixels - 1) // denominator * numerator
         remainder = (n_pixels - 1) % denominator * numerator
         rank, remainder = whole_steps + remainder // denominator, remainder % denominator
@@ -99,8 +101,11 @@ def _features_of_weighted_values(value, weight, n_pixels, value_at_rank, level_c
 
 
 def _robust_deviation(
-    value: jax.Array, weight: jax.Array, low: jax.Array, high: jax.Array
-) -> jax.Array:
+    value: Float[Array, "*shape"],
+    weight: Float[Array, "*shape"],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+) -> Float[Array, ""]:
     weight = jnp.where((value >= low) & (value <= high), weight, 0)
     n = weight.sum(-1).sum()
     mean = (weight * value).sum(-1).sum() / n

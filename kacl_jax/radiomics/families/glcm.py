@@ -16,12 +16,15 @@ sums over all i, j or k; G the highest level present; ε = 2⁻⁵²; H(p) = −
 * MCC: √ of the second largest eigenvalue of Q(i, j) = Σ_k p(i, k) p(j, k) / (p_x(i) p_y(k)); 1 where the region has
   one level. Q is similar to S², S = D^{−½} p D^{−½}, D = diag(p_x), whose largest eigenvalue 1 has the eigenvector
   √p_x. This eigenvector is removed, and the spectral norm of the remainder is computed by repeated squaring.
+
+Axes: d directions · g grey levels.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from kacl_jax.radiomics.families.firstorder import EPSILON
 
@@ -29,8 +32,10 @@ _SERIES_LIMIT = 0.03  # |c| below which the series in `_mutual_information` has 
 _SQUARINGS = 30  # enough for an error of the norm's logarithm of at most ln(g) / 2³¹
 
 
-def features(glcm: jax.Array, level_counts: jax.Array) -> dict[str, jax.Array]:
-    """Scalars by name. glcm: int32 [4 g g], symmetric. level_counts: int32 [g] pixels by level."""
+def features(
+    glcm: Int[Array, "4 g g"], level_counts: Int[Array, "g"]
+) -> dict[str, Float[Array, ""]]:
+    """Features by name. glcm: symmetric. level_counts: pixels by level."""
     g = len(level_counts)
     n_pairs = glcm.sum((1, 2))
     has_pairs = n_pairs > 0
@@ -86,31 +91,33 @@ def features(glcm: jax.Array, level_counts: jax.Array) -> dict[str, jax.Array]:
     return averaged
 
 
-def _entropy(p: jax.Array) -> jax.Array:
+def _entropy(p: Float[Array, "d n"]) -> Float[Array, "d"]:
     return -(p * jnp.log2(p + EPSILON)).sum(-1)
 
 
-def _skew(x: jax.Array) -> jax.Array:
-    """[d g g] → [d g 2g−1], row i moved i places to the right."""
+def _skew(x: Int[Array, "d g g"]) -> Int[Array, "d g 2*g-1"]:
+    """Row i moved i places to the right."""
     d, g, _ = x.shape
     wide = jnp.pad(x, ((0, 0), (0, 0), (0, g))).reshape(d, -1)[:, : g * (2 * g - 1)]
     return wide.reshape(d, g, 2 * g - 1)
 
 
-def _sums_by_level_sum(x: jax.Array) -> jax.Array:
-    """Σ over i + j = const: [d g g] → [d 2g−1]."""
+def _sums_by_level_sum(x: Int[Array, "d g g"]) -> Int[Array, "d 2*g-1"]:
+    """Σ over i + j = const."""
     return _skew(x).sum(1)
 
 
-def _sums_by_level_difference(x: jax.Array) -> jax.Array:
-    """Σ over |i − j| = k of symmetric matrices: [d g g] → [d g]."""
+def _sums_by_level_difference(x: Int[Array, "d g g"]) -> Int[Array, "d g"]:
+    """Σ over |i − j| = k of symmetric matrices."""
     g = x.shape[1]
     diagonals = _skew(x[:, :, ::-1]).sum(1)
     return jnp.concatenate([diagonals[:, g - 1 : g], 2 * diagonals[:, g:]], axis=1)
 
 
-def _mutual_information(p: jax.Array, marginal: jax.Array) -> jax.Array:
-    """Mutual information in bits, [d g g] → [d]."""
+def _mutual_information(
+    p: Float[Array, "d g g"], marginal: Float[Array, "d g"]
+) -> Float[Array, "d"]:
+    """Mutual information in bits."""
     q = marginal[:, :, None] * marginal[:, None]
     relative_change = jnp.where(q > 0, (p - q) / jnp.where(q > 0, q, 1), 0)
     logarithm = jnp.log1p(jnp.where(p > 0, relative_change, 0))
@@ -125,7 +132,9 @@ def _mutual_information(p: jax.Array, marginal: jax.Array) -> jax.Array:
     ) / jnp.log(2.0)
 
 
-def _correlation_coefficient(p: jax.Array, marginal: jax.Array) -> jax.Array:
+def _correlation_coefficient(
+    p: Float[Array, "d g g"], marginal: Float[Array, "d g"]
+) -> Float[Array, "d"]:
     square_root = jnp.sqrt(marginal)
     inverse_root = jnp.where(square_root > 0, 1 / jnp.where(square_root > 0, square_root, 1), 0)
     remainder = (
@@ -133,14 +142,12 @@ def _correlation_coefficient(p: jax.Array, marginal: jax.Array) -> jax.Array:
         - square_root[:, :, None] * square_root[:, None]
     )
 
-    def normalise_and_square(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def normalise_and_square(matrix: Array) -> tuple[Array, Array]:
         norm = jnp.sqrt((matrix**2).sum((1, 2)))
         unit = matrix / jnp.where(norm > 0, norm, 1)[:, None, None]
         return jnp.matmul(unit, unit, precision="highest"), norm
 
-    def square_step(
-        step: jax.Array, state: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
+    def square_step(step: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         matrix, log_norm = state
         matrix, norm = normalise_and_square(matrix)
         power = jnp.exp2(-step.astype(log_norm.dtype))

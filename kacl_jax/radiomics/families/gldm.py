@@ -6,14 +6,14 @@ those of `emphasis`, with the number of pixels as n.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from kacl_jax.radiomics.families import emphasis
 
 
-def features(gldm: jax.Array) -> dict[str, jax.Array]:
-    """Scalars by name. gldm: int32 [g 9]."""
+def features(gldm: Int[Array, "g 9"]) -> dict[str, Float[Array, ""]]:
+    """Features by name."""
     dependence = jnp.arange(1, 10).astype(float)
     matrix = gldm.astype(float)
     n = gldm.sum().astype(float)

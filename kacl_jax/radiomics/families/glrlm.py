@@ -7,14 +7,16 @@ averaged over the directions in which some line contains two pixels of the regio
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from kacl_jax.radiomics.families import emphasis
 
 
-def features(glrlm: jax.Array, valid_directions: jax.Array) -> dict[str, jax.Array]:
-    """Scalars by name. glrlm: int32 [4 g r]. valid_directions: bool [4], directions that are averaged."""
+def features(
+    glrlm: Int[Array, "4 g r"], valid_directions: Bool[Array, "4"]
+) -> dict[str, Float[Array, ""]]:
+    """Features by name. valid_directions: those that are averaged."""
     length = jnp.arange(1, glrlm.shape[2] + 1).astype(float)
     matrix = glrlm.astype(float)
     n_runs = glrlm.sum((1, 2)).astype(float)

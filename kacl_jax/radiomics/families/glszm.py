@@ -9,16 +9,16 @@ level and size.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from kacl_jax.radiomics.counts.zones import Zones
 from kacl_jax.radiomics.families import emphasis
 from kacl_jax.radiomics.families.firstorder import EPSILON
 
 
-def features(zones: Zones) -> dict[str, jax.Array]:
-    """Scalars by name."""
+def features(zones: Zones) -> dict[str, Float[Array, ""]]:
+    """Features by name."""
     g, width = zones.small.shape
     is_zone = zones.large_size > 0
     n_zones = (zones.small.sum() + is_zone.sum()).astype(float)

@@ -13,12 +13,14 @@ pixels; all sums are over these levels:
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
-def features(level_counts: jax.Array, tone_difference: jax.Array) -> dict[str, jax.Array]:
-    """Scalars by name. level_counts: int32 [g]. tone_difference: int32 [g 9], see `matrices.Matrices`."""
+def features(
+    level_counts: Int[Array, "g"], tone_difference: Int[Array, "g 9"]
+) -> dict[str, Float[Array, ""]]:
+    """Features by name; the arguments as in `matrices.Matrices`."""
     g = len(level_counts)
     level = jnp.arange(1, g + 1)
     i = level.astype(float)
@@ -59,5 +61,5 @@ def features(level_counts: jax.Array, tone_difference: jax.Array) -> dict[str, j
     }
 
 
-def _ratio(x: jax.Array, y: jax.Array, *, otherwise: float) -> jax.Array:
+def _ratio(x: Float[Array, ""], y: Float[Array, ""], *, otherwise: float) -> Float[Array, ""]:
     return jnp.where(y == 0, otherwise, x / jnp.where(y == 0, 1, y))

@@ -13,14 +13,14 @@ pixel inside and a 4-neighbour outside, and separates pixels that touch only at 
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from kacl_jax.radiomics.counts.matrices import Outline
 
 
-def features(outline: Outline) -> dict[str, jax.Array]:
-    """Scalars by name, for one region with 2 or more pixels."""
+def features(outline: Outline) -> dict[str, Float[Array, ""]]:
+    """Features by name, for one region with 2 or more pixels."""
     one, three, side_by_side, diagonal, full = outline.window_counts.astype(float)
     surface = one / 8 + side_by_side / 2 + diagonal / 4 + three * 7 / 8 + full
     perimeter = (one + three + 2 * diagonal) * jnp.sqrt(0.5) + side_by_side
@@ -39,7 +39,9 @@ def features(outline: Outline) -> dict[str, jax.Array]:
     }
 
 
-def _eigenvalues(outline: Outline, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _eigenvalues(
+    outline: Outline, pixels: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """λ₁ ≥ λ₂ of the covariance of the pixels' coordinates.
 
     λ₂ is computed as the mean squared distance from the long axis, a sum without cancellation. As trace − λ₁ it would
@@ -64,7 +66,7 @@ def _eigenvalues(outline: Outline, pixels: jax.Array) -> tuple[jax.Array, jax.Ar
     return large, small
 
 
-def _longest_distance(outline: Outline) -> jax.Array:
+def _longest_distance(outline: Outline) -> Float[Array, ""]:
     # On each half-pixel line, only the outermost outline points can be an end of the longest distance.
     line = jnp.arange(len(outline.low))
     has_points = outline.low <= outline.high
