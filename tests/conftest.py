@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 CHECKED_FOLDERS = ("step", "models", "radiomics", "evaluation/metrics")
 UNCHECKED = {
     "state",  # jax also builds a TrainState of shardings, of numpy arrays and of nothing
+    "boxes",  # of a single box numpy makes a number, no array
     "by_numba",  # numba compiles its functions and needs them bare
     "extraction",  # refuses wrong arguments itself
     "host",  # workers import it: it has no shape types

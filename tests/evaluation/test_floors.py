@@ -35,7 +35,7 @@ def test_a_random_map_is_smooth_and_its_blobs_have_one_size(cells: int) -> None:
 def test_the_prior_peak_is_the_first_point_of_most_boxes() -> None:
     boxes = random_boxes(1, 12)
     covered = np.array([
-        [metrics.point_in_box([(x + 0.5) / 32, (y + 0.5) / 32], boxes).sum() for x in range(32)]
+        [metrics.point_in_box(np.array([x + 0.5, y + 0.5]) / 32, boxes).sum() for x in range(32)]
         for y in range(32)
     ])  # fmt: skip
     y, x = np.argwhere(covered == covered.max())[0]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Real, Shaped
 from scipy import sparse
 
 RESAMPLES = 2000
@@ -55,21 +56,25 @@ class Table:
         return (*self.findings, self.mean)
 
 
-def index_patients(patients: np.ndarray) -> tuple[np.ndarray, int]:
-    """Patient ids int [n] → (index from 0 of each row's patient, in ascending order of id; number of patients)."""
+def index_patients(patients: Int[np.ndarray, "n"]) -> tuple[Int[np.ndarray, "n"], int]:
+    """Patient ids → (index from 0 of each row's patient, in ascending order of id; number of patients)."""
     values, index = np.unique(patients, return_inverse=True)
     return index, len(values)
 
 
-def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def divide(
+    numerator: Real[np.ndarray, "*shape"], denominator: Real[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
     """Elementwise quotient, NaN where the divisor is not positive."""
     return np.divide(
         numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0
     )
 
 
-def remove_bias(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Shift resampled values float [… B] so that the mean of the defined ones equals the sample's value, float […].
+def remove_bias(
+    draws: Float[np.ndarray, "*shape resamples"], values: Float[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape resamples"]:
+    """Shift resampled values so that the mean of the defined ones equals the sample's value.
 
     For a value that resampling biases upwards. In average precision, a positive that is drawn twice has its copy at
     the same rank, so that resamples score too high. A mean over folds has the same bias but a narrower interval.
@@ -85,11 +90,13 @@ def clip_interval_to_unit(ci95: tuple[float, float] | None) -> tuple[float, floa
 
 
 def resample(
-    replicate: Callable[[np.ndarray], np.ndarray], n_patients: int, resamples: int
-) -> np.ndarray:
-    """The values of all resamples: float64 [c resamples t]; with fewer than 2 patients [c 0 t].
+    replicate: Callable[[Float[np.ndarray, "patients k"]], Float[np.ndarray, "c k t"]],
+    n_patients: int,
+    resamples: int,
+) -> Float[np.ndarray, "c resamples t"]:
+    """The values of all resamples; of none with fewer than 2 patients.
 
-    replicate: patient counts [patients k] of k resamples → their values [c k t].
+    replicate: how often each of k resamples contains each patient → their values.
     """
     if n_patients < 2 or not resamples:
         return replicate(np.ones((n_patients, 1)))[:, :0, :]
@@ -99,8 +106,8 @@ def resample(
     return np.concatenate(chunks, axis=1)
 
 
-def _resample_counts(n_patients: int, resamples: int) -> Iterator[np.ndarray]:
-    """Multinomial counts float64 [patients k], k resamples at a time: how often each one draws each patient."""
+def _resample_counts(n_patients: int, resamples: int) -> Iterator[Float[np.ndarray, "patients k"]]:
+    """Multinomial counts, k resamples at a time: how often each one draws each patient."""
     rng = np.random.default_rng(_SEED)
     for start in range(0, resamples, _CHUNK):
         k = min(_CHUNK, resamples - start)
@@ -112,13 +119,13 @@ def _resample_counts(n_patients: int, resamples: int) -> Iterator[np.ndarray]:
 
 
 def ratio_tables(
-    numerator: np.ndarray,
-    denominator: np.ndarray,
-    patients: np.ndarray,
+    numerator: Shaped[np.ndarray, "n c t"],
+    denominator: Bool[np.ndarray, "n c"],
+    patients: Int[np.ndarray, "n"],
     reasons: list[str],
     resamples: int,
 ) -> tuple[Table, ...]:
-    """Ratios of sums: numerator [n c t] over denominator [n c] bool, one table per t.
+    """Ratios of sums, one table per t.
 
     reasons: for each finding, why its ratio is undefined where the denominator is empty. Count n of an estimate is the
     number of rows in its denominator.
@@ -131,7 +138,7 @@ def ratio_tables(
     numerator_sums = patient_matrix.tocsr() @ numerator.reshape(n_rows, c * t).astype(np.float64)
     denominator_sums = patient_matrix.tocsr() @ denominator.astype(np.float64)
 
-    def replicate(counts: np.ndarray) -> np.ndarray:
+    def replicate(counts: Float[np.ndarray, "patients k"]) -> Float[np.ndarray, "c k t"]:
         numerators = (counts.T @ numerator_sums).reshape(-1, c, t)
         return divide(
             numerators, np.broadcast_to((counts.T @ denominator_sums)[..., None], numerators.shape)
@@ -146,13 +153,13 @@ def ratio_tables(
 
 
 def build_table(
-    values: np.ndarray,
-    draws: np.ndarray,
+    values: Float[np.ndarray, "c"],
+    draws: Float[np.ndarray, "c resamples"],
     counts: list[dict[str, int]],
     reasons: list[str],
     n_patients: int,
 ) -> Table:
-    """values [c], draws [c resamples] → estimates per finding and of their mean over the defined findings."""
+    """Estimates per finding and of their mean over the defined findings."""
     findings = tuple(
         _build_estimate(float(value), draw, count, reason, n_patients)
         for value, draw, count, reason in zip(values, draws, counts, reasons, strict=True)
@@ -173,7 +180,11 @@ def build_table(
 
 
 def _build_estimate(
-    value: float, draws: np.ndarray, counts: dict[str, int], reason: str, n_patients: int
+    value: float,
+    draws: Float[np.ndarray, "resamples"],
+    counts: dict[str, int],
+    reason: str,
+    n_patients: int,
 ) -> Estimate:
     if not np.isfinite(value):
         return Estimate(float("nan"), None, counts, reason or "undefined")

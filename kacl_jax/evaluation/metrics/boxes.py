@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 
 from kacl_jax.evaluation.metrics.bootstrap import RESAMPLES, Table, ratio_tables
 
@@ -18,8 +19,10 @@ NO_TRUTH_BOX = "no truth box of this finding is scored"
 _NO_PRIOR = "no other box of this finding to take the prior from"
 
 
-def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union, elementwise. Boxes float [... 4] → float64 [...] in [0, 1].
+def iou(
+    boxes: Float[np.ndarray, "*#shape 4"], others: Float[np.ndarray, "*#shape 4"]
+) -> Float64[np.ndarray, "..."]:
+    """Intersection over union, elementwise, in [0, 1]; a numpy number for two single boxes.
 
     Raises ValueError on a box that is empty or not finite, for which overlap is not defined.
     """
@@ -27,14 +30,18 @@ def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return intersection / (_area(boxes) + _area(others) - intersection)
 
 
-def iobb(detected: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def iobb(
+    detected: Float[np.ndarray, "*#shape 4"], truth: Float[np.ndarray, "*#shape 4"]
+) -> Float64[np.ndarray, "..."]:
     """Intersection over the area of the *detected* box (Wang et al. 2017), as `iou`."""
     detected, _, intersection = _intersections(detected, truth)
     return intersection / _area(detected)
 
 
-def point_in_box(point: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Whether points float [... 2] (x, y) lie in boxes float [... 4]: bool [...]; False for a NaN point."""
+def point_in_box(
+    point: Float[np.ndarray, "*#shape 2"], box: Float[np.ndarray, "*#shape 4"]
+) -> Bool[np.ndarray, "..."]:
+    """Whether points (x, y) lie in boxes; False for a NaN point."""
     point, box = np.asarray(point, np.float64), validate_boxes(box)
     return np.asarray(((box[..., :2] <= point) & (point < box[..., 2:])).all(axis=-1))
 
@@ -43,18 +50,18 @@ def point_in_box(point: np.ndarray, box: np.ndarray) -> np.ndarray:
 class TruthBoxes:
     """m truth boxes, over which tables are made, and how often their patients are resampled."""
 
-    finding: np.ndarray  # int [m]
-    patients: np.ndarray  # int [m]
+    finding: Int[np.ndarray, "m"]
+    patients: Int[np.ndarray, "m"]
     n_findings: int
     resamples: int = RESAMPLES
 
 
 def localization_tables(
-    overlap: np.ndarray, truth: TruthBoxes, thresholds: Sequence[float]
+    overlap: Float64[np.ndarray, "m"], truth: TruthBoxes, thresholds: Sequence[float]
 ) -> dict[float, Table]:
     """Localization accuracy: the share of a finding's truth boxes with overlap > T, strictly.
 
-    Args: overlap float64 [m], one per truth box (IoU or IoBB; a box with NaN has nothing to be compared with and
+    Args: overlap, one per truth box (IoU or IoBB; a box with NaN has nothing to be compared with and
     leaves the denominator).
     Returns: one table per threshold; count n is the number of truth boxes in the denominator.
     """
@@ -63,11 +70,14 @@ def localization_tables(
 
 
 def localization_differences(
-    overlap: np.ndarray, baseline: np.ndarray, truth: TruthBoxes, thresholds: Sequence[float]
+    overlap: Float64[np.ndarray, "m"],
+    baseline: Float64[np.ndarray, "m"],
+    truth: TruthBoxes,
+    thresholds: Sequence[float],
 ) -> dict[float, Table]:
     """Localization accuracy minus that of a baseline on the same truth boxes, in [−1, 1].
 
-    Paired: a truth box counts where both overlaps are finite. overlap, baseline: float64 [m].
+    Paired: a truth box counts where both overlaps are finite.
     """
     hits, baseline_hits = (
         (values[:, None] > np.asarray(thresholds)).astype(np.int8) for values in (overlap, baseline)
@@ -76,21 +86,21 @@ def localization_differences(
     return dict(zip(thresholds, _mean_tables(hits - baseline_hits, has_both, truth), strict=True))
 
 
-def pointing_table(hit: np.ndarray, truth: TruthBoxes) -> Table:
+def pointing_table(hit: Float[np.ndarray, "m"], truth: TruthBoxes) -> Table:
     """The pointing game: the share of a finding's truth boxes that contain their map's peak.
 
     Zhang et al. 2016 (Top-down Neural Attention by Excitation Backprop) also count a peak up to 15 px outside of the
     box as a hit. Here only a peak inside counts, because that margin is as wide as half a nodule.
-    Args: hit float [m] of 0 and 1, one per truth box (a box with NaN has no map to be compared with and leaves the
+    Args: hit 0 or 1, one per truth box (a box with NaN has no map to be compared with and leaves the
     denominator).
     """
     return _mean_tables(hit[:, None] > 0, np.isfinite(hit), truth)[0]
 
 
 def _mean_tables(
-    values: np.ndarray, is_counted: np.ndarray, truth: TruthBoxes
+    values: Shaped[np.ndarray, "m t"], is_counted: Bool[np.ndarray, "m"], truth: TruthBoxes
 ) -> tuple[Table, ...]:
-    """The mean over a finding's truth boxes that are counted: values [m t], is_counted bool [m] → one table per t."""
+    """The mean over a finding's truth boxes that are counted, one table per t."""
     of_finding = truth.finding[:, None] == np.arange(truth.n_findings)
     counted = of_finding & is_counted[:, None]
     reasons = [
@@ -102,35 +112,39 @@ def _mean_tables(
 
 
 def false_box_table(
-    false_box: np.ndarray,
-    eligible: np.ndarray,
-    patients: np.ndarray,
+    false_box: Bool[np.ndarray, "n c"],
+    eligible: Bool[np.ndarray, "n c"],
+    patients: Int[np.ndarray, "n"],
     reasons: list[str],
     *,
     resamples: int = RESAMPLES,
 ) -> Table:
     """AFP: mean number of false boxes per image, over the eligible (image, finding) pairs.
 
-    Args: false_box, eligible bool [n c]; patients int [n]; reasons, per finding, why no image is eligible ('' where
+    Args: reasons, per finding, why no image is eligible ('' where
     some are). Count n is the number of eligible images.
     """
     counted_false = (false_box & eligible)[:, :, None]
     return ratio_tables(counted_false, eligible, patients, reasons, resamples)[0]
 
 
-def validate_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Boxes [... 4] as float64; raises ValueError on one that is empty or not finite."""
+def validate_boxes(boxes: Float[np.ndarray, "*shape 4"]) -> Float64[np.ndarray, "*shape 4"]:
+    """Boxes as float64; raises ValueError on one that is empty or not finite."""
     boxes = np.asarray(boxes, np.float64)
     if not ((boxes[..., 2:] > boxes[..., :2]).all() and np.isfinite(boxes).all()):
         raise ValueError("a box is empty or not finite")
     return boxes
 
 
-def _area(boxes: np.ndarray) -> np.ndarray:
+def _area(boxes: Float64[np.ndarray, "*shape 4"]) -> Float64[np.ndarray, "..."]:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def _intersections(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _intersections(
+    a: Float[np.ndarray, "*#shape 4"], b: Float[np.ndarray, "*#shape 4"]
+) -> tuple[
+    Float64[np.ndarray, "*#shape 4"], Float64[np.ndarray, "*#shape 4"], Float64[np.ndarray, "..."]
+]:
     a, b = validate_boxes(a), validate_boxes(b)
     lower = np.maximum(a[..., :2], b[..., :2])
     upper = np.minimum(a[..., 2:], b[..., 2:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int, Real
 
 from kacl_jax.evaluation.metrics.bootstrap import RESAMPLES, Estimate, Table, ratio_tables
 
@@ -30,13 +31,13 @@ class Calibration:
 
 
 def measure_calibration(
-    probability: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
+    probability: Float[np.ndarray, "n c"],
+    labels: Real[np.ndarray, "n c"],
+    patients: Int[np.ndarray, "n"],
     *,
     resamples: int = RESAMPLES,
 ) -> Calibration:
-    """Calibration per finding and mean. Args: probability float [n c] in [0, 1], labels [n c], patients int [n].
+    """Calibration per finding and mean. Args: probability in [0, 1], labels 0 or 1.
 
     The Brier score has a patient-cluster interval. The ECE has none: it is a sum of absolute differences, so the noise
     of resampling raises it (on 25,596 well calibrated images 97.5 % of the resamples lie above the value).
@@ -54,10 +55,12 @@ def measure_calibration(
     return Calibration(brier, _ece_table(reliability), reliability)
 
 
-def reliability_curve(probability: np.ndarray, labels: np.ndarray) -> tuple[Bin, ...]:
+def reliability_curve(
+    probability: Float[np.ndarray, "n"], labels: Real[np.ndarray, "n"]
+) -> tuple[Bin, ...]:
     """Bins of equal mass by rank, ascending; equal probabilities share the bin of the lowest of their ranks.
 
-    Args: probability float [n], labels [n] of 0 and 1. Bins that ties leave empty are omitted.
+    Args: labels 0 or 1. Bins that ties leave empty are omitted.
     """
     order = np.lexsort((labels, probability))
     probability, labels = probability[order], labels[order]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Bool, Int, Real
 
 from kacl_jax.evaluation.metrics.bootstrap import RESAMPLES, Table, ratio_tables
 
@@ -10,9 +11,9 @@ DECISION_METRICS = ("sensitivity", "specificity", "ppv", "npv")
 
 
 def decision_tables(
-    predicted: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
+    predicted: Bool[np.ndarray, "n c"],
+    labels: Real[np.ndarray, "n c"],
+    patients: Int[np.ndarray, "n"],
     reasons: list[str],
     *,
     resamples: int = RESAMPLES,
@@ -22,7 +23,7 @@ def decision_tables(
     Each is a share of correct predictions: among the positive images, the negative images, the images predicted
     positive and those predicted negative.
 
-    Args: predicted bool [n c]; labels [n c] of 0 and 1; patients int [n]; reasons, per finding, why there is no
+    Args: labels 0 or 1; reasons, per finding, why there is no
     prediction at all ('' where there is one). Count n is the number of images in the denominator.
     """
     positive = labels == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Float64
 from scipy import ndimage
 
 from kacl_jax.evaluation.metrics.boxes import iou, validate_boxes
@@ -13,13 +14,13 @@ RANDOM_BLOB = (
 )  # σ of a random map's smoothing as a fraction of the side: one cell of a 224 px image at stride 32
 
 
-def prior_box(boxes: np.ndarray) -> np.ndarray:
-    """The mean box of a class, from boxes float [m 4], m ≥ 1: float64 [4]. Uses no image."""
+def prior_box(boxes: Float[np.ndarray, "m 4"]) -> Float64[np.ndarray, "4"]:
+    """The mean box of a class, from m ≥ 1 boxes. Uses no image."""
     return validate_boxes(boxes).mean(axis=0)
 
 
-def prior_map(boxes: np.ndarray, grid: int = PRIOR_GRID) -> np.ndarray:
-    """Box of the heat map of a class, from boxes float [m 4], m ≥ 1: float64 [4]. Uses no image.
+def prior_map(boxes: Float[np.ndarray, "m 4"], grid: int = PRIOR_GRID) -> Float64[np.ndarray, "4"]:
+    """Box of the heat map of a class, from m ≥ 1 boxes. Uses no image.
 
     The heat map counts for each cell of a grid × grid raster the boxes that contain its centre. The
     result is the bounding box of a 4-connected component of the cells with half the maximum or
@@ -31,15 +32,15 @@ def prior_map(boxes: np.ndarray, grid: int = PRIOR_GRID) -> np.ndarray:
     return np.array([window[1].start, window[0].start, window[1].stop, window[0].stop]) / grid
 
 
-def prior_peak(boxes: np.ndarray, grid: int = PRIOR_GRID) -> np.ndarray:
-    """The peak of the heat map of `prior_map`: float64 [2] (x, y), the centre of its first highest cell."""
+def prior_peak(boxes: Float[np.ndarray, "m 4"], grid: int = PRIOR_GRID) -> Float64[np.ndarray, "2"]:
+    """The peak of the heat map of `prior_map`: (x, y), the centre of its first highest cell."""
     heat = _heat_map(boxes, grid)
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     return (np.array([column, row]) + 0.5) / grid
 
 
-def _heat_map(boxes: np.ndarray, grid: int) -> np.ndarray:
-    """How many boxes contain each cell's centre: float64 [grid grid]. Raises ValueError where all are 0."""
+def _heat_map(boxes: Float[np.ndarray, "m 4"], grid: int) -> Float64[np.ndarray, "{grid} {grid}"]:
+    """How many boxes contain each cell's centre. Raises ValueError where all are 0."""
     centre = (np.arange(grid) + 0.5) / grid
     boxes = validate_boxes(boxes)
     columns = (boxes[:, 0, None] <= centre) & (centre < boxes[:, 2, None])
@@ -50,8 +51,8 @@ def _heat_map(boxes: np.ndarray, grid: int) -> np.ndarray:
     return heat
 
 
-def random_map(u: int, v: int, seed: tuple[int, ...]) -> np.ndarray:
-    """A smooth random map without information on the image: float64 [u v], the same for the same seed.
+def random_map(u: int, v: int, seed: tuple[int, ...]) -> Float64[np.ndarray, "{u} {v}"]:
+    """A smooth random map without information on the image, the same for the same seed.
 
     White Gaussian noise, smoothed by a Gaussian of σ = `RANDOM_BLOB` sides with periodic borders. All positions are
     equally likely to hold the peak, and the blobs have the same size on every grid.
@@ -60,10 +61,9 @@ def random_map(u: int, v: int, seed: tuple[int, ...]) -> np.ndarray:
     return ndimage.gaussian_filter(noise, (RANDOM_BLOB * u, RANDOM_BLOB * v), mode="wrap")
 
 
-def grid_ceiling(boxes: np.ndarray, u: int, v: int) -> np.ndarray:
-    """IoU of each truth box with its best box made of whole cells of a u × v grid.
+def grid_ceiling(boxes: Float[np.ndarray, "m 4"], u: int, v: int) -> Float64[np.ndarray, "m"]:
+    """IoU of each truth box with its best box made of whole cells of a grid of u rows and v columns.
 
-    Args: boxes float [m 4]; u rows, v columns. Returns float64 [m].
     With the other three edges fixed, IoU rises until an edge reaches the truth's edge and falls
     afterwards. So each edge of the best box is one of the two grid lines next to the truth's edge:
     16 candidates.
@@ -81,11 +81,13 @@ def grid_ceiling(boxes: np.ndarray, u: int, v: int) -> np.ndarray:
     return best
 
 
-def grid_ceiling_iobb(boxes: np.ndarray, u: int, v: int) -> np.ndarray:
+def grid_ceiling_iobb(boxes: Float[np.ndarray, "m 4"], u: int, v: int) -> Float64[np.ndarray, "m"]:
     """As `grid_ceiling` for IoBB. A box's IoBB is the mean of the IoBB of its cells, so the best box is one cell."""
     boxes = validate_boxes(boxes)
 
-    def best_cell_share(low: np.ndarray, high: np.ndarray, cells: int) -> np.ndarray:
+    def best_cell_share(
+        low: Float64[np.ndarray, "m"], high: Float64[np.ndarray, "m"], cells: int
+    ) -> Float64[np.ndarray, "m"]:
         cell_start = np.arange(cells) / cells
         overlap = np.minimum(high[:, None], cell_start + 1 / cells) - np.maximum(
             low[:, None], cell_start

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float, Float64, Int, Real
 from scipy import sparse
 
 from kacl_jax.evaluation.metrics.bootstrap import (
@@ -28,10 +29,14 @@ def missing_class_reason(n_pos: int, n_neg: int) -> str:
     return "no image" if not n_pos + n_neg else "no positive" if not n_pos else "no negative"
 
 
-def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
+def auroc(
+    scores: Float[np.ndarray, "n"],
+    labels: Real[np.ndarray, "n"],
+    weights: Float[np.ndarray, "n"] | None = None,
+) -> float:
     """Area under the ROC curve, a tie between a positive and a negative counting one half.
 
-    Args: scores float [n], finite; labels [n] of 0 and 1; weights float [n] ≥ 0 (default 1).
+    Args: scores finite; labels 0 or 1; weights ≥ 0 (default 1).
     Returns: Σ w_i w_j ([s_i > s_j] + ½ [s_i = s_j]) / Σ w_i w_j over positives i and negatives j;
     NaN where either class weighs nothing. Raises ValueError on a score that is not finite.
     """
@@ -47,24 +52,24 @@ def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = N
 
 
 def auroc_table(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
+    scores: Float[np.ndarray, "n c"],
+    labels: Real[np.ndarray, "n c"],
+    patients: Int[np.ndarray, "n"],
     *,
     resamples: int = RESAMPLES,
 ) -> Table:
     """AUROC per finding and mean, with patient-cluster intervals.
 
-    Args: scores float [n c], labels [n c] of 0 and 1, patients int [n].
+    Args: labels 0 or 1.
     Returns: counts n_pos and n_neg are images (summed over findings in the mean).
     """
     return _tables(scores, labels, patients, resamples, precision=False)[0]
 
 
 def ranking_tables(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
+    scores: Float[np.ndarray, "n c"],
+    labels: Real[np.ndarray, "n c"],
+    patients: Int[np.ndarray, "n"],
     *,
     resamples: int = RESAMPLES,
 ) -> tuple[Table, Table]:
@@ -99,9 +104,9 @@ def _prevalence(estimate: Estimate) -> float:
 
 
 def _tables(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
+    scores: Float[np.ndarray, "n c"],
+    labels: Real[np.ndarray, "n c"],
+    patients: Int[np.ndarray, "n"],
     resamples: int,
     *,
     precision: bool,
@@ -112,7 +117,7 @@ def _tables(
         for i in range(labels.shape[1])
     ]
 
-    def replicate(counts: np.ndarray) -> np.ndarray:
+    def replicate(counts: Float64[np.ndarray, "patients k"]) -> Float64[np.ndarray, "c k t"]:
         return np.stack([ranking.areas(counts, precision=precision) for ranking in rankings])
 
     counts = [{"n_pos": int(ranking.n_pos), "n_neg": int(ranking.n_neg)} for ranking in rankings]
@@ -136,7 +141,11 @@ class Ranking:
     """
 
     def __init__(
-        self, scores: np.ndarray, labels: np.ndarray, patient_index: np.ndarray, n_patients: int
+        self,
+        scores: Float[np.ndarray, "n"],
+        labels: Real[np.ndarray, "n"],
+        patient_index: Int[np.ndarray, "n"],
+        n_patients: int,
     ) -> None:
         positive = _is_positive(scores, labels)
         levels, positive_row = np.unique(scores[positive], return_inverse=True)
@@ -159,10 +168,12 @@ class Ranking:
         self.neg_per_patient = np.bincount(negative_patient, minlength=n_patients).astype(float)
         self.n_pos, self.n_neg = int(positive.sum()), len(negatives)
 
-    def areas(self, counts: np.ndarray, *, precision: bool) -> np.ndarray:
-        """AUROC, and average precision if wanted: [k 1 or 2]; NaN where undefined.
+    def areas(
+        self, counts: Float64[np.ndarray, "patients k"], *, precision: bool
+    ) -> Float64[np.ndarray, "k 1+{precision}"]:
+        """AUROC, and average precision if wanted; NaN where undefined.
 
-        counts float64 [patients k]: how often each resample contains each patient. All sums are of
+        counts: how often each resample contains each patient. All sums are of
         multiples of one half, so they are exact.
         """
         all_pos, all_neg = self.pos_per_patient @ counts, self.neg_per_patient @ counts
