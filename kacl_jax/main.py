@@ -90,6 +90,7 @@ def _verify(config: ConfigDict, workdir: Path) -> int:
             allow_missing=config.data.allow_missing,
             skip_broken=config.data.on_error == "skip",
             official_lists=config.protocol != "C",
+            max_megapixels=config.data.max_megapixels,
             progress=count,
         )
     print(verify.format_summary(report.summary))

@@ -42,6 +42,7 @@ from kacl_jax.data.prepared.reader import (
     Manifest,
     Shard,
 )
+from kacl_jax.images.reader import MAX_MEGAPIXELS
 from kacl_jax.images.resizing import RESIZE_NAME
 from kacl_jax.runtime import bucket_files
 from kacl_jax.runtime.errors import UserError
@@ -69,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--allow_missing", action="store_true", help="leave out images without a file"
     )
+    parser.add_argument(
+        "--max_megapixels",
+        type=int,
+        default=MAX_MEGAPIXELS,
+        help="an image with more million pixels counts as broken (default: %(default)s)",
+    )
     try:
         prepare_root(**vars(parser.parse_args(arguments)))
     except UserError as error:
@@ -87,6 +94,7 @@ def prepare_root(
     size: int,
     workers: int,
     allow_missing: bool = False,
+    max_megapixels: int = MAX_MEGAPIXELS,
     shard_bytes: int = _SHARD_BYTES,
 ) -> Manifest:
     """Makes OUT, or continues an earlier attempt; does nothing if OUT is complete already.
@@ -95,15 +103,20 @@ def prepare_root(
         UserError: the root has problems, OUT holds something else, or the disk is too small (all checked before
             anything is written); or writing fails later.
     """
-    if size < 1 or workers < 1:
-        raise UserError(f"--size={size} --workers={workers}: both must be at least 1")
+    if min(size, workers, max_megapixels) < 1:
+        flags = f"--size={size} --workers={workers} --max_megapixels={max_megapixels}"
+        raise UserError(f"{flags}: each must be at least 1")
     if bucket_files.is_bucket_path(root):
         raise UserError(
-            f"--root={root}: the PNG files are read from a disk; copy them there first "
+            f"--root={root}: the image files are read from a disk; copy them there first "
             f"(gcloud storage cp -r {root} FOLDER)"
         )
     target = bucket_files.open_folder(str(out), "--out")
-    records = nih.read_records(Path(root).expanduser().absolute(), allow_missing=allow_missing)
+    records = nih.read_records(
+        Path(root).expanduser().absolute(),
+        allow_missing=allow_missing,
+        max_megapixels=max_megapixels,
+    )
     if not isinstance(records.images, PngFiles):
         raise UserError(f"{records.root} is itself prepared; give NIH's folder by --root")
     names = [str(name) for name in records.names]
@@ -121,7 +134,7 @@ def prepare_root(
     ]
     _check_free_space(target, len(names) * (size * size + _RECORD_BYTES))
     with _lock_work_folder(target, job):
-        parts = _make_parts(target, job, chunks, workers)
+        parts = _make_parts(target, job, chunks, workers, max_megapixels)
         manifest = _publish_dataset(target, job, parts)
     _remove_work_folder(target)
     _log_result(target, manifest)
@@ -175,8 +188,8 @@ def _lock_work_folder(out: epath.Path, job: Job) -> Iterator[None]:
 
 
 def _make_parts(
-    out: epath.Path, job: Job, chunks: Sequence[Sequence[Path]], workers: int
-) -> list[Part]:  # fmt: skip
+    out: epath.Path, job: Job, chunks: Sequence[Sequence[Path]], workers: int, max_megapixels: int
+) -> list[Part]:
     """Makes the missing parts; returns all of them, with the finished parts of earlier attempts."""
     from kacl_jax.data.prepared import builder  # imports tensorflow-datasets
 
@@ -194,6 +207,7 @@ def _make_parts(
                 chunks[k],
                 root=Path(job.root),
                 size=job.size,
+                max_megapixels=max_megapixels,
                 stop=stop,
                 progress=progress.count_image,
             )

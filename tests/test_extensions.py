@@ -34,7 +34,7 @@ class ArrayImages:
 class ArrayStore:
     """A root whose pictures are in images.npz, by name."""
 
-    def __init__(self, root: Path, problems: Problems) -> None:
+    def __init__(self, root: Path, problems: Problems, max_megapixels: int) -> None:
         with np.load(root / "images.npz") as file:
             self._pictures = dict(file)
 

@@ -45,7 +45,8 @@ class Key:
     before: Any = None
     # Whether the value may differ between the first run in a workdir and its resumption, because it changes no result.
     # Exceptions: radiomics of a region that times out or comes too late change results, and run.json counts these
-    # regions. `data.root` may change only if the checksums of its files are equal.
+    # regions; with data.on_error=skip, data.max_megapixels decides which images are left out, and run.json names them.
+    # `data.root` may change only if the checksums of its files are equal.
     free: bool = False
 
     def rule(self) -> Allowed:
@@ -102,6 +103,14 @@ KEYS: dict[str, Key] = {
         "raise",
         one_of("raise", "skip"),
         "For an image file that cannot be read: stop, or leave it out.",
+    ),
+    "data.max_megapixels": Key(
+        64,
+        at_least(1),
+        "An image file with more million pixels cannot be read, nor one with more than 8 bytes for each of them; a "
+        "radiograph of 5000×4000 has 20.",
+        before=134,
+        free=True,
     ),
     "data.box_share": Key(
         0.0,

@@ -21,7 +21,7 @@ import numpy as np
 
 from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
-from kacl_jax.images.reader import BrokenImage
+from kacl_jax.images.reader import NEARLY_BLACK_LEVEL, BrokenImage, is_nearly_black
 from kacl_jax.runtime.errors import UserError
 
 # image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c 4] (fractions of a side; 0 where
@@ -143,6 +143,7 @@ class ProcessBatches:
 
     def __init__(self, shards: list[ShardBatches]) -> None:
         self._shards = shards
+        self._batches_checked = self._nearly_black = 0
         self.steps_per_epoch = shards[0].steps_per_epoch
         self.broken = shards[0].broken
 
@@ -156,9 +157,23 @@ class ProcessBatches:
 
     def __next__(self) -> Batch:
         batches = [next(shard) for shard in self._shards]
-        if len(batches) == 1:
-            return batches[0]
-        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        batch = batches[0]
+        if len(batches) > 1:
+            batch = {name: np.concatenate([one[name] for one in batches]) for name in batch}
+        self._count_nearly_black(batch["image"])
+        return batch
+
+    def _count_nearly_black(self, images: np.ndarray) -> None:
+        """Logs at the end of the first epoch how many of its images have too narrow a grey range."""
+        if self._batches_checked == self.steps_per_epoch:
+            return
+        self._batches_checked += 1
+        self._nearly_black += sum(is_nearly_black(image.min(), image.max()) for image in images)
+        if self._batches_checked == self.steps_per_epoch and self._nearly_black:
+            _log.warning(
+                "%d of the first epoch's images are nearly black, no grey value above %d of 255; --mode=verify lists "
+                "them and says why.", self._nearly_black, NEARLY_BLACK_LEVEL
+            )  # fmt: skip
 
     def broken_files(self) -> dict[str, str]:
         """Path → reason of the files that could not be read."""

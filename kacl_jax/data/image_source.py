@@ -11,6 +11,7 @@ import numpy as np
 from kacl_jax.data.png_folder import PngFolder, has_png_folder
 from kacl_jax.data.prepared.reader import PreparedFolder, is_prepared
 from kacl_jax.data.tables import Problems, RootCheck
+from kacl_jax.images.reader import MAX_MEGAPIXELS
 
 
 class Images(Protocol):
@@ -47,29 +48,32 @@ class ImageStore(Protocol):
 class Reader(NamedTuple):
     """How to open one kind of root.
 
-    finds: whether a root is of this kind. open: (root, problems) → its store; adds what is wrong with it to problems.
+    finds: whether a root is of this kind. open: (root, problems, max_megapixels) → its store; adds what is wrong with
+    it to problems. A file whose picture has more pixels than max_megapixels · 10^6 counts as broken.
     """
 
     finds: Callable[[Path], bool]
-    open: Callable[[Path, Problems], ImageStore]
+    open: Callable[[Path, Problems, int], ImageStore]
 
 
 # The first that finds its kind reads the root.
 READERS = {
-    "prepared": Reader(is_prepared, PreparedFolder),
+    "prepared": Reader(is_prepared, lambda root, problems, _: PreparedFolder(root, problems)),
     "png": Reader(has_png_folder, PngFolder.open),
 }
 
 
-def open_image_store(root: Path, problems: Problems) -> ImageStore:
-    """The store of pictures of a root; adds what is wrong with it to `problems`.
+def open_image_store(
+    root: Path, problems: Problems, max_megapixels: int = MAX_MEGAPIXELS
+) -> ImageStore:
+    """The store of pictures of a root; adds what is wrong with it to `problems`. max_megapixels: see `Reader`.
 
     Raises:
         UserError: the root is being prepared and not complete yet.
     """
     for reader in READERS.values():
         if reader.finds(root):
-            return reader.open(root, problems)
+            return reader.open(root, problems, max_megapixels)
     what = f"is not in {root} (nor images_001/images …)"
-    problems.add("images/", what, "put the PNG files there")
+    problems.add("images/", what, "put the image files there")
     return PngFolder(root, {})

@@ -28,6 +28,7 @@ from kacl_jax.data.tables import (
     Tables,
     read_tables,
 )
+from kacl_jax.images.reader import MAX_MEGAPIXELS
 from kacl_jax.runtime.errors import UserError
 
 MIN_BOX_SIDE = 8  # pixels of that frame; NIH's smallest box has 21, a cell of prior_map's grid 4
@@ -73,6 +74,7 @@ def read_records(
     allow_missing: bool = False,
     check_images: bool = True,
     image_size: int | None = None,
+    max_megapixels: int = MAX_MEGAPIXELS,
 ) -> Records:
     """Reads labels, boxes and lists, and finds the image files; opens no image.
 
@@ -80,14 +82,19 @@ def read_records(
     With `check_images=False` it reads only the text files and looks for no image file (`images`
     then expects all of them in `images/`). With `allow_missing` images without a file are left out.
     `image_size` is the side in pixels at which the pictures will be read. A root that was prepared
-    at another size gets one more checksum, because its pictures differ then.
+    at another size gets one more checksum, because its pictures differ then. `max_megapixels`: a file
+    with more pixels counts as broken when it is read.
 
     Raises:
         UserError: the root has problems; the message lists all of them with file, rows, count and fix.
     """
     problems = Problems()
     tables = read_checked_tables(root, problems)
-    store = open_image_store(tables.root, problems) if check_images else PngFolder(tables.root, {})
+    store = (
+        open_image_store(tables.root, problems, max_megapixels)
+        if check_images
+        else PngFolder(tables.root, {}, max_megapixels)
+    )
     missing = [name for name in tables.rows if name not in store] if check_images else []
     if missing and not allow_missing:
         report_missing(missing, len(tables.rows), problems)

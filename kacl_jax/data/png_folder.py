@@ -1,4 +1,4 @@
-"""The pictures of a data root in NIH's layout: one PNG file per image, in images/ or images_001/images …"""
+"""The pictures of a data root in NIH's layout: one image file per image, in images/ or images_001/images …"""
 
 from __future__ import annotations
 
@@ -7,27 +7,35 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kacl_jax.data.tables import BOX_FILE, NIH_SIDE, Problems, RootCheck, Tables
-from kacl_jax.images.reader import BrokenImage, read_image
+from kacl_jax.images.reader import (
+    FILE_ENDINGS,
+    MAX_MEGAPIXELS,
+    NEARLY_BLACK_LEVEL,
+    BrokenImage,
+    is_nearly_black,
+    read_image,
+)
 from kacl_jax.images.resizing import resize
 
-_NEARLY_BLACK_LEVEL = 16  # of 255; a 12-bit image in a 16-bit file has grey values up to 15
 _MIN_BOXES = 20  # so many boxes do not all lie in one corner by chance
 
 
 @dataclass(frozen=True)
 class PngFiles:
-    """One PNG file per image; every `read` decodes the file again."""
+    """One file per image, as in NIH's set a PNG file; every `read` decodes the file again."""
 
     paths: tuple[Path, ...]
+    max_megapixels: int = MAX_MEGAPIXELS
 
     def read(self, image_id: int | np.integer, size: int) -> np.ndarray:
-        return resize(read_image(self.paths[image_id]), size)
+        return resize(read_image(self.paths[image_id], self.max_megapixels), size)
 
 
 def has_png_folder(root: Path) -> bool:
@@ -38,13 +46,15 @@ def has_png_folder(root: Path) -> bool:
 class PngFolder:
     """A root in NIH's layout as a store of pictures; `files` maps each existing file's name to its path."""
 
-    def __init__(self, root: Path, files: dict[str, Path]) -> None:
-        self.root, self.files = root, files
+    def __init__(
+        self, root: Path, files: dict[str, Path], max_megapixels: int = MAX_MEGAPIXELS
+    ) -> None:
+        self.root, self.files, self.max_megapixels = root, files, max_megapixels
 
     @classmethod
-    def open(cls, root: Path, problems: Problems) -> PngFolder:
+    def open(cls, root: Path, problems: Problems, max_megapixels: int) -> PngFolder:
         """Finds the files. Calls scandir once per folder and no stat per file."""
-        return cls(root, _find_png_files(root, problems))
+        return cls(root, _find_files(root, problems), max_megapixels)
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
@@ -52,22 +62,23 @@ class PngFolder:
     def select(self, names: Sequence[str]) -> PngFiles:
         """The pictures of `names`; a missing file gets a path in images/."""
         folder = self.root / "images"
-        return PngFiles(tuple(self.files.get(name, folder / name) for name in names))
+        paths = tuple(self.files.get(name, folder / name) for name in names)
+        return PngFiles(paths, self.max_megapixels)
 
     def checksums(self, image_size: int | None) -> dict[str, str]:
-        """Always empty: hashing the PNG files would mean reading all of them."""
+        """Always empty: hashing the files would mean reading all of them."""
         return {}
 
     def verify(self, check: RootCheck) -> dict[str, Any]:
-        """See `ImageStore.verify`. Decodes the files of all label rows; if there is no label row, all PNG files."""
+        """See `ImageStore.verify`. Decodes the files of all label rows; if there is no label row, all image files."""
         rows = check.tables.rows
-        names = rows if rows else [f for f in self.files if f.lower().endswith(".png")]
+        names = rows if rows else [f for f in self.files if f.lower().endswith(FILE_ENDINGS)]
         paths = [self.files[name] for name in sorted(names) if name in self.files]
         counts = {
             "files": len(self.files),
             "files_without_label_row": len(set(self.files) - set(rows)),
         }
-        summary = counts | _decode_images(paths, check)
+        summary = counts | _decode_images(paths, self.max_megapixels, check)
         _check_box_frame(check.tables, summary["sizes"], check.problems)
         return summary
 
@@ -77,7 +88,7 @@ def _image_folders(root: Path) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def _find_png_files(root: Path, problems: Problems) -> dict[str, Path]:
+def _find_files(root: Path, problems: Problems) -> dict[str, Path]:
     """File name → path of all files in the image folders."""
     files: dict[str, Path] = {}
     for folder in _image_folders(root):
@@ -98,18 +109,19 @@ def report_broken(error: BrokenImage, problems: Problems) -> None:
     problems.add("images/", "a file cannot be read", fix, f"{error.path.name} {error.reason}")
 
 
-def _decode_images(paths: list[Path], check: RootCheck) -> dict[str, Any]:
+def _decode_images(paths: list[Path], max_megapixels: int, check: RootCheck) -> dict[str, Any]:
     shapes: Counter[str] = Counter()
     constant = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = zip(paths, pool.map(_decode_image, paths), strict=True)
+        decode = partial(_decode_image, max_megapixels=max_megapixels)
+        outcomes = zip(paths, pool.map(decode, paths), strict=True)
         for done, (path, outcome) in enumerate(outcomes, 1):
             if isinstance(outcome, BrokenImage):
                 report_broken(outcome, check.broken_file_problems)
             else:
                 shapes["{1}x{0}".format(*outcome.shape)] += 1
                 constant += outcome.darkest == outcome.brightest
-                if outcome.darkest < outcome.brightest <= _NEARLY_BLACK_LEVEL:
+                if is_nearly_black(outcome.darkest, outcome.brightest):
                     _report_dark(path, outcome.brightest, check.problems)
             if check.progress is not None:
                 check.progress(done, len(paths))
@@ -122,10 +134,10 @@ class _ImageInfo(NamedTuple):
     brightest: int
 
 
-def _decode_image(path: Path) -> _ImageInfo | BrokenImage:
+def _decode_image(path: Path, max_megapixels: int) -> _ImageInfo | BrokenImage:
     """Size and range of grey values of an image, or the error why it cannot be read."""
     try:
-        image = read_image(path)
+        image = read_image(path, max_megapixels)
     except BrokenImage as error:
         return error
     return _ImageInfo((image.shape[0], image.shape[1]), int(image.min()), int(image.max()))
@@ -135,7 +147,7 @@ def _report_dark(path: Path, brightest: int, problems: Problems) -> None:
     fix = (
         "scale its grey values to 0–255, or in a 16-bit file to 0–65535 (12 bits in 16 are 0–4095)"
     )
-    what = f"a file is nearly black, no grey value above {_NEARLY_BLACK_LEVEL} of 255"
+    what = f"a file is nearly black, no grey value above {NEARLY_BLACK_LEVEL} of 255"
     problems.add("images/", what, fix, f"{path.name} up to {brightest}")
 
 

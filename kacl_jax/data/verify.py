@@ -10,6 +10,7 @@ from typing import Any
 from kacl_jax.data.image_source import open_image_store
 from kacl_jax.data.nih import finding_names, read_checked_tables, report_missing
 from kacl_jax.data.tables import LIST_FILES, Problem, Problems, Progress, RootCheck, Tables
+from kacl_jax.images.reader import MAX_MEGAPIXELS
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def check(
     allow_missing: bool = False,
     skip_broken: bool = False,
     official_lists: bool = True,
+    max_megapixels: int = MAX_MEGAPIXELS,
     progress: Progress | None = None,
 ) -> Report:
     """Checks text files, lists, boxes, patients and images of a root. A missing text file stops no other check.
@@ -40,6 +42,7 @@ def check(
     Args:
         allow_missing: the run leaves out images without a file. skip_broken: it leaves out broken files.
         official_lists: the protocol uses the official lists, so no patient may be in both of them.
+        max_megapixels: an image with more pixels counts as broken.
 
     Raises:
         UserError: the root does not exist or is empty, or `findings` is neither 8 nor 14.
@@ -49,7 +52,7 @@ def check(
     tables = read_checked_tables(root, problems)
     _compare_list_patients(tables, problems if official_lists else non_fatal)
     summary = _summarise_tables(tables, names)
-    store = open_image_store(tables.root, problems)
+    store = open_image_store(tables.root, problems, max_megapixels)
     missing = sorted(name for name in tables.rows if name not in store)
     report_missing(missing, len(tables.rows), non_fatal if allow_missing else problems)
     broken_file_problems = non_fatal if skip_broken else problems

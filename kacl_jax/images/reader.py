@@ -1,16 +1,27 @@
-"""Reads one PNG file as a grey uint8 picture, or says why it cannot be read."""
+"""Reads one image file for everybody, or says why it cannot be read.
+
+Two rules for grey values:
+* Training, evaluation and prepared data scale a file to 8 bits: `read_image`.
+* Radiomics measures a file's own values and scales nothing, as pyradiomics does: `read_grey`.
+"""
 
 from __future__ import annotations
 
-import zlib
+import stat
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_MAX_PIXELS = 1 << 27  # more than any radiograph has; a malicious header could ask for terabytes
+from kacl_jax.images import bmp, jpeg, png, tiff
+from kacl_jax.images.picture import Kind, Unreadable
+
+# The first that matches reads the file.
+KINDS: dict[str, Kind] = {"PNG": png.KIND, "JPEG": jpeg.KIND, "TIFF": tiff.KIND, "BMP": bmp.KIND}
+FILE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+MAX_MEGAPIXELS = 64  # a radiograph of 5000×4000 has 20
+NEARLY_BLACK_LEVEL = 16  # of 255; a 12-bit image in a 16-bit file has grey values up to 15
+_MAX_BYTES_PER_PIXEL = 8  # RGBA in 16 bits, without compression
 
 
 class BrokenImage(Exception):
@@ -22,79 +33,135 @@ class BrokenImage(Exception):
         self.reason = reason
 
 
-def read_image(path: Path | str) -> np.ndarray:
-    """The picture in a PNG file as uint8 [h w], 0 black … 255 white.
+class Picture(NamedTuple):
+    """A decoded file, turned as its orientation says. It has no transparent pixel.
 
-    Grey of 1, 2, 4, 8 bits (fewer bits span the full range) and 16 bits (divided by 257, rounded),
-    palette, RGB (ITU-R 601 luma, as Pillow's `convert('L')`), and grey or RGB with an opaque alpha.
+    values: [h w], or [h w 3] RGB if the planes differ: uint8, uint16, int32 or float32, as in the file.
+    lossy: see `Header`.
+    """
+
+    values: np.ndarray
+    lossy: bool
+
+
+def read_picture(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> Picture:
+    """The picture in a PNG, JPEG, TIFF or BMP file; the content says which, not the name.
+
+    Looks at the file's type, bytes and header before it decodes a pixel.
 
     Raises:
-        BrokenImage: the file is unreadable, truncated, damaged or not a PNG; it has more than 2^27 pixels; or it has
-            transparent pixels, which have no defined grey level.
+        BrokenImage: the file is no regular file, unreadable, truncated, damaged or of no known kind; it has more than
+            `max_megapixels` · 10^6 pixels, or more than 8 bytes for each of these; it is an animation, has several
+            pages or CMYK colours; or it has transparent pixels, which have no defined grey level.
     """
     try:
+        data = _read_bytes(path, max_megapixels)
+        kind = next((kind for kind in KINDS.values() if kind.matches(data)), None)
+        if kind is None:
+            *names, last = KINDS
+            raise Unreadable(f"is not a {', '.join(names)} or {last} file")
+        header = kind.header(data)
+        if not 0 < header.height * header.width <= max_megapixels * 10**6:
+            size = f"{header.width} x {header.height} pixels"
+            limit = f"the limit is max_megapixels={max_megapixels}"
+            raise Unreadable(f"is too large ({size}; {limit})")
+        pixels = kind.decode(data)
+        values = _turn(_merge_equal_planes(_without_opacity(pixels)), header.orientation)
+    except Unreadable as error:
+        raise BrokenImage(path, str(error)) from error
+    return Picture(np.ascontiguousarray(values), header.lossy)
+
+
+def read_image(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndarray:
+    """The picture as uint8 [h w], 0 black … 255 white: training's rule.
+
+    Fewer than 8 bits span the full range, 16 bits are divided by 257 and rounded; no value is clipped. RGB becomes
+    ITU-R 601 luma, as Pillow's `convert('L')`.
+
+    Raises:
+        BrokenImage: as `read_picture`; or the file holds neither 8 nor 16 bits.
+    """
+    values = read_picture(path, max_megapixels).values
+    if values.dtype not in (np.uint8, np.uint16):
+        raise BrokenImage(path, f"holds {values.dtype} values; save it in 8 or 16 bits")
+    return _to_8_bit(_luma(values))
+
+
+def read_grey(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndarray:
+    """The picture's own grey values [h w], never scaled: uint8, or float32 for any other type in the file.
+
+    Raises:
+        BrokenImage: as `read_picture`; or the planes of a coloured picture differ, so that it has no grey value; or
+            float32 cannot hold a value of the file.
+    """
+    values = read_picture(path, max_megapixels).values
+    if values.ndim == 3:
+        raise BrokenImage(path, "has colours, which have no grey value; save it in grey")
+    if values.dtype == np.uint8:
+        return values
+    grey = values.astype(np.float32)
+    if values.dtype.kind != "f" and (grey.astype(np.int64) != values).any():
+        raise BrokenImage(path, "has grey values over 2^24, which float32 cannot hold")
+    return grey
+
+
+def is_nearly_black(darkest: int, brightest: int) -> bool:
+    """Whether an image in 8 bits has a grey range so narrow that its file was scaled wrongly: 12 bits in 16."""
+    return darkest < brightest <= NEARLY_BLACK_LEVEL
+
+
+def _read_bytes(path: Path | str, max_megapixels: int) -> bytes:
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise Unreadable(f"cannot be opened (it is {what})")
+        if status.st_size > max_megapixels * 10**6 * _MAX_BYTES_PER_PIXEL:
+            limit = f"the limit is max_megapixels={max_megapixels}"
+            raise Unreadable(f"is too large ({status.st_size / 1e6:,.0f} MB; {limit})")
         data = Path(path).read_bytes()
     except OSError as error:
-        raise BrokenImage(path, f"cannot be opened ({error.strerror})") from error
-    chunks, reason = _pixel_chunks(data)
-    if reason:
-        raise BrokenImage(path, reason)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(b"".join(chunks), np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise BrokenImage(path, f"cannot be decoded ({error.err})") from error
-    if pixels is None:
-        raise BrokenImage(path, "its pixels cannot be decoded")
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
-        opaque = 255 if pixels.dtype == np.uint8 else 65535
-        if pixels[..., 3].min() < opaque:
-            raise BrokenImage(path, "has transparent pixels")
-        pixels = pixels[..., :3]
-    return _to_8_bit(_to_grey(pixels))
-
-
-def _pixel_chunks(data: bytes) -> tuple[list[bytes | memoryview], str]:
-    """The PNG chunks that the pixels need, and '' or the reason why these bytes are not one complete PNG file.
-
-    Some decoders fill a truncated picture with grey and report no error, so this checks the length and the checksum
-    of every chunk, which takes less than 1 ms. It leaves out colour profiles, times and texts: NIH's RGBA files have
-    a profile that makes libpng print a warning on stderr at every read.
-    """
+        raise Unreadable(f"cannot be opened ({error.strerror})") from error
     if not data:
-        return [], "is empty (zero bytes)"
-    if not data.startswith(_SIGNATURE):
-        return [], "is not a PNG file"
-    view = memoryview(data)
-    start = len(_SIGNATURE)
-    chunks: list[bytes | memoryview] = [_SIGNATURE]
-    while start + 12 <= len(data):
-        end = start + 12 + int.from_bytes(view[start : start + 4])
-        kind = bytes(view[start + 4 : start + 8])
-        if end > len(data):
-            break
-        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
-            return [], f"is damaged (checksum of its {kind.decode('latin-1')!r} part is wrong)"
-        if kind == b"IHDR":
-            width, height = (int.from_bytes(view[start + i : start + i + 4]) for i in (8, 12))
-            if width * height > _MAX_PIXELS:
-                return [], f"is too large ({width} x {height} pixels)"
-        if kind in _PIXEL_CHUNKS:
-            chunks.append(view[start:end])
-        if kind == b"IEND":
-            return chunks, ""
-        start = end
-    return [], "is truncated"
+        raise Unreadable("is empty (zero bytes)")
+    return data
 
 
-def _to_grey(pixels: np.ndarray) -> np.ndarray:
-    """[h w] or BGR [h w 3], 8 or 16 bits → [h w] of the same dtype."""
+def _without_opacity(pixels: np.ndarray) -> np.ndarray:
+    if pixels.ndim == 2 or pixels.shape[2] == 3:
+        return pixels
+    if pixels[..., 3].min() < np.iinfo(pixels.dtype).max:
+        raise Unreadable("has transparent pixels")
+    return pixels[..., :3]
+
+
+def _merge_equal_planes(pixels: np.ndarray) -> np.ndarray:
+    """[h w] or RGB [h w 3] → [h w] if the three planes are equal."""
     if pixels.ndim == 2:
         return pixels
-    blue, green, red = (pixels[..., i] for i in range(3))
-    if np.array_equal(blue, green) and np.array_equal(green, red):
-        return np.ascontiguousarray(blue)
-    luma = 19595 * red.astype(np.uint64) + 38470 * green.astype(np.uint64)
-    luma += 7471 * blue.astype(np.uint64) + 0x8000
+    red, green, blue = (pixels[..., i] for i in range(3))
+    return red if np.array_equal(red, green) and np.array_equal(green, blue) else pixels
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The picture as it is meant to be seen, from how it is stored (EXIF 2.3, tag 274)."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _luma(pixels: np.ndarray) -> np.ndarray:
+    """[h w] or RGB [h w 3], 8 or 16 bits → [h w] of the same dtype."""
+    if pixels.ndim == 2:
+        return pixels
+    red, green, blue = (pixels[..., i] for i in range(3))
+    luma = 19595 * red.astype(np.uint32)  # the weights sum to 2^16, so that 32 bits hold the sum
+    luma += 38470 * green.astype(np.uint32)
+    luma += 7471 * blue.astype(np.uint32) + 0x8000
     return (luma >> 16).astype(pixels.dtype)
 
 

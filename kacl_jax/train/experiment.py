@@ -239,6 +239,7 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Sp
         findings=data.findings,
         allow_missing=data.allow_missing,
         image_size=data.image_size,
+        max_megapixels=data.max_megapixels,
     )
     split = splits.make_split(
         records,

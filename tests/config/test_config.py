@@ -42,6 +42,7 @@ BROKEN = [
     ("data.image_size", 100),
     ("data.findings", 9),
     ("data.on_error", "ignore"),
+    ("data.max_megapixels", 0),
     ("data.box_share", 0.5),
     ("data.box_share", 1.5),
     ("data.val_fraction", 0.0),

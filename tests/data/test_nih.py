@@ -379,7 +379,7 @@ def test_broken_files_are_told_apart(tmp_path: Path) -> None:
     cases = {
         b"": "zero bytes",
         b"Not found": "not a PNG",
-        b"\xff\xd8\xff\xe0 a jpeg": "not a PNG",
+        b"\xff\xd8\xff\xe0 a jpeg": "truncated",
         bytes(flipped): "checksum",
         buffer.getvalue(): "transparent",
         short: "cannot be decoded",

@@ -56,7 +56,7 @@ BROKEN = (
     "test_list.txt: shares patients with train_val_list.txt: patient 3, patient 6",
     "images/: of 22 images 1 are missing: 00000008_000.png",
     "images/: a file cannot be read: 00000008_001.png is empty (zero bytes), "
-    "00000009_001.png is not a PNG file, 00000010_001.png is truncated",
+    "00000009_001.png is not a PNG, JPEG, TIFF or BMP file, 00000010_001.png is truncated",
 )
 
 

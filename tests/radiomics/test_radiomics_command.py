@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.radiomics import __main__ as command
+from kacl_jax.radiomics import FEATURE_NAMES, table_file
 from kacl_jax.radiomics.__main__ import main
 from kacl_jax.radiomics.host import Extractor
+from kacl_jax.radiomics.image_folder import Region
 
 
 @pytest.fixture
@@ -71,17 +71,21 @@ def test_boxes_in_another_frame_are_those_of_the_image(folder: Path) -> None:
 
 
 def test_what_is_deeper_than_eight_bits(folder: Path, capsys) -> None:
-    """Labels of 1 in 16 bits are a region; 16 bits become 8 by their whole range; 12 bits in 16 are refused."""
+    """A file's own values are measured: 14 bits in 16, floats, and labels of 1 in 16 bits."""
     images, masks = folder / "images", folder / "masks"
     shallow = cv2.imread(str(images / "a.png"), cv2.IMREAD_GRAYSCALE)
-    region = (cv2.imread(str(masks / "a.png"), cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint16)
-    for name, scale in (("b", 257), ("c", 16)):
-        cv2.imwrite(str(images / f"{name}.png"), shallow.astype(np.uint16) * scale)
-        cv2.imwrite(str(masks / f"{name}.png"), region)
+    region = cv2.imread(str(masks / "a.png"), cv2.IMREAD_GRAYSCALE) > 0
+    deep, floats = shallow.astype(np.uint16) * 64, shallow / np.float32(7) - 3
+    for name, pixels in (("b.png", deep), ("c.tif", floats)):
+        cv2.imwrite(str(images / name), pixels)
+        cv2.imwrite(str(masks / f"{name[0]}.png"), region.astype(np.uint16))
     assert run(folder, f"--masks={masks}", f"--out={folder / 'm.csv'}") == 0
-    first, deep, twelve = table(folder / "m.csv")
-    assert {**first, "image": ""} == {**deep, "image": ""}
-    assert "up to 4080 in 16 bits; scale them" in twelve["reason"]
+    for row, pixels in zip(table(folder / "m.csv"), (shallow, deep, floats), strict=True):
+        expected = Extractor().extract(pixels.astype(np.float32), region)
+        np.testing.assert_array_equal([float(row[name]) for name in FEATURE_NAMES], expected)
+        assert float(row["original_firstorder_Mean"]) == pytest.approx(pixels[region].mean())
+    said = capsys.readouterr().out
+    assert f"own grey values, from {floats.min():g} to {deep.max()}" in said
 
 
 def test_parquet_holds_the_same(folder: Path) -> None:
@@ -139,19 +143,19 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(folder: Path, capsys) -> N
         "the mask is empty",
         "the image is (40, 50) and its mask (20, 50)",
     ]
-    assert reasons[4].endswith("e.png cannot be read as an image")
+    assert "e.png: is not a PNG" in reasons[4]
     assert "3 of 5 regions have no features" in capsys.readouterr().err
     assert not list(folder.glob("*.part"))
 
 
 def test_rows_computed_before_an_interruption_stay(folder: Path, monkeypatch) -> None:
-    def interrupted(region: command.Region) -> tuple[np.ndarray, np.ndarray]:
-        if region[0] == "b.png":
+    def interrupted(region: Region, max_megapixels: int) -> tuple[np.ndarray, np.ndarray]:
+        if region.image == "b.png":
             raise KeyboardInterrupt
-        return read(region)
+        return read(region, max_megapixels)
 
-    read = command._read_region
-    monkeypatch.setattr(command, "_REGIONS_AT_ONCE", 1)
-    monkeypatch.setattr(command, "_read_region", interrupted)
+    read = Region.read
+    monkeypatch.setattr(table_file, "_REGIONS_AT_ONCE", 1)
+    monkeypatch.setattr(Region, "read", interrupted)
     assert run(folder, f"--masks={folder / 'masks'}", f"--out={folder / 'm.csv'}") == 75
     assert [row["image"] for row in table(folder / "m.csv.part")] == ["a.png"]

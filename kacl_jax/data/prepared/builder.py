@@ -78,6 +78,7 @@ def make_part(
     *,
     root: Path,
     size: int,
+    max_megapixels: int,
     stop: threading.Event,
     progress: Callable[[], Any],
 ) -> Part:
@@ -99,7 +100,7 @@ def make_part(
                 writer.close()
                 raise StoppedError
             try:
-                image = read_image(path)
+                image = read_image(path, max_megapixels)
             except BrokenImage as error:
                 broken[path.relative_to(root).as_posix()] = error.reason
             else:

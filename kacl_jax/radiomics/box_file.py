@@ -1,0 +1,122 @@
+"""Regions from a CSV file of boxes: the columns image, x, y, w, h."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kacl_jax.radiomics.image_folder import Region, list_images
+from kacl_jax.runtime.errors import UserError
+
+_COLUMNS = ("image", "x", "y", "w", "h")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels of the image as it is seen, or in a frame of side `frame` that the image fills."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+    frame: int | None
+
+    def mask(self, size: tuple[int, int], max_megapixels: int) -> np.ndarray:
+        """See `Shape.mask`."""
+        y_scale, x_scale = (side / self.frame if self.frame else 1.0 for side in size)
+        y0, y1 = round(self.y * y_scale), round((self.y + self.h) * y_scale)
+        x0, x1 = round(self.x * x_scale), round((self.x + self.w) * x_scale)
+        box = (self.x, self.y, self.w, self.h)
+        if y0 == y1 or x0 == x1:
+            raise UserError(f"the box {box} is less than one pixel wide or high")
+        mask = np.zeros(size, bool)
+        mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+        if not mask.any():
+            raise UserError(f"the box {box} lies outside of the image {size}")
+        return mask
+
+
+def regions_from_boxes(images: Path, boxes: Path, frame: int | None) -> list[Region]:
+    """The regions in the order of the file's rows; the boxes of one image are numbered from 0.
+
+    Raises:
+      UserError: the folder or the file cannot be used; one line for each wrong row.
+    """
+    files = {path.name: path for path in list_images(images)}
+    rows = _read_rows(boxes, frame)
+    regions: list[Region] = []
+    problems, last_number = [], dict[str, int]()
+    for line, row in rows:
+        problem, box = _parse_box(row, frame)
+        if not problem and row["image"] not in files:
+            problem = f"{row['image']} is not in {images}"
+        if problem:
+            problems.append(f"{boxes} line {line}: {problem}")
+            continue
+        number = last_number[row["image"]] = last_number.get(row["image"], -1) + 1
+        regions.append(Region(row["image"], number, files[row["image"]], box))
+    if problems:
+        raise UserError("\n  ".join(["The boxes cannot be used:", *problems]))
+    if not regions:
+        raise UserError(f"{boxes} has no box, only the names of its columns")
+    return regions
+
+
+def _parse_box(row: dict[str, str], frame: int | None) -> tuple[str, Box]:
+    """What is wrong with a row, or '', and its box."""
+    try:
+        x, y, w, h = (float(row[key]) for key in "xywh")
+    except (TypeError, ValueError):
+        x = y = w = h = math.nan
+    box = Box(x, y, w, h, frame)
+    if None in row:
+        return "has more cells than the first line has columns", box
+    if not all(map(math.isfinite, (x, y, w, h))):
+        return "x, y, w, h must be numbers", box
+    if w <= 0 or h <= 0:
+        return f"the box has a width of {w:g} and a height of {h:g}; both must be above 0", box
+    return "", box
+
+
+def _read_rows(boxes: Path, frame: int | None) -> list[tuple[int, dict[str, str]]]:
+    """(number of its last line, column → cell) of each row."""
+    reader = csv.DictReader(io.StringIO(_read_text(boxes), newline=""))
+    try:
+        columns = list(reader.fieldnames or ())
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{boxes} is not a CSV file ({error})") from error
+    if not set(_COLUMNS) <= set(columns):
+        separator = next((s for s in (";", "\t") if columns and s in columns[0]), None)
+        hint = (
+            f"; its cells are separated by {separator!r}, save it with commas" if separator else ""
+        )
+        raise UserError(f"{boxes} needs the columns {', '.join(_COLUMNS)}; it has {columns}{hint}")
+    if twice := [name for name in _COLUMNS if columns.count(name) > 1]:
+        raise UserError(f"{boxes} has the column {twice[0]} twice")
+    if frame is None and "prior_map_iou" in columns:
+        raise UserError(
+            f"{boxes} is the boxes.csv of a run, whose boxes are in NIH's frame; add --frame=1024"
+        )
+    return rows
+
+
+def _read_text(boxes: Path) -> str:
+    if not boxes.is_file():
+        raise UserError(f"--boxes={boxes} is not a file")
+    try:
+        text = boxes.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--boxes={boxes} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{boxes} is not in UTF-8; save it as 'CSV UTF-8'") from error
+    if "\0" in text:
+        raise UserError(f"{boxes} is not in UTF-8 (perhaps in UTF-16); save it as 'CSV UTF-8'")
+    if not text.strip():
+        raise UserError(f"{boxes} is empty; it needs the columns {', '.join(_COLUMNS)}")
+    return text
