@@ -181,7 +181,7 @@ def _warnings(
     lines = []
     if large:
         lines.append(
-            f"{len(large)} of {len(shapes)} masks cover over {_LARGE_SHARE:.0%} of their image or touch all four of "
+            f"{len(large)} of {len(shapes)} masks cover over {100 * _LARGE_SHARE:.0f} % of their image or touch all four of "
             f"its sides, the first is {large[0]}; are they inverted?"
         )
     if unused:
