@@ -181,8 +181,8 @@ def _warnings(
     lines = []
     if large:
         lines.append(
-            f"{len(large)} of {len(shapes)} masks cover over {100 * _LARGE_SHARE:.0f} % of their image or touch all four of "
-            f"its sides, the first is {large[0]}; are they inverted?"
+            f"{len(large)} of {len(shapes)} masks cover over {100 * _LARGE_SHARE:.0f} % of their image or touch all "
+            f"four of its sides, the first is {large[0]}; are they inverted?"
         )
     if unused:
         lines.append(f"{unused} masks have no image and are not used")

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import io
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from small_root import BOX_HEADER, LABEL_HEADER, small_root
 
 from kacl_jax.data.nih import Records, from_nih_pixels, read_records, to_nih_pixels
 from kacl_jax.data.tables import FINDINGS_8, FINDINGS_14
-from kacl_jax.images.reader import BrokenImage, read_image
+from kacl_jax.images.reader import read_image
 from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
 
@@ -290,124 +288,6 @@ def test_boxes_survive_the_round_trip() -> None:
     rng = np.random.default_rng(0)
     many = rng.uniform(0, 512, (7, 3, 4))
     np.testing.assert_allclose(to_nih_pixels(from_nih_pixels(many)), many, atol=1e-3)
-
-
-# ---- pictures
-
-
-def save(path: Path, image: Image.Image, **options: object) -> Path:
-    image.save(path, "PNG", **options)
-    return path
-
-
-def noise(shape: tuple[int, ...] = (33, 47), top: int = 256) -> np.ndarray:
-    return np.random.default_rng(3).integers(0, top, shape).astype(np.uint16)
-
-
-def grey() -> Image.Image:
-    return Image.fromarray(noise().astype(np.uint8))
-
-
-def opaque(bands: int) -> Image.Image:
-    alpha = Image.new("L", grey().size, 255)
-    return Image.merge("LA" if bands == 1 else "RGBA", [grey()] * bands + [alpha])
-
-
-MODES = {
-    "L": grey,
-    "1": lambda: grey().point(lambda v: 255 * (v > 127), "1"),
-    "LA": lambda: opaque(1),
-    "RGBA": lambda: opaque(3),
-    "RGB": lambda: Image.fromarray(noise((33, 47, 3)).astype(np.uint8)),
-    "P grey": lambda: grey().convert("P"),
-    "P colour": lambda: Image.fromarray(noise((33, 47, 3)).astype(np.uint8)).quantize(64),
-    "P 4 colours": lambda: grey().quantize(4),
-    "1×1": lambda: Image.new("L", (1, 1), 77),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_pictures_agree_with_pillow(tmp_path: Path, mode: str) -> None:
-    path = save(tmp_path / "a.png", MODES[mode]())
-    image = read_image(path)
-    assert image.dtype == np.uint8
-    np.testing.assert_array_equal(image, np.asarray(Image.open(path).convert("L")))
-
-
-def test_16_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    """Pillow's convert('L') clips here; the oracle is the formula on the written values."""
-    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    image = read_image(save(tmp_path / "a.png", Image.fromarray(ramp)))
-    np.testing.assert_array_equal(image, np.rint(ramp / 257.0))
-    assert np.unique(image).size == 256
-
-
-def png(kind: int, bits: int, shape: tuple[int, int], raw: bytes) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4) + name + data + zlib.crc32(name + data).to_bytes(4)
-
-    head = shape[1].to_bytes(4) + shape[0].to_bytes(4) + bytes([bits, kind, 0, 0, 0])
-    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def test_formats_that_pillow_does_not_write(tmp_path: Path) -> None:
-    values = noise((5, 4), top=65536)
-    rgba = np.stack([values, values, values, np.full_like(values, 65535)], -1).astype(">u2")
-    for kind, pixels in ((4, rgba[..., [0, 3]]), (6, rgba), (2, rgba[..., :3])):
-        raw = b"".join(b"\0" + row.tobytes() for row in pixels)
-        (tmp_path / "a.png").write_bytes(png(kind, 16, (5, 4), raw))
-        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rint(values / 257.0))
-    two_bits = png(0, 2, (1, 4), b"\0" + bytes([0b00011011]))
-    (tmp_path / "b.png").write_bytes(two_bits)
-    assert read_image(tmp_path / "b.png").tolist() == [[0, 85, 170, 255]]
-
-
-def test_broken_files_are_told_apart(tmp_path: Path) -> None:
-    complete_file = save(
-        tmp_path / "whole.png", Image.fromarray(noise((200, 200)).astype(np.uint8))
-    )
-    data = complete_file.read_bytes()
-    flipped = bytearray(data)
-    flipped[len(data) // 2] ^= 1
-    see_through = opaque(3)
-    see_through.putpixel((3, 3), (9, 9, 9, 254))
-    buffer = io.BytesIO()
-    see_through.save(buffer, "PNG")
-    short = png(0, 8, (9, 9), b"\0" * 20)
-    bomb = png(0, 8, (1 << 20, 1 << 20), b"")
-    cases = {
-        b"": "zero bytes",
-        b"Not found": "not a PNG",
-        b"\xff\xd8\xff\xe0 a jpeg": "truncated",
-        bytes(flipped): "checksum",
-        buffer.getvalue(): "transparent",
-        short: "cannot be decoded",
-        bomb: "too large",
-    }
-    cases |= {data[:cut]: "truncated" for cut in (8, 20, 33, len(data) // 2, len(data) - 1)}
-    cases |= {data[:-12]: "truncated"}
-    path = tmp_path / "a.png"
-    for content, reason in cases.items():
-        path.write_bytes(content)
-        with pytest.raises(BrokenImage, match=reason) as caught:
-            read_image(path)
-        assert caught.value.path == path
-        assert reason in caught.value.reason
-    with pytest.raises(BrokenImage, match="cannot be opened"):
-        read_image(tmp_path / "nowhere.png")
-    with pytest.raises(BrokenImage, match="cannot be opened"):
-        read_image(tmp_path)
-
-
-def test_resize_shrinks_by_area_and_grows_linearly() -> None:
-    image = noise((64, 96)).astype(np.uint8)
-    blocks = image.astype(float).reshape(16, 4, 16, 6).mean((1, 3))
-    assert np.abs(resize(image, 16) - blocks).max() <= 0.5 + 1e-6
-    np.testing.assert_array_equal(resize(image[:, :64], 64), image[:, :64])
-    ramp = np.tile(np.array([0, 100], np.uint8), (2, 1))
-    np.testing.assert_array_equal(resize(ramp, 4), np.tile([0, 25, 75, 100], (4, 1)))
-    assert resize(image, 80).shape == (80, 80)
 
 
 def test_the_data_layer_imports_neither_jax_nor_grain() -> None:
