@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_root import small_root
 
-from kacl_jax.data.batches import Batch, BrokenFiles, ShardBatches, eval_batches
+from kacl_jax.data.batches import Batch, BrokenFiles, ProcessBatches, ShardBatches, eval_batches
 from kacl_jax.data.nih import Records, read_records
 from kacl_jax.data.splits import Split, make_split
 from kacl_jax.images.reader import read_image
@@ -99,6 +99,31 @@ def test_pictures_are_the_named_read_and_resize(nih_root: Path) -> None:
     for row, i in enumerate(image_ids):
         expected = resize(read_image(records.images.paths[i]), 100)
         np.testing.assert_array_equal(batch["image"][row, ..., 0], expected)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_narrow_grey_range_is_told_once_with_a_count(
+    records: Records, caplog: pytest.LogCaptureFixture, shards: int
+) -> None:
+    """Twelve bits in sixteen, in three images that the first epoch reads and one that it does not."""
+    own = [train_batches(records, shard=k, shards=shards) for k in range(shards)]
+    source = ProcessBatches(own)
+    per_epoch = source.steps_per_epoch
+    first = ids(take(source, per_epoch))
+    others = sorted(set(range(60)) - set(first))
+    for i in (*first[:3], others[0]):
+        pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+        cv2.imwrite(str(records.images.paths[i]), pixels)
+    own = [train_batches(records, shard=k, shards=shards) for k in range(shards)]
+    source = ProcessBatches(own)
+    with caplog.at_level(logging.WARNING):
+        take(source, per_epoch - 1)
+        assert not caplog.records
+        take(source, 1 + 2 * per_epoch)
+    (record,) = caplog.records
+    assert "3 of the first epoch's images are nearly black, no grey value above 16 of 255" in (
+        record.getMessage()
+    )
 
 
 # ---- order

@@ -12,6 +12,8 @@ from small_root import small_root
 from kacl_jax.data.nih import read_records
 from kacl_jax.data.tables import FINDINGS_8
 from kacl_jax.data.verify import check, format_problems, format_summary
+from kacl_jax.images.reader import BrokenImage
+from kacl_jax.prepare import prepare_root
 from kacl_jax.runtime.errors import UserError
 
 
@@ -170,6 +172,36 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path: Path) -> None:
     assert "nearly black, no grey value above 16 of 255: 00000001_000.png up to 16" in str(problem)
     Image.fromarray(pixels * 16).save(root / "images" / "00000001_000.png")
     assert not check(root).problems
+
+
+def test_a_picture_over_the_limit_counts_as_broken(tmp_path: Path) -> None:
+    """For verify as for training and for preparing."""
+    root = small_root().write(tmp_path / "root")
+    Image.new("L", (1001, 1000)).save(root / "images" / "00000001_000.png")
+    assert not check(root, max_megapixels=2).problems
+    (problem,) = check(root, max_megapixels=1).problems
+    assert "00000001_000.png is too large (1001 x 1000 pixels" in str(problem)
+    read_records(root, max_megapixels=2).images.read(0, 16)
+    with pytest.raises(BrokenImage, match="the limit is max_megapixels=1"):
+        read_records(root, max_megapixels=1).images.read(0, 16)
+    options = {"root": root, "size": 16, "workers": 1}
+    for limit, broken in ((2, {}), (1, {"images/00000001_000.png"})):
+        manifest = prepare_root(**options, out=tmp_path / str(limit), max_megapixels=limit)
+        assert set(manifest.broken) == set(broken)
+
+
+def test_a_root_may_hold_jpeg_and_tiff_files(tmp_path: Path) -> None:
+    """Under the names that the tables give, turned as the files say."""
+    text = small_root()
+    root = text.write(tmp_path)
+    pixels = np.arange(600, dtype=np.uint8).reshape(20, 30) % 251
+    for name, kind in (("00000001_000", "JPEG"), ("00000001_001", "TIFF")):
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.fromarray(pixels).save(root / "images" / f"{name}.png", kind, exif=exif)
+    report = check(root)
+    assert not report.problems
+    assert report.summary["sizes"]["20x30"] == 2
 
 
 def test_boxes_in_the_images_own_pixels_are_told(tmp_path: Path) -> None:
