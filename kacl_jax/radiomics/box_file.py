@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
 from kacl_jax.radiomics.image_folder import Region, list_images
 from kacl_jax.runtime.errors import UserError
 
+_MAX_SIDE = 10**9  # pixels
 _COLUMNS = ("image", "x", "y", "w", "h")
 
 
@@ -26,7 +28,7 @@ class Box:
     h: float
     frame: int | None
 
-    def mask(self, size: tuple[int, int], max_megapixels: int) -> np.ndarray:
+    def mask(self, size: tuple[int, int], max_megapixels: int) -> Bool[np.ndarray, "h w"]:
         """See `Shape.mask`."""
         y_scale, x_scale = (side / self.frame if self.frame else 1.0 for side in size)
         y0, y1 = round(self.y * y_scale), round((self.y + self.h) * y_scale)
@@ -76,8 +78,8 @@ def _parse_box(row: dict[str, str], frame: int | None) -> tuple[str, Box]:
     box = Box(x, y, w, h, frame)
     if None in row:
         return "has more cells than the first line has columns", box
-    if not all(map(math.isfinite, (x, y, w, h))):
-        return "x, y, w, h must be numbers", box
+    if not all(abs(value) < _MAX_SIDE for value in (x, y, w, h)):
+        return f"x, y, w, h must be numbers under {_MAX_SIDE:,}", box
     if w <= 0 or h <= 0:
         return f"the box has a width of {w:g} and a height of {h:g}; both must be above 0", box
     return "", box

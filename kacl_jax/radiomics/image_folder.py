@@ -6,19 +6,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool, Float32, UInt8
 
 from kacl_jax.images.reader import FILE_ENDINGS, read_grey
 from kacl_jax.runtime.errors import UserError
 
 
+@runtime_checkable  # the tests check the types of arguments
 class Shape(Protocol):
     """Where a region lies: a mask file or a box."""
 
-    def mask(self, size: tuple[int, int], max_megapixels: int) -> np.ndarray:
-        """bool [h w], the region in an image of `size` (h, w) pixels; a mask file's mask has the file's own size.
+    def mask(self, size: tuple[int, int], max_megapixels: int) -> Bool[np.ndarray, "h w"]:
+        """The region in an image of `size` (h, w) pixels; a mask file's mask has the file's own size.
 
         Raises:
             BrokenImage: the mask file cannot be read.
@@ -36,8 +38,10 @@ class Region:
     file: Path
     shape: Shape
 
-    def read(self, max_megapixels: int) -> tuple[np.ndarray, np.ndarray]:
-        """Grey values uint8 or float32 [h w], the file's own, and mask bool [h w].
+    def read(
+        self, max_megapixels: int
+    ) -> tuple[UInt8[np.ndarray, "h w"] | Float32[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+        """The file's own grey values, and the mask.
 
         Raises:
             BrokenImage, UserError: there are none; the message says why.

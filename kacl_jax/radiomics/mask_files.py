@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 from kacl_jax.images.reader import BrokenImage, Picture, read_picture
 from kacl_jax.radiomics.image_folder import Region, by_name, list_images
@@ -28,7 +29,7 @@ class MaskFile:
     label: int | None = None
     threshold: float | None = None
 
-    def mask(self, size: tuple[int, int], max_megapixels: int) -> np.ndarray:
+    def mask(self, size: tuple[int, int], max_megapixels: int) -> Bool[np.ndarray, "h w"]:
         """See `Shape.mask`."""
         values = _read_values(self.file, max_megapixels).values
         mask = self.select(values)
@@ -37,8 +38,8 @@ class MaskFile:
             raise UserError(f"the mask has no label {self.label}; its labels: {has}")
         return mask
 
-    def select(self, values: np.ndarray) -> np.ndarray:
-        """bool [h w] from the file's values [h w]."""
+    def select(self, values: Shaped[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+        """The region, from the file's values."""
         if self.threshold is not None:
             return values > self.threshold
         return values != 0 if self.label is None else values == self.label
@@ -126,7 +127,7 @@ def _why_soft(picture: Picture) -> str:
     return f"has {count} different values" if count > _MAX_LABELS else ""
 
 
-def _labels(values: np.ndarray) -> tuple[int, ...]:
+def _labels(values: Shaped[np.ndarray, "h w"]) -> tuple[int, ...]:
     return tuple(int(value) for value in np.unique(values) if value != 0)
 
 

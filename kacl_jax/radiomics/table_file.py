@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 from kacl_jax.images.reader import BrokenImage
@@ -29,9 +30,9 @@ class Summary(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """features: [f], NaN if not ready. grey: lowest and highest value of the image; NaN if it cannot be read."""
+    """features: NaN if not ready. grey: lowest and highest value of the image; NaN if it cannot be read."""
 
-    features: np.ndarray
+    features: Float[np.ndarray, "f"]
     ready: bool
     reason: str
     grey: tuple[float, float]
@@ -108,8 +109,9 @@ def _compute_rows(
 
 
 def _open_for_writing(path: Path) -> TextIO:
+    """Bytes of a file's name that are no UTF-8 are written as escapes."""
     try:
-        return path.open("w", newline="", encoding="utf-8")
+        return path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); give another --out"

@@ -324,6 +324,13 @@ def test_hidden_files_are_no_images(folder: Path) -> None:
     check_is_measured(folder)
 
 
+def test_a_name_that_is_no_utf8_has_its_row(folder: Path) -> None:
+    for kind in ("images", "masks"):
+        (folder / kind / "a.png").rename(folder / kind / os.fsdecode(b"\xe4.png"))
+    check_is_measured(folder)
+    assert rows(folder)[0]["image"] == "\\udce4.png"
+
+
 # ---- boxes and flags
 
 
@@ -355,6 +362,7 @@ def test_a_boxes_file_that_cannot_be_used_is_one_sentence(
         ("1,1,9,-3", "line 2: the box has a width of 9 and a height of -3"),
         ("1,5,2,9,9", "line 2: has more cells than the first line has columns"),
         ("1,1,9", "line 2: x, y, w, h must be numbers"),
+        ("1e308,1,1e308,9", "line 2: x, y, w, h must be numbers under 1,000,000,000"),
     ],
 )
 def test_a_wrong_box_has_its_own_message(folder: Path, capsys, row: str, message: str) -> None:
