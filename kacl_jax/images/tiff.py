@@ -12,6 +12,7 @@ from kacl_jax.images.picture import Header, Kind, Unreadable
 from kacl_jax.images.tiff_fields import read_directory
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _COLOURS, _PLANES = 256, 257, 258, 259, 262, 277
+_ROWS_PER_STRIP, _PLANES_APART = 278, 284
 _PLACES = ((273, 279), (324, 325))  # offsets and lengths, of strips or of tiles
 _UNCOMPRESSED, _WHITE_IS_ZERO = 1, 0
 _LOSSY = {6, 7, 34892, 33003, 33005, 34712}  # JPEG and JPEG 2000, which may be lossy
@@ -32,6 +33,11 @@ def _header(data: bytes) -> Header:
         raise Unreadable(f"has colours of {bits} bits; save it in grey")
     if fields.get(_COLOURS) == (_WHITE_IS_ZERO,) and bits > 1:
         raise Unreadable("counts grey from white (WhiteIsZero); save it with 0 for black")
+    rows = fields.get(_ROWS_PER_STRIP, (height,))[0]
+    bands = planes if fields.get(_PLANES_APART) == (2,) else 1
+    strips = len(fields.get(_PLACES[0][0], ()))
+    if strips and (rows == 0 or strips != -(-height // rows) * bands):
+        raise Unreadable("is damaged (its height and the number of its strips disagree)")
     compression = fields.get(_COMPRESSION, (_UNCOMPRESSED,))[0]
     places = [(fields[o], fields[n]) for o, n in _PLACES if o in fields and n in fields]
     stored = 0

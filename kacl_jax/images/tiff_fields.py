@@ -35,7 +35,7 @@ def read_directory(data: bytes) -> Directory:
         ]
         fields = {}
         for k, (tag, kind, length) in enumerate(entries):
-            if kind not in _FORMATS:
+            if kind not in _FORMATS or length == 0:
                 continue
             size = length * struct.calcsize(order + _FORMATS[kind])
             at = start + 2 + 12 * k + 8

@@ -5,6 +5,7 @@ The radiomics command's own view of the same is in tests/radiomics/test_command_
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import zlib
@@ -191,6 +192,18 @@ def test_a_jpeg_whose_data_end_early_is_refused(tmp_path: Path, name: str) -> No
     for end in range(start, len(whole) - 2, 3):
         path.write_bytes(whole[:end].rstrip(b"\xff") + b"\xff\xd9")
         with pytest.raises(BrokenImage):
+            read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damaged fields
+@pytest.mark.parametrize("name", FILES)
+def test_a_wrong_byte_gives_a_picture_or_a_reason(tmp_path: Path, name: str) -> None:
+    """Never another error. The headers lie within the first and last bytes."""
+    whole = FILES[name]()
+    path = tmp_path / "wrong"
+    for at in {*range(160), *range(len(whole) - 160, len(whole))}:
+        path.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
+        with contextlib.suppress(BrokenImage):
             read_image(path)
 
 
