@@ -1,0 +1,187 @@
+"""A fuzz of all that reads images, masks, boxes, arrays and arguments: python -m benchmarks.fuzz [cases] [seed]
+
+Each case has a known truth. The counts of each kind: right values · a sentence (a row with a reason, or an error that
+the user can read) · and four faults: traceback · crash (signal, hang, too much memory) · wrong (values that are not the
+true ones, or rows that are missing, in silence) · lost (a sentence where the values were due). Exit code 1 if there is
+a fault. docs/fuzz.md says how to add a kind. `--only KIND:SEED` repeats one case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.fuzz.child import KINDS
+from benchmarks.fuzz.judge import CRASH, FAULTS, RIGHT, SENTENCE
+
+REPO = Path(__file__).resolve().parents[2]
+CHILD = "benchmarks.fuzz.child"
+BATCH = 25
+SECONDS = 120  # of a case; the first of a batch may compile
+IDLE_SECONDS = 10  # without any processor time: it hangs
+MEMORY = 3 << 29  # bytes that a case may add
+Report = dict[str, str]
+
+
+def case_names(cases: int, seed: int) -> list[str]:
+    """The kinds take turns; sorted by kind, so that the cases of a batch share what they compile."""
+    kinds = list(KINDS)
+    names = [(i % len(kinds), seed * 1_000_000 + i // len(kinds)) for i in range(cases)]
+    return [f"{kinds[place]}:{number}" for place, number in sorted(names)]
+
+
+def run(names: list[str]) -> list[Report]:
+    """The reports of all cases, in their order."""
+    batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        return [report for reports in pool.map(_run_batch, batches) for report in reports]
+
+
+def _run_batch(names: list[str]) -> list[Report]:
+    """One child after the other until every case has a report.
+
+    A case that hangs or takes too much memory is the one that runs. A signal may be the late effect of an earlier
+    case, so all cases up to it run again, each in its own child.
+    """
+    reports: list[Report] = []
+    while len(reports) < len(names):
+        rest = names[len(reports) :]
+        done, end = _run_child(rest)
+        if end.startswith("signal") and len(done) > 0:
+            done = [report for name in rest[: len(done) + 1] for report in _run_alone(name)]
+        elif end:
+            done.append(_crash(rest[len(done)], end))
+        reports += done
+    return reports
+
+
+def _run_alone(name: str) -> list[Report]:
+    done, end = _run_child([name])
+    return done or [_crash(name, end)]
+
+
+def _crash(name: str, end: str) -> Report:
+    kind, seed = name.rsplit(":", 1)
+    return {"kind": kind, "seed": seed, "what": "", "verdict": CRASH, "text": end}
+
+
+def _run_child(names: list[str]) -> tuple[list[Report], str]:
+    """(the reports of the cases that came to their end, '' or how the child ended before the last one)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, errors = Path(folder) / "report", Path(folder) / "stderr"
+        path.touch()
+        with errors.open("w") as stderr:
+            child = subprocess.Popen(
+                [sys.executable, "-m", CHILD, str(path), *names],
+                cwd=REPO,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={
+                    "JAX_COMPILATION_CACHE_DIR": str(REPO / ".jax_cache"),
+                    **os.environ,
+                    "TMPDIR": folder,
+                },
+            )
+            end = _watch(child, path)
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        reports = [line for line in lines if "verdict" in line]
+        if len(reports) == len(names):
+            return reports, ""
+        last = errors.read_text(errors="replace").strip().splitlines()[-1:]
+        if child.returncode and child.returncode > 0 and not end:
+            raise RuntimeError(
+                f"the fuzz itself failed in {names[len(reports)]}:\n{errors.read_text(errors='replace')}"
+            )
+        return reports, end or f"signal {signal.Signals(-child.returncode).name} {' '.join(last)}"
+
+
+def _watch(child: subprocess.Popen[bytes], report: Path) -> str:
+    """Waits for the child; kills it and says why where a case takes too long or too much memory."""
+    size, started, base = -1, 0.0, 0
+    busy, processor = time.monotonic(), 0.0
+    reason = ""
+    while child.poll() is None:
+        time.sleep(0.05)
+        now = time.monotonic()
+        try:
+            memory, seconds = _memory(child.pid), _processor_seconds(child.pid)
+        except (FileNotFoundError, ProcessLookupError, IndexError):
+            continue
+        if report.stat().st_size != size:
+            size, started, base, busy = report.stat().st_size, now, memory, now
+        if seconds > processor + 0.02:
+            busy, processor = now, seconds
+        if memory - base > MEMORY:
+            reason = f"more than {MEMORY >> 20} MiB of memory"
+        elif now - busy > IDLE_SECONDS:
+            reason = f"hangs: nothing for {IDLE_SECONDS} s"
+        elif now - started > SECONDS:
+            reason = f"takes more than {SECONDS} s"
+        if reason:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    return reason
+
+
+def _memory(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _processor_seconds(session: int) -> float:
+    """Of all processes of a session, so that a process that waits for its workers is not idle."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(") ", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if int(fields[3]) == session:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def table(reports: list[Report]) -> Iterator[str]:
+    """Markdown: the counts of each kind."""
+    columns = (*FAULTS, SENTENCE, RIGHT)
+    yield "| kind | cases | " + " | ".join(columns) + " |"
+    yield "|---|" + "---|" * (len(columns) + 1)
+    counts = Counter((report["kind"], report["verdict"]) for report in reports)
+    for kind in KINDS:
+        row = [counts[kind, column] for column in columns]
+        if sum(row):
+            yield f"| {kind} | {sum(row)} | " + " | ".join(map(str, row)) + " |"
+    total = [sum(report["verdict"] == column for report in reports) for column in columns]
+    yield f"| all | {len(reports)} | " + " | ".join(map(str, total)) + " |"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("cases", type=int, nargs="?", default=1000)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--only", metavar="KIND:SEED", help="repeat this case alone")
+    flags = parser.parse_args(arguments)
+    start = time.monotonic()
+    reports = run([flags.only] if flags.only else case_names(flags.cases, flags.seed))
+    faults = [report for report in reports if report["verdict"] in FAULTS]
+    for report in reports if flags.only else faults:
+        text = " ".join(f"{report['what']} → {report['text']}".split())[:300]
+        print(f"{report['verdict']:9} --only {report['kind']}:{report['seed']}  {text}")
+    print("\n" + "\n".join(table(reports)))
+    print(f"\n{len(faults)} faults in {len(reports)} cases, {time.monotonic() - start:.0f} s")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""A child process that runs some cases: `python -m benchmarks.fuzz.child REPORT KIND:SEED …`.
+
+It appends a line of JSON to REPORT before and after each case, so that the parent knows which one ended it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import traceback
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fuzz import arrays, folders, jpeg, png, tiff
+from benchmarks.fuzz.judge import TRACEBACK, judge
+from benchmarks.fuzz.scene import Kind
+
+KINDS: dict[str, Kind] = {
+    **png.KINDS,
+    **tiff.KINDS,
+    **jpeg.KINDS,
+    **folders.KINDS,
+    **arrays.KINDS,
+}
+ADDRESS_SPACE = 6 << 30  # bytes; jax alone reserves 2.5 GiB
+
+
+def run_case(name: str) -> dict[str, str]:
+    """One case, named KIND:SEED → its kind, seed, what it was, the verdict and a text."""
+    kind, seed = name.rsplit(":", 1)
+    report = {"kind": kind, "seed": seed, "what": ""}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        random = np.random.default_rng([int(seed), zlib.crc32(kind.encode())])
+        case = KINDS[kind](random, Path(folder))
+        report["what"] = case.what
+        try:
+            answer = case.call()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the program under test may raise anything
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            report["text"] = (
+                f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            )
+            return {**report, "verdict": TRACEBACK}
+        finally:
+            os.chdir("/")
+        verdict, text = judge(case, answer)
+    return {**report, "verdict": verdict, "text": text}
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with Path(sys.argv[1]).open("a", buffering=1) as report:
+        for name in sys.argv[2:]:
+            print(json.dumps({"start": name}), file=report)
+            print(json.dumps(run_case(name)), file=report)
+
+
+if __name__ == "__main__":
+    main()
