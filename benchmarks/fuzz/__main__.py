@@ -9,6 +9,7 @@ a fault. docs/fuzz.md says how to add a kind. `--only KIND:SEED` repeats one cas
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +27,13 @@ from benchmarks.fuzz.judge import CRASH, FAULTS, RIGHT, SENTENCE
 
 REPO = Path(__file__).resolve().parents[2]
 CHILD = "benchmarks.fuzz.child"
+MANY_WAYS = (
+    "box_text",
+    "arguments",
+    "extract_many_bins",
+    "extract_dtypes",
+    "extract_arguments",
+)  # two turns each
 BATCH = 25
 SECONDS = 120  # of a case; the first of a batch may compile
 IDLE_SECONDS = 10  # without any processor time: it hangs
@@ -35,9 +43,9 @@ Report = dict[str, str]
 
 def case_names(cases: int, seed: int) -> list[str]:
     """The kinds take turns; sorted by kind, so that the cases of a batch share what they compile."""
-    kinds = list(KINDS)
-    names = [(i % len(kinds), seed * 1_000_000 + i // len(kinds)) for i in range(cases)]
-    return [f"{kinds[place]}:{number}" for place, number in sorted(names)]
+    turns = [*KINDS, *MANY_WAYS]
+    number = Counter(turns[i % len(turns)] for i in range(cases))
+    return [f"{kind}:{seed * 1_000_000 + i}" for kind in KINDS for i in range(number[kind])]
 
 
 def run(names: list[str]) -> list[Report]:
@@ -56,27 +64,15 @@ def _run_batch(names: list[str]) -> list[Report]:
     reports: list[Report] = []
     while len(reports) < len(names):
         rest = names[len(reports) :]
-        done, end = _run_child(rest)
-        if end.startswith("signal") and len(done) > 0:
-            done = [report for name in rest[: len(done) + 1] for report in _run_alone(name)]
-        elif end:
-            done.append(_crash(rest[len(done)], end))
+        done = _run_child(rest)
+        if len(done) > 1 and done[-1]["text"].startswith("signal"):
+            done = [report for name in rest[: len(done)] for report in _run_child([name])]
         reports += done
     return reports
 
 
-def _run_alone(name: str) -> list[Report]:
-    done, end = _run_child([name])
-    return done or [_crash(name, end)]
-
-
-def _crash(name: str, end: str) -> Report:
-    kind, seed = name.rsplit(":", 1)
-    return {"kind": kind, "seed": seed, "what": "", "verdict": CRASH, "text": end}
-
-
-def _run_child(names: list[str]) -> tuple[list[Report], str]:
-    """(the reports of the cases that came to their end, '' or how the child ended before the last one)."""
+def _run_child(names: list[str]) -> list[Report]:
+    """The reports of the cases up to the last one, or to the one that ended the child, which is a crash."""
     with tempfile.TemporaryDirectory() as folder:
         path, errors = Path(folder) / "report", Path(folder) / "stderr"
         path.touch()
@@ -95,16 +91,17 @@ def _run_child(names: list[str]) -> tuple[list[Report], str]:
                 },
             )
             end = _watch(child, path)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # workers that it left behind
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
         reports = [line for line in lines if "verdict" in line]
-        if len(reports) == len(names):
-            return reports, ""
-        last = errors.read_text(errors="replace").strip().splitlines()[-1:]
-        if child.returncode and child.returncode > 0 and not end:
-            raise RuntimeError(
-                f"the fuzz itself failed in {names[len(reports)]}:\n{errors.read_text(errors='replace')}"
-            )
-        return reports, end or f"signal {signal.Signals(-child.returncode).name} {' '.join(last)}"
+        text = errors.read_text(errors="replace").strip()
+    if len(reports) == len(names):
+        return reports
+    if not end and child.returncode >= 0:
+        raise RuntimeError(f"the fuzz itself failed in {names[len(reports)]}:\n{text}")
+    end = end or f"signal {signal.Signals(-child.returncode).name} {text.splitlines()[-1:]}"
+    return [*reports, {**lines[-1], "verdict": CRASH, "text": end}]
 
 
 def _watch(child: subprocess.Popen[bytes], report: Path) -> str:
@@ -130,7 +127,7 @@ def _watch(child: subprocess.Popen[bytes], report: Path) -> str:
         elif now - started > SECONDS:
             reason = f"takes more than {SECONDS} s"
         if reason:
-            os.killpg(child.pid, signal.SIGKILL)
+            child.kill()
             child.wait()
     return reason
 

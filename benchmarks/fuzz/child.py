@@ -13,6 +13,7 @@ import tempfile
 import traceback
 import zlib
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -30,29 +31,27 @@ KINDS: dict[str, Kind] = {
 ADDRESS_SPACE = 6 << 30  # bytes; jax alone reserves 2.5 GiB
 
 
-def run_case(name: str) -> dict[str, str]:
-    """One case, named KIND:SEED → its kind, seed, what it was, the verdict and a text."""
+def run_case(name: str, report: TextIO) -> None:
+    """One case, named KIND:SEED. Writes its kind, seed and what it is, and again with the verdict and a text."""
     kind, seed = name.rsplit(":", 1)
-    report = {"kind": kind, "seed": seed, "what": ""}
+    line = {"kind": kind, "seed": seed, "what": ""}
+    print(json.dumps(line), file=report)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         random = np.random.default_rng([int(seed), zlib.crc32(kind.encode())])
-        case = KINDS[kind](random, Path(folder))
-        report["what"] = case.what
+        case = KINDS[kind](random, Path(folder), int(seed))
+        line["what"] = case.what
+        print(json.dumps(line), file=report)
         try:
             answer = case.call()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the program under test may raise anything
+        except Exception as error:  # the program under test may raise anything
             where = traceback.extract_tb(error.__traceback__)[-1]
-            report["text"] = (
-                f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-            )
-            return {**report, "verdict": TRACEBACK}
-        finally:
-            os.chdir("/")
-        verdict, text = judge(case, answer)
-    return {**report, "verdict": verdict, "text": text}
+            place = f"{Path(where.filename).name}:{where.lineno}"
+            verdict, text = TRACEBACK, f"{type(error).__name__}: {error} ({place})"
+        else:
+            verdict, text = judge(case, answer)
+        os.chdir("/")
+    print(json.dumps({**line, "verdict": verdict, "text": text}), file=report)
 
 
 def main() -> None:
@@ -60,8 +59,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with Path(sys.argv[1]).open("a", buffering=1) as report:
         for name in sys.argv[2:]:
-            print(json.dumps({"start": name}), file=report)
-            print(json.dumps(run_case(name)), file=report)
+            run_case(name, report)
 
 
 if __name__ == "__main__":

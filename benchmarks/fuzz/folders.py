@@ -31,7 +31,7 @@ def write_pair(folder: Path, pixels: np.ndarray, mask: np.ndarray, name: str = "
 # ---- masks -----------------------------------------------------------------------------------------------------
 
 
-def mask_labels(random: Random, folder: Path) -> Case:
+def mask_labels(random: Random, folder: Path, turn: int) -> Case:
     """Several labels: refused without --label; one label's region with --label=L; a row each with --label=all."""
     pixels, region = _pair(random, folder)
     labels = sorted(
@@ -56,7 +56,7 @@ def _is_line(mask: np.ndarray) -> bool:
     return min(int(mask.any(0).sum()), int(mask.any(1).sum())) < 2
 
 
-def mask_soft(random: Random, folder: Path) -> Case:
+def mask_soft(random: Random, folder: Path, turn: int) -> Case:
     """More than 32 values: refused without --threshold."""
     pixels, region = _pair(random, folder)
     soft = np.where(
@@ -69,7 +69,7 @@ def mask_soft(random: Random, folder: Path) -> Case:
     return measured("soft mask over 120", folder, [same(pixels, region)], TEN, "--threshold=120")
 
 
-def mask_inverted(random: Random, folder: Path) -> Case:
+def mask_inverted(random: Random, folder: Path, turn: int) -> Case:
     """A region of over 90 % of the image, or one that touches all four sides: values, with a warning."""
     pixels, region = _pair(random, folder)
     inverted = ~region
@@ -85,7 +85,7 @@ def mask_inverted(random: Random, folder: Path) -> Case:
     return measured("inverted mask", folder, [same(pixels, inverted)], TEN, must_warn=loud)
 
 
-def mask_odd(random: Random, folder: Path) -> Case:
+def mask_odd(random: Random, folder: Path, turn: int) -> Case:
     """Masks that have nothing to measure, another shape, or one unusual value."""
     pixels, region = _pair(random, folder)
     value = int(random.integers(2, 255))
@@ -100,9 +100,9 @@ def mask_odd(random: Random, folder: Path) -> Case:
         "one value": (region.astype(np.uint8) * np.uint8(value), either(Region(pixels, region))),
         "1 in 16 bits": (region.astype(np.uint16), same(pixels, region)),
         "65535 in 16 bits": (region.astype(np.uint16) * 65535, either(Region(pixels, region))),
-        "red": (np.dstack([region * np.uint8(255), one * np.uint8(0), one * np.uint8(0)]), either(Region(pixels, region))),
+        "red": (region[..., None] * np.array([255, 0, 0], np.uint8), either(Region(pixels, region))),
     }  # fmt: skip
-    way = str(random.choice(list(ways)))
+    way = scene.take(ways, turn)
     painted, row = ways[way]
     write_pair(folder, pixels, painted)
     return measured(way, folder, [row, scene.with_bystander(random, folder)], TEN)
@@ -111,26 +111,25 @@ def mask_odd(random: Random, folder: Path) -> Case:
 # ---- folders ---------------------------------------------------------------------------------------------------
 
 
-def special_file(random: Random, folder: Path) -> Case:
+def special_file(random: Random, folder: Path, turn: int) -> Case:
     """Something named .png that is no file with pixels."""
     _pair(random, folder)
     role = str(random.choice(["images", "masks", "reader"]))
     path = folder / ("images" if role == "reader" else role) / "a.png"
     path.unlink()
-    way = str(
-        random.choice(
-            [
-                "FIFO",
-                "/dev/zero",
-                "/dev/null",
-                "/dev/tty",
-                "folder",
-                "socket",
-                "broken link",
-                "empty",
-                "link to itself",
-            ]
-        )
+    way = scene.take(
+        [
+            "FIFO",
+            "/dev/zero",
+            "/dev/null",
+            "/dev/tty",
+            "folder",
+            "socket",
+            "broken link",
+            "empty",
+            "link to itself",
+        ],
+        turn,
     )
     if way == "FIFO":
         os.mkfifo(path)
@@ -150,7 +149,7 @@ def special_file(random: Random, folder: Path) -> Case:
     return measured(f"{way} in {role}", folder, rows, TEN)
 
 
-def huge_picture(random: Random, folder: Path) -> Case:
+def huge_picture(random: Random, folder: Path, turn: int) -> Case:
     """A header of many pixels, or a small file that is really that large: no time and memory may go into it."""
     _pair(random, folder)
     sides = [(11585, 11585), (60000, 60000), (2**31 - 1, 2**31 - 1), (1, 2**31 - 1), (65535, 30000)]
@@ -168,7 +167,7 @@ def huge_picture(random: Random, folder: Path) -> Case:
     return measured(f"{w} x {h}", folder, [REFUSED], TEN, f"--boxes={folder / 'boxes.csv'}")
 
 
-def folder_names(random: Random, folder: Path) -> Case:
+def folder_names(random: Random, folder: Path, turn: int) -> Case:
     """Names that clash, that are missing, or that are hard to write."""
     pixels, mask = _pair(random, folder)
     images, masks = folder / "images", folder / "masks"
@@ -184,7 +183,7 @@ def folder_names(random: Random, folder: Path) -> Case:
         "no image",
         "no folder",
     ]
-    way = str(random.choice(ways))
+    way = scene.take(ways, turn)
     rows = refused
     more: tuple[str, ...] = ()
     if way == "two images":
@@ -229,7 +228,7 @@ def _box_mask(shape: tuple[int, ...], box: tuple[float, ...]) -> np.ndarray:
     return mask
 
 
-def box_values(random: Random, folder: Path) -> Case:
+def box_values(random: Random, folder: Path, turn: int) -> Case:
     """Boxes inside, over the side, without a side, negative, huge, and no numbers."""
     pixels, _ = _pair(random, folder)
     boxes = {
@@ -247,7 +246,7 @@ def box_values(random: Random, folder: Path) -> Case:
         "nan": (3, 4, float("nan"), 9),
         "inf": (3, 4, float("inf"), 9),
     }
-    way = str(random.choice(list(boxes)))
+    way = scene.take(boxes, turn)
     text = "image,x,y,w,h\n" + "a.png," + ",".join(map(str, boxes[way])) + "\na.png,2,3,11,14\n"
     scene.write(folder, {"boxes.csv": text.encode()})
     first = REFUSED
@@ -261,7 +260,7 @@ def box_values(random: Random, folder: Path) -> Case:
     return measured(f"box {way}", folder, rows, TEN, boxes_flag, whole_may_refuse=way != "inside")
 
 
-def box_text(random: Random, folder: Path) -> Case:
+def box_text(random: Random, folder: Path, turn: int) -> Case:
     """The table in another encoding or with another layout."""
     pixels, _ = _pair(random, folder)
     good = "image,x,y,w,h\na.png,2,3,11,14\n"
@@ -292,7 +291,7 @@ def box_text(random: Random, folder: Path) -> Case:
         "another image": (b"image,x,y,w,h\nb.png,2,3,11,14\n", refused),
         "decimal commas": (b'image,x,y,w,h\na.png,"2,0","3,0","11,0","14,0"\n', perhaps),
     }
-    way = str(random.choice(list(ways)))
+    way = scene.take(ways, turn)
     data, rows = ways[way]
     scene.write(folder, {"boxes.csv": data})
     return measured(
@@ -305,13 +304,13 @@ def box_text(random: Random, folder: Path) -> Case:
     )
 
 
-def box_frame(random: Random, folder: Path) -> Case:
+def box_frame(random: Random, folder: Path, turn: int) -> Case:
     """--frame=N: boxes in a square frame of that side."""
     side = int(random.choice([32, 64]))
     pixels = np.resize(scene.picture(random), (side, side))
     _pair(random, folder)
     frame = int(random.choice([1024, side, 0, -1024]))
-    scale = frame // side
+    scale = abs(frame) // side
     box = ",".join(str(v * (scale or 1)) for v in (2, 3, 11, 14))
     scene.write(
         folder,
@@ -325,7 +324,7 @@ def box_frame(random: Random, folder: Path) -> Case:
 # ---- arguments -------------------------------------------------------------------------------------------------
 
 
-def arguments(random: Random, folder: Path) -> Case:
+def arguments(random: Random, folder: Path, turn: int) -> Case:
     """Flags with odd values."""
     pixels, mask = _pair(random, folder)
     right = [same(pixels, mask)]
@@ -353,6 +352,7 @@ def arguments(random: Random, folder: Path) -> Case:
         "masks are a file": (refused, TEN, (f"--masks={folder / 'masks' / 'a.png'}",)),
         "boxes and masks": (refused, TEN, (f"--masks={folder / 'masks'}", f"--boxes={folder / 'masks'}")),
         "boxes are a folder": (refused, TEN, (f"--boxes={folder / 'masks'}",)),
+        "neither boxes nor masks": (refused, TEN, ("--masks=",)),
         "unknown flag": (refused, TEN, ("--bin_size=10",)),
     }  # fmt: skip
     if "--workers" in scene.command_flags():
@@ -361,7 +361,7 @@ def arguments(random: Random, folder: Path) -> Case:
             "workers 0": (perhaps, TEN, ("--workers=0",)),
             "workers -1": (refused, TEN, ("--workers=-1",)),
         }
-    way = str(random.choice(list(ways)))
+    way = scene.take(ways, turn)
     rows, bins, more = ways[way]
     return measured(way, folder, rows, bins, *more, whole_may_refuse=rows is not right)
 

@@ -94,7 +94,7 @@ def as_mask(random: Random, pixels: np.ndarray) -> Mutant:
     return _mutant("mask as JPEG", formats.jpeg(_eight_bits(pixels), **_options(random)), [])
 
 
-def oriented(random: Random, folder: Path) -> Case:
+def oriented(random: Random, folder: Path, turn: int) -> Case:
     """EXIF's orientation in the image and its mask, or in one of them, in any format."""
     pixels, orientation = scene.picture(random), int(random.integers(1, 9))
     mask = scene.region(random, pixels.shape)

@@ -93,7 +93,7 @@ def judge(case: Case, answer: Answer) -> tuple[str, str]:
         for number, (verdict, text) in enumerate(verdicts):
             if verdict == kind:
                 return kind, f"row {number}: {text}"
-    if case.must_warn and not re.search(r"warn|invert|90|sides", answer.text, re.IGNORECASE):
+    if case.must_warn and not re.search(r"warn|invert|sides|90 ?%", answer.text, re.IGNORECASE):
         return WRONG, "the values come without a warning"
     sentences = [text for verdict, text in verdicts if verdict == SENTENCE]
     return (SENTENCE, sentences[0]) if sentences else (RIGHT, "")

@@ -7,7 +7,7 @@ import csv
 import functools
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from benchmarks.fuzz.judge import REFUSED, Answer, Bins, Case, Region, Row, same
 from kacl_jax.radiomics import FEATURE_NAMES
 
 Random = np.random.Generator
-Kind = Callable[[Random, Path], Case]
+# (generator of the case, its empty folder, number of the case within its kind) → the case
+Kind = Callable[[Random, Path, int], Case]
 
 
 class Mutant(NamedTuple):
@@ -34,6 +35,12 @@ class Mutant(NamedTuple):
     may_refuse: bool = True
     suffix: str = ".png"
     for_reader: Sequence[np.ndarray] = ()
+
+
+def take(ways: Iterable[str], turn: int) -> str:
+    """One after the other, so that the cases of a kind meet all its ways."""
+    ways = list(ways)
+    return ways[turn % len(ways)]
 
 
 def picture(random: Random, *, bits: int = 8) -> np.ndarray:
@@ -158,9 +165,10 @@ def measured(
 ) -> Case:  # fmt: skip
     """The command on folder/images and folder/masks."""
     flags = [f"--bin_width={bins.width}" if bins.count is None else f"--bin_count={bins.count}"]
-    flags += [f"--images={folder / 'images'}", *more]
-    if not any(flag.startswith("--boxes") for flag in more):
+    flags.append(f"--images={folder / 'images'}")
+    if not any(flag.startswith(("--boxes", "--masks")) for flag in more):
         flags.append(f"--masks={folder / 'masks'}")
+    flags += more
     return Case(what, lambda: command(*flags), rows, bins, whole_may_refuse, must_warn)
 
 
@@ -170,7 +178,7 @@ def file_kind(
 ) -> Kind:
     """A mutation of one file, which is an image or a mask of the command, or an image of training."""
 
-    def kind(random: Random, folder: Path) -> Case:
+    def kind(random: Random, folder: Path, turn: int) -> Case:
         role = str(random.choice(roles))
         # Training scales 16 bits by the whole range; the command measures any depth.
         depths = {"reader": [8, 16], "mask": [8], "image": [8, 8, 8, 12, 14, 16]}

@@ -10,8 +10,23 @@ import pytest
 
 from benchmarks.fuzz import __main__ as fuzz
 from benchmarks.fuzz.child import KINDS
-from benchmarks.fuzz.judge import CRASH, FAULTS, LOST, REFUSED, RIGHT, SENTENCE, TRACEBACK, WRONG
-from benchmarks.fuzz.judge import Answer, Bins, Case, Region, either, judge, same  # isort: skip
+from benchmarks.fuzz.judge import (
+    CRASH,
+    FAULTS,
+    LOST,
+    REFUSED,
+    RIGHT,
+    SENTENCE,
+    TRACEBACK,
+    WRONG,
+    Answer,
+    Bins,
+    Case,
+    Region,
+    either,
+    judge,
+    same,
+)
 
 HARMLESS = ("png_harmless", "tiff_harmless", "jpeg_harmless", "oriented", "extract_plain")
 
@@ -78,7 +93,7 @@ def test_a_child_that_dies_or_hangs_costs_no_other_case(tmp_path: Path, monkeypa
         "    'good': case(lambda: Answer([], '')),\n"
         "    'abort': case(os.abort),\n"
         "    'hang': case(lambda: time.sleep(99)),\n"
-        "    'memory': case(lambda: len(b'1' * (1 << 29)) and time.sleep(5)),\n"
+        "    'memory': case(lambda: (b'1' * (1 << 29), time.sleep(5))),\n"
         "    'error': case(lambda: 1 / 0),\n"
         "}\n"
         "child.main()\n"
