@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks.fuzz.judge import REFUSED, Bins, Case, Region, Row, either, same
 from benchmarks.fuzz.scene import Kind, Random, measured, plain_png
 
 TEN = Bins(10.0)
+WARNING = r"warn|invert|sides|90 ?%"
 
 
 def _pair(random: Random, folder: Path, name: str = "a.png") -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +84,9 @@ def mask_inverted(random: Random, folder: Path, turn: int) -> Case:
     loud = inverted.mean() > 0.9 or all(
         line.any() for line in (inverted[0], inverted[-1], inverted[:, 0], inverted[:, -1])
     )
-    return measured("inverted mask", folder, [same(pixels, inverted)], TEN, must_warn=loud)
+    return measured(
+        "inverted mask", folder, [same(pixels, inverted)], TEN, must_say=WARNING if loud else ""
+    )
 
 
 def mask_odd(random: Random, folder: Path, turn: int) -> Case:
@@ -167,55 +171,46 @@ def huge_picture(random: Random, folder: Path, turn: int) -> Case:
     return measured(f"{w} x {h}", folder, [REFUSED], TEN, f"--boxes={folder / 'boxes.csv'}")
 
 
-def folder_names(random: Random, folder: Path, turn: int) -> Case:
-    """Names that clash, that are missing, or that are hard to write."""
+def folder_pairs(random: Random, folder: Path, turn: int) -> Case:
+    """Images and masks that do not go together."""
     pixels, mask = _pair(random, folder)
     images, masks = folder / "images", folder / "masks"
-    refused, whole = [REFUSED], True
-    ways = [
-        "two images",
-        "two masks",
-        "masks are the images",
-        "no mask",
-        "a_mask",
-        "odd name",
-        "capitals",
-        "no image",
-        "no folder",
-    ]
+    ways: dict[str, Callable[[], object]] = {
+        "two images a": lambda: scene.write(folder, {"images/a.tif": formats.tiff([pixels[::-1]])}),
+        "two masks a": lambda: scene.write(folder, {"masks/a.tif": formats.tiff([mask * np.uint8(1)])}),
+        "masks are the images": lambda: (shutil.rmtree(masks), masks.symlink_to(images)),
+        "no mask": lambda: (masks / "a.png").rename(masks / "b.png"),
+        "mask a_mask": lambda: (masks / "a.png").rename(masks / "a_mask.png"),
+        "no image": lambda: (images / "a.png").rename(images / "a.txt"),
+        "no folder": lambda: shutil.rmtree(images),
+    }  # fmt: skip
     way = scene.take(ways, turn)
-    rows = refused
-    more: tuple[str, ...] = ()
-    if way == "two images":
-        scene.write(folder, {"images/a.tif": formats.tiff([pixels[::-1]])})
-        rows = refused * 2
-    elif way == "two masks":
-        scene.write(folder, {"masks/a.tif": formats.tiff([mask[::-1].astype(np.uint8)])})
-    elif way == "masks are the images":
-        shutil.rmtree(masks)
-        masks.symlink_to(images)
-        if random.random() < 0.5:
-            masks.unlink()
-            more = (f"--masks={images}",)
-    elif way in ("no mask", "a_mask"):
-        (masks / "a.png").rename(masks / ("b.png" if way == "no mask" else "a_mask.png"))
-    elif way in ("odd name", "capitals"):
-        name = (
-            str(random.choice(["a,b", "a\nb", 'a"b', "é", "a b", "\udcff"]))
-            if way == "odd name"
-            else "A"
-        )
-        for place in (images, masks):
-            (place / "a.png").rename(place / f"{name}.{'PNG' if way == 'capitals' else 'png'}")
-        rows, whole = (
-            [either(Region(pixels, mask)) if name == "\udcff" else same(pixels, mask)],
-            name == "\udcff",
-        )
-    elif way == "no image":
-        (images / "a.png").rename(images / "a.txt")
-    else:
-        shutil.rmtree(images)
-    return measured(way, folder, rows, TEN, *more, whole_may_refuse=whole)
+    ways[way]()
+    rows = [REFUSED] * (2 if way == "two images a" else 1)
+    hint = "_mask" if way == "mask a_mask" else ""
+    return measured(way, folder, rows, TEN, whole_may_refuse=True, must_say=hint)
+
+
+def file_names(random: Random, folder: Path, turn: int) -> Case:
+    """Names that are hard to read or to write; the last one is not UTF-8."""
+    pixels, mask = _pair(random, folder)
+    names = [
+        "A.PNG",
+        "a,b.png",
+        "a\nb.png",
+        'a"b.png',
+        "é.png",
+        "a b.png",
+        "a.b.png",
+        "-a.png",
+        "\udcff.png",
+    ]
+    name = scene.take(names, turn)
+    for place in ("images", "masks"):
+        (folder / place / "a.png").rename(folder / place / name)
+    odd = name == "\udcff.png"
+    rows = [same(pixels, mask)._replace(may_refuse=odd)]
+    return measured(ascii(name), folder, rows, TEN, whole_may_refuse=odd)
 
 
 # ---- boxes -----------------------------------------------------------------------------------------------------
@@ -373,7 +368,8 @@ KINDS: dict[str, Kind] = {
     "mask_odd": mask_odd,
     "special_file": special_file,
     "huge_picture": huge_picture,
-    "folder_names": folder_names,
+    "folder_pairs": folder_pairs,
+    "file_names": file_names,
     "box_values": box_values,
     "box_text": box_text,
     "box_frame": box_frame,

@@ -48,7 +48,8 @@ class Bins(NamedTuple):
 class Case(NamedTuple):
     """`call` runs the program under test and returns an `Answer`.
 
-    whole_may_refuse: one sentence for the whole call is right too. must_warn: the user must read a warning.
+    whole_may_refuse: one sentence for the whole call is right too. must_say: a regular expression for what the user
+    must be able to read.
     """
 
     what: str
@@ -56,7 +57,7 @@ class Case(NamedTuple):
     rows: list[Row]
     bins: Bins = Bins()
     whole_may_refuse: bool = False
-    must_warn: bool = False
+    must_say: str = ""
 
 
 class Answer(NamedTuple):
@@ -80,6 +81,13 @@ REFUSED = Row((), True)
 
 def judge(case: Case, answer: Answer) -> tuple[str, str]:
     """(RIGHT, SENTENCE or a fault, what is wrong)."""
+    verdict, text = _judge_rows(case, answer)
+    if verdict in (RIGHT, SENTENCE) and not re.search(case.must_say, answer.text, re.I | re.S):
+        return WRONG, f"nothing says /{case.must_say}/: {answer.text}"
+    return verdict, text
+
+
+def _judge_rows(case: Case, answer: Answer) -> tuple[str, str]:
     if answer.rows is None:
         if not answer.text.strip():
             return WRONG, "refused without a sentence"
@@ -93,8 +101,6 @@ def judge(case: Case, answer: Answer) -> tuple[str, str]:
         for number, (verdict, text) in enumerate(verdicts):
             if verdict == kind:
                 return kind, f"row {number}: {text}"
-    if case.must_warn and not re.search(r"warn|invert|sides|90 ?%", answer.text, re.IGNORECASE):
-        return WRONG, "the values come without a warning"
     sentences = [text for verdict, text in verdicts if verdict == SENTENCE]
     return (SENTENCE, sentences[0]) if sentences else (RIGHT, "")
 

@@ -161,7 +161,7 @@ def with_bystander(random: Random, folder: Path) -> Row:
 
 def measured(
     what: str, folder: Path, rows: list[Row], bins: Bins, *more: str, whole_may_refuse: bool = False,
-    must_warn: bool = False,
+    must_say: str = "",
 ) -> Case:  # fmt: skip
     """The command on folder/images and folder/masks."""
     flags = [f"--bin_width={bins.width}" if bins.count is None else f"--bin_count={bins.count}"]
@@ -169,7 +169,7 @@ def measured(
     if not any(flag.startswith(("--boxes", "--masks")) for flag in more):
         flags.append(f"--masks={folder / 'masks'}")
     flags += more
-    return Case(what, lambda: command(*flags), rows, bins, whole_may_refuse, must_warn)
+    return Case(what, lambda: command(*flags), rows, bins, whole_may_refuse, must_say)
 
 
 def file_kind(

@@ -69,7 +69,7 @@ def test_the_judge_tells_right_values_from_wrong_ones(truth: Region) -> None:
         assert FEATURE_NAMES[column].removeprefix("original_") in text
     assert judge(_case(REFUSED), Answer([(values, "")], ""))[0] == WRONG
     assert judge(_case(same(*truth), same(*truth)), Answer([(values, "")], ""))[0] == WRONG
-    assert judge(_case(same(*truth), must_warn=True), Answer([(values, "")], ""))[0] == WRONG
+    assert judge(_case(same(*truth), must_say="warn"), Answer([(values, "")], ""))[0] == WRONG
 
 
 def test_the_judge_tells_a_due_sentence_from_a_lost_value(truth: Region) -> None:
