@@ -44,14 +44,14 @@ def mask_labels(random: Random, folder: Path, turn: int) -> Case:
     for label, part in zip(labels, columns, strict=True):
         painted[:, part] = np.where(region[:, part], label, 0)
     write_pair(folder, pixels, painted)
-    if "--label" not in scene.command_flags() or random.random() < 0.4:
+    chosen = str(random.choice([*map(str, labels), "all", "", ""]))
+    if not chosen or "--label" not in scene.command_flags():
         rows = [REFUSED, scene.with_bystander(random, folder)]
         return measured(f"labels {labels}, none chosen", folder, rows, TEN, whole_may_refuse=True)
-    chosen = random.choice([*map(str, labels), "all"])
     regions = labels if chosen == "all" else [int(chosen)]
     rows = [either(Region(pixels, painted == label)) for label in regions]  # a part may be a line
     rows = [row._replace(may_refuse=_is_line(row.truths[0].mask)) for row in rows]
-    return measured(f"labels {labels}", folder, rows, TEN, f"--label={chosen}")
+    return measured(f"labels {labels}, {chosen}", folder, rows, TEN, f"--label={chosen}")
 
 
 def _is_line(mask: np.ndarray) -> bool:
@@ -65,7 +65,7 @@ def mask_soft(random: Random, folder: Path, turn: int) -> Case:
         region, random.integers(150, 256, region.shape), random.integers(0, 90, region.shape)
     )
     write_pair(folder, pixels, soft.astype(np.uint8))
-    if "--threshold" not in scene.command_flags() or random.random() < 0.5:
+    if random.random() < 0.5 or "--threshold" not in scene.command_flags():
         rows = [REFUSED, scene.with_bystander(random, folder)]
         return measured("soft mask", folder, rows, TEN, whole_may_refuse=True)
     return measured("soft mask over 120", folder, [same(pixels, region)], TEN, "--threshold=120")
@@ -349,15 +349,14 @@ def arguments(random: Random, folder: Path, turn: int) -> Case:
         "boxes are a folder": (refused, TEN, (f"--boxes={folder / 'masks'}",)),
         "neither boxes nor masks": (refused, TEN, ("--masks=",)),
         "unknown flag": (refused, TEN, ("--bin_size=10",)),
+        "workers 2": (right, TEN, ("--workers=2",)),
+        "workers 0": (perhaps, TEN, ("--workers=0",)),
+        "workers -1": (refused, TEN, ("--workers=-1",)),
     }  # fmt: skip
-    if "--workers" in scene.command_flags():
-        ways |= {
-            "workers 2": (right, TEN, ("--workers=2",)),
-            "workers 0": (perhaps, TEN, ("--workers=0",)),
-            "workers -1": (refused, TEN, ("--workers=-1",)),
-        }
     way = scene.take(ways, turn)
     rows, bins, more = ways[way]
+    if way == "workers 2" and "--workers" not in scene.command_flags():
+        more = ()
     return measured(way, folder, rows, bins, *more, whole_may_refuse=rows is not right)
 
 

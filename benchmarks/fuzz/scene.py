@@ -164,11 +164,12 @@ def measured(
     must_say: str = "",
 ) -> Case:  # fmt: skip
     """The command on folder/images and folder/masks."""
-    flags = [f"--bin_width={bins.width}" if bins.count is None else f"--bin_count={bins.count}"]
-    flags.append(f"--images={folder / 'images'}")
+    flags = [f"--images={folder / 'images'}"]
     if not any(flag.startswith(("--boxes", "--masks")) for flag in more):
         flags.append(f"--masks={folder / 'masks'}")
-    flags += more
+    flags.append(f"--bin_width={bins.width}" if bins.count is None else f"--bin_count={bins.count}")
+    # A flag in `more` replaces the one that is made here.
+    flags = [*{flag.split("=")[0]: flag for flag in (*flags, *more)}.values()]
     return Case(what, lambda: command(*flags), rows, bins, whole_may_refuse, must_say)
 
 
