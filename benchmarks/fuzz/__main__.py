@@ -27,13 +27,14 @@ from benchmarks.fuzz.judge import CRASH, FAULTS, RIGHT, SENTENCE
 
 REPO = Path(__file__).resolve().parents[2]
 CHILD = "benchmarks.fuzz.child"
+# Two turns each.
 MANY_WAYS = (
     "box_text",
     "arguments",
     "extract_many_bins",
     "extract_dtypes",
     "extract_arguments",
-)  # two turns each
+)
 BATCH = 25
 SECONDS = 120  # of a case; the first of a batch may compile
 IDLE_SECONDS = 10  # without any processor time: it hangs

@@ -146,7 +146,7 @@ KINDS: dict[str, Kind] = {
     "jpeg_bit": file_kind(bit, ("image", "reader")),
     "jpeg_segment": file_kind(segment, ("image", "reader")),
     "jpeg_colour": file_kind(colour, ("image", "reader")),
-    "jpeg_mask": file_kind(as_mask, ("mask",)),
+    "jpeg_mask": file_kind(as_mask, ("mask",), whole_may_refuse=True),
     "oriented": oriented,
     "other_format": file_kind(other_format),
 }

@@ -176,8 +176,12 @@ def measured(
 def file_kind(
     mutate: Callable[[Random, np.ndarray], Mutant],
     roles: tuple[str, ...] = ("image", "mask", "reader"),
+    whole_may_refuse: bool = False,
 ) -> Kind:
-    """A mutation of one file, which is an image or a mask of the command, or an image of training."""
+    """A mutation of one file, which is an image or a mask of the command, or an image of training.
+
+    whole_may_refuse: it makes a mask of another sort, which may need a flag of the whole call.
+    """
 
     def kind(random: Random, folder: Path, turn: int) -> Case:
         role = str(random.choice(roles))
@@ -211,7 +215,9 @@ def file_kind(
             )
             truths = [Region(p, mask) for p in mutant.pictures if p.shape == mask.shape]
         row = Row(tuple(truths), mutant.may_refuse) if truths else REFUSED
-        return measured(what, folder, [row, with_bystander(random, folder)], bins)
+        rows = [row, with_bystander(random, folder)]
+        whole = whole_may_refuse and role == "mask"
+        return measured(what, folder, rows, bins, whole_may_refuse=whole)
 
     return kind
 

@@ -101,8 +101,8 @@ def sorts(random: Random, pixels: np.ndarray) -> Mutant:
     ways = {
         "float32": pixels.astype(np.float32) / 2,
         "int16": pixels.astype(np.int16) - 1000,
-        "uint32": pixels.astype(np.uint32) * 1000,
-        "float64": pixels.astype(np.float64) * 1000,
+        "uint32": pixels.astype(np.uint32) * 10,
+        "float64": pixels.astype(np.float64) * 10,
     }
     way = str(random.choice([*ways, "white is 0", "BigTIFF"]))
     if way in ways:
@@ -132,12 +132,12 @@ def huge(random: Random, pixels: np.ndarray) -> Mutant:
 KINDS: dict[str, Kind] = {
     "tiff_harmless": file_kind(harmless, ("image", "mask")),
     "tiff_truncated": file_kind(truncated),
-    "tiff_bit": file_kind(bit),
-    "tiff_tag": file_kind(tag),
+    "tiff_bit": file_kind(bit, whole_may_refuse=True),
+    "tiff_tag": file_kind(tag, whole_may_refuse=True),
     "tiff_pages": file_kind(pages),
     "tiff_transparent": file_kind(transparent),
     "tiff_colour": file_kind(colour, ("image", "reader")),
     "tiff_sorts": file_kind(sorts, ("image",)),
-    "tiff_float_mask": file_kind(soft, ("mask",)),
+    "tiff_float_mask": file_kind(soft, ("mask",), whole_may_refuse=True),
     "tiff_huge": file_kind(huge),
 }
