@@ -196,11 +196,9 @@ def file_kind(
         image = f"a{mutant.suffix}" if role != "mask" else "a.png"
         if role == "reader":
             write(folder, {image: mutant.data})
-            truths = [_to_8_bits(p) for p in (*mutant.pictures, *mutant.for_reader)]
-            row = Row(
-                tuple(Region(p, np.zeros(0, bool)) for p in truths),
-                mutant.may_refuse or mutant.suffix != ".png",
-            )
+            grey = [_to_8_bits(p) for p in (*mutant.pictures, *mutant.for_reader)]
+            may_refuse = mutant.may_refuse or mutant.suffix != ".png"
+            row = Row(tuple(Region(p, np.zeros(0, bool)) for p in grey), may_refuse)
             return Case(what, lambda: reader(folder / image), [row])
         if role == "mask":
             write(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,8 +15,10 @@ from benchmarks.fuzz.formats import DEFLATE, NONE, PACKBITS, tiff
 from benchmarks.fuzz.scene import Kind, Mutant, Random, file_kind
 
 
-def _mutant(what: str, data: bytes, pictures: object = (), may_refuse: bool = True) -> Mutant:
-    return Mutant(what, data, list(pictures), may_refuse, ".tif")  # type: ignore[call-overload]
+def _mutant(
+    what: str, data: bytes, pictures: Sequence[np.ndarray] = (), may_refuse: bool = True
+) -> Mutant:
+    return Mutant(what, data, pictures, may_refuse, ".tif")
 
 
 def harmless(random: Random, pixels: np.ndarray) -> Mutant:
@@ -24,7 +28,7 @@ def harmless(random: Random, pixels: np.ndarray) -> Mutant:
         return _mutant("LZW", out.getvalue(), [pixels], may_refuse=False)
     compression = int(random.choice([NONE, DEFLATE, PACKBITS]))
     order, tile = str(random.choice(["<", ">"])), int(random.choice([0, 0, 0, 16, 64]))
-    options = {
+    options: dict[str, Any] = {
         "order": order,
         "compression": compression,
         "rows_per_strip": int(random.choice([1, 5, 1 << 16])),
@@ -36,14 +40,14 @@ def harmless(random: Random, pixels: np.ndarray) -> Mutant:
     return _mutant(f"{cube.shape} {options}", tiff([cube], **options), [pixels], may_refuse=False)
 
 
-def _plain(random: Random, pixels: np.ndarray, **more: object) -> bytes:
+def _plain(random: Random, pixels: np.ndarray, **more: Any) -> bytes:
     return tiff(
         [pixels],
         order=str(random.choice(["<", ">"])),
         compression=int(random.choice([NONE, DEFLATE])),
         rows_per_strip=int(random.choice([7, 1 << 16])),
         directory_first=bool(random.random() < 0.5),
-        **more,  # type: ignore[arg-type]
+        **more,
     )
 
 
@@ -98,7 +102,7 @@ def colour(random: Random, pixels: np.ndarray) -> Mutant:
 
 def sorts(random: Random, pixels: np.ndarray) -> Mutant:
     """Values of another sort: a sentence, or the file's own values."""
-    ways = {
+    ways: dict[str, np.ndarray] = {
         "float32": pixels.astype(np.float32) / 2,
         "int16": pixels.astype(np.int16) - 1000,
         "uint32": pixels.astype(np.uint32) * 10,
