@@ -253,8 +253,11 @@ def box_values(random: Random, folder: Path, turn: int) -> Case:
             may_refuse=way != "inside"
         )
     rows = [first, same(pixels, _box_mask(pixels.shape, (2, 3, 11, 14)))]
-    boxes_flag = f"--boxes={folder / 'boxes.csv'}"
-    return measured(f"box {way}", folder, rows, TEN, boxes_flag, whole_may_refuse=way != "inside")
+    flag = f"--boxes={folder / 'boxes.csv'}"
+    # A box of width 0 does not lie outside of the image.
+    hint = r"\A(?!.*outside)" if 0 in boxes[way][2:] else ""
+    whole = way != "inside"
+    return measured(f"box {way}", folder, rows, TEN, flag, whole_may_refuse=whole, must_say=hint)
 
 
 def box_text(random: Random, folder: Path, turn: int) -> Case:
