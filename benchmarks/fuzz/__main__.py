@@ -37,7 +37,7 @@ MANY_WAYS = (
 )
 BATCH = 25
 SECONDS = 120  # of a case; the first of a batch may compile
-IDLE_SECONDS = 10  # without any processor time: it hangs
+IDLE_SECONDS = 20  # without any processor time: it hangs
 MEMORY = 3 << 29  # bytes that a case may add
 Report = dict[str, str]
 

@@ -88,7 +88,7 @@ def test_a_child_that_dies_or_hangs_costs_no_other_case(tmp_path: Path, monkeypa
         "import os, signal, sys, time\n"
         "from benchmarks.fuzz import child\n"
         "from benchmarks.fuzz.judge import Answer, Case\n"
-        "def case(call): return lambda random, folder: Case('', call, [])\n"
+        "def case(call): return lambda random, folder, turn: Case('', call, [])\n"
         "child.KINDS = {\n"
         "    'good': case(lambda: Answer([], '')),\n"
         "    'abort': case(os.abort),\n"
