@@ -48,8 +48,8 @@ def z_score_radiomics(
 
 
 def z_score(
-    x: Float[Array, "b f"], mean: Float[Array, "f"], var: Float[Array, "f"]
-) -> Float[Array, "b f"]:
+    x: Float[Array, "*b f"], mean: Float[Array, "f"], var: Float[Array, "f"]
+) -> Float[Array, "*b f"]:
     """(x − mean) / spread, clipped to ±10; a column without spread gives 0."""
     # Rounding leaves a constant column a relative spread of 1e-7, not 0.
     spread = var > 1e-10 * (1 + mean**2)

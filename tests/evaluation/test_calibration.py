@@ -118,7 +118,7 @@ def test_equal_probabilities_share_a_bin_of_equal_mass(rows: list[tuple[int, int
 def test_the_ece_knows_the_overconfident_and_has_no_interval() -> None:
     rng, n = np.random.default_rng(3), 20_000
     chance = rng.beta(2, 3, n)
-    labels = (rng.random(n) < chance).astype(int)[:, None].repeat(2, axis=1)
+    labels = (rng.random(n) < chance)[:, None].repeat(2, axis=1)
     probability = np.stack([chance, np.clip(chance + 0.1, 0, 1)], axis=1)
     ece = metrics.measure_calibration(probability, labels, np.arange(n), resamples=10).ece
     assert ece.findings[0].value < 0.02

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Int, Real
+from jaxtyping import Bool, Int, Shaped
 
 from kacl_jax.evaluation.metrics.bootstrap import RESAMPLES, Table, ratio_tables
 
@@ -12,7 +12,7 @@ DECISION_METRICS = ("sensitivity", "specificity", "ppv", "npv")
 
 def decision_tables(
     predicted: Bool[np.ndarray, "n c"],
-    labels: Real[np.ndarray, "n c"],
+    labels: Shaped[np.ndarray, "n c"],
     patients: Int[np.ndarray, "n"],
     reasons: list[str],
     *,
@@ -23,7 +23,7 @@ def decision_tables(
     Each is a share of correct predictions: among the positive images, the negative images, the images predicted
     positive and those predicted negative.
 
-    Args: labels 0 or 1; reasons, per finding, why there is no
+    Args: labels 0 or 1, of any dtype; reasons, per finding, why there is no
     prediction at all ('' where there is one). Count n is the number of images in the denominator.
     """
     positive = labels == 1

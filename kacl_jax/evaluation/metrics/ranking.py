@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float, Float64, Int, Real
+from jaxtyping import Float, Float64, Int, Shaped
 from scipy import sparse
 
 from kacl_jax.evaluation.metrics.bootstrap import (
@@ -31,12 +31,12 @@ def missing_class_reason(n_pos: int, n_neg: int) -> str:
 
 def auroc(
     scores: Float[np.ndarray, "n"],
-    labels: Real[np.ndarray, "n"],
+    labels: Shaped[np.ndarray, "n"],
     weights: Float[np.ndarray, "n"] | None = None,
 ) -> float:
     """Area under the ROC curve, a tie between a positive and a negative counting one half.
 
-    Args: scores finite; labels 0 or 1; weights ≥ 0 (default 1).
+    Args: scores finite; labels 0 or 1, of any dtype; weights ≥ 0 (default 1).
     Returns: Σ w_i w_j ([s_i > s_j] + ½ [s_i = s_j]) / Σ w_i w_j over positives i and negatives j;
     NaN where either class weighs nothing. Raises ValueError on a score that is not finite.
     """
@@ -53,14 +53,14 @@ def auroc(
 
 def auroc_table(
     scores: Float[np.ndarray, "n c"],
-    labels: Real[np.ndarray, "n c"],
+    labels: Shaped[np.ndarray, "n c"],
     patients: Int[np.ndarray, "n"],
     *,
     resamples: int = RESAMPLES,
 ) -> Table:
     """AUROC per finding and mean, with patient-cluster intervals.
 
-    Args: labels 0 or 1.
+    Args: labels 0 or 1, of any dtype.
     Returns: counts n_pos and n_neg are images (summed over findings in the mean).
     """
     return _tables(scores, labels, patients, resamples, precision=False)[0]
@@ -68,7 +68,7 @@ def auroc_table(
 
 def ranking_tables(
     scores: Float[np.ndarray, "n c"],
-    labels: Real[np.ndarray, "n c"],
+    labels: Shaped[np.ndarray, "n c"],
     patients: Int[np.ndarray, "n"],
     *,
     resamples: int = RESAMPLES,
@@ -105,7 +105,7 @@ def _prevalence(estimate: Estimate) -> float:
 
 def _tables(
     scores: Float[np.ndarray, "n c"],
-    labels: Real[np.ndarray, "n c"],
+    labels: Shaped[np.ndarray, "n c"],
     patients: Int[np.ndarray, "n"],
     resamples: int,
     *,
@@ -143,7 +143,7 @@ class Ranking:
     def __init__(
         self,
         scores: Float[np.ndarray, "n"],
-        labels: Real[np.ndarray, "n"],
+        labels: Shaped[np.ndarray, "n"],
         patient_index: Int[np.ndarray, "n"],
         n_patients: int,
     ) -> None:
