@@ -69,7 +69,7 @@ class Programs:
         images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
         method = "early_map" if self.maps_before_last_stage else "feature_map"
         grid = jax.eval_shape(
-            lambda x: self.model.apply(variables, x, train=False, method=method), images
+            lambda v, x: self.model.apply(v, x, train=False, method=method), variables, images
         ).shape[1:3]
         f = len(self.log_columns)
         return TrainState(

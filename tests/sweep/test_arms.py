@@ -90,11 +90,12 @@ def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
     program = programs(loss=SIMCLR, augmentation=AUGMENTATION, center_cam=False, warmup_steps=1)
     state, batch, model = first_state(program), make_batch(), TinyKACL()
     batch["ready"][:], batch["radiomics"][:] = False, np.nan
+    given = jax.tree.map(jnp.asarray, batch)
 
     def total(params: Any) -> tuple[jax.Array, Any]:
         (first, affine), (second, _) = (
             AUGMENTATION.view(
-                batch["image"], batch["image_id"], seed=0, step=jnp.int32(1), number=i
+                given["image"], given["image_id"], seed=0, step=jnp.int32(1), number=i
             )
             for i in (0, 1)
         )
@@ -104,10 +105,10 @@ def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
             variables, images, train=True, method="feature_map", mutable=["batch_stats"]
         )
         logits = model.apply(variables, feature_map[:B], method="classify")
-        focal = optax.losses.sigmoid_focal_loss(logits, batch["labels"], alpha=0.25, gamma=2.0)
+        focal = optax.losses.sigmoid_focal_loss(logits, given["labels"], alpha=0.25, gamma=2.0)
         z = model.apply(variables, feature_map, method="project_image")
         contrast = optax.losses.ntxent(z, jnp.tile(jnp.arange(B), 2), temperature=0.2)
-        finding = gradcam.region_finding(logits, batch["labels"])
+        finding = gradcam.region_finding(logits, given["labels"])
         kernel = params["classifier"]["kernel"][:, finding]
         cam = jnp.einsum("buvk,kb->buv", feature_map[:B], kernel)
         loss = 0.8 * focal.sum(1).mean() + 0.2 * contrast
@@ -139,7 +140,7 @@ def test_a_view_belongs_to_seed_step_image_and_number() -> None:
     back = {name: rows[::-1] for name, rows in batch.items()}
     np.testing.assert_array_equal(np.asarray(views(back, 3))[B:][::-1], second)
     later = np.asarray(views(batch, 4))[B:]
-    other = np.asarray(jax.jit(lambda b: reseeded.forward_pass.augment(3, b)[0])(batch))[B:]
+    other = jax.jit(lambda b, step: reseeded.forward_pass.augment(step, b)[0])(batch, 3)[B:]
     for different in (first, later, other, np.roll(second, 1, 0)):
         assert (np.abs(different - second).max((1, 2, 3)) > 1e-3).all()
     # The first view is that of every other arm.
@@ -200,8 +201,14 @@ def grad_cams(state: TrainState, early: jax.Array) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(one))(early))
 
 
+def on_device(state: TrainState) -> Any:
+    """The model's variables as jax arrays."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return jax.tree.map(jnp.asarray, variables)
+
+
 def grey(batch: Any) -> jax.Array:
-    return normalise(batch["image"][..., 0].astype(np.float32))
+    return normalise(jnp.float32(batch["image"][..., 0]))
 
 
 def test_evaluated_maps_of_an_earlier_stage_are_its_grad_cams_and_each_images_own() -> None:
@@ -215,7 +222,7 @@ def test_evaluated_maps_of_an_earlier_stage_are_its_grad_cams_and_each_images_ow
         return np.asarray(found["logits"]), np.asarray(found["maps"])
 
     logits, maps = evaluated(batch["image"])
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = on_device(state)
     model = TinyKACL()
     early = model.apply(variables, grey(batch), False, method="early_map")
     close(maps, grad_cams(state, early))
@@ -237,12 +244,12 @@ def test_the_step_marks_regions_by_an_earlier_stage_and_keeps_its_mean() -> None
     maps = grad_cams(state, front(state, grey(batch)))
     after, metrics, rows = step(state, batch)
 
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = on_device(state)
     feature_map, _ = TinyKACL().apply(
         variables, grey(batch), True, method="feature_map", mutable=["batch_stats"]
     )
     logits = TinyKACL().apply(variables, feature_map, method="classify")
-    finding = np.asarray(gradcam.region_finding(logits, batch["labels"]))
+    finding = np.asarray(gradcam.region_finding(logits, jnp.asarray(batch["labels"])))
     close(rows["cam"], maps[np.arange(B), finding] - mean[finding])
     # Row r of step 3 speaks for finding (r + 3) mod 8; the first step's mean is that of its rows alone.
     turns = [maps[(np.arange(B) + 3) % C == c, c].mean(0) for c in range(C)]
