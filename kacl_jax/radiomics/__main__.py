@@ -190,6 +190,12 @@ def _print_summary(summary: Summary, out: Path) -> None:
             "'reason'",
             file=sys.stderr,
         )
+    if summary.few_levels:
+        print(
+            f"Warning: {summary.few_levels} of {summary.regions} regions have one or two grey levels, so that textures "
+            "say little (column 'reason'); --bin_width is in the grey values of the files",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

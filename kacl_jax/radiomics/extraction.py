@@ -14,17 +14,17 @@ import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int16, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from kacl_jax.radiomics import FEATURE_NAMES, host, tiles
+from kacl_jax.radiomics.arguments import as_items, check_call, check_item
 from kacl_jax.radiomics.counts import bins
 from kacl_jax.radiomics.counts.matrices import Formulation
 from kacl_jax.radiomics.host import RadiomicsError
-from kacl_jax.runtime.errors import UserError
 
 CountingMethod = Formulation | Literal["numba"]
 # px: the longer side of a region plus 2 must fit. numba has few, because its time hardly depends on the empty margin.
@@ -44,11 +44,19 @@ _MAX_BATCH_PIXELS: dict[CountingMethod, int] = {
 _MAX_BATCH_TILES: dict[CountingMethod, int] = {"numba": 8, "scatter": 8, "matmul": 64}
 
 
+# In the reason of a region with features: its textures say little, because its grey values need wider ranges or
+# narrower bins.
+FEW_LEVELS = "one or two grey levels"
+# Beyond these limits the fourth power of a grey value leaves float32's range.
+_FLOAT32_GREY = (1e-6, 1e8)
+
+
 class Extraction(NamedTuple):
     """The features of n regions.
 
     features: in the order of FEATURE_NAMES, NaN where pyradiomics gives NaN and in every row that is not ready.
-    reasons: for each region, why it is not ready or why the JAX backend left it to the host; else ''.
+    reasons: for each region, why it is not ready; or why the JAX backend left it to the host, FEW_LEVELS if it has one
+      or two grey levels, both joined by '; ', or ''.
     """
 
     features: Float[np.ndarray, "n f"]
@@ -67,6 +75,10 @@ def extract(
 ) -> Extraction:
     """The 102 two-dimensional features of one region per image.
 
+    What is wrong with one region makes its row not ready, with the reason: a mask that is empty, one pixel or a line,
+    pixels of the region that are NaN or infinite, more than `host.MAX_LEVELS` grey levels, and in a sequence an item of
+    another dtype or shape. Nothing outside of a region counts.
+
     Args:
       images: uint8 or float [n h w], grey values 0–255, or a sequence of [h w] of any sizes.
       masks: bool [n h w] or a sequence of bool [h w]: the regions.
@@ -76,14 +88,17 @@ def extract(
       dtype: of the features; the JAX backend also computes in it.
 
     Raises:
-      UserError: one line for each problem, with the number of the item: shape, dtype, NaN pixels, empty mask.
+      UserError: one line for each problem with the call as a whole: an option, the numbers of images and masks, or the
+        dtype or shape of an array [n h w].
 
     Warns:
-      UserWarning: if all grey values of an image lie in [0, 1], so that one bin would contain them all.
+      UserWarning: once, if regions have one or two grey levels although more were possible, as those of images that are
+        scaled to [0, 1] or z-scored.
     """
-    _check_arguments(images, masks, backend, bin_width, bin_count, dtype)
+    images, masks = as_items(images), as_items(masks)
+    check_call(images, masks, backend, bin_width, bin_count, dtype)
     regions = [
-        _prepare_region(image, mask, backend, bin_width, bin_count)
+        _prepare_region(image, mask, backend, dtype, bin_width, bin_count)
         for image, mask in zip(images, masks, strict=True)
     ]
     features = np.full((len(regions), len(FEATURE_NAMES)), np.nan, dtype)
@@ -104,12 +119,27 @@ def extract(
         extractor = host.Extractor(bin_width, bin_count)
     for row in on_host:
         try:
-            features[row] = extractor.extract(regions[row].pixels, regions[row].mask)
+            values = extractor.extract(regions[row].pixels, regions[row].mask)
         except RadiomicsError as error:
             ready[row], reasons[row] = False, error.reason
+            continue
+        with np.errstate(over="ignore"):
+            features[row] = values
     if backend == "jax" and on_host:
         logging.info("%d of %d regions were left to the host path", len(on_host), len(regions))
+    _warn_of_few_levels(ready, reasons)
     return Extraction(features, ready, tuple(reasons))
+
+
+def _warn_of_few_levels(ready: np.ndarray, reasons: Sequence[str]) -> None:
+    rows = [row for row, reason in enumerate(reasons) if ready[row] and FEW_LEVELS in reason]
+    if rows:
+        warnings.warn(
+            f"{len(rows)} of {len(ready)} regions (first: item {rows[0]}) have {FEW_LEVELS}, so that textures say "
+            "little; if the images are in [0, 1] or z-scored, scale them to 0–255, or take narrower bins",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 class _Bucket(NamedTuple):
@@ -123,39 +153,40 @@ class _Bucket(NamedTuple):
 class _Region(NamedTuple):
     """A region cut out of its image.
 
-    level: grey levels, 0 outside of the region; only for the JAX backend. target: the program that computes it, or the
-    host; None where pyradiomics refuses it. reason: as in `Extraction`.
+    level: grey levels, 0 outside of the region; only where the JAX backend measures it. target: the program that
+    computes it, or the host; None if nothing can. reason: as in `Extraction`.
     """
 
     pixels: UInt8[np.ndarray, "h w"] | Float32[np.ndarray, "h w"]
     mask: Bool[np.ndarray, "h w"]
-    level: Int16[np.ndarray, "h w"] | Int16[np.ndarray, "0 0"]
+    level: Int64[np.ndarray, "h w"] | None
     target: _Bucket | Literal["host"] | None
     reason: str
 
 
 def _prepare_region(
-    image: UInt8[np.ndarray, "h w"] | Float[np.ndarray, "h w"],
-    mask: Bool[np.ndarray, "h w"],
-    backend: str,
-    bin_width: float,
-    bin_count: int | None,
+    image: Any, mask: Any, backend: str, dtype: str, bin_width: float, bin_count: int | None
 ) -> _Region:
-    pixels, mask = host.crop(_uint8_or_float32(image), mask)
-    level = np.zeros((0, 0), np.int16)
     try:
-        host.check_mask(mask)
+        pixels, mask = host.crop(*check_item(image, mask))
+        pixels = _uint8_or_float32(pixels)
+        host.check_region(pixels, mask, bin_width, bin_count)
     except RadiomicsError as error:
-        return _Region(pixels, mask, level, None, error.reason)
+        return _Region(np.zeros((0, 0), np.uint8), np.zeros((0, 0), bool), None, None, error.reason)
+    try:
+        level = bins.grey_levels(pixels, mask, bin_width=bin_width, bin_count=bin_count)
+    except ValueError:  # the host says what pyradiomics makes of it
+        return _Region(pixels, mask, None, "host", "")
+    has_few = np.count_nonzero(np.bincount(level[mask])) <= 2 < (bin_count or np.inf)
+    few_levels = FEW_LEVELS if has_few else ""
     if backend == "pyradiomics":
-        return _Region(pixels, mask, level, "host", "")
-    level = bins.grey_levels(pixels, mask, bin_width=bin_width, bin_count=bin_count)
-    reason = _limit_reason(level)
-    if reason:
-        return _Region(pixels, mask, level, "host", reason)
-    return _Region(
-        pixels, mask, level, _choose_bucket(level, pixels.dtype, choose_counting_method()), ""
-    )
+        return _Region(pixels, mask, None, "host", few_levels)
+    limit_reason = _limit_reason(pixels[mask], level, dtype)
+    reason = "; ".join(filter(None, (limit_reason, few_levels)))
+    if limit_reason:
+        return _Region(pixels, mask, None, "host", reason)
+    bucket = _choose_bucket(level, pixels.dtype, choose_counting_method())
+    return _Region(pixels, mask, level, bucket, reason)
 
 
 @functools.cache
@@ -166,21 +197,28 @@ def choose_counting_method() -> CountingMethod:
     return "numba" if importlib.util.find_spec("numba") else "scatter"
 
 
-def _uint8_or_float32(image: np.ndarray) -> np.ndarray:
-    return image if image.dtype == np.uint8 else image.astype(np.float32)
+def _uint8_or_float32(pixels: np.ndarray) -> np.ndarray:
+    """A value beyond float32's range becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
 
 
-def _limit_reason(level: Int16[np.ndarray, "h w"]) -> str:
+def _limit_reason(values: np.ndarray, level: Int64[np.ndarray, "h w"], dtype: str) -> str:
+    """Why the JAX backend leaves a region to the host, or ''. values: the region's pixels [k]."""
     if max(level.shape) + 2 > LARGEST_TILE:
         h, w = level.shape
         return f"on the host: {h}×{w} px is over {LARGEST_TILE - 2} px"
     if level.max() > LEVEL_LIMITS[-1]:
         return f"on the host: {level.max()} grey levels are over {LEVEL_LIMITS[-1]}"
+    low, high = float(values.min()), float(values.max())
+    finest, largest = _FLOAT32_GREY
+    if dtype == "float32" and (max(-low, high) > largest or 0 < high - low < finest):
+        return f"on the host: float32 has no room for moments of grey values {low:g} to {high:g}"
     return ""
 
 
 def _choose_bucket(
-    level: Int16[np.ndarray, "h w"], pixel_dtype: np.dtype, method: CountingMethod
+    level: Int64[np.ndarray, "h w"], pixel_dtype: np.dtype, method: CountingMethod
 ) -> _Bucket:
     """The smallest tile side and number of grey levels that are enough for a region."""
     side = next(side for side in TILE_SIDES[method] if side >= max(level.shape) + 2)
@@ -203,6 +241,7 @@ def _compute_batch(regions: list[_Region], bucket: _Bucket, dtype: str) -> Float
     shape = (_batch_size(bucket.side, choose_counting_method()), bucket.side, bucket.side)
     pixels, level = np.zeros(shape, bucket.pixel_dtype), np.zeros(shape, np.uint8)
     for row, region in enumerate(regions):
+        assert region.level is not None
         h, w = region.level.shape
         window = np.s_[row, 1 : 1 + h, 1 : 1 + w]
         pixels[window], level[window] = region.pixels, region.level
@@ -227,45 +266,3 @@ def _compiled_program(n_levels: int, method: CountingMethod) -> Callable[..., ja
         )
 
     return count_and_compute
-
-
-def _check_arguments(images, masks, backend, bin_width, bin_count, dtype):  # type: ignore[no-untyped-def]
-    problems = []
-    if backend not in ("pyradiomics", "jax"):
-        problems.append(f"backend is {backend!r}; it must be 'pyradiomics' or 'jax'")
-    if dtype not in ("float32", "float64"):
-        problems.append(f"dtype is {dtype!r}; it must be 'float32' or 'float64'")
-    if bin_count is None and not bin_width > 0:
-        problems.append(f"bin_width is {bin_width!r}; it must be > 0")
-    if bin_count is not None and bin_count < 1:
-        problems.append(f"bin_count is {bin_count!r}; it must be ≥ 1 or None")
-    if len(images) != len(masks):
-        problems.append(f"there are {len(images)} images and {len(masks)} masks")
-    unit_items = []
-    for item, (image, mask) in enumerate(zip(images, masks, strict=False)):
-        problem = _item_problem(np.asarray(image), np.asarray(mask))
-        if problem:
-            problems.append(f"item {item}: {problem}")
-        elif image.dtype != np.uint8 and image.min() >= 0 and image.max() <= 1:
-            unit_items.append(item)
-    if problems:
-        raise UserError("Radiomics cannot be computed:\n  " + "\n  ".join(problems))
-    if unit_items and bin_count is None and bin_width >= 1:
-        warnings.warn(
-            f"{len(unit_items)} images (first: item {unit_items[0]}) have all grey values in [0, 1]; with bin_width "
-            f"{bin_width:g} they fall into one or two bins: scale them to 0–255",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _item_problem(image: np.ndarray, mask: np.ndarray) -> str:
-    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
-        return f"the image is {image.dtype}; it must be uint8 or float, grey 0–255"
-    if mask.dtype != np.bool_:
-        return f"the mask is {mask.dtype}; it must be bool"
-    if image.ndim != 2 or image.shape != mask.shape:
-        return f"image {image.shape} and mask {mask.shape} must have one shape [h w]"
-    if not np.isfinite(image).all():
-        return "the image has pixels that are NaN or infinite"
-    return "" if mask.any() else "the mask is empty"

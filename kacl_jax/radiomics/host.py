@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,6 +22,10 @@ from kacl_jax.radiomics import FAMILIES, FEATURE_NAMES
 
 # Both distributions contain the same `radiomics` module; only the first one installs on a clean machine.
 _DISTRIBUTIONS = ("pyradiomics-bhklab", "pyradiomics")
+# pyradiomics' largest arrays for a region of g grey levels are its GLCM, 4·g² float64 numbers, and its GLSZM, g times
+# the pixels of the largest zone. Each may take 2 GiB; some steps need up to three copies.
+_MAX_NUMBERS = 2**28
+MAX_LEVELS = math.isqrt(_MAX_NUMBERS // 4)
 
 
 class RadiomicsError(Exception):
@@ -69,9 +74,14 @@ class Extractor:
         radiomics.logger.setLevel(logging.CRITICAL)
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
         self._to_itk_image = SimpleITK.GetImageFromArray
+        self._get_bin_edges = importlib.import_module("radiomics.imageoperations").getBinEdges
         self._classes = {family: _feature_class(family) for family in FAMILIES}
         # A 2-D image with force2D=True would lose three of the four directions.
-        self._settings = {"binWidth": bin_width, "binCount": bin_count, "force2D": False}
+        self._settings: dict[str, Any] = {
+            "binWidth": bin_width,
+            "binCount": bin_count,
+            "force2D": False,
+        }
 
     def extract(self, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Features float64 [102] in the order of FEATURE_NAMES.
@@ -87,24 +97,42 @@ class Extractor:
                 f"{pixels.shape} and {mask.dtype} {mask.shape}"
             )
         pixels, mask = crop(pixels, mask)
-        check_mask(mask)
-        itk_image = self._to_itk_image(pixels.astype(np.float32))
-        itk_mask = self._to_itk_image(mask.astype(np.uint8))
-        shared: dict[str, Any] = {}  # the binned image, computed by the first class that needs it
+        check_region(pixels, mask, self._settings["binWidth"], self._settings["binCount"])
+        pixels = pixels.astype(np.float32)
+        itk_image, itk_mask = (self._to_itk_image(x) for x in (pixels, mask.astype(np.uint8)))
         values = []
         # If warnings are errors, pyradiomics catches them and returns NaN instead of the value.
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
+            binned = self._grey_levels(pixels, mask)
             for family in FAMILIES:
-                values += self._family_values(family, itk_image, itk_mask, shared)
+                values += self._family_values(family, itk_image, itk_mask, binned)
         return np.array(values, np.float64)
 
+    def _grey_levels(self, pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(grey levels int64 [h w] from 1 on, 0 outside of the region; which of them occur)."""
+        values = pixels[mask]
+        # The edges depend only on the extremes. pyradiomics takes half of its time for Python's min
+        # and max over all pixels, once per family.
+        extremes = np.array([values.min(), values.max()])
+        try:
+            levels = np.digitize(values, self._get_bin_edges(extremes, **self._settings))
+        except ValueError as error:
+            raise RadiomicsError(f"its bins cannot be made: {error}") from error
+        if levels.min() < 1:
+            raise RadiomicsError("its bins are narrower than float32 can tell apart")
+        if int(levels.max()) * int(np.bincount(levels).max()) > _MAX_NUMBERS:
+            raise RadiomicsError("too many grey levels for its number of pixels; take wider bins")
+        binned = np.zeros(mask.shape, "int")
+        binned[mask] = levels
+        return binned, np.unique(levels)
+
     def _family_values(
-        self, family: str, image: Any, label: Any, shared: dict[str, Any]
+        self, family: str, image: Any, label: Any, binned: tuple[np.ndarray, np.ndarray]
     ) -> list[float]:
         try:
             values_by_name = self._classes[family](
-                image, label, shared=shared, **self._settings
+                image, label, binned=binned, **self._settings
             ).execute()
         except MemoryError:  # not a property of the region
             raise
@@ -116,22 +144,33 @@ class Extractor:
         return [float(np.real(values_by_name[name.removeprefix(prefix)])) for name in names]
 
 
-def check_mask(mask: np.ndarray) -> None:
-    """Raise RadiomicsError for a region that `execute` refuses before it computes features. mask: cropped."""
+def check_region(
+    pixels: np.ndarray, mask: np.ndarray, bin_width: float, bin_count: int | None
+) -> None:
+    """Raise RadiomicsError for a region that cannot be measured. pixels and mask: cropped.
+
+    `execute` refuses an empty mask, one pixel and a line. With pixels that are not finite or more than MAX_LEVELS bins
+    it would fail, take all memory, or write outside of its arrays.
+    """
     if mask.size == 0:
         raise RadiomicsError("empty mask")
     if mask.size == 1:
         raise RadiomicsError("one pixel")
     if min(mask.shape) == 1:
         raise RadiomicsError("a line")
+    values = pixels[mask]
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise RadiomicsError("the region has pixels that are NaN or infinite")
+    if (bin_count or (high - low) / float(bin_width)) > MAX_LEVELS:
+        raise RadiomicsError(f"more than {MAX_LEVELS} grey levels; take wider bins")
 
 
 def _feature_class(family: str) -> Any:
-    """pyradiomics' class of one family, changed so that all families share one binned image."""
+    """pyradiomics' class of one family, changed so that it takes the binned image that all families share."""
     module = importlib.import_module(f"radiomics.{family}")
     class_names = {"shape2D": "RadiomicsShape2D", "firstorder": "RadiomicsFirstOrder"}
     base = getattr(module, class_names.get(family, f"Radiomics{family.upper()}"))
-    get_bin_edges = importlib.import_module("radiomics.imageoperations").getBinEdges
     feature_names = base.getFeatureNames()
 
     class SharedBins(base):  # type: ignore[misc, valid-type]
@@ -142,20 +181,11 @@ def _feature_class(family: str) -> Any:
             return feature_names  # the original inspects the class in every call
 
         def _applyBinning(self, matrix: np.ndarray) -> np.ndarray:
-            shared = self.settings["shared"]
-            if not shared:
-                values = matrix[self.maskArray]
-                # The edges depend only on the extremes. The original takes half of its time for
-                # Python's min and max over all pixels, once per family.
-                extremes = np.array([values.min(), values.max()])
-                binned = np.zeros(matrix.shape, "int")
-                binned[self.maskArray] = np.digitize(
-                    values, get_bin_edges(extremes, **self.settings)
-                )
-                shared.update(binned=binned, levels=np.unique(binned[self.maskArray]))
-            self.coefficients["grayLevels"] = shared["levels"].copy()
-            self.coefficients["Ng"] = int(shared["levels"].max())
-            return shared["binned"].copy()
+            binned: np.ndarray
+            binned, levels = self.settings["binned"]
+            self.coefficients["grayLevels"] = levels.copy()
+            self.coefficients["Ng"] = int(levels.max())
+            return binned.copy()
 
     return SharedBins
 

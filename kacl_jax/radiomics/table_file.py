@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -21,10 +22,15 @@ _NO_FEATURES = np.full(len(FEATURE_NAMES), np.nan)
 
 
 class Summary(NamedTuple):
-    """regions, not_ready: rows of the table. darkest, brightest: of the images that could be read; NaN if none."""
+    """Numbers of rows of the table, and the range of the images that could be read.
+
+    few_levels: with features, but of a region with one or two grey levels. darkest, brightest: NaN if no image could be
+    read.
+    """
 
     regions: int
     not_ready: int
+    few_levels: int
     darkest: float
     brightest: float
 
@@ -52,14 +58,14 @@ def write_table(
     Raises:
       UserError: the options are wrong or `out` cannot be written, before anything is computed.
     """
-    from kacl_jax.radiomics import extract
+    from kacl_jax.radiomics.extraction import FEW_LEVELS, extract
 
     if out.is_dir():
         raise UserError(f"--out={out} is a folder; give the name of a file")
     extract([], [], **options)  # checks the options before a file is opened
     convert_to_parquet = _parquet_converter() if out.suffix == ".parquet" else None
     partial = out.with_name(out.name + ".part")
-    not_ready, darkest, brightest = 0, np.nan, np.nan
+    not_ready, few_levels, darkest, brightest = 0, 0, np.nan, np.nan
     with (
         _open_for_writing(partial) as file,
         tqdm(disable=None, total=len(regions), unit="region", desc=str(out)) as progress_bar,
@@ -70,6 +76,7 @@ def write_table(
             some = regions[start : start + _REGIONS_AT_ONCE]
             for region, row in zip(some, _compute_rows(some, options, max_megapixels), strict=True):
                 not_ready += not row.ready
+                few_levels += row.ready and FEW_LEVELS in row.reason
                 darkest = np.fmin(darkest, row.grey[0])
                 brightest = np.fmax(brightest, row.grey[1])
                 cells = ["" if np.isnan(value) else float(value) for value in row.features]
@@ -79,14 +86,14 @@ def write_table(
     if convert_to_parquet is not None:
         convert_to_parquet(partial)
     partial.replace(out)
-    return Summary(len(regions), not_ready, float(darkest), float(brightest))
+    return Summary(len(regions), not_ready, few_levels, float(darkest), float(brightest))
 
 
 def _compute_rows(
     regions: Sequence[Region], options: Mapping[str, Any], max_megapixels: int
 ) -> Iterator[_Row]:
     """The row of each region, in their order."""
-    from kacl_jax.radiomics import extract
+    from kacl_jax.radiomics.extraction import FEW_LEVELS, extract
 
     readable: list[tuple[np.ndarray, np.ndarray]] = []
     problems: list[str] = []  # of each region, '' if it can be read
@@ -96,9 +103,11 @@ def _compute_rows(
             problems.append("")
         except (BrokenImage, UserError) as error:
             problems.append(str(error))
-    extraction = extract(
-        [image for image, _ in readable], [mask for _, mask in readable], **options
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f".*{FEW_LEVELS}")  # the summary says it
+        extraction = extract(
+            [image for image, _ in readable], [mask for _, mask in readable], **options
+        )
     results = zip(readable, *extraction, strict=True)
     for problem in problems:
         if problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from kacl_jax.data import nih
 from kacl_jax.evaluation.localization import PredictedBoxes
 from kacl_jax.evaluation.number_format import interval, short
 from kacl_jax.evaluation.outputs import Outputs
-from kacl_jax.radiomics.extraction import extract
+from kacl_jax.radiomics.extraction import FEW_LEVELS, extract
 from kacl_jax.report import cases, charts, features, pictures
 from kacl_jax.report.features import Moments
 from kacl_jax.step.regions import RegionRule
@@ -177,12 +178,15 @@ def _measure_regions(
     bar = tqdm(desc="Measuring regions for report.html", total=len(pairs), disable=None, delay=2)
     for chunk in _chunks(pairs, _IMAGES_AT_ONCE * len(inputs.findings)):
         pixels = {image: inputs.pixels(image, inputs.rule.size) for image in {i for i, _ in chunk}}
-        extracted = extract(
-            [pixels[image] for image, _ in chunk],
-            [inputs.region(*pair) for pair in chunk],
-            backend=inputs.backend,
-            bin_width=inputs.bin_width,
-        )
+        with warnings.catch_warnings():
+            # The grey values have the run's own scale, so a flat region is no mistake.
+            warnings.filterwarnings("ignore", f".*{FEW_LEVELS}")
+            extracted = extract(
+                [pixels[image] for image, _ in chunk],
+                [inputs.region(*pair) for pair in chunk],
+                backend=inputs.backend,
+                bin_width=inputs.bin_width,
+            )
         features_of_pair |= dict(zip(chunk, extracted.features, strict=True))
         for reason, ready in zip(extracted.reasons, extracted.ready, strict=True):
             if not ready:

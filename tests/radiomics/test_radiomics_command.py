@@ -159,3 +159,15 @@ def test_rows_computed_before_an_interruption_stay(folder: Path, monkeypatch) ->
     monkeypatch.setattr(Region, "read", interrupted)
     assert run(folder, f"--masks={folder / 'masks'}", f"--out={folder / 'm.csv'}") == 75
     assert [row["image"] for row in table(folder / "m.csv.part")] == ["a.png"]
+
+
+def test_regions_of_few_grey_levels_are_counted(folder: Path, capsys) -> None:
+    pixels = cv2.imread(str(folder / "images" / "a.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(folder / "images" / "b.png"), pixels // 200)
+    assert run(folder, f"--masks={folder / 'masks'}", f"--out={folder / 'm.csv'}") == 0
+    assert "Warning: 1 of 2 regions have one or two grey levels" in capsys.readouterr().err
+    rows = table(folder / "m.csv")
+    assert [(row["ready"], row["reason"]) for row in rows] == [
+        ("True", ""),
+        ("True", "one or two grey levels"),
+    ]

@@ -7,7 +7,7 @@ pyradiomics. For 8-bit grey values a table is enough. Imports no jax.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int16, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 
 def bin_edges(
@@ -26,7 +26,7 @@ def bin_edges(
     start = extremes[0] - extremes[0] % bin_width
     lower_edges = np.arange(start, extremes[1] + 2 * bin_width, bin_width)
     # A single grey value that is an edge itself gets one bin around it.
-    return lower_edges if len(lower_edges) > 1 else lower_edges[0] + np.array([-0.5, 0.5])
+    return lower_edges if len(lower_edges) != 1 else lower_edges[0] + np.array([-0.5, 0.5])
 
 
 def grey_levels(
@@ -35,17 +35,26 @@ def grey_levels(
     *,
     bin_width: float,
     bin_count: int | None,
-) -> Int16[np.ndarray, "h w"]:
-    """Grey levels, 0 outside the mask, which is not empty."""
+) -> Int64[np.ndarray, "h w"]:
+    """Grey levels from 1 on, 0 outside the mask.
+
+    The mask is not empty, the pixels are finite, and they need few enough bins (`host.check_region`).
+
+    Raises:
+      ValueError: float32 cannot tell the edges of the bins apart.
+    """
     values = pixels[mask]
-    levels = np.zeros(pixels.shape, np.int16)
-    lower_edges = bin_edges(
-        float(values.min()), float(values.max()), bin_width=bin_width, bin_count=bin_count
-    )
-    if pixels.dtype == np.uint8:
-        levels[mask] = np.digitize(np.arange(256, dtype=np.float32), lower_edges)[values]
-    else:
-        levels[mask] = np.digitize(values, lower_edges)
+    levels = np.zeros(pixels.shape, np.int64)
+    with np.errstate(all="ignore"):
+        lower_edges = bin_edges(
+            float(values.min()), float(values.max()), bin_width=bin_width, bin_count=bin_count
+        )
+        if pixels.dtype == np.uint8:
+            levels[mask] = np.digitize(np.arange(256, dtype=np.float32), lower_edges)[values]
+        else:
+            levels[mask] = np.digitize(values, lower_edges)
+    if levels[mask].min() < 1:
+        raise ValueError("a grey value lies below all bins")
     return levels
 
 

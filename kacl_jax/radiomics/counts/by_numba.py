@@ -27,6 +27,7 @@ def count_matrices(
     pixels: uint8 (with another dtype the histogram stays empty). level: 1 … `n_levels` inside the region, 0 outside and
     on the rim.
     """
+    _check_tiles(pixels, level, n_levels)
     n, side, _ = level.shape
 
     def zeros(*shape: int) -> Any:
@@ -78,6 +79,19 @@ def count_matrices(
         glcm=symmetric,
         valid_directions=matrices.valid_directions.astype(bool),
     )
+
+
+def _check_tiles(pixels: np.ndarray, level: np.ndarray, n_levels: int) -> None:
+    """The compiled loops do not check their indices. What is checked here keeps all of them inside of the arrays."""
+    is_square = level.ndim == 3 and level.shape[1] == level.shape[2]
+    if level.dtype != np.uint8 or not is_square or pixels.shape != level.shape:
+        raise ValueError(
+            f"expected uint8 levels and pixels of one shape [n s s], got {level.dtype} {level.shape} and {pixels.shape}"
+        )
+    if level.max(initial=0) > n_levels:
+        raise ValueError(f"there is level {level.max()}; {n_levels} can be counted")
+    if level[:, [0, -1]].any() or level[:, :, [0, -1]].any():
+        raise ValueError("there is a level on the rim of a tile")
 
 
 @numba.njit(cache=True, nogil=True)
