@@ -23,9 +23,9 @@ from kacl_jax.radiomics import FAMILIES, FEATURE_NAMES
 # Both distributions contain the same `radiomics` module; only the first one installs on a clean machine.
 _DISTRIBUTIONS = ("pyradiomics-bhklab", "pyradiomics")
 # pyradiomics' largest arrays for a region of g grey levels are its GLCM, 4·g² float64 numbers, and its GLSZM, g times
-# the pixels of the largest zone. Each may take 2 GiB; some steps need up to three copies.
-_MAX_NUMBERS = 2**28
-MAX_LEVELS = math.isqrt(_MAX_NUMBERS // 4)
+# the pixels of the largest zone; some steps need up to three copies. Its time grows with g³: 40 s for 1,000 levels.
+MAX_LEVELS = 4096
+_MAX_ZONE_NUMBERS = 2**28  # 2 GiB
 
 
 class RadiomicsError(Exception):
@@ -121,7 +121,7 @@ class Extractor:
             raise RadiomicsError(f"its bins cannot be made: {error}") from error
         if levels.min() < 1:
             raise RadiomicsError("its bins are narrower than float32 can tell apart")
-        if int(levels.max()) * int(np.bincount(levels).max()) > _MAX_NUMBERS:
+        if int(levels.max()) * int(np.bincount(levels).max()) > _MAX_ZONE_NUMBERS:
             raise RadiomicsError("too many grey levels for its number of pixels; take wider bins")
         binned = np.zeros(mask.shape, "int")
         binned[mask] = levels

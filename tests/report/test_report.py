@@ -331,6 +331,7 @@ def rectangle(style: str, text: str) -> list[float]:
 # ---- radiomic features ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*one or two grey levels")
 def test_each_finding_is_judged_by_its_own_regions(case: Case) -> None:
     run = case.inputs
     tables = gallery.interpretation_section(run)["discriminating"]
