@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ def measure(
     backend: Literal["pyradiomics", "jax"],
     bin_width: float,
     bin_count: int | None,
+    workers: int,
 ) -> None:
     """Write the table and print its summary. The arguments are the flags.
 
@@ -76,7 +78,10 @@ def measure(
         "bin_width": bin_width,
         "bin_count": bin_count,
         "dtype": "float64",
+        "workers": workers,
     }
+    if backend == "jax":
+        _keep_compiled_programs()
     _print_summary(write_table(regions, out, options, max_megapixels), out)
 
 
@@ -112,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         "--bin_width", type=float, default=25.0, help="in grey values of the files (default: 25)"
     )
     parser.add_argument("--bin_count", type=int)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="regions measured side by side (default: the number of cores)",
+    )
     return parser
 
 
@@ -177,6 +188,14 @@ def _find_regions(
         threshold=threshold,
         max_megapixels=max_megapixels,
     )
+
+
+def _keep_compiled_programs() -> None:
+    """In the user's cache folder, so that only the first call of the command compiles."""
+    from kacl_jax.runtime import compilation
+
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    compilation.use_cache(Path(cache) / "kacl_jax" / "radiomics")
 
 
 def _print_summary(summary: Summary, out: Path) -> None:

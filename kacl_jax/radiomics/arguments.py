@@ -18,7 +18,13 @@ def as_items(arrays: Any) -> Any:
 
 
 def check_call(
-    images: Any, masks: Any, backend: Any, bin_width: Any, bin_count: Any, dtype: Any
+    images: Any,
+    masks: Any,
+    backend: Any,
+    bin_width: Any,
+    bin_count: Any,
+    dtype: Any,
+    workers: Any,
 ) -> None:
     """Raise UserError for what is wrong with a call of `extract` as a whole, one line for each problem.
 
@@ -34,6 +40,8 @@ def check_call(
         problems.append(f"bin_width is {bin_width!r}; it must be > 0 and finite")
     if bin_count is not None and not _is_count(bin_count):
         problems.append(f"bin_count is {bin_count!r}; it must be a whole number ≥ 1 or None")
+    if not _is_count(workers):
+        problems.append(f"workers is {workers!r}; it must be a whole number ≥ 1")
     arrays = {"images": images, "masks": masks}
     wrong_arrays = [line for name, x in arrays.items() if (line := _array_problem(name, x))]
     if not wrong_arrays and len(images) != len(masks):

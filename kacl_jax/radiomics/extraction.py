@@ -13,7 +13,8 @@ import importlib.util
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from kacl_jax.radiomics import FEATURE_NAMES, host, tiles
 from kacl_jax.radiomics.arguments import as_items, check_call, check_item
 from kacl_jax.radiomics.counts import bins
 from kacl_jax.radiomics.counts.matrices import Formulation
+from kacl_jax.radiomics.extractor_pool import shared_pool
 from kacl_jax.radiomics.host import RadiomicsError
 
 CountingMethod = Formulation | Literal["numba"]
@@ -72,6 +74,7 @@ def extract(
     bin_width: float = 25.0,
     bin_count: int | None = None,
     dtype: Literal["float32", "float64"] = "float32",
+    workers: int = 1,
 ) -> Extraction:
     """The 102 two-dimensional features of one region per image.
 
@@ -86,17 +89,23 @@ def extract(
       bin_width: of the grey level bins, in grey values.
       bin_count: number of bins between a region's lowest and highest grey value, instead of a width.
       dtype: of the features; the JAX backend also computes in it.
+      workers: how many regions or batches are measured side by side: by processes where pyradiomics measures, by
+        threads in the JAX backend. The result does not depend on it. Processes take seconds to start and stay for the
+        next call with the same number and bins, until the program ends.
 
     Raises:
       UserError: one line for each problem with the call as a whole: an option, the numbers of images and masks, or the
-        dtype or shape of an array [n h w].
+        dtype or shape of an array [n h w]; or that a worker process cannot start.
 
     Warns:
       UserWarning: once, if regions have one or two grey levels although more were possible, as those of images that are
         scaled to [0, 1] or z-scored.
     """
     images, masks = as_items(images), as_items(masks)
-    check_call(images, masks, backend, bin_width, bin_count, dtype)
+    check_call(images, masks, backend, bin_width, bin_count, dtype, workers)
+    # A numpy number would be rounded otherwise than the same Python number.
+    bin_count = None if bin_count is None else int(bin_count)
+    bin_width = float(bin_width) if bin_count is None else 0.0
     regions = [
         _prepare_region(image, mask, backend, dtype, bin_width, bin_count)
         for image, mask in zip(images, masks, strict=True)
@@ -109,22 +118,16 @@ def extract(
         rows_by_target[region.target].append(row)
     rows_by_target.pop(None, None)
     on_host = rows_by_target.pop("host", [])
-    for bucket, bucket_rows in rows_by_target.items():
-        assert isinstance(bucket, _Bucket)
-        for batch_rows in _split_into_batches(bucket_rows, bucket.side):
-            features[batch_rows] = _compute_batch(
-                [regions[row] for row in batch_rows], bucket, dtype
-            )
-    if on_host:
-        extractor = host.Extractor(bin_width, bin_count)
-    for row in on_host:
-        try:
-            values = extractor.extract(regions[row].pixels, regions[row].mask)
-        except RadiomicsError as error:
-            ready[row], reasons[row] = False, error.reason
+    for rows, values in _compute_batches(regions, rows_by_target, dtype, workers):
+        features[rows] = values
+    pairs = [(regions[row].pixels, regions[row].mask) for row in on_host]
+    results = _measure_on_host(pairs, bin_width, bin_count, workers)
+    for row, result in zip(on_host, results, strict=True):
+        if isinstance(result, str):
+            ready[row], reasons[row] = False, result
             continue
         with np.errstate(over="ignore"):
-            features[row] = values
+            features[row] = result
     if backend == "jax" and on_host:
         logging.info("%d of %d regions were left to the host path", len(on_host), len(regions))
     _warn_of_few_levels(ready, reasons)
@@ -235,6 +238,48 @@ def _batch_size(side: int, method: CountingMethod) -> int:
 def _split_into_batches(rows: list[int], side: int) -> list[list[int]]:
     batch_size = _batch_size(side, choose_counting_method())
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def _compute_batches(
+    regions: Sequence[_Region], rows_by_bucket: Mapping[Any, list[int]], dtype: str, workers: int
+) -> Iterator[tuple[list[int], Float[np.ndarray, "n f"]]]:
+    """(rows, their features) of all batches."""
+    batches = [
+        (bucket, batch_rows)
+        for bucket, rows in rows_by_bucket.items()
+        for batch_rows in _split_into_batches(rows, bucket.side)
+    ]
+
+    def compute(batch: tuple[_Bucket, list[int]]) -> tuple[list[int], Float[np.ndarray, "n f"]]:
+        bucket, rows = batch
+        return rows, _compute_batch([regions[row] for row in rows], bucket, dtype)
+
+    if workers == 1:
+        yield from map(compute, batches)
+        return
+    for bucket in rows_by_bucket:
+        _compiled_program(bucket.n_levels, choose_counting_method())
+    # Each program is compiled by its first batch, and only once: the other batches wait for that.
+    first = {bucket: batch for batch in reversed(batches) for bucket in [batch[0]]}
+    rest = [batch for batch in batches if batch is not first[batch[0]]]
+    with ThreadPoolExecutor(workers) as threads:
+        for some in (list(first.values()), rest):
+            yield from threads.map(compute, some)
+
+
+def _measure_on_host(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    bin_width: float,
+    bin_count: int | None,
+    workers: int,
+) -> Sequence[np.ndarray | str]:
+    """For each region, pixels and mask, its features float64 [f] or the reason why it has none."""
+    if not pairs:
+        return []
+    if workers > 1:
+        return shared_pool(workers, bin_width, bin_count).measure(pairs)
+    extractor = host.Extractor(bin_width, bin_count)
+    return [extractor.features_or_reason(*pair) for pair in pairs]
 
 
 def _compute_batch(regions: list[_Region], bucket: _Bucket, dtype: str) -> Float[np.ndarray, "n f"]:

@@ -109,6 +109,15 @@ class Extractor:
                 values += self._family_values(family, itk_image, itk_mask, binned)
         return np.array(values, np.float64)
 
+    def features_or_reason(self, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray | str:
+        """As `extract`; the reason instead of an error for a region that has no features."""
+        try:
+            return self.extract(pixels, mask)
+        except RadiomicsError as error:
+            return error.reason
+        except MemoryError:
+            return "there is not enough memory for it"
+
     def _grey_levels(self, pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(grey levels int64 [h w] from 1 on, 0 outside of the region; which of them occur)."""
         values = pixels[mask]

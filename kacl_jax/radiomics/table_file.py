@@ -17,7 +17,7 @@ from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.radiomics.image_folder import Region
 from kacl_jax.runtime.errors import UserError
 
-_REGIONS_AT_ONCE = 64  # regions in memory at once
+_REGIONS_AT_ONCE = 64  # regions in memory at once, for every 16 workers
 _NO_FEATURES = np.full(len(FEATURE_NAMES), np.nan)
 
 
@@ -72,8 +72,9 @@ def write_table(
     ):
         writer = csv.writer(file)
         writer.writerow(["image", "region", "ready", "reason", *FEATURE_NAMES])
-        for start in range(0, len(regions), _REGIONS_AT_ONCE):
-            some = regions[start : start + _REGIONS_AT_ONCE]
+        at_once = _REGIONS_AT_ONCE * max(1, options["workers"] // 16)
+        for start in range(0, len(regions), at_once):
+            some = regions[start : start + at_once]
             for region, row in zip(some, _compute_rows(some, options, max_megapixels), strict=True):
                 not_ready += not row.ready
                 few_levels += row.ready and FEW_LEVELS in row.reason

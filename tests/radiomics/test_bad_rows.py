@@ -180,6 +180,7 @@ def test_who_asks_for_two_levels_gets_no_warning() -> None:
         *(({"bin_width": w}, "bin_width is") for w in (0, -5.0, np.nan, np.inf, "25", None, 1j)),
         *(({"bin_count": n}, "bin_count is") for n in (0, -3, 2.5, "16", np.inf, [16], True)),
         ({"dtype": "float16"}, "dtype is"),
+        *(({"workers": n}, "workers is") for n in (0, -1, 1.5, None, True)),
         ({"images": None}, "images have the shape ()"),
         ({"images": noise()}, "images have the shape (20, 20)"),
         ({"images": np.zeros((1, 20, 20), int)}, "the image is int64"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -171,3 +174,34 @@ def test_regions_of_few_grey_levels_are_counted(folder: Path, capsys) -> None:
         ("True", ""),
         ("True", "one or two grey levels"),
     ]
+
+
+@pytest.mark.parametrize("backend", ["jax", "pyradiomics"])
+def test_any_number_of_workers_writes_the_same_bytes(folder: Path, backend) -> None:
+    for workers in (1, 2):
+        more = (
+            f"--backend={backend}",
+            f"--workers={workers}",
+            f"--out={folder / f'{workers}.csv'}",
+        )
+        assert run(folder, f"--masks={folder / 'masks'}", *more) == 0
+    assert (folder / "1.csv").read_bytes() == (folder / "2.csv").read_bytes()
+
+
+def test_compiled_programs_stay_in_the_users_cache(folder: Path) -> None:
+    """The second call compiles nothing: it adds no file."""
+    cache = folder / "cache"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
+    paths = {"images": folder / "images", "masks": folder / "masks", "out": folder / "o.csv"}
+    flags = ["--backend=jax", "--workers=1", *(f"--{k}={path}" for k, path in paths.items())]
+    counts = []
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, "-m", "kacl_jax.radiomics", *flags],
+            cwd=Path(__file__).parents[2],
+            env={**environment, "XDG_CACHE_HOME": str(cache)},
+            check=True,
+            capture_output=True,
+        )
+        counts.append(len(list((cache / "kacl_jax" / "radiomics").glob("*-cache"))))
+    assert counts[0] == counts[1] > 0
