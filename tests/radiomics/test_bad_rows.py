@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kacl_jax.radiomics import FEATURE_NAMES, extract, extraction
-from kacl_jax.radiomics.counts import by_numba
+from kacl_jax.radiomics.counts import bins, by_numba
 from kacl_jax.runtime.errors import UserError
 
 BACKENDS = pytest.mark.parametrize("backend", ["jax", "pyradiomics"])
@@ -226,7 +226,7 @@ def test_any_range_and_any_width(seed, low, span, bins_in_span) -> None:
 COUNT_UNDER_BOUNDSCHECK = """
 import numpy as np
 from kacl_jax.radiomics import extraction
-from kacl_jax.radiomics.counts import by_numba
+from kacl_jax.radiomics.counts import bins, by_numba
 
 random, counted = np.random.default_rng(0), 0
 for _ in range(400):
@@ -281,3 +281,11 @@ def test_values_too_large_or_too_fine_for_float32_go_to_the_host() -> None:
             found = extract([noise(scale)], [full(noise())], backend="jax", bin_width=scale / 8)
             assert found.reasons[0].startswith("on the host: float32 has no room")
             assert found.features[0, kurtosis] == pytest.approx(1.8, abs=0.2)
+
+
+def test_the_steps_table_of_levels_has_its_size_for_any_bin_width() -> None:
+    """Of 1e-9 there would be 255 billion edges in each row."""
+    table = bins.level_table(1e-9)
+    grey = np.arange(256)
+    assert (table[grey < grey[:, None]] == 0).all()
+    assert (table[grey > grey[:, None]] == 255).all()
