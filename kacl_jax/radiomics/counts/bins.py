@@ -63,10 +63,11 @@ def level_table(bin_width: float) -> UInt8[np.ndarray, "256 256"]:
 
     Levels above 255 become 255; grey values below the minimum have level 0.
     """
+    if bin_width <= 1 / 256:  # every higher grey value is more than 255 levels away
+        return (255 * np.triu(np.ones((256, 256)), 1) + np.eye(256)).astype(np.uint8)
     grey = np.arange(256, dtype=np.float32)
-    rows = []
-    for low in grey.tolist():
-        high = min(255.0, low + 256 * bin_width)  # finer bins would only make more than 255 levels
-        edges = bin_edges(low, high, bin_width=bin_width, bin_count=None)
-        rows.append(np.digitize(grey, edges))
+    rows = [
+        np.digitize(grey, bin_edges(float(low), 255, bin_width=bin_width, bin_count=None))
+        for low in grey
+    ]
     return np.minimum(np.stack(rows), 255).astype(np.uint8)
