@@ -54,19 +54,25 @@ class ExtractorPool:
             return list(threads.map(self._measure_one, regions))
 
     def _measure_one(self, region: tuple[np.ndarray, np.ndarray]) -> np.ndarray | str:
+        process = self._idle_or_new()
         for _ in range(_ATTEMPTS):
-            try:
-                process = self._idle.get_nowait()
-            except Empty:
-                process = _ExtractorProcess(self._options)
             try:
                 result = process.measure(*region)
             except (EOFError, OSError):
                 code = process.end()
+                # A new one: an idle one may have ended long before this region, for which it is not to blame.
+                process = _ExtractorProcess(self._options)
                 continue
             self._idle.put(process)
             return result
+        self._idle.put(process)
         return f"the process that measured it ended {_ATTEMPTS} times (exit code {code})"
+
+    def _idle_or_new(self) -> _ExtractorProcess:
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            return _ExtractorProcess(self._options)
 
 
 class _ExtractorProcess:
