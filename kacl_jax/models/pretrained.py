@@ -26,6 +26,7 @@ from tqdm import tqdm
 from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.torch_file import read_pth
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.files import user_cache_folder
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
 """torchvision's weight files; the environment variable KACL_JAX_TORCHVISION_URL replaces this URL."""
@@ -186,7 +187,7 @@ def _check_layers(
 def _torchvision_file(encoder: str) -> Path:
     """The path of the file in the user's cache; downloads it if it is missing or its sha256 is wrong."""
     name, sha256 = ENCODERS[encoder].torchvision_file, ENCODERS[encoder].torchvision_sha256
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kacl_jax"
+    folder = user_cache_folder()
     target = folder / name
     if target.is_file() and _sha256(target) == sha256:
         return target

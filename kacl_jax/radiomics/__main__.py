@@ -23,7 +23,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 from kacl_jax.radiomics.box_file import regions_from_boxes
@@ -31,6 +30,7 @@ from kacl_jax.radiomics.image_folder import Region
 from kacl_jax.radiomics.mask_files import regions_from_masks
 from kacl_jax.radiomics.table_file import Summary, write_table
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.files import user_cache_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(arguments)
     try:
         _refuse_repeated(arguments)
-        measure(**vars(flags))
+        _measure(flags)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -49,40 +49,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(
-    *,
-    images: Path,
-    masks: Path | None,
-    boxes: Path | None,
-    frame: int | None,
-    label: str | None,
-    threshold: float | None,
-    max_megapixels: int,
-    out: Path,
-    backend: Literal["pyradiomics", "jax"],
-    bin_width: float,
-    bin_count: int | None,
-    workers: int,
-) -> None:
-    """Write the table and print its summary. The arguments are the flags.
+def _measure(flags: argparse.Namespace) -> None:
+    """Write the table and print its summary.
 
     Raises:
       UserError: for an error in the arguments or input files as a whole, before anything is computed.
     """
-    _check_flags(masks, boxes, frame, label, threshold, max_megapixels, out)
-    regions, warnings = _find_regions(images, masks, boxes, frame, label, threshold, max_megapixels)
+    _check_flags(flags)
+    regions, warnings = _find_regions(flags)
     for line in warnings:
         print(f"Warning: {line}", file=sys.stderr)
     options = {
-        "backend": backend,
-        "bin_width": bin_width,
-        "bin_count": bin_count,
+        "backend": flags.backend,
+        "bin_width": flags.bin_width,
+        "bin_count": flags.bin_count,
         "dtype": "float64",
-        "workers": workers,
+        "workers": flags.workers,
     }
-    if backend == "jax":
+    if flags.backend == "jax":
         _keep_compiled_programs()
-    _print_summary(write_table(regions, out, options, max_megapixels), out)
+    _print_summary(write_table(regions, flags.out, options, flags.max_megapixels), flags.out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,59 +120,42 @@ def _refuse_repeated(arguments: Sequence[str]) -> None:
             raise UserError(f"{name} is given {count} times; give it once")
 
 
-def _check_flags(
-    masks: Path | None,
-    boxes: Path | None,
-    frame: int | None,
-    label: str | None,
-    threshold: float | None,
-    max_megapixels: int,
-    out: Path,
-) -> None:
-    if (masks is None) == (boxes is None):
+def _check_flags(flags: argparse.Namespace) -> None:
+    if (flags.masks is None) == (flags.boxes is None):
         raise UserError("Give either --masks or --boxes")
-    if boxes is not None and (label is not None or threshold is not None):
+    if flags.boxes is not None and (flags.label is not None or flags.threshold is not None):
         raise UserError("--label and --threshold are for --masks; leave them out with --boxes")
-    if masks is not None and frame is not None:
+    if flags.masks is not None and flags.frame is not None:
         raise UserError("--frame is for --boxes; leave it out with --masks")
-    if frame is not None and frame < 1:
-        raise UserError(f"--frame={frame} must be at least 1")
-    if label is not None and threshold is not None:
+    if flags.frame is not None and flags.frame < 1:
+        raise UserError(f"--frame={flags.frame} must be at least 1")
+    if flags.label is not None and flags.threshold is not None:
         raise UserError("Give either --label or --threshold")
-    if label not in (None, "all") and not label.isdecimal():
-        raise UserError(f"--label={label} must be a whole number or all")
-    if label is not None and label != "all" and int(label) == 0:
+    if flags.label not in (None, "all") and not flags.label.isdecimal():
+        raise UserError(f"--label={flags.label} must be a whole number or all")
+    if flags.label is not None and flags.label != "all" and int(flags.label) == 0:
         raise UserError("--label=0 is what is outside of a mask's regions; give another label")
-    if threshold is not None and not math.isfinite(threshold):
-        raise UserError(f"--threshold={threshold} must be a number")
-    if max_megapixels < 1:
-        raise UserError(f"--max_megapixels={max_megapixels} must be at least 1")
-    if out.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--out={out} must end in .csv or .parquet")
-    if boxes is not None and out.resolve() == boxes.resolve():
-        raise UserError(f"--out={out} is the file of the boxes; give another name")
+    if flags.threshold is not None and not math.isfinite(flags.threshold):
+        raise UserError(f"--threshold={flags.threshold} must be a number")
+    if flags.max_megapixels < 1:
+        raise UserError(f"--max_megapixels={flags.max_megapixels} must be at least 1")
+    if flags.out.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--out={flags.out} must end in .csv or .parquet")
+    if flags.boxes is not None and flags.out.resolve() == flags.boxes.resolve():
+        raise UserError(f"--out={flags.out} is the file of the boxes; give another name")
 
 
-def _find_regions(
-    images: Path,
-    masks: Path | None,
-    boxes: Path | None,
-    frame: int | None,
-    label: str | None,
-    threshold: float | None,
-    max_megapixels: int,
-) -> tuple[list[Region], list[str]]:
+def _find_regions(flags: argparse.Namespace) -> tuple[list[Region], list[str]]:
     """The regions, and warnings."""
-    if masks is None:
-        assert boxes is not None
-        return regions_from_boxes(images, boxes, frame), []
+    if flags.masks is None:
+        return regions_from_boxes(flags.images, flags.boxes, flags.frame), []
     return regions_from_masks(
-        images,
-        masks,
-        label=None if label in (None, "all") else int(label),
-        all_labels=label == "all",
-        threshold=threshold,
-        max_megapixels=max_megapixels,
+        flags.images,
+        flags.masks,
+        label=None if flags.label in (None, "all") else int(flags.label),
+        all_labels=flags.label == "all",
+        threshold=flags.threshold,
+        max_megapixels=flags.max_megapixels,
     )
 
 
@@ -194,8 +163,7 @@ def _keep_compiled_programs() -> None:
     """In the user's cache folder, so that only the first call of the command compiles."""
     from kacl_jax.runtime import compilation
 
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    compilation.use_cache(Path(cache) / "kacl_jax" / "radiomics")
+    compilation.use_cache(user_cache_folder() / "radiomics")
 
 
 def _print_summary(summary: Summary, out: Path) -> None:

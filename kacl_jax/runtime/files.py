@@ -66,3 +66,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
                 f"{path}, line {number}: not JSON ({error}); restore the file, or delete the line"
             ) from error
     return lines
+
+
+def user_cache_folder() -> Path:
+    """Where this user's downloads and compiled programs are kept: kacl_jax in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kacl_jax"
