@@ -15,6 +15,7 @@ from kacl_jax.radiomics.image_folder import Region, list_images
 from kacl_jax.runtime.errors import UserError
 
 _MAX_SIDE = 10**9  # pixels
+_MAX_PROBLEMS = 10  # named in an error
 _COLUMNS = ("image", "x", "y", "w", "h")
 
 
@@ -47,7 +48,7 @@ def regions_from_boxes(images: Path, boxes: Path, frame: int | None) -> list[Reg
     """The regions in the order of the file's rows; the boxes of one image are numbered from 0.
 
     Raises:
-      UserError: the folder or the file cannot be used; one line for each wrong row.
+      UserError: the folder or the file cannot be used; one line for each of the first wrong rows.
     """
     files = {path.name: path for path in list_images(images)}
     rows = _read_rows(boxes, frame)
@@ -63,7 +64,11 @@ def regions_from_boxes(images: Path, boxes: Path, frame: int | None) -> list[Reg
         number = last_number[row["image"]] = last_number.get(row["image"], -1) + 1
         regions.append(Region(row["image"], number, files[row["image"]], box))
     if problems:
-        raise UserError("\n  ".join(["The boxes cannot be used:", *problems]))
+        more = len(problems) - _MAX_PROBLEMS
+        rest = [f"and {more} more rows"] if more > 0 else []
+        raise UserError(
+            "\n  ".join(["The boxes cannot be used:", *problems[:_MAX_PROBLEMS], *rest])
+        )
     if not regions:
         raise UserError(f"{boxes} has no box, only the names of its columns")
     return regions

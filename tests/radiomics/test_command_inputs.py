@@ -425,3 +425,12 @@ def test_one_unreadable_file_does_not_end_a_batch(folder: Path) -> None:
     assert run(folder) == 0
     assert [row["ready"] for row in rows(folder)] == ["True", "False", "True"]
     assert "b.png: is empty (zero bytes)" in rows(folder)[1]["reason"]
+
+
+def test_many_wrong_boxes_are_counted_and_not_all_listed(folder: Path, capsys) -> None:
+    lines = ["image,x,y,w,h", *(f"gone_{k}.png,1,1,9,9" for k in range(500))]
+    (folder / "boxes.csv").write_text("\n".join(lines))
+    assert run(folder, f"--boxes={folder / 'boxes.csv'}") == 1
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 12
+    assert "and 490 more rows" in printed

@@ -59,6 +59,33 @@ def test_a_numpy_number_as_width_is_the_same_number() -> None:
         assert_same(extract(*call, bin_width=np.float64(0.1), workers=workers), expected)
 
 
+def test_a_width_reaches_the_processes_with_all_its_digits() -> None:
+    image = np.arange(10_000, dtype=np.float32).reshape(100, 100) / 7
+    call = ([image], [np.ones((100, 100), bool)])
+    expected = extract(*call, bin_width=25.123456789)
+    assert_same(extract(*call, bin_width=25.123456789, workers=2), expected)
+    assert (extract(*call, bin_width=25.12).features != expected.features).any()
+
+
+def test_what_a_library_prints_does_not_reach_the_replies(tmp_path, monkeypatch) -> None:
+    """`sitecustomize` makes every worker print before each region."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import SimpleITK\nread = SimpleITK.GetImageFromArray\n"
+        "def loud(*args, **kwargs):\n    print('a line', flush=True)\n    return read(*args, **kwargs)\n"
+        "SimpleITK.GetImageFromArray = loud\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    image = np.random.default_rng(0).integers(0, 256, (4, 40, 40), dtype=np.uint8)
+    expected = extract(image, image > 9)
+    assert_same(extract(image, image > 9, workers=4), expected)
+
+
+def test_ctrl_c_is_for_the_parent_only() -> None:
+    process = extractor_pool._ExtractorProcess(["25.0", "0"])
+    assert os.getpgid(process._process.pid) != os.getpgid(0)
+    process.end()
+
+
 def test_a_killed_process_loses_no_row(monkeypatch) -> None:
     images, masks = regions()
     expected = extract(images, masks)
