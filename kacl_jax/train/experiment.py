@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
-from kacl_jax import radiomics
 from kacl_jax.data import nih, splits
 from kacl_jax.data.batches import (
     ProcessBatches,
@@ -33,20 +30,16 @@ from kacl_jax.feedback.pool import RadiomicsPool
 from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.images.resizing import RESIZE_NAME
 from kacl_jax.models import pretrained
-from kacl_jax.models.kacl import KACL
 from kacl_jax.radiomics import host
 from kacl_jax.runtime import processes
-from kacl_jax.runtime.devices import AXIS, DataParallel
+from kacl_jax.runtime.devices import DataParallel
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.progress import image_progress_bar
 from kacl_jax.runtime.workdir import has_checkpoint
-from kacl_jax.step import optimizer
-from kacl_jax.step.augment import Augmentation
-from kacl_jax.step.in_step_radiomics import InStepRadiomics
-from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.step.state import TrainState
+from kacl_jax.train import network
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +73,7 @@ class Experiment:
 
     def initial_state(self) -> TrainState:
         """The state before step 0: random, with the pretrained image encoder if the config names one."""
-        variables = jax.jit(self._init_variables)()
+        variables = jax.jit(lambda: network.init_variables(self.programs, self.config))()
         variables = pretrained.load(
             self.config.model.pretrained, encoder=self.config.model.encoder, variables=variables
         )
@@ -89,7 +82,9 @@ class Experiment:
     def state_template(self) -> TrainState:
         """Shapes and dtypes of a state, for reading a checkpoint."""
         size = self.config.data.image_size
-        return jax.eval_shape(lambda: self.programs.init(self._init_variables(), size))
+        return jax.eval_shape(
+            lambda: self.programs.init(network.init_variables(self.programs, self.config), size)
+        )
 
     def open_feedback(self, stack: ExitStack) -> Feedback:
         """Start the radiomics workers and open the workdir's feature cache; both end with the stack.
@@ -162,16 +157,6 @@ class Experiment:
             resamples=c.eval.bootstrap,
         )
 
-    def _init_variables(self) -> Any:
-        model, size = self.programs.model, self.config.data.image_size
-        return model.init(
-            jax.random.key(self.config.seed),
-            jnp.zeros((1, size, size, 3)),
-            jnp.zeros((1, sum(self.programs.feature_columns))),
-            jnp.zeros((1,), bool),
-            train=False,
-        )
-
 
 def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     """Check the config, read the data's tables, and put the parts together. Nothing is trained or written yet
@@ -188,16 +173,8 @@ def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     with processes.leader_first():  # process 0 writes the demo set, if it is asked for
         records, split = read_data(config, workdir)
     batches = _batches(config, records, split)
-    rule = RegionRule(
-        source=config.roi.source,
-        truth_boxes=config.roi.truth_boxes,
-        relu=config.cam.relu,
-        threshold=config.cam.threshold,
-        size=config.data.image_size,
-        seed=config.seed,
-        shape=config.roi.shape,
-    )
-    programs = _programs(config, batches.steps_per_epoch, rule)
+    rule = network.region_rule(config)
+    programs = network.programs(config, batches.steps_per_epoch, rule)
     inference = Inference(
         parallel.on_this_process(),
         programs.eval_step,
@@ -309,48 +286,3 @@ def _same_number_of_devices(parallel: DataParallel) -> None:
         raise UserError(
             f"The processes have {', '.join(map(str, numbers))} devices; give each as many as the others"
         )
-
-
-def _programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Programs:
-    total_steps = config.train.epochs * steps_per_epoch
-    model = KACL(
-        encoder=config.model.encoder,
-        n_findings=config.data.findings,
-        output_stride=config.model.output_stride,
-        projection_dim=config.model.projection_dim,
-        dtype=jnp.dtype(config.model.dtype),
-        axis_name=AXIS,
-        # XLA's grouped convolution is slow on CPU and right on accelerators.
-        depthwise="shifted" if jax.default_backend() == "cpu" else "grouped",
-    )
-    rate: Any = config.train.learning_rate
-    if config.train.schedule == "one_cycle":
-        rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
-    loss = LossSettings(**config.loss)
-    warmup_steps = config.train.warmup_epochs * steps_per_epoch
-    contrastive = warmup_steps if loss.focal_weight < 1 else None
-    radiomic = contrastive if loss.uses_radiomics else None
-    in_step = config.radiomics.backend == "jax" and loss.uses_radiomics
-    families = config.radiomics.families.split(",")
-    return Programs(
-        model=model,
-        optimizer=optimizer.adam(
-            rate,
-            weight_decay=config.train.weight_decay,
-            starts={
-                "image_head": contrastive,
-                "radiomics_encoder": radiomic,
-                "radiomics_head": radiomic,
-            },
-        ),
-        loss=loss,
-        augmentation=Augmentation(**config.augment),
-        log_columns=radiomics.LOG_COLUMNS,
-        warmup_steps=warmup_steps,
-        center_cam=config.cam.center == "mean",
-        seed=config.seed,
-        log_every=config.log_every,
-        in_step_radiomics=InStepRadiomics(rule, config.radiomics.bin_width) if in_step else None,
-        feature_columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
-        cam_stage=config.cam.stage,
-    )

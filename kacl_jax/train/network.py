@@ -1,0 +1,90 @@
+"""From a config to the network, its compiled steps and the rule that marks regions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from kacl_jax import radiomics
+from kacl_jax.models.kacl import KACL
+from kacl_jax.runtime.devices import AXIS
+from kacl_jax.step import optimizer
+from kacl_jax.step.augment import Augmentation
+from kacl_jax.step.in_step_radiomics import InStepRadiomics
+from kacl_jax.step.loss_terms import LossSettings
+from kacl_jax.step.programs import Programs
+from kacl_jax.step.regions import RegionRule
+
+
+def region_rule(config: ConfigDict) -> RegionRule:
+    return RegionRule(
+        source=config.roi.source,
+        truth_boxes=config.roi.truth_boxes,
+        relu=config.cam.relu,
+        threshold=config.cam.threshold,
+        size=config.data.image_size,
+        seed=config.seed,
+        shape=config.roi.shape,
+    )
+
+
+def programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Programs:
+    """The network and its train, region and evaluation steps."""
+    total_steps = config.train.epochs * steps_per_epoch
+    model = KACL(
+        encoder=config.model.encoder,
+        n_findings=config.data.findings,
+        output_stride=config.model.output_stride,
+        projection_dim=config.model.projection_dim,
+        dtype=jnp.dtype(config.model.dtype),
+        axis_name=AXIS,
+        # XLA's grouped convolution is slow on CPU and right on accelerators.
+        depthwise="shifted" if jax.default_backend() == "cpu" else "grouped",
+    )
+    rate: Any = config.train.learning_rate
+    if config.train.schedule == "one_cycle":
+        rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
+    loss = LossSettings(**config.loss)
+    warmup_steps = config.train.warmup_epochs * steps_per_epoch
+    contrastive = warmup_steps if loss.focal_weight < 1 else None
+    radiomic = contrastive if loss.uses_radiomics else None
+    in_step = config.radiomics.backend == "jax" and loss.uses_radiomics
+    families = config.radiomics.families.split(",")
+    return Programs(
+        model=model,
+        optimizer=optimizer.adam(
+            rate,
+            weight_decay=config.train.weight_decay,
+            starts={
+                "image_head": contrastive,
+                "radiomics_encoder": radiomic,
+                "radiomics_head": radiomic,
+            },
+        ),
+        loss=loss,
+        augmentation=Augmentation(**config.augment),
+        log_columns=radiomics.LOG_COLUMNS,
+        warmup_steps=warmup_steps,
+        center_cam=config.cam.center == "mean",
+        seed=config.seed,
+        log_every=config.log_every,
+        in_step_radiomics=InStepRadiomics(rule, config.radiomics.bin_width) if in_step else None,
+        feature_columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
+        cam_stage=config.cam.stage,
+    )
+
+
+def init_variables(programs: Programs, config: ConfigDict) -> Any:
+    """The random variables of config.seed: collections 'params' and 'batch_stats'."""
+    size = config.data.image_size
+    return programs.model.init(
+        jax.random.key(config.seed),
+        jnp.zeros((1, size, size, 3)),
+        jnp.zeros((1, sum(programs.feature_columns))),
+        jnp.zeros((1,), bool),
+        train=False,
+    )
