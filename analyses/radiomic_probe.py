@@ -93,7 +93,7 @@ def _features_of_source(experiment: Experiment) -> dict[str, np.ndarray]:
     state = finished_run.best_state(experiment)
     center = None
     if config.cam.center == "mean":
-        center = experiment.inference.mean_map(state, experiment.split.train)
+        center = experiment.inference.survey(state, experiment.split.train).mean_map
     outputs = experiment.inference.outputs(state, ids, center=center)
     order = outputs.rows(ids)
     finding = outputs.logits[order].argmax(1)

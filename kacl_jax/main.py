@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signals.exit_on_signals()  # the training loop has handlers of its own while it runs
+    # The training loop has handlers of its own while it runs.
+    signals.exit_on_signals("Stopped; the same command goes on from the last checkpoint.")
     try:
         if len(argv) > 1:
             raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
-from kacl_jax.evaluation import localization, metrics
+from kacl_jax.evaluation import localization, metrics, platt
 from kacl_jax.evaluation.localization import PredictedBoxes, Reading
 from kacl_jax.evaluation.metrics import Table
 from kacl_jax.evaluation.operating_points import (
@@ -20,7 +20,8 @@ from kacl_jax.evaluation.operating_points import (
     choose_operating_points,
     operating_point_tables,
 )
-from kacl_jax.evaluation.outputs import Outputs, labelled_scores
+from kacl_jax.evaluation.outputs import LabelledScores, Outputs, labelled_scores
+from kacl_jax.evaluation.platt import PlattScaling
 from kacl_jax.evaluation.results import (
     CalibrationByFinding,
     Classification,
@@ -42,6 +43,7 @@ class Evaluation:
     predicted_boxes: PredictedBoxes
     # float64 [k], one per pair of predicted_boxes: IoU of prior_map's box; NaN without a prior or a scored box.
     prior_map_iou: np.ndarray
+    scalings: tuple[PlattScaling, ...]  # by finding
     resamples: int
 
 
@@ -54,11 +56,12 @@ def evaluate_outputs(
     *,
     resamples: int = metrics.RESAMPLES,
 ) -> Evaluation:
-    """All tables. Thresholds come from the validation part, all reported numbers from the test part.
+    """All tables. Thresholds and Platt scaling come from the validation part, all reported numbers from the test part.
 
     reading: how maps become boxes. `val` needs no class maps.
     """
     points = choose_operating_points(val, records, split)
+    scalings = _fit_scalings(val, records, split)
     grid = test.class_maps().shape[2:]
     predicted_boxes = localization.predict_boxes(test, records, split, points, reading)
     truth = localization.scored_truth(predicted_boxes, records, resamples)
@@ -68,7 +71,7 @@ def evaluate_outputs(
     return Evaluation(
         val=val,
         test=test,
-        classification=_classify(test, records, split, points, resamples),
+        classification=_classify(test, records, split, points, scalings, resamples),
         localization=localization.score_boxes(
             predicted_boxes,
             localization.predict_boxes_from_random_maps(predicted_boxes, records, grid, reading),
@@ -82,8 +85,15 @@ def evaluate_outputs(
         subgroups=subgroup_auroc(test, records, split.test, resamples=resamples),
         predicted_boxes=predicted_boxes,
         prior_map_iou=prior_map_iou,
+        scalings=scalings,
         resamples=resamples,
     )
+
+
+def _fit_scalings(val: Outputs, records: Records, split: Split) -> tuple[PlattScaling, ...]:
+    rows = val.rows(split.val)
+    logits, labels = val.logits[rows], records.labels[val.image_id[rows]]
+    return tuple(platt.fit(logits[:, c], labels[:, c]) for c in range(len(records.findings)))
 
 
 def _classify(
@@ -91,12 +101,13 @@ def _classify(
     records: Records,
     split: Split,
     points: tuple[OperatingPoint, ...],
+    scalings: tuple[PlattScaling, ...],
     resamples: int,
 ) -> Classification:
     scores = labelled_scores(test, records, split.test)
     scores_labels_patients = scores.probability, scores.labels, scores.patients
     auroc, auprc = metrics.ranking_tables(*scores_labels_patients, resamples=resamples)
-    calibration = metrics.measure_calibration(*scores_labels_patients, resamples=resamples)
+    calibrated = platt.calibrate(test.logits[test.rows(split.test)], scalings)
     tables = operating_point_tables(test, records, split, points, resamples=resamples)
     return Classification(
         auroc=auroc,
@@ -110,11 +121,22 @@ def _classify(
             )
             for c, (name, point) in enumerate(zip(records.findings, points, strict=True))
         },
-        calibration=CalibrationByFinding(
-            brier=calibration.brier,
-            ece=calibration.ece,
-            reliability=dict(zip(records.findings, calibration.reliability, strict=True)),
-        ),
+        calibration=_measure_calibration(scores, scores.probability, records, resamples),
+        calibrated=_measure_calibration(scores, calibrated, records, resamples),
+    )
+
+
+def _measure_calibration(
+    scores: LabelledScores, probability: np.ndarray, records: Records, resamples: int
+) -> CalibrationByFinding:
+    """probability: float64 [n c], of the images of `scores`."""
+    calibration = metrics.measure_calibration(
+        probability, scores.labels, scores.patients, resamples=resamples
+    )
+    return CalibrationByFinding(
+        brier=calibration.brier,
+        ece=calibration.ece,
+        reliability=dict(zip(records.findings, calibration.reliability, strict=True)),
     )
 
 

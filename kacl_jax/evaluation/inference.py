@@ -1,9 +1,10 @@
-"""Logits and class maps of many images, computed from a trained state."""
+"""Logits, class maps and embeddings of many images, computed from a trained state."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,24 @@ from kacl_jax.data.nih import Records
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.runtime import processes
 from kacl_jax.runtime.devices import DataParallel
+
+
+class Survey(NamedTuple):
+    """The m images of one part: their logits, embeddings and hashes, and their mean map.
+
+    embeddings: float32 [m k]. pixel_hashes: uint8 [m 16], from `hash_pixels`. mean_map: float32 [c u v], raw.
+    """
+
+    outputs: Outputs
+    embeddings: np.ndarray
+    pixel_hashes: np.ndarray
+    mean_map: np.ndarray
+
+
+def hash_pixels(pixels: np.ndarray) -> np.ndarray:
+    """A digest uint8 [16] of the uint8 pixels that a network sees."""
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=16).digest()
+    return np.frombuffer(digest, np.uint8)
 
 
 class Inference:
@@ -68,25 +87,31 @@ class Inference:
             maps = maps - center
         return Outputs(arrays["image_id"], arrays["logits"], maps)
 
-    def mean_map(self, state: Any, ids: np.ndarray) -> np.ndarray:
-        """The mean raw class map of the images: float32 [c u v]."""
-        total, n_images = np.zeros(()), 0
-        for batch in self._output_batches(state, ids, ("maps",)):
-            total = total + batch["maps"].sum(0, dtype=np.float64)
-            n_images += len(batch["maps"])
-        gathered = [
-            process for process in processes.gather(n_images, {"total": total}) if process.meta
-        ]
-        sum_of_maps = sum(
-            (process.arrays["total"] for process in gathered[1:]), gathered[0].arrays["total"]
+    def survey(self, state: Any, ids: np.ndarray) -> Survey:
+        """What is kept of the images a network was trained or tuned on, in one pass over them."""
+        total, batches = np.zeros(()), []
+        for batch in self._output_batches(state, ids, ("logits", "maps", "embedding"), hashes=True):
+            total = total + batch.pop("maps").sum(0, dtype=np.float64)
+            batches.append(batch)
+        arrays = self._gather_rows(batches)
+        gathered = processes.gather(len(batches), {"total": total})
+        totals = [process.arrays["total"] for process in gathered if process.meta]
+        sum_of_maps = sum(totals[1:], totals[0])
+        return Survey(
+            Outputs(arrays["image_id"], arrays["logits"]),
+            arrays["embedding"],
+            arrays["pixel_hash"],
+            (sum_of_maps / len(arrays["image_id"])).astype(np.float32),
         )
-        return (sum_of_maps / sum(process.meta for process in gathered)).astype(np.float32)
 
     def _collect_outputs(
         self, state: Any, ids: np.ndarray, names: tuple[str, ...]
     ) -> dict[str, np.ndarray]:
         """image_id int [m] and the named outputs [m …] of the images of all processes."""
-        batches = list(self._output_batches(state, ids, names))
+        return self._gather_rows(list(self._output_batches(state, ids, names)))
+
+    def _gather_rows(self, batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The rows of all processes' batches, in one order."""
         joined = {
             name: np.concatenate([batch[name] for batch in batches])
             for name in (batches[0] if batches else ())
@@ -95,15 +120,20 @@ class Inference:
         return {name: np.concatenate([arrays[name] for arrays in gathered]) for name in gathered[0]}
 
     def _output_batches(
-        self, state: Any, ids: np.ndarray, names: tuple[str, ...]
+        self, state: Any, ids: np.ndarray, names: tuple[str, ...], *, hashes: bool = False
     ) -> Iterator[dict[str, np.ndarray]]:
-        """As `_collect_outputs`, batch by batch, for this process's part of the images only."""
+        """As `_collect_outputs`, batch by batch, for this process's part of the images only.
+
+        hashes: add pixel_hash uint8 [m 16], from `hash_pixels`.
+        """
         own = np.array_split(ids, processes.process_count())[processes.process_index()]
         state = self._parallel.local_view(state, "replicated")
         for batch in eval_batches(self._records, own, **self._options):
             (outputs,) = self._step(state, self._parallel.shard({"image": batch["image"]}))
             arrays = self._parallel.fetch({name: outputs[name] for name in names}, "sharded")
             valid = batch["valid"]
+            if hashes:
+                arrays["pixel_hash"] = np.stack([hash_pixels(image) for image in batch["image"]])
             yield {
                 "image_id": batch["image_id"][valid],
                 **{name: values[valid] for name, values in arrays.items()},

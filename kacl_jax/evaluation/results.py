@@ -21,7 +21,7 @@ from kacl_jax.evaluation.subgroups import Subgroup
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 
-_OMITTED_IF_EMPTY = ("reason", "pixel_probe", "best_step_reason", "best_step_lost")
+_OMITTED_IF_EMPTY = ("reason", "pixel_probe", "calibrated", "best_step_reason", "best_step_lost")
 _COUNTS = ("n_pos", "n_neg", "n", "n_findings")
 
 
@@ -57,7 +57,9 @@ class Classification:
     auprc: Table
     pixel_probe: Table | None = None  # AUROC of `pixel_probe.score_pixel_probe`, if it was run
     operating_point: dict[str, Decision]  # by finding
-    calibration: CalibrationByFinding
+    calibration: CalibrationByFinding  # of the raw scores
+    # Of the probabilities that Platt scaling makes of them; None in a run of an earlier version.
+    calibrated: CalibrationByFinding | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kacl_jax.images import bmp, jpeg, png, tiff
+from kacl_jax.images import bmp, dicom, jpeg, png, tiff
 from kacl_jax.images.picture import Kind, Unreadable
 
 # The first that matches reads the file.
@@ -55,7 +55,11 @@ def read_picture(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> Pict
             pages or CMYK colours; or it has transparent pixels, which have no defined grey level.
     """
     try:
-        data = _read_bytes(path, max_megapixels)
+        data = _bytes_of(path, max_megapixels)
+        if dicom.is_dicom(data):
+            raise Unreadable(
+                "is a DICOM file; save it as PNG (kacl_jax.predict reads DICOM as it is)"
+            )
         kind = next((kind for kind in KINDS.values() if kind.matches(data)), None)
         if kind is None:
             *names, last = KINDS
@@ -84,7 +88,19 @@ def read_image(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> np.nda
     values = read_picture(path, max_megapixels).values
     if values.dtype not in (np.uint8, np.uint16):
         raise BrokenImage(path, f"holds {values.dtype} values; save it in 8 or 16 bits")
-    return _to_8_bit(_luma(values))
+    return to_8_bit(_luma(values))
+
+
+def read_bytes(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
+    """The bytes of an image file of any kind.
+
+    Raises:
+        BrokenImage: it is no regular file, empty, unreadable, or has over `max_megapixels` · 8 · 10^6 bytes.
+    """
+    try:
+        return _bytes_of(path, max_megapixels)
+    except Unreadable as error:
+        raise BrokenImage(path, str(error)) from error
 
 
 def read_grey(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndarray:
@@ -110,7 +126,7 @@ def is_nearly_black(darkest: int, brightest: int) -> bool:
     return darkest < brightest <= NEARLY_BLACK_LEVEL
 
 
-def _read_bytes(path: Path | str, max_megapixels: int) -> bytes:
+def _bytes_of(path: Path | str, max_megapixels: int) -> bytes:
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
@@ -165,8 +181,8 @@ def _luma(pixels: np.ndarray) -> np.ndarray:
     return (luma >> 16).astype(pixels.dtype)
 
 
-def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
-    """Scales 16-bit values to 8 bits; clips no value."""
+def to_8_bit(pixels: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 → uint8: 16-bit values are divided by 257 and rounded; no value is clipped."""
     if pixels.dtype == np.uint8:
         return pixels
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)

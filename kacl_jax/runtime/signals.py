@@ -10,22 +10,20 @@ from types import FrameType
 
 from kacl_jax.runtime.errors import INTERRUPTED
 
-_STOP_MESSAGE = "Stopped; the same command goes on from the last checkpoint."
 
-
-def exit_on_signals() -> None:
-    """From now on Ctrl-C and SIGTERM end this process at once. It loses no more than by `kill -9`.
+def exit_on_signals(message: str) -> None:
+    """From now on Ctrl-C and SIGTERM end this process at once, with a message. It loses no more than by `kill -9`.
 
     It exits instead of raising: jax has a garbage collector callback, and Python ignores an exception that a signal
     raises while such a callback runs.
     """
+
+    def exit_now(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"\n{message}\n".encode())
+        os._exit(INTERRUPTED)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _exit_now)
-
-
-def _exit_now(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"\n{_STOP_MESSAGE}\n".encode())
-    os._exit(INTERRUPTED)
+        signal.signal(number, exit_now)
 
 
 class Interrupt:

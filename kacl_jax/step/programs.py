@@ -152,17 +152,22 @@ class Programs:
         return (self._cams.region_inputs(state, forward, logits, maps),)
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, Array]]:
-        """Logits float32 [b c] and raw class maps float32 [b c u v] (not centred) with running statistics."""
+        """Logits float32 [b c], raw class maps float32 [b c u v] (not centred), and the embedding float32 [b k].
+
+        With running statistics. The embedding is the mean over the last feature map's cells, which the classifier sees.
+        """
         images = normalise(batch["image"][..., 0].astype(jnp.float32))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         if self.cam_stage == 3:
             early_map: Any = self.model.apply(variables, images, train=False, method="early_map")
             classify = functools.partial(self._cams.classify_early, state)
             maps = gradcam.class_maps(classify, early_map, self.model.n_findings)
-            return ({"logits": classify(early_map), "maps": maps},)
+            last_map: Any = self.model.apply(variables, early_map, False, method="last_stage")
+            outputs = {"logits": classify(early_map), "maps": maps}
+            return ({**outputs, "embedding": last_map.mean((1, 2))},)
         feature_map: Any = self.model.apply(variables, images, train=False, method="feature_map")
         logits, maps = self._objective.logits_and_maps(state.params, feature_map)
-        return ({"logits": logits, "maps": maps},)
+        return ({"logits": logits, "maps": maps, "embedding": feature_map.mean((1, 2))},)
 
     @property
     def forward_pass(self) -> ForwardPass:

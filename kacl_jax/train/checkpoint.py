@@ -52,16 +52,7 @@ class Checkpoints:
         for path in directory.iterdir() if processes.is_leader() else ():
             if _HALF_WRITTEN in path.name:
                 shutil.rmtree(path)
-        # Else orbax would wait for the other processes, which do not call it.
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
-        )
-        self._orbax = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(
-                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
-            ),
-            multiprocessing_options=alone,
-        )
+        self._orbax = _open_orbax()
 
     def steps(self) -> list[int]:
         """The steps on disk, ascending."""
@@ -105,39 +96,8 @@ class Checkpoints:
                 shutil.rmtree(self._path(old))
 
     def restore(self, step: int) -> Restored:
-        """Read one checkpoint and verify its digest.
-
-        Raises:
-          DamagedError: the message names it.
-          UserError: it cannot be read now, which says nothing about it.
-        """
-        path = self._path(step)
-        try:
-            read = self._orbax.restore(
-                path,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(), head=ocp.args.JsonRestore()
-                ),
-            )
-            arrays = {name: np.asarray(value) for name, value in read["arrays"].items()}
-            head = read["head"]
-            for name, (dtype, shape) in head["empty"].items():
-                arrays[name] = np.zeros(shape, dtype)
-            meta = head["meta"]
-            intact = head["digest"] == _digest(arrays, meta)
-        # What a damaged file makes orbax raise depends on where the damage is; missing parts are damage too.
-        except Exception as error:
-            if isinstance(error, (MemoryError, OSError)) and not isinstance(error, _MISSING):
-                raise UserError(
-                    f"The checkpoint {path} cannot be read now ({error!r}). Nothing was changed; run the same command "
-                    "again when it can."
-                ) from error
-            raise DamagedError(f"The checkpoint {path} is damaged: {error}") from error
-        if not intact:
-            raise DamagedError(
-                f"The checkpoint {path} is damaged: its content does not match its digest"
-            )
-        return Restored(step, arrays, meta)
+        """See `read_checkpoint`."""
+        return _read(self._orbax, self._path(step))
 
     def restore_latest(self) -> Restored | None:
         """The newest intact checkpoint; damaged ones are named in the log. None if there is none at all.
@@ -159,7 +119,17 @@ class Checkpoints:
         return None
 
     def _path(self, step: int) -> Path:
-        return self.directory / f"{step:08d}"
+        return _path(self.directory, step)
+
+
+def read_checkpoint(directory: Path, step: int) -> Restored:
+    """Read one checkpoint and verify its digest. Writes nothing, so that a run may train meanwhile.
+
+    Raises:
+      DamagedError: the message names it.
+      UserError: it cannot be read now, which says nothing about it.
+    """
+    return _read(_open_orbax(), _path(directory, step))
 
 
 def restore_on_all(read: Callable[[], Restored | None]) -> Restored | None:
@@ -203,6 +173,51 @@ def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
         return value
 
     return jax.tree_util.tree_map_with_path(take, template)
+
+
+def _open_orbax() -> ocp.Checkpointer:
+    # Else orbax would wait for the other processes, which do not call it.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+    )
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        ),
+        multiprocessing_options=alone,
+    )
+
+
+def _path(directory: Path, step: int) -> Path:
+    return directory / f"{step:08d}"
+
+
+def _read(orbax: ocp.Checkpointer, path: Path) -> Restored:
+    """See `read_checkpoint`."""
+    try:
+        read = orbax.restore(
+            path,
+            args=ocp.args.Composite(arrays=ocp.args.StandardRestore(), head=ocp.args.JsonRestore()),
+        )
+        arrays = {name: np.asarray(value) for name, value in read["arrays"].items()}
+        head = read["head"]
+        for name, (dtype, shape) in head["empty"].items():
+            arrays[name] = np.zeros(shape, dtype)
+        meta = head["meta"]
+        intact = head["digest"] == _digest(arrays, meta)
+    # What a damaged file makes orbax raise depends on where the damage is; missing parts are damage too.
+    except Exception as error:
+        if isinstance(error, (MemoryError, OSError)) and not isinstance(error, _MISSING):
+            raise UserError(
+                f"The checkpoint {path} cannot be read now ({error!r}). Nothing was changed; run the same command "
+                "again when it can."
+            ) from error
+        raise DamagedError(f"The checkpoint {path} is damaged: {error}") from error
+    if not intact:
+        raise DamagedError(
+            f"The checkpoint {path} is damaged: its content does not match its digest"
+        )
+    return Restored(int(path.name), arrays, meta)
 
 
 def _name(prefix: str, path: Any) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax.evaluation import evaluate, result_files
+from kacl_jax.evaluation import evaluate, familiarity, result_files
+from kacl_jax.evaluation.inference import Survey
 from kacl_jax.evaluation.localization import Reading
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.evaluation.results import Results, Throughput
+from kacl_jax.evaluation.trained_facts import write_trained_facts
 from kacl_jax.report import run_page
 from kacl_jax.report.features import Moments
 from kacl_jax.report.gallery import ReportInputs
@@ -42,10 +44,8 @@ def score_best_checkpoint(
     trained = checkpoint.from_arrays(experiment.state_template(), restored.arrays, "state")
     state = experiment.parallel.replicate(trained)
     inference, split = experiment.inference, experiment.split
-    center = None
-    if experiment.config.cam.center == "mean":
-        center = inference.mean_map(state, split.train)
-    val_outputs = inference.logits(state, split.val)
+    training, validation = inference.survey(state, split.train), inference.survey(state, split.val)
+    center = training.mean_map if experiment.config.cam.center == "mean" else None
     test_outputs = inference.outputs(state, split.test, center=center)
     unreadable = experiment.broken_files()
     message = processes.broadcast(
@@ -55,8 +55,10 @@ def score_best_checkpoint(
                 counters,
                 restored,
                 trained,
-                val_outputs,
+                training,
+                validation,
                 test_outputs,
+                center,
                 unreadable,
                 steps,
             ).to_json(),
@@ -66,13 +68,30 @@ def score_best_checkpoint(
     return Results.from_json(message.meta)
 
 
+def _training_image_rows(
+    experiment: Experiment, training: Survey, validation: Survey
+) -> list[tuple[str, str, str]]:
+    """name, part, hash of the pixels; sorted by part, then by name."""
+    names = experiment.records.names
+    return [
+        row
+        for part, survey in (("train", training), ("val", validation))
+        for row in sorted(
+            (str(names[image]), part, pixels.tobytes().hex())
+            for image, pixels in zip(survey.outputs.image_id, survey.pixel_hashes, strict=True)
+        )
+    ]
+
+
 def _score_and_write(
     experiment: Experiment,
     counters: RunCounters,
     restored: checkpoint.Restored,
     trained: TrainState,
-    val_outputs: Outputs,
+    training: Survey,
+    validation: Survey,
     test_outputs: Outputs,
+    center: np.ndarray | None,
     unreadable: dict[str, str],
     steps: int,
 ) -> Results:
@@ -80,7 +99,7 @@ def _score_and_write(
     config, workdir, split = experiment.config, experiment.workdir, experiment.split
     rule = experiment.region_rule
     evaluation = evaluate.evaluate_outputs(
-        val_outputs,
+        validation.outputs,
         test_outputs,
         experiment.records,
         split,
@@ -102,13 +121,25 @@ def _score_and_write(
         best_step_lost=counters.best_step if is_lost else None,
     )
     result_files.write_predictions(
-        workdir / "predictions.csv", experiment.records, split, val=val_outputs, test=test_outputs
+        workdir / "predictions.csv",
+        experiment.records,
+        split,
+        val=validation.outputs,
+        test=test_outputs,
     )
     result_files.write_boxes(
         workdir / "boxes.csv",
         experiment.records,
         evaluation.predicted_boxes,
         evaluation.prior_map_iou,
+    )
+    write_trained_facts(
+        workdir,
+        step=restored.step,
+        scalings=dict(zip(experiment.records.findings, evaluation.scalings, strict=True)),
+        familiarity=familiarity.fit(training.embeddings, validation.embeddings),
+        map_center=center,
+        training_images=_training_image_rows(experiment, training, validation),
     )
     write_run_json(experiment, unreadable, reproducible=counters.reproducible)
     files.write_json(workdir / "results.json", results.to_json())

@@ -128,7 +128,7 @@ def test_a_signal_before_training_stops_wherever_it_comes(number: signal.Signals
     """In a garbage collector's callback, too, where Python ignores exceptions."""
     code = (
         "import gc, os; from kacl_jax.runtime import signals\n"
-        "signals.exit_on_signals()\n"
+        "signals.exit_on_signals('Stopped')\n"
         f"gc.callbacks.append(lambda *_: os.kill(os.getpid(), {number}))\n"
         "gc.collect()\n"
     )

@@ -1,0 +1,185 @@
+"""Apply the network of a run to images: findings, regions, heat maps and a page to look at.
+
+    python -m kacl_jax.predict --run=runs/nih --images=FOLDER --out=predictions
+
+Images: PNG, JPEG, TIFF, BMP or DICOM; a folder, one file, or a .txt with one file a line. In --out: findings.csv with
+one row for each image, regions.csv with the marked regions in pixels of the image, index.html to look at, and with
+--maps and --radiomics pictures and features. An image that cannot be read is a row with its reason. The same command
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kacl_jax.images.reader import MAX_MEGAPIXELS, BrokenImage
+from kacl_jax.predict import inputs
+from kacl_jax.predict.inputs import Failed, Listed, Xray
+from kacl_jax.runtime import signals
+from kacl_jax.runtime.errors import DONE, USER_ERROR, UserError, exit_code
+from kacl_jax.runtime.files import user_cache_folder
+from kacl_jax.runtime.progress import image_progress_bar
+from kacl_jax.runtime.workdir import lock_workdir
+
+if TYPE_CHECKING:
+    from kacl_jax.predict.model import Model
+    from kacl_jax.predict.outputs import OutputFolder
+    from kacl_jax.predict.prediction import Prediction
+
+NO_IMAGE_WORKED = 3
+_INDEX_EVERY = 10  # chunks
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 an image has findings, 1 a user's mistake, 3 no image has findings, 75 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    flags = _parser().parse_args(arguments)
+    signals.exit_on_signals("Stopped; the same command goes on.")
+    try:
+        return _predict(flags)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return exit_code(error) or USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(
+        prog="python -m kacl_jax.predict",
+        description=lines[0],
+        epilog="\n".join(lines[1:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--run", type=Path, required=True, help="the folder of a finished run, as runs/nih"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        help="a folder, a file, or a .txt with one file a line",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder for everything that is written"
+    )
+    parser.add_argument(
+        "--maps", action="store_true", help="write each region's heat map over its X-ray, too"
+    )
+    parser.add_argument(
+        "--radiomics", action="store_true", help="measure each region's 102 features, too"
+    )
+    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
+    parser.add_argument(
+        "--any_view",
+        action="store_true",
+        help="take a DICOM that is no frontal chest X-ray by its tags, too",
+    )
+    parser.add_argument(
+        "--keep_ids",
+        action="store_true",
+        help="write the DICOMs' patient, study and instance identifiers, and file names that hold them",
+    )
+    parser.add_argument(
+        "--max_megapixels",
+        type=int,
+        default=MAX_MEGAPIXELS,
+        help="an image with more million pixels is not read (default: %(default)s)",
+    )
+    return parser
+
+
+def _predict(flags: argparse.Namespace) -> int:
+    if flags.max_megapixels < 1:
+        raise UserError(f"--max_megapixels={flags.max_megapixels} must be at least 1")
+    listed = inputs.list_images(flags.images, flags.out)
+    # These imports are slow: a mistyped command must be answered before them.
+    from kacl_jax.predict.model import load
+    from kacl_jax.predict.outputs import OutputFolder
+    from kacl_jax.runtime import compilation
+
+    compilation.use_cache(user_cache_folder() / "predict")
+    model = load(flags.run)
+    switches = ("maps", "radiomics", "flip", "any_view", "keep_ids", "max_megapixels")
+    settings = {
+        "network": model.identity,
+        "images": str(flags.images.absolute()),
+        **{name: getattr(flags, name) for name in switches},
+    }
+    with lock_workdir(flags.out), image_progress_bar("Predicting") as count:
+        output = OutputFolder(
+            flags.out,
+            findings=model.findings,
+            run=model.run.name,
+            moments=model.moments,
+            settings=settings,
+            listed=listed,
+            maps=flags.maps,
+            radiomics=flags.radiomics,
+            keep_ids=flags.keep_ids,
+        )
+        for number, chunk in enumerate(
+            _read_chunks(listed[output.done :], model.batch_size, flags)
+        ):
+            output.write(*_predict_chunk(model, chunk, flip=flags.flip))
+            count(output.done, len(listed))
+            if number % _INDEX_EVERY == 0:
+                output.write_index()
+        output.write_index()
+    _print_summary(output, flags.out)
+    return DONE if output.worked else NO_IMAGE_WORKED
+
+
+def _read_chunks(
+    listed: Sequence[Listed], size: int, flags: argparse.Namespace
+) -> Iterator[list[Xray | Failed]]:
+    """Chunks of `size` images. Threads read the next one while the caller works on this one."""
+
+    def read(image: Listed) -> Xray | Failed:
+        try:
+            return inputs.read(
+                image,
+                any_view=flags.any_view,
+                keep_ids=flags.keep_ids,
+                max_megapixels=flags.max_megapixels,
+            )
+        except BrokenImage as error:
+            return Failed(str(error.path), error.reason)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        waiting: list[Future[Xray | Failed]] = []
+        for start in range(0, len(listed) + size, size):
+            ahead = [threads.submit(read, image) for image in listed[start : start + size]]
+            if waiting:
+                yield [future.result() for future in waiting]
+            waiting = ahead
+
+
+def _predict_chunk(
+    model: Model, chunk: Sequence[Xray | Failed], *, flip: bool
+) -> tuple[list[Prediction | Failed], list[tuple[str, ...]]]:
+    """The results in the chunk's order, and each image's identifiers."""
+    xrays = [image for image in chunk if isinstance(image, Xray)]
+    predictions = iter(model.predict(xrays, flip=flip))
+    results = [image if isinstance(image, Failed) else next(predictions) for image in chunk]
+    return results, [() if isinstance(image, Failed) else image.ids for image in chunk]
+
+
+def _print_summary(output: OutputFolder, out: Path) -> None:
+    print(f"{out}: {output.worked} of {output.done} images have findings; index.html shows them")
+    if output.worked < output.done:
+        print(
+            f"{output.done - output.worked} images have none; findings.csv says why in its column 'reason'",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
