@@ -1,6 +1,7 @@
 """How like the training images an image is: the Mahalanobis distance of its embedding to theirs.
 
-A network gives findings for a photograph, too. This distance tells such images (Lee et al. 2018, with one class).
+A network gives findings for a photograph, too. This distance tells such images (Lee et al. 2018, with one class). It is
+taken between logarithms, because channels are ≥ 0 and skewed: without them a hip was nearer than some chests.
 Axes: n images · k channels.
 """
 
@@ -19,18 +20,20 @@ VALIDATION_QUANTILE = (
 
 @dataclass(frozen=True, eq=False)
 class Familiarity:
-    """mean: float32 [k]. factor: float32 [k k], lower triangular: factor · factorᵀ is the covariance's inverse.
+    """An embedding x is compared as log(1 + x / scale).
 
+    mean: float32 [k]. factor: float32 [k k], lower triangular: factor · factorᵀ is the covariance's inverse.
     threshold: an image beyond this distance is not like the training images.
     """
 
+    scale: float
     mean: np.ndarray
     factor: np.ndarray
     threshold: float
 
     def distance(self, embeddings: np.ndarray) -> np.ndarray:
         """The Mahalanobis distances float64 [n] of embeddings float32 [n k]."""
-        centred = embeddings.astype(np.float64) - self.mean
+        centred = _compress(embeddings, self.scale) - self.mean
         return np.linalg.norm(centred @ self.factor.astype(np.float64), axis=1)
 
 
@@ -42,9 +45,16 @@ def fit(training: np.ndarray, validation: np.ndarray) -> Familiarity:
     Args:
       training: float32 [n k], n ≥ 2. validation: float32 [m k], m ≥ 1.
     """
-    covariance = LedoitWolf().fit(training.astype(np.float64))
+    positive = training[training > 0]
+    scale = float(np.median(positive)) if positive.size else 1.0
+    covariance = LedoitWolf().fit(_compress(training, scale))
     factor = cholesky(covariance.precision_, lower=True).astype(np.float32)
     mean = covariance.location_.astype(np.float32)
-    distances = Familiarity(mean, factor, np.inf).distance(validation)
+    distances = Familiarity(scale, mean, factor, np.inf).distance(validation)
     threshold = np.quantile(distances, VALIDATION_QUANTILE, method="higher")
-    return Familiarity(mean, factor, float(threshold))
+    return Familiarity(scale, mean, factor, float(threshold))
+
+
+def _compress(embeddings: np.ndarray, scale: float) -> np.ndarray:
+    """float64 [n k]; a channel is a mean of values ≥ 0."""
+    return np.log1p(np.maximum(embeddings.astype(np.float64), 0) / scale)

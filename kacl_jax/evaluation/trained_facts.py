@@ -65,6 +65,7 @@ def write_trained_facts(
         {
             "step": step,
             "threshold": familiarity.threshold,
+            "scale": familiarity.scale,
             "mean": encode_float32(familiarity.mean),
             "factor": encode_float32(familiarity.factor[lower]),
         },
@@ -123,7 +124,7 @@ def _to_familiarity(content: Mapping[str, Any]) -> Familiarity:
     mean = decode_float32(content["mean"])
     factor = np.zeros((len(mean), len(mean)), np.float32)
     factor[np.tril_indices(len(mean))] = decode_float32(content["factor"])
-    return Familiarity(mean, factor, float(content["threshold"]))
+    return Familiarity(float(content["scale"]), mean, factor, float(content["threshold"]))
 
 
 def _read_training_images(path: Path) -> TrainingImages:
