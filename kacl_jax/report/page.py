@@ -21,18 +21,24 @@ def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    text = _environment().get_template(template).render(content)
     files.write_text(
         path,
-        text,
+        render(template, content),
         fix="make room there, then --mode=eval (of a sweep: --table_only) writes it anew",
     )
 
 
+def render(template: str, content: Mapping[str, Any], *, package: str = "kacl_jax.report") -> str:
+    """The page's text. package: its templates are looked up first, so that they can extend those of this package."""
+    return _environment(package).get_template(template).render(content)
+
+
 @lru_cache
-def _environment() -> jinja2.Environment:
+def _environment(package: str) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("kacl_jax.report"),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(package), jinja2.PackageLoader("kacl_jax.report")]
+        ),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

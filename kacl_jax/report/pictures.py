@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -37,11 +36,11 @@ def panels(
       key: an id that is unique on the page; letters, digits and '-'.
     """
     xray_layer = Markup('<image id="{}" href="{}" width="{}" height="{}"/>').format(
-        key, _data_uri(xray, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 82]), SIDE, SIDE
+        key, data_uri(xray, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 82]), SIDE, SIDE
     )
     heat_layer = Markup(
         '<image href="{}" width="{}" height="{}" preserveAspectRatio="none"/>'
-    ).format(_data_uri(heat(cam, relu=relu), ".png", []), SIDE, SIDE)
+    ).format(data_uri(heat(cam, relu=relu), ".png", []), SIDE, SIDE)
     region = _with_halo(Markup('d="{}"').format(outline(mask)), "path", "region")
     box = Markup("") if truth is None else _box(truth, "truth")
     xray_copy = Markup('<use href="#{}"/>').format(key)
@@ -65,18 +64,27 @@ def heat(cam: np.ndarray, *, relu: bool) -> np.ndarray:
     level = cv2.resize(cam.astype(np.float32), side, interpolation=cv2.INTER_LINEAR)
     if relu:
         level = np.maximum(level, 0)
-    level = (level - level.min()) / (np.ptp(level) or 1)
+    return colours((level - level.min()) / (np.ptp(level) or 1))
+
+
+def colours(level: np.ndarray) -> np.ndarray:
+    """The colour and the opacity of each level: float [h w], 0 … 1 → uint8 BGRA [h w 4]."""
     colour = cv2.applyColorMap(np.rint(255 * level).astype(np.uint8), cv2.COLORMAP_INFERNO)
     opacity = np.clip((level - _HEAT_START) / (1 - _HEAT_START), 0, 1) * _MAX_OPACITY
     return np.dstack([colour, np.rint(255 * opacity).astype(np.uint8)])
 
 
-def outline(mask: np.ndarray) -> str:
-    """The border of a region as an SVG path in a frame of `SIDE` px: bool [h w]."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    scale = SIDE / np.array([mask.shape[1], mask.shape[0]])
-    paths: Sequence[np.ndarray] = [(contour[:, 0] + 0.5) * scale for contour in contours]
+def outline(mask: np.ndarray, frame: tuple[float, float] = (SIDE, SIDE)) -> str:
+    """The border of a region as an SVG path in a frame of this width and height: bool [h w]."""
+    paths = contours(mask, frame)
     return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in path) + "Z" for path in paths)
+
+
+def contours(mask: np.ndarray, frame: tuple[float, float]) -> list[np.ndarray]:
+    """The closed lines around a region, bool [h w], through the middle of its outermost cells: (x, y), float [n 2]."""
+    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    scale = np.array(frame) / np.array([mask.shape[1], mask.shape[0]])
+    return [(contour[:, 0] + 0.5) * scale for contour in found]
 
 
 def _box(box: np.ndarray, style: str) -> Markup:
@@ -90,7 +98,8 @@ def _with_halo(geometry: Markup, shape: str, style: str) -> Markup:
     return Markup('<{0} class="halo" {1}/><{0} class="{2}" {1}/>').format(shape, geometry, style)
 
 
-def _data_uri(pixels: np.ndarray, ending: str, options: list[int]) -> str:
+def data_uri(pixels: np.ndarray, ending: str, options: list[int]) -> str:
+    """Pixels as a link that holds them. ending: '.jpg' or '.png'. options: of `cv2.imencode`."""
     succeeded, encoded = cv2.imencode(ending, pixels, options)
     if not succeeded:
         raise ValueError(f"pixels {pixels.dtype} {pixels.shape} cannot be encoded as {ending}")
