@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from kacl_jax.predict.prediction import Failed, Prediction
+from kacl_jax.predict.inputs import Failed
+from kacl_jax.predict.prediction import Prediction
 from kacl_jax.report import charts, pictures
 from kacl_jax.report.features import OutlyingFeature
 from kacl_jax.report.page import render
