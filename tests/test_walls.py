@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "evaluation": "data, images, runtime, step",
     "report": "config, data, evaluation, radiomics, runtime, step",
     "train": "config, data, evaluation, feedback, images, models, radiomics, report, runtime, step",
+    "predict": "evaluation, images, radiomics, report, runtime, step, train",
     "sweep": "config, data, evaluation, models, report, runtime",
     "prepare.py": "data, images, runtime",
     "main.py": "config, data, evaluation, runtime, train",
@@ -50,6 +51,7 @@ RUNTIME = {
     "processes",
     "progress",
     "provenance",
+    "sealed_json",
     "signals",
     "workdir",
 }
@@ -96,7 +98,8 @@ def test_imports_go_one_way() -> None:
         for name in imports(path):
             package, _, rest = name.partition(".")
             other = known.get(rest.split(".")[0])
-            free = {None, room, *MAY_IMPORT.get(room, "").split(", ")}
+            # Only the package's own __init__.py, which is the door of Python's users, is not in the table.
+            free = {None, room, *MAY_IMPORT.get(room, "predict").split(", ")}
             if package == "kacl_jax" and other not in free:
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
     assert not wrong

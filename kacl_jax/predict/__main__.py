@@ -109,7 +109,7 @@ def _predict(flags: argparse.Namespace) -> int:
     model = load(flags.run)
     switches = ("maps", "radiomics", "flip", "any_view", "keep_ids", "max_megapixels")
     settings = {
-        "network": model.identity,
+        "network": model.network.identity,
         "images": str(flags.images.absolute()),
         **{name: getattr(flags, name) for name in switches},
     }
@@ -117,8 +117,8 @@ def _predict(flags: argparse.Namespace) -> int:
         output = OutputFolder(
             flags.out,
             findings=model.findings,
-            run=model.run.name,
-            moments=model.moments,
+            run=model.network.run.name,
+            moments=model.network.moments,
             settings=settings,
             listed=listed,
             maps=flags.maps,
