@@ -33,7 +33,10 @@ def comparable(workdir: Path) -> dict[str, Any]:
                 found[f"{step} {name}"] = (str(array.dtype), array.shape, array.tobytes())
         restored.meta["tally"].pop("throughput")
         found[f"{step} meta"] = restored.meta
-    for name in ("predictions.csv", "boxes.csv"):
+    for name in (
+        *("predictions.csv", "boxes.csv"),
+        *("calibration.json", "familiarity.json", "training_images.csv"),
+    ):
         found[name] = (workdir / name).read_bytes()
     results = json.loads((workdir / "results.json").read_text())
     assert set(results.pop("throughput")) == {"images_per_s", "rois_per_s", "waits"}

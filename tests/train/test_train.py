@@ -124,8 +124,10 @@ def undisturbed(started: dict[str, tuple[Path, Future[Any]]]) -> Path:
 def test_a_run_leaves_what_it_should(undisturbed: Path) -> None:
     assert sorted(p.name for p in undisturbed.iterdir() if not p.name.startswith(".")) == [
         "boxes.csv",
+        "calibration.json",
         "checkpoints",
         "config.json",
+        "familiarity.json",
         "features.sqlite",
         "metrics.jsonl",
         "predictions.csv",
@@ -133,6 +135,7 @@ def test_a_run_leaves_what_it_should(undisturbed: Path) -> None:
         "results.json",
         "run.json",
         "tensorboard",
+        "training_images.csv",
     ]
     lines = metric_lines(undisturbed)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, STEPS + 1))
