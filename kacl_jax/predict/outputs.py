@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kacl_jax.predict import overlay, page, tables
+from kacl_jax.predict import overlay, page, region_features, tables
 from kacl_jax.predict.inputs import Failed, Listed
 from kacl_jax.predict.prediction import Prediction
+from kacl_jax.predict.region_features import RegionFeatures
 from kacl_jax.report.features import Moments, OutlyingFeature, outlying_features
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
@@ -88,6 +87,7 @@ class OutputFolder:
         number = self._pages + 1
         n_columns = len(self._headers["findings.csv"])
         outlying: dict[str, dict[str, list[OutlyingFeature]]] = {}
+        measured = iter(self._measure(results))
         for place, (result, own_ids) in enumerate(zip(results, ids, strict=True)):
             rows["findings.csv"].append(
                 tables.findings_row(result, own_ids, page=number, n_columns=n_columns)
@@ -97,8 +97,9 @@ class OutputFolder:
             map_names = self._write_maps(result, f"{number:04d}-{place + 1:02d}")
             rows["regions.csv"] += tables.region_rows(result, map_names)
             if "radiomics.csv" in rows:
-                rows["radiomics.csv"] += tables.radiomics_rows(result)
-                outlying[result.name] = self._outlying(result)
+                own = [next(measured) for _ in result.shown_findings]
+                rows["radiomics.csv"] += tables.radiomics_rows(result, own)
+                outlying[result.name] = self._outlying(result, own)
         (self._out / "pages").mkdir(exist_ok=True)
         page.write_page(
             self._out / "pages" / f"{number:04d}.html",
@@ -121,12 +122,22 @@ class OutputFolder:
             overlay.draw(result, finding).save(self._out / "maps" / names[-1])
         return names
 
-    def _outlying(self, result: Prediction) -> dict[str, list[OutlyingFeature]]:
+    def _measure(self, results: Sequence[Prediction | Failed]) -> list[RegionFeatures]:
+        """Of the regions of all results, in their order; none without --radiomics."""
+        predictions = [result for result in results if isinstance(result, Prediction)]
+        if "radiomics.csv" not in self._headers or not predictions:
+            return []
+        regions = [region for result in predictions for region in result.marked_regions]
+        return region_features.measure(regions, predictions[0].bin_width, os.cpu_count() or 1)
+
+    def _outlying(
+        self, result: Prediction, measured: Sequence[RegionFeatures]
+    ) -> dict[str, list[OutlyingFeature]]:
         if self._moments is None:
             return {}
         return {
-            finding: outlying_features(np.array(list(features.values())), self._moments)
-            for finding, features in result.radiomics.items()
+            finding: outlying_features(found.features, self._moments)
+            for finding, found in zip(result.shown_findings, measured, strict=True)
         }
 
     def _begin(self) -> None:

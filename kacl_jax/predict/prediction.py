@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 from PIL.Image import Image
 
-from kacl_jax.predict import overlay
-from kacl_jax.radiomics import FEATURE_NAMES, extract
+from kacl_jax.predict import overlay, region_features
+from kacl_jax.predict.region_features import MarkedRegion
+from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.step.regions import RegionRule
 
 
@@ -93,14 +94,18 @@ class Prediction:
         """For each of `shown_findings` the 102 features of its region, measured as in training: on the 8-bit image of
         the network's size. NaN where a feature is not defined, and everywhere if the region cannot be measured.
         """
-        regions = [self.region(finding)[0] for finding in self.shown_findings]
-        found = extract(
-            [self.network_pixels] * len(regions), regions, bin_width=self.bin_width, dtype="float64"
-        )
+        measured = region_features.measure(self.marked_regions, self.bin_width)
         return {
-            finding: dict(zip(FEATURE_NAMES, features.tolist(), strict=True))
-            for finding, features in zip(self.shown_findings, found.features, strict=True)
+            finding: dict(zip(FEATURE_NAMES, found.features.tolist(), strict=True))
+            for finding, found in zip(self.shown_findings, measured, strict=True)
         }
+
+    @property
+    def marked_regions(self) -> list[MarkedRegion]:
+        """Of `shown_findings`, on the network's image."""
+        return [
+            MarkedRegion(self.network_pixels, self.region(name)[0]) for name in self.shown_findings
+        ]
 
     def show(self, finding: str = "") -> Image:
         """The X-ray under its heat map, with region and box, as a Pillow image: a notebook shows it as it is.

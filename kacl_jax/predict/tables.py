@@ -10,12 +10,13 @@ from typing import Any
 
 from kacl_jax.predict.inputs import Failed
 from kacl_jax.predict.prediction import Prediction
+from kacl_jax.predict.region_features import RegionFeatures
 from kacl_jax.radiomics import FEATURE_NAMES
 
 _BY_FINDING = ("probability", "score", "threshold", "positive")
 _IDS = ("patient_id", "study_uid", "instance_uid")
 _REGION = ("image", "finding", "positive", "x", "y", "w", "h", "region", "map")
-_RADIOMICS = ("image", "finding", "measured_on")
+_RADIOMICS = ("image", "finding", "measured_on", "reason")
 
 
 def headers(findings: Sequence[str], *, keep_ids: bool) -> dict[str, list[str]]:
@@ -62,12 +63,12 @@ def region_rows(result: Prediction, map_names: Sequence[str]) -> Iterable[list[A
         yield [result.name, finding, positive, *box, kind, map_name]
 
 
-def radiomics_rows(result: Prediction) -> Iterable[list[Any]]:
-    """One for each of `shown_findings`."""
+def radiomics_rows(result: Prediction, measured: Sequence[RegionFeatures]) -> Iterable[list[Any]]:
+    """One for each of `shown_findings`. reason: why a region has no features, or empty."""
     side = len(result.network_pixels)
-    for finding, features in result.radiomics.items():
-        cells = [_cell(features[name]) for name in FEATURE_NAMES]
-        yield [result.name, finding, f"8-bit image of {side}×{side} px", *cells]
+    for finding, found in zip(result.shown_findings, measured, strict=True):
+        cells = map(_cell, found.features.tolist())
+        yield [result.name, finding, f"8-bit image of {side}×{side} px", found.reason, *cells]
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
