@@ -179,6 +179,18 @@ def probability(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
+def bar(value: float, threshold: float) -> float | None:
+    """Length of a probability's bar in per cent: 50 at the threshold, linear on either side; None without threshold.
+
+    Most findings are rare, so that bars from 0 to 1 would all be too short to compare with their thresholds.
+    """
+    if math.isnan(threshold):
+        return None
+    if value < threshold:
+        return 50 * value / threshold
+    return 100.0 if threshold >= 1 else 50 + 50 * (value - threshold) / (1 - threshold)
+
+
 def _failed_card(image: Failed) -> dict[str, Any]:
     name = _printable(image.name)
     return {"name": name, "anchor": anchor(name), "reason": image.reason}
@@ -212,7 +224,7 @@ def _card(
                 "threshold": probability(prediction.thresholds[finding]),
                 "score": probability(prediction.scores[finding]),
                 "positive": prediction.positive[finding],
-                "bar": _bar(prediction.probabilities[finding], prediction.thresholds[finding]),
+                "bar": bar(prediction.probabilities[finding], prediction.thresholds[finding]),
             }
             for finding in prediction.findings
         ],
@@ -242,7 +254,7 @@ def _region(
 
 def _feature(feature: OutlyingFeature) -> dict[str, Any]:
     _, family, name = feature.name.split("_")  # original_glcm_Contrast
-    size = f"{abs(feature.z):.1f}" if abs(feature.z) < Z_CLIP else f"{Z_CLIP:g} or more"
+    size = f"{abs(feature.z):.1f}" if abs(feature.z) < Z_CLIP else f"≥ {Z_CLIP:g}"
     distance = f"{size} {'above' if feature.z > 0 else 'below'}"
     return {
         "feature": name,
@@ -251,11 +263,6 @@ def _feature(feature: OutlyingFeature) -> dict[str, Any]:
         "value": feature.value,
         "bar": charts.signed_bar(feature.z, Z_CLIP / 2, distance),
     }
-
-
-def _bar(value: float, threshold: float) -> dict[str, float | None]:
-    """Ends of a probability's bar and of its threshold's tick, in per cent."""
-    return {"end": 100 * value, "tick": None if math.isnan(threshold) else 100 * threshold}
 
 
 def _picture(pixels: np.ndarray) -> np.ndarray:

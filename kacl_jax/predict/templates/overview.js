@@ -4,7 +4,7 @@ const byId = (id) => document.getElementById(id);
 const table = byId("images"), body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
 const hasPages = body.querySelector("a") !== null;
 const remark = (row) => row[2] || (row[3] ? "not like the training images" : "");
-const valueOf = [(row) => row[0], remark, ...findings.map((_, c) => (row) => row[4][c])];
+const valueOf = [(row) => row[0], ...findings.map((_, c) => (row) => row[4][c])];
 const filters = [
   ["all images", () => true],
   ...findings.map((name, c) => [`positive: ${name.replaceAll("_", " ")}`, (row) => row[5].includes(c)]),
@@ -29,7 +29,8 @@ function line(row) {
     link.href = `pages/${row[1].padStart(4, "0")}.html#${encodeURIComponent(row[0])}`;
     head.append(link);
   } else head.textContent = row[0];
-  tr.append(head, cell("td", remark(row), "why"));
+  if (remark(row)) head.append(cell("span", remark(row), "remark"));
+  tr.append(head);
   row[4].forEach((p, c) => tr.append(cell("td", p === null ? "–" : p.toFixed(3), row[5].includes(c) ? "positive" : "")));
   return tr;
 }
@@ -47,7 +48,7 @@ function choose() {
   const keeps = filters[byId("filter").value][1], part = byId("search").value.toLowerCase();
   shown = rows.filter((row) => keeps(row) && row[0].toLowerCase().includes(part));
   if (column >= 0) {
-    const value = valueOf[column], missing = (v) => v === null || v === "";
+    const value = valueOf[column], missing = (v) => v === null;
     shown.sort((a, b) => {
       const x = value(a), y = value(b);
       if (missing(x) || missing(y)) return missing(x) - missing(y);
@@ -64,7 +65,7 @@ heads.forEach((head, c) => {
   button.append(...head.childNodes);
   head.append(button);
   button.onclick = () => {
-    direction = c === column ? -direction : c < 2 ? 1 : -1;
+    direction = c === column ? -direction : c === 0 ? 1 : -1;
     column = c;
     choose();
   };
