@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 from kacl_jax.predict import overlay, page
-from kacl_jax.predict.prediction import Failed, Prediction
+from kacl_jax.predict.inputs import Failed
+from kacl_jax.predict.prediction import Prediction
 from kacl_jax.report.features import OutlyingFeature
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.step.regions import RegionRule
