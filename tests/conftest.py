@@ -81,6 +81,12 @@ def nih_original_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def odd_root() -> Path:
+    """Four real DICOMs, one of them a hip, and a JPEG."""
+    return _shared("odd")
+
+
+@pytest.fixture(scope="session")
 def nih_metadata_root() -> Path:
     """The CSVs and lists of all 112,120 images, without images."""
     return _shared("nih_metadata")

@@ -182,22 +182,25 @@ def _check_image(dataset: Any, max_megapixels: int) -> None:
 def _stored_values(dataset: Any) -> np.ndarray:
     """int32 [h w]: the stored bits alone. What else a native pixel's bits hold, as old overlays, is dropped."""
     shape = (int(_number(dataset, "Rows")), int(_number(dataset, "Columns")))
+    bits = int(_number(dataset, "BitsStored"))
+    is_signed = _number(dataset, "PixelRepresentation", 0) == 1
+    syntax = ""
+    lowest_bit = 0
     try:
+        syntax = dataset.file_meta.TransferSyntaxUID.name
+        if not dataset.file_meta.TransferSyntaxUID.is_compressed:
+            lowest_bit = max(0, int(_number(dataset, "HighBit", bits - 1)) + 1 - bits)
+            dataset.BitsStored = bits + lowest_bit  # pydicom drops what is above
         pixels = np.asarray(dataset.pixel_array)
-        compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
+    except NotImplementedError as error:
+        raise Unreadable(f"is compressed as {syntax}, which nothing here decodes") from error
     # As in _parse; each plugin has errors of its own, too.
     except Exception as error:
         raise Unreadable(f"has pixels that cannot be decoded ({type(error).__name__})") from error
     if pixels.shape != shape:
         raise Unreadable(f"has {pixels.shape} pixels where its header says {shape}")
-    values = pixels.astype(np.int32)
-    bits = int(_number(dataset, "BitsStored"))
-    if not compressed:
-        values >>= max(0, int(_number(dataset, "HighBit", bits - 1)) + 1 - bits)
-    values &= (1 << bits) - 1
-    if _number(dataset, "PixelRepresentation", 0) == 1:
-        values -= (values >> (bits - 1)) << bits
-    return values
+    values = (pixels.astype(np.int32) >> lowest_bit) & ((1 << bits) - 1)
+    return values - ((values >> (bits - 1)) << bits) if is_signed else values
 
 
 def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray:
@@ -211,24 +214,42 @@ def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray:
 
 def _windowed(dataset: Any, stored: np.ndarray, padding: np.ndarray) -> tuple[np.ndarray, str]:
     """(float64 [h w] in 0 … 1, a note or '')."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
-
-    try:
-        values = np.asarray(apply_modality_lut(stored, dataset), np.float64)
-        if _value(dataset, "VOILUTSequence"):
-            table = dataset.VOILUTSequence[0]
-            highest = (1 << int(table.LUTDescriptor[2])) - 1
-            looked_up = np.asarray(apply_voi(values.astype(np.int32), dataset), np.float64)
-            return np.clip(looked_up / highest, 0, 1), ""
-    # As in _parse: a LUT may be damaged anywhere.
-    except Exception as error:
-        raise Unreadable(f"has a damaged look-up table ({type(error).__name__})") from error
+    slope, intercept = _number(dataset, "RescaleSlope", 1), _number(dataset, "RescaleIntercept", 0)
+    values = stored * slope + intercept
+    if _value(dataset, "ModalityLUTSequence"):
+        values, _ = _look_up(dataset, "ModalityLUTSequence", stored)
+    if _value(dataset, "VOILUTSequence"):
+        looked_up, highest = _look_up(dataset, "VOILUTSequence", values)
+        return np.clip(looked_up / highest, 0, 1), ""
     function = _text(dataset, "VOILUTFunction") or "LINEAR"
     has_window = _value(dataset, "WindowCenter") is not None
     width = _number(dataset, "WindowWidth", 0) if has_window else 0
     if width < 1 and not (width > 0 and function != "LINEAR"):
         return _by_range(values, padding), _BY_RANGE
     return _through_window(values, _number(dataset, "WindowCenter"), width, function), ""
+
+
+def _look_up(dataset: Any, name: str, values: np.ndarray) -> tuple[np.ndarray, int]:
+    """(the entries of the sequence's first table at these values, float64, and the highest value of an entry).
+
+    pydicom's own function gives wrong entries for tables of 8 bits with more than 256 entries.
+    """
+    try:
+        table = getattr(dataset, name)[0]
+        number, first, bits = (int(value) for value in table.LUTDescriptor)
+        number = number or 1 << 16
+        if first > np.iinfo(np.int16).max and _number(dataset, "PixelRepresentation", 0) == 1:
+            first -= 1 << 16
+        data = table.LUTData
+        if isinstance(data, bytes):
+            order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+            data = np.frombuffer(data, f"{order}u2" if len(data) >= 2 * number else "u1")
+        entries = np.asarray(data, np.float64)[:number]
+        place = np.clip(np.floor(values) - first, 0, len(entries) - 1).astype(np.int64)
+        return entries[place], (1 << bits) - 1
+    # As in _parse: a table may be damaged anywhere.
+    except Exception as error:
+        raise Unreadable(f"has a damaged {name} ({type(error).__name__})") from error
 
 
 def _through_window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:

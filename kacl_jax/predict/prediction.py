@@ -117,12 +117,16 @@ class Prediction:
     def _map(self, finding: str) -> np.ndarray:
         """float32 [u v]. Raises KeyError, naming the findings, for another name."""
         if finding not in self.findings:
-            raise KeyError(f"{finding!r} is not a finding of this network: {', '.join(self.findings)}")
+            raise KeyError(
+                f"{finding!r} is not a finding of this network: {', '.join(self.findings)}"
+            )
         return self.maps[self.findings.index(finding)]
 
     def _box(self, finding: str) -> Box:
         mask, _ = self.region(finding)
-        height, width = (have / side for have, side in zip(self.pixels.shape, mask.shape, strict=True))
+        height, width = (
+            have / side for have, side in zip(self.pixels.shape, mask.shape, strict=True)
+        )
         ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         x, y = float(xs[0] * width), float(ys[0] * height)
         return Box(x, y, float((xs[-1] + 1) * width) - x, float((ys[-1] + 1) * height) - y)
