@@ -83,7 +83,7 @@ def write_page(
         "cards": [
             _failed_card(image)
             if isinstance(image, Failed)
-            else _card(image, f"x{place}", outlying.get(image.name, {}))
+            else _card(image, f"x:{place}", outlying.get(image.name, {}))
             for place, image in enumerate(predictions)
         ],
         "number": number,
@@ -170,7 +170,7 @@ def read_rows(path: Path) -> tuple[list[str], list[Row]]:
 
 
 def anchor(image: str) -> str:
-    """The id of an image's card, as encodeURIComponent writes the name."""
+    """The id of an image's card, as encodeURIComponent writes the name: it has no ':', as all other ids have."""
     return quote(image, safe="!*'()")
 
 

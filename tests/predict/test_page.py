@@ -288,7 +288,7 @@ def test_unusual_radiomic_features_are_in_plain_words(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [EVIL, "Müller 1.png", "a\nb.png", "bad\udcff.png"])
+@pytest.mark.parametrize("name", [EVIL, "Müller 1.png", "a\nb.png", "bad\udcff.png", "x:0"])
 def test_a_name_is_text_and_its_link_leads_to_its_card(tmp_path: Path, name: str) -> None:
     rows = [prediction("first.png"), prediction(name), Failed(name + "2", "why")]
     root = write(tmp_path, *rows)
@@ -304,6 +304,8 @@ def test_a_name_is_text_and_its_link_leads_to_its_card(tmp_path: Path, name: str
     links = [link for link in links if link.fragment]
     assert [link.fragment for link in links] == [card.get("id") for card in cards]
     assert {link.path for link in links} == {"pages/0001.html"}
+    ids = [e.get("id") for e in root.iter() if e.get("id")]
+    assert len(set(ids)) == len(ids)
     assert len(list(overview.iter("script"))) == 2
 
 
