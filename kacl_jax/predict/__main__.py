@@ -14,6 +14,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from kacl_jax.predict.prediction import Prediction
 
 NO_IMAGE_WORKED = 3
-_INDEX_EVERY = 10  # chunks
+_INDEX_EVERY_S = 10  # it grows with the number of images
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,19 +120,21 @@ def _predict(flags: argparse.Namespace) -> int:
             findings=model.findings,
             run=model.network.run.name,
             moments=model.network.moments,
+            uncalibrated=model.uncalibrated,
             settings=settings,
             listed=listed,
             maps=flags.maps,
             radiomics=flags.radiomics,
             keep_ids=flags.keep_ids,
+            chunk=model.batch_size,
         )
-        for number, chunk in enumerate(
-            _read_chunks(listed[output.done :], model.batch_size, flags)
-        ):
+        index_due = 0.0
+        for chunk in _read_chunks(listed[output.done :], model.batch_size, flags):
             output.write(*_predict_chunk(model, chunk, flip=flags.flip))
             count(output.done, len(listed))
-            if number % _INDEX_EVERY == 0:
+            if time.monotonic() > index_due:
                 output.write_index()
+                index_due = time.monotonic() + _INDEX_EVERY_S
         output.write_index()
     _print_summary(output, flags.out)
     return DONE if output.worked else NO_IMAGE_WORKED

@@ -52,6 +52,12 @@ class Model:
     def findings(self) -> tuple[str, ...]:
         return self.network.findings
 
+    @property
+    def uncalibrated(self) -> tuple[str, ...]:
+        """The findings whose probability is the raw score; `network.facts.scalings` has the reasons."""
+        scalings = self.network.facts.scalings
+        return tuple(name for name in self.findings if scalings[name].reason)
+
     @overload  # mypy: a str is a sequence of str
     def __call__(  # type: ignore[overload-overlap]
         self, images: Image, *, flip: bool = ..., any_view: bool = ...

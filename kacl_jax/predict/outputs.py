@@ -30,8 +30,9 @@ class OutputFolder:
 
     Args:
       findings: the network's. run: its name, for the pages. moments: of its training regions' features, if it has them.
+      uncalibrated: findings whose probability is the raw score.
       settings: what must be the same when a command goes on: the network, the images and the flags.
-      maps, radiomics, keep_ids: write these, too.
+      maps, radiomics, keep_ids: write these, too. chunk: how many images `write` gets at once, but for the last time.
 
     Raises:
       UserError: the folder has the outputs of other settings or other images, is damaged, or cannot be written.
@@ -44,13 +45,18 @@ class OutputFolder:
         findings: Sequence[str],
         run: str,
         moments: Moments | None,
+        uncalibrated: Sequence[str],
         settings: Mapping[str, Any],
         listed: Sequence[Listed],
         maps: bool,
         radiomics: bool,
         keep_ids: bool,
+        chunk: int,
     ) -> None:
         self._out, self._run, self._moments = out, run, moments
+        self._uncalibrated = uncalibrated
+        whole, rest = divmod(len(listed), chunk)
+        self._pages_in_all = whole * _pages_for(chunk) + _pages_for(rest)
         self._maps, self._settings, self._listed = maps, dict(settings), listed
         self._headers = tables.headers(findings, keep_ids=keep_ids)
         if not radiomics:
@@ -75,7 +81,10 @@ class OutputFolder:
         self._save_progress()
 
     def write_index(self) -> None:
-        facts = [("Images", f"{self.done} of {len(self._listed)}")]
+        facts = [("Images done", f"{self.done:,} of {len(self._listed):,}")]
+        if self._uncalibrated:
+            names = ", ".join(self._uncalibrated)
+            facts.append(("Not calibrated, so that the probability is the raw score", names))
         page.write_index(self._out, run=self._run, facts=facts, pages=self._pages)
 
     def _write_page(
@@ -102,11 +111,12 @@ class OutputFolder:
                 outlying[result.name] = self._outlying(result, own)
         (self._out / "pages").mkdir(exist_ok=True)
         page.write_page(
-            self._out / "pages" / f"{number:04d}.html",
+            self._out / "pages" / page.page_name(number),
             results,
             number=number,
             run=self._run,
             outlying=outlying,
+            pages=self._pages_in_all,
         )
         self._pages = number
 
@@ -210,3 +220,7 @@ class OutputFolder:
         """Of the names of the images that are done. Names may hold identifiers, so that they are not kept."""
         names = "\0".join(listed.name for listed in self._listed[: self.done])
         return hashlib.blake2b(names.encode(), digest_size=16).hexdigest()
+
+
+def _pages_for(images: int) -> int:
+    return -(-images // page.IMAGES_PER_PAGE)

@@ -79,7 +79,10 @@ class Prediction:
         return {finding: self._box(finding) for finding in self.findings}
 
     def heat_map(self, finding: str) -> np.ndarray:
-        """Where the network looked for a finding: float32 [h w], 0 … 1. A flat map is 0 everywhere."""
+        """Where the network looked for a finding: float32 [h w], 0 … 1.
+
+        A map that is flat or not finite is 0 everywhere.
+        """
         height, width = self.pixels.shape
         heat = cv2.resize(
             self._map(finding).astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR
@@ -87,7 +90,7 @@ class Prediction:
         if self.rule.relu:
             heat = np.maximum(heat, 0)
         low, high = float(heat.min()), float(heat.max())
-        return np.zeros_like(heat) if high <= low else (heat - low) / (high - low)
+        return (heat - low) / (high - low) if high > low else np.zeros_like(heat)  # not so for NaN
 
     @functools.cached_property
     def radiomics(self) -> dict[str, dict[str, float]]:

@@ -108,7 +108,7 @@ def test_the_same_command_goes_on(run, images, tmp_path, monkeypatch, moment) ->
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, method, struck)
-        patch.setattr(command, "_INDEX_EVERY", 1)
+        patch.setattr(command, "_INDEX_EVERY_S", -1)
         with pytest.raises(KeyboardInterrupt):
             run_command(run, images, out, *flags)
     done = json.loads((out / "progress.json").read_text())["done"]
