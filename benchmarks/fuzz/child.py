@@ -17,7 +17,7 @@ from typing import TextIO
 
 import numpy as np
 
-from benchmarks.fuzz import arrays, folders, jpeg, png, tiff
+from benchmarks.fuzz import arrays, dicom, folders, jpeg, png, tiff
 from benchmarks.fuzz.judge import TRACEBACK, judge
 from benchmarks.fuzz.scene import Kind
 
@@ -25,6 +25,7 @@ KINDS: dict[str, Kind] = {
     **png.KINDS,
     **tiff.KINDS,
     **jpeg.KINDS,
+    **dicom.KINDS,
     **folders.KINDS,
     **arrays.KINDS,
 }

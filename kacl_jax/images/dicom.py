@@ -102,7 +102,14 @@ def _parse(data: bytes, *, stop_before_pixels: bool) -> Any:
             "DICOM files need packages that are not installed; install requirements.lock, or kacl_jax[dicom]"
         ) from error
     try:
-        return pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=stop_before_pixels)
+        dataset = pydicom.dcmread(
+            io.BytesIO(data), force=True, stop_before_pixels=stop_before_pixels
+        )
+        if "TransferSyntaxUID" not in dataset.file_meta:  # an old file without a preamble
+            explicit = not dataset.original_encoding[0]
+            uids = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = uids[0] if explicit else uids[1]
+        return dataset
     # What pydicom raises depends on where the damage is.
     except Exception as error:
         raise Unreadable(f"is a damaged DICOM file ({type(error).__name__})") from error
@@ -214,8 +221,9 @@ def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray:
 
 def _windowed(dataset: Any, stored: np.ndarray, padding: np.ndarray) -> tuple[np.ndarray, str]:
     """(float64 [h w] in 0 … 1, a note or '')."""
-    slope, intercept = _number(dataset, "RescaleSlope", 1), _number(dataset, "RescaleIntercept", 0)
-    values = stored * slope + intercept
+    values = stored.astype(np.float64)
+    if _value(dataset, "RescaleSlope") is not None and "RescaleIntercept" in dataset:
+        values = values * _number(dataset, "RescaleSlope") + _number(dataset, "RescaleIntercept", 0)
     if _value(dataset, "ModalityLUTSequence"):
         values, _ = _look_up(dataset, "ModalityLUTSequence", stored)
     if _value(dataset, "VOILUTSequence"):

@@ -382,7 +382,9 @@ def test_only_dicom_is_dicom(tmp_path: Path) -> None:
     data = to_bytes(make(picture(12), 12))
     assert dicom.is_dicom(data)
     group_8 = data.index(b"\x08\x00\x16\x00")
-    assert dicom.is_dicom(data[group_8:])  # an old file without a preamble
+    old = data[group_8:]  # as files without a preamble are
+    assert dicom.is_dicom(old)
+    np.testing.assert_array_equal(dicom.decode(old, 64).pixels, dicom.decode(data, 64).pixels)
     others = [
         b"",
         b"\x08",
