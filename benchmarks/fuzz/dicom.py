@@ -23,7 +23,9 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
 from benchmarks.fuzz.judge import REFUSED, Answer, Case, Region, Row
 from benchmarks.fuzz.scene import Kind, Random, picture, take, write
+from kacl_jax.images.gdcm_process import decode_by_gdcm
 
+_JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 _NO_REGION = np.zeros(0, bool)
 _SYNTAXES = {
     "implicit": uid.ImplicitVRLittleEndian,
@@ -141,7 +143,7 @@ def _by_pydicom(data: bytes) -> list[np.ndarray]:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-            values = apply_modality_lut(dataset.pixel_array, dataset)
+            values = apply_modality_lut(_decoded(dataset, data), dataset)
             shown = apply_voi_lut(values, dataset).astype(np.float64)
             low, high = shown.min(), shown.max()
             if dataset.get("WindowWidth") not in (None, ""):
@@ -153,6 +155,17 @@ def _by_pydicom(data: bytes) -> list[np.ndarray]:
             return [np.rint(255 * (1 - grey if inverted else grey)).astype(np.uint8)]
     except Exception:  # the second decoder may refuse anything
         return []
+
+
+def _decoded(dataset: pydicom.Dataset, data: bytes) -> np.ndarray:
+    """GDCM may end the process that it runs in."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in (uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1, *_JPEG_LS):
+        return decode_by_gdcm(data)
+    if syntax.is_compressed:
+        plugins = {uid.JPEGBaseline8Bit: "pillow", uid.RLELossless: "pydicom"}
+        dataset.pixel_array_options(decoding_plugin=plugins.get(syntax, "pylibjpeg"))
+    return dataset.pixel_array
 
 
 def _by_standard(pixels: np.ndarray, bits: int, high: int) -> list[np.ndarray]:

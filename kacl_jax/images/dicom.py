@@ -1,12 +1,13 @@
 """Reads a radiograph in a DICOM file as a person sees it on a screen: 8 bits, 0 black … 255 white.
 
 Stored values → modality LUT or rescale → VOI LUT or window, the first of several → inverted where white is low
-(DICOM PS3.3, C.7.6.3.1.2, C.11.1, C.11.2). pydicom parses the file; its plugins decode: Pillow (JPEG), GDCM (JPEG
-lossless, JPEG-LS) and OpenJPEG (JPEG 2000).
+(DICOM PS3.3, C.7.6.3.1.2, C.11.1, C.11.2). pydicom parses the file; its plugins decode: Pillow JPEG, OpenJPEG JPEG
+2000, and GDCM what no other can, in a process of its own.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import expit
 
+from kacl_jax.images.gdcm_process import decode_by_gdcm
 from kacl_jax.images.picture import Unreadable
 from kacl_jax.runtime.errors import UserError
 
@@ -25,6 +27,17 @@ _NUMBERS = (
     *("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID"),
     *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
 )
+# Transfer syntax → the plugin that decodes it; pydicom itself decodes the others.
+_PLUGINS = {
+    "1.2.840.10008.1.2.4.50": "pillow",  # JPEG baseline
+    "1.2.840.10008.1.2.4.51": "gdcm",  # JPEG extended, 8 or 12 bits
+    "1.2.840.10008.1.2.4.57": "gdcm",  # JPEG lossless
+    "1.2.840.10008.1.2.4.70": "gdcm",  # JPEG lossless, first-order prediction
+    "1.2.840.10008.1.2.4.80": "gdcm",  # JPEG-LS
+    "1.2.840.10008.1.2.4.81": "gdcm",  # JPEG-LS, near-lossless
+    **{f"1.2.840.10008.1.2.4.{n}": "pylibjpeg" for n in (90, 91, 201, 202, 203)},  # JPEG 2000
+}
+_PACKAGES = ("pydicom", "gdcm", "openjpeg")
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # how a code is written; anything else is not repeated
 _BY_RANGE = "windowed by its grey range, because the file names no window"
 
@@ -80,7 +93,7 @@ def decode(data: bytes, max_megapixels: int, *, any_view: bool = False) -> Xray:
             raise Unreadable(objection)
         notes.append(f"taken although it {objection}")
     _check_image(dataset, max_megapixels)
-    stored = _stored_values(dataset)
+    stored = _stored_values(dataset, data)
     padding = _padding(dataset, stored)
     grey, note = _windowed(dataset, stored, padding)
     if note:
@@ -95,12 +108,13 @@ def decode(data: bytes, max_megapixels: int, *, any_view: bool = False) -> Xray:
 
 
 def _parse(data: bytes, *, stop_before_pixels: bool) -> Any:
-    try:
-        import pydicom
-    except ImportError as error:
+    if missing := [name for name in _PACKAGES if not importlib.util.find_spec(name)]:
         raise UserError(
-            "DICOM files need packages that are not installed; install requirements.lock, or kacl_jax[dicom]"
-        ) from error
+            f"DICOM files need packages that are not installed ({', '.join(missing)}); install requirements.lock, or "
+            "kacl_jax[dicom]"
+        )
+    import pydicom
+
     try:
         dataset = pydicom.dcmread(
             io.BytesIO(data), force=True, stop_before_pixels=stop_before_pixels
@@ -186,28 +200,35 @@ def _check_image(dataset: Any, max_megapixels: int) -> None:
         raise Unreadable(f"has {bits:g} of {allocated:g} bits; 2 to 16 can be read")
 
 
-def _stored_values(dataset: Any) -> np.ndarray:
+def _stored_values(dataset: Any, data: bytes) -> np.ndarray:
     """int32 [h w]: the stored bits alone. What else a native pixel's bits hold, as old overlays, is dropped."""
     shape = (int(_number(dataset, "Rows")), int(_number(dataset, "Columns")))
     bits = int(_number(dataset, "BitsStored"))
     is_signed = _number(dataset, "PixelRepresentation", 0) == 1
-    syntax = ""
+    syntax = dataset.file_meta.TransferSyntaxUID
     lowest_bit = 0
-    try:
-        syntax = dataset.file_meta.TransferSyntaxUID.name
-        if not dataset.file_meta.TransferSyntaxUID.is_compressed:
-            lowest_bit = max(0, int(_number(dataset, "HighBit", bits - 1)) + 1 - bits)
-            dataset.BitsStored = bits + lowest_bit  # pydicom drops what is above
-        pixels = np.asarray(dataset.pixel_array)
-    except NotImplementedError as error:
-        raise Unreadable(f"is compressed as {syntax}, which nothing here decodes") from error
-    # As in _parse; each plugin has errors of its own, too.
-    except Exception as error:
-        raise Unreadable(f"has pixels that cannot be decoded ({type(error).__name__})") from error
+    if syntax.is_transfer_syntax and not syntax.is_compressed:
+        lowest_bit = max(0, int(_number(dataset, "HighBit", bits - 1)) + 1 - bits)
+        dataset.BitsStored = bits + lowest_bit  # pydicom drops what is above
+    pixels = _decoded(dataset, data, syntax)
     if pixels.shape != shape:
         raise Unreadable(f"has {pixels.shape} pixels where its header says {shape}")
     values = (pixels.astype(np.int32) >> lowest_bit) & ((1 << bits) - 1)
     return values - ((values >> (bits - 1)) << bits) if is_signed else values
+
+
+def _decoded(dataset: Any, data: bytes, syntax: Any) -> np.ndarray:
+    plugin = _PLUGINS.get(syntax, "")
+    if plugin == "gdcm":
+        return decode_by_gdcm(data)
+    try:
+        dataset.pixel_array_options(decoding_plugin=plugin)
+        return np.asarray(dataset.pixel_array)
+    except NotImplementedError as error:
+        raise Unreadable(f"is compressed as {syntax.name}, which nothing here decodes") from error
+    # As in _parse; each plugin has errors of its own, too.
+    except Exception as error:
+        raise Unreadable(f"has pixels that cannot be decoded ({type(error).__name__})") from error
 
 
 def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray:

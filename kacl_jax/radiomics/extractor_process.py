@@ -1,73 +1,50 @@
-"""A process that measures regions by pyradiomics. It never imports jax, nor the script that started it.
+"""A process that measures regions by pyradiomics: python -m kacl_jax.radiomics.extractor_process BIN_WIDTH BIN_COUNT
 
-    python -m kacl_jax.radiomics.extractor_process BIN_WIDTH BIN_COUNT
-
-BIN_COUNT is 0 where a width is used. Raw bytes go through its pipes. It writes READY once it can measure. A region on
-its standard input is REGION, the pixels, then the mask; the answer on its standard output is REPLY, then the reason or
-the features. It ends when its input ends, so it never outlives the process that started it.
+BIN_COUNT is 0 where a width is used. It never imports jax, nor the script that started it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
 import sys
-from typing import BinaryIO
 
 import numpy as np
 
 from kacl_jax.radiomics.host import Extractor
+from kacl_jax.runtime.piped_process import serve
 
-READY = b"R"
-REGION = struct.Struct("<?II")  # whether the pixels are float32, height, width
-REPLY = struct.Struct("<?I")  # whether there are features, number of bytes that follow
+_REGION = struct.Struct("<?II")  # whether the pixels are float32, height, width
+_FEATURES, _REASON = b"F", b"R"  # how a reply begins
 
 
 def encode_region(pixels: np.ndarray, mask: np.ndarray) -> bytes:
     """pixels: uint8 or float32 [h w]. mask: bool [h w]."""
-    header = REGION.pack(pixels.dtype == np.float32, *pixels.shape)
+    header = _REGION.pack(pixels.dtype == np.float32, *pixels.shape)
     return header + pixels.tobytes() + mask.tobytes()
 
 
-def decode_reply(stream: BinaryIO) -> np.ndarray | str:
-    """The features float64 [f] of a region, or the reason why it has none. Raises EOFError if the process has ended."""
-    has_features, size = REPLY.unpack(_read(stream, REPLY.size))
-    data = _read(stream, size)
-    return np.frombuffer(data, np.float64) if has_features else data.decode()
+def decode_reply(reply: bytes) -> np.ndarray | str:
+    """The features float64 [f] of a region, or the reason why it has none."""
+    kind, content = reply[:1], reply[1:]
+    return np.frombuffer(content, np.float64) if kind == _FEATURES else content.decode()
 
 
-def _read(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-def _decode_region(stream: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
-    is_float, height, width = REGION.unpack(_read(stream, REGION.size))
+def _decode_region(request: bytes) -> tuple[np.ndarray, np.ndarray]:
+    is_float, height, width = _REGION.unpack_from(request)
     dtype = np.dtype(np.float32 if is_float else np.uint8)
-    pixels = np.frombuffer(_read(stream, height * width * dtype.itemsize), dtype)
-    mask = np.frombuffer(_read(stream, height * width), bool)
+    n_pixels, start = height * width, _REGION.size
+    pixels = np.frombuffer(request, dtype, n_pixels, start)
+    mask = np.frombuffer(request, bool, n_pixels, start + pixels.nbytes)
     return pixels.reshape(height, width), mask.reshape(height, width)
 
 
 def _encode_reply(result: np.ndarray | str) -> bytes:
-    data = result.encode() if isinstance(result, str) else result.tobytes()
-    return REPLY.pack(not isinstance(result, str), len(data)) + data
+    return _REASON + result.encode() if isinstance(result, str) else _FEATURES + result.tobytes()
 
 
 def main() -> None:
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints goes to standard error, not among the replies
     extractor = Extractor(float(sys.argv[1]), int(sys.argv[2]) or None)
-    message = READY
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            replies.write(message)
-            replies.flush()
-            region = _decode_region(sys.stdin.buffer)
-            message = _encode_reply(extractor.features_or_reason(*region))
+    serve(lambda request: _encode_reply(extractor.features_or_reason(*_decode_region(request))))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from PIL import Image
 from kacl_jax.images import dicom
 from kacl_jax.images.picture import Unreadable
 from kacl_jax.images.reader import BrokenImage, read_grey, read_image
+from kacl_jax.runtime.errors import UserError
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom import uid  # noqa: E402
@@ -362,6 +363,23 @@ def test_a_truncated_file(share: float) -> None:
     data = to_bytes(make(picture(12), 12))
     with pytest.raises(Unreadable):
         dicom.decode(data[: int(len(data) * share)], 64)
+
+
+def test_a_file_that_ends_its_decoder_costs_no_other_file() -> None:
+    """GDCM aborts at a picture of 17 bits; the next file gets a new process."""
+    good = LOSSLESS["JPEG lossless"](make(picture(12), 12))
+    expected = dicom.decode(good, 64).pixels
+    frame = good.index(b"\xff\xc3\x00\x0b") + 4
+    bad = good[:frame] + bytes([17]) + good[frame + 1 :]
+    with pytest.raises(Unreadable, match=r"has pixels that (end their decoder|cannot be decoded)"):
+        dicom.decode(bad, 64)
+    np.testing.assert_array_equal(dicom.decode(good, 64).pixels, expected)
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch) -> None:
+    monkeypatch.setattr(dicom, "_PACKAGES", ("pydicom", "no_such_package"))
+    with pytest.raises(UserError, match=r"\(no_such_package\); install requirements\.lock"):
+        dicom.decode(to_bytes(make(picture(12), 12)), 64)
 
 
 def test_a_tag_without_a_code_is_not_repeated() -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kacl_jax.radiomics import Extraction, extract, extractor_pool
+from kacl_jax.radiomics import Extraction, extract
 from kacl_jax.radiomics.extractor_pool import ExtractorPool, shared_pool
+from kacl_jax.radiomics.extractor_process import encode_region
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.piped_process import PipedProcess
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -81,8 +83,8 @@ def test_what_a_library_prints_does_not_reach_the_replies(tmp_path, monkeypatch)
 
 
 def test_ctrl_c_is_for_the_parent_only() -> None:
-    process = extractor_pool._ExtractorProcess(["25.0", "0"])
-    assert os.getpgid(process._process.pid) != os.getpgid(0)
+    process = ExtractorPool(1, 25.0, None)._start()
+    assert os.getpgid(process.pid) != os.getpgid(0)
     process.end()
 
 
@@ -91,7 +93,7 @@ def test_a_killed_process_loses_no_row(monkeypatch) -> None:
     expected = extract(images, masks)
     extract(images[:4], masks[:4], workers=2)
     pool = shared_pool(2, 25.0, None)
-    pool._idle.put(extractor_pool._ExtractorProcess(pool._options))
+    pool._idle.put(pool._start())
     processes = [pool._idle.get() for _ in range(pool._idle.qsize())]
     assert len(processes) >= 2
     for process in processes:
@@ -105,13 +107,13 @@ def test_a_killed_process_loses_no_row(monkeypatch) -> None:
 def test_a_region_that_ends_every_process_is_a_row_with_its_reason(monkeypatch) -> None:
     images, masks = regions()
 
-    def killed_by_one_region(self: Any, pixels: np.ndarray, mask: np.ndarray) -> Any:
-        if pixels.shape == (5, 600):
+    def killed_by_one_region(self: Any, request: bytes) -> bytes:
+        if request == encode_region(images[-1], masks[-1]):
             self._process.kill()
-        return measure(self, pixels, mask)
+        return call(self, request)
 
-    measure = extractor_pool._ExtractorProcess.measure
-    monkeypatch.setattr(extractor_pool._ExtractorProcess, "measure", killed_by_one_region)
+    call = PipedProcess.call
+    monkeypatch.setattr(PipedProcess, "call", killed_by_one_region)
     found = extract(images, masks, workers=2)
     assert found.reasons[-1] == "the process that measured it ended 2 times (exit code -9)"
     assert not found.ready[-1]
