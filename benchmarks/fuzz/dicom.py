@@ -89,7 +89,7 @@ def _bytes(dataset: pydicom.Dataset) -> bytes:
     return file.getvalue()
 
 
-def _encode(pixels: np.ndarray, syntax: str, **tags: Any) -> bytes:
+def encode(pixels: np.ndarray, syntax: str, **tags: Any) -> bytes:
     dataset, target = _make(pixels, **tags), _SYNTAXES[syntax]
     if syntax in ("rle", "jpeg2000"):
         dataset.compress(target, generate_instance_uid=False)
@@ -222,7 +222,7 @@ def _harmless(random: Random, pixels: np.ndarray, turn: int) -> Any:
         truth = np.rint(255 * (high - pixels) / (high - low)).astype(np.uint8)
     if random.random() < 0.3:
         tags |= {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Dürr^Jöns"}
-    data = _encode(pixels, syntax, **tags)
+    data = encode(pixels, syntax, **tags)
     if syntax == "implicit" and random.random() < 0.3:
         data = data[data.index(b"\x08\x00\x16\x00") :]
         return f"{syntax} without preamble {tags}", data, [truth], False
@@ -271,7 +271,7 @@ def _not_a_chest(random: Random, pixels: np.ndarray, turn: int) -> Any:
 
 def _truncated(random: Random, pixels: np.ndarray, turn: int) -> Any:
     syntax = take(_SYNTAXES, turn)
-    data = _encode(pixels if syntax != "jpeg" else pixels.astype(np.uint8), syntax)
+    data = encode(pixels if syntax != "jpeg" else pixels.astype(np.uint8), syntax)
     cut = int(random.integers(0, len(data) - 12))
     # A compressed stream may be complete before its last bytes.
     truths = [] if syntax in ("implicit", "explicit", "big") else _by_pydicom(data[:cut])
@@ -281,7 +281,7 @@ def _truncated(random: Random, pixels: np.ndarray, turn: int) -> Any:
 def _bit(random: Random, pixels: np.ndarray, turn: int) -> Any:
     """One to four bits, anywhere or in the pixels."""
     syntax = take(_SYNTAXES, turn)
-    data = bytearray(_encode(pixels if syntax != "jpeg" else pixels.astype(np.uint8), syntax))
+    data = bytearray(encode(pixels if syntax != "jpeg" else pixels.astype(np.uint8), syntax))
     start = 0 if random.random() < 0.5 else bytes(data).find(b"\xe0\x7f\x10\x00") % len(data)
     places = [int(random.integers(start, len(data))) for _ in range(int(random.integers(1, 5)))]
     for place in places:
