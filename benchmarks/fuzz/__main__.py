@@ -34,6 +34,8 @@ MANY_WAYS = (
     "extract_many_bins",
     "extract_dtypes",
     "extract_arguments",
+    "dicom_tag",
+    "dicom_bit",
 )
 BATCH = 25
 SECONDS = 120  # of a case; the first of a batch may compile
@@ -42,9 +44,12 @@ MEMORY = 3 << 29  # bytes that a case may add
 Report = dict[str, str]
 
 
-def case_names(cases: int, seed: int) -> list[str]:
-    """The kinds take turns; sorted by kind, so that the cases of a batch share what they compile."""
-    turns = [*KINDS, *MANY_WAYS]
+def case_names(cases: int, seed: int, prefix: str = "") -> list[str]:
+    """The kinds take turns; sorted by kind, so that the cases of a batch share what they compile.
+
+    prefix: only kinds whose name begins so.
+    """
+    turns = [kind for kind in (*KINDS, *MANY_WAYS) if kind.startswith(prefix)]
     number = Counter(turns[i % len(turns)] for i in range(cases))
     return [f"{kind}:{seed * 1_000_000 + i}" for kind in KINDS for i in range(number[kind])]
 
@@ -168,10 +173,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("cases", type=int, nargs="?", default=1000)
     parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--kinds", default="", metavar="PREFIX", help="as dicom, only these kinds")
     parser.add_argument("--only", metavar="KIND:SEED", help="repeat this case alone")
     flags = parser.parse_args(arguments)
     start = time.monotonic()
-    reports = run([flags.only] if flags.only else case_names(flags.cases, flags.seed))
+    reports = run([flags.only] if flags.only else case_names(flags.cases, flags.seed, flags.kinds))
     faults = [report for report in reports if report["verdict"] in FAULTS]
     for report in reports if flags.only else faults:
         text = " ".join(f"{report['what']} → {report['text']}".split())[:300]

@@ -28,7 +28,10 @@ from benchmarks.fuzz.judge import (
     same,
 )
 
-HARMLESS = ("png_harmless", "tiff_harmless", "jpeg_harmless", "oriented", "extract_plain")
+HARMLESS = (
+    *("png_harmless", "tiff_harmless", "jpeg_harmless", "dicom_harmless"),
+    *("oriented", "extract_plain"),
+)
 
 
 def test_sixty_cases_have_no_fault() -> None:
