@@ -11,6 +11,7 @@ from kacl_jax.evaluation import evaluate, familiarity, result_files
 from kacl_jax.evaluation.inference import Survey
 from kacl_jax.evaluation.localization import Reading
 from kacl_jax.evaluation.outputs import Outputs
+from kacl_jax.evaluation.platt import PlattScaling
 from kacl_jax.evaluation.results import Results, Throughput
 from kacl_jax.evaluation.trained_facts import write_trained_facts
 from kacl_jax.report import run_page
@@ -66,6 +67,25 @@ def score_best_checkpoint(
         )
     )
     return Results.from_json(message.meta)
+
+
+def _write_facts(
+    experiment: Experiment,
+    step: int,
+    scalings: tuple[PlattScaling, ...],
+    training: Survey,
+    validation: Survey,
+    center: np.ndarray | None,
+) -> None:
+    """What it takes to apply the network to other images: see `evaluation.trained_facts`."""
+    write_trained_facts(
+        experiment.workdir,
+        step=step,
+        scalings=dict(zip(experiment.records.findings, scalings, strict=True)),
+        familiarity=familiarity.fit(training.embeddings, validation.embeddings),
+        map_center=center,
+        training_images=_training_image_rows(experiment, training, validation),
+    )
 
 
 def _training_image_rows(
@@ -133,14 +153,7 @@ def _score_and_write(
         evaluation.predicted_boxes,
         evaluation.prior_map_iou,
     )
-    write_trained_facts(
-        workdir,
-        step=restored.step,
-        scalings=dict(zip(experiment.records.findings, evaluation.scalings, strict=True)),
-        familiarity=familiarity.fit(training.embeddings, validation.embeddings),
-        map_center=center,
-        training_images=_training_image_rows(experiment, training, validation),
-    )
+    _write_facts(experiment, restored.step, evaluation.scalings, training, validation, center)
     write_run_json(experiment, unreadable, reproducible=counters.reproducible)
     files.write_json(workdir / "results.json", results.to_json())
     inputs = _report_inputs(experiment, trained, test_outputs, evaluation)

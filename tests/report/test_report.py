@@ -469,7 +469,8 @@ def test_results_are_written_before_the_page_is_made(
         final_evaluation, "checkpoint", MagicMock(restore_on_all=lambda read: read())
     )
     monkeypatch.setattr(final_evaluation, "evaluate", MagicMock())
-    monkeypatch.setattr(final_evaluation, "write_run_json", MagicMock())
+    for name in ("write_run_json", "_write_facts"):
+        monkeypatch.setattr(final_evaluation, name, MagicMock())
     for name in ("write_predictions", "write_boxes"):
         monkeypatch.setattr(result_files, name, MagicMock())
     monkeypatch.setattr(
