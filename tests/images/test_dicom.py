@@ -205,16 +205,18 @@ def test_an_overlay_in_the_unused_bits_is_dropped() -> None:
     np.testing.assert_array_equal(dicom.decode(to_bytes(shifted), 64).pixels, expected)
 
 
-def test_padding_is_black_and_has_no_part_in_the_range() -> None:
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_has_no_part_in_the_range(photometric: str) -> None:
     values = picture(12)
     values[:5] = 4095
-    tags = {"PixelPaddingValue": 4095, "PhotometricInterpretation": "MONOCHROME1"}
+    tags = {"PixelPaddingValue": 4095, "PhotometricInterpretation": photometric}
     dataset = make(values, 12, **tags)
     dataset["PixelPaddingValue"].VR = "US"
     found = dicom.decode(to_bytes(dataset), 64).pixels
     assert (found[:5] == 0).all()
     inside = values[5:].astype(float)
-    expected = 255 * (inside.max() - inside) / np.ptp(inside)
+    expected = 255 * (inside - inside.min()) / np.ptp(inside)
+    expected = 255 - expected if photometric == "MONOCHROME1" else expected
     assert np.abs(found[5:] - expected).max() <= 1
 
 
