@@ -114,7 +114,7 @@ def _predict(flags: argparse.Namespace) -> int:
         "images": str(flags.images.absolute()),
         **{name: getattr(flags, name) for name in switches},
     }
-    with lock_workdir(flags.out), image_progress_bar("Predicting") as count:
+    with lock_workdir(flags.out, option="--out"), image_progress_bar("Predicting") as count:
         output = OutputFolder(
             flags.out,
             findings=model.findings,

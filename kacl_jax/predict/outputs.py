@@ -69,7 +69,18 @@ class OutputFolder:
             self._begin()
 
     def write(self, results: Sequence[Prediction | Failed], ids: Sequence[Sequence[str]]) -> None:
-        """Write the next images' results, in the order of the list. ids: columns of --keep_ids, empty without it."""
+        """Write the next images' results, in the order of the list. ids: columns of --keep_ids, empty without it.
+
+        Raises:
+          UserError: something cannot be written; what was complete before stays.
+        """
+        try:
+            self._write(results, ids)
+        except OSError as error:
+            where = error.filename or self._out
+            raise UserError(f"{where} cannot be written ({error.strerror}); {_FIX}") from error
+
+    def _write(self, results: Sequence[Prediction | Failed], ids: Sequence[Sequence[str]]) -> None:
         rows: dict[str, list[list[Any]]] = {name: [] for name in self._headers}
         for start in range(0, len(results), page.IMAGES_PER_PAGE):
             some = slice(start, start + page.IMAGES_PER_PAGE)
@@ -152,7 +163,12 @@ class OutputFolder:
 
     def _begin(self) -> None:
         for name, header in self._headers.items():
-            files.write_text(self._out / name, tables.csv_text([header]), fix=_FIX)
+            path, text = self._out / name, tables.csv_text([header])
+            if path.exists() and path.read_bytes() != text.encode():
+                raise UserError(
+                    f"{path} is there and no command of this kind wrote it; give another --out"
+                )
+            files.write_text(path, text, fix=_FIX)
             self._lengths[name] = (self._out / name).stat().st_size
         self._save_progress()
 
@@ -192,15 +208,11 @@ class OutputFolder:
             raise UserError(f"{table} cannot be written ({error.strerror}); {_FIX}") from error
 
     def _append(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
-        table = self._out / name
-        try:
-            with table.open("a", encoding="utf-8", newline="") as file:
-                file.write(tables.csv_text(rows))
-                file.flush()
-                os.fsync(file.fileno())
-                self._lengths[name] = file.tell()
-        except OSError as error:
-            raise UserError(f"{table} cannot be written ({error.strerror}); {_FIX}") from error
+        with (self._out / name).open("ab") as file:
+            file.write(_encode(tables.csv_text(rows)))
+            file.flush()
+            os.fsync(file.fileno())
+            self._lengths[name] = file.tell()
 
     def _save_progress(self) -> None:
         content = {
@@ -219,7 +231,12 @@ class OutputFolder:
     def _names_digest(self) -> str:
         """Of the names of the images that are done. Names may hold identifiers, so that they are not kept."""
         names = "\0".join(listed.name for listed in self._listed[: self.done])
-        return hashlib.blake2b(names.encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(_encode(names), digest_size=16).hexdigest()
+
+
+def _encode(text: str) -> bytes:
+    """UTF-8; a file name's bytes that are none stay as they are."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _pages_for(images: int) -> int:

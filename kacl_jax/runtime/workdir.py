@@ -11,10 +11,11 @@ from kacl_jax.runtime.errors import UserError, WorkdirInUseError
 
 
 @contextmanager
-def lock_workdir(workdir: Path, *, hold: bool = True) -> Iterator[None]:
+def lock_workdir(workdir: Path, *, hold: bool = True, option: str = "--workdir") -> Iterator[None]:
     """Lock the workdir for this process. The kernel releases the lock however the process ends.
 
     hold: False for a process whose process 0 holds the lock. The folder is then only created.
+    option: of the command, which names another folder.
 
     Raises:
       UserError: the folder cannot be made or written.
@@ -25,7 +26,7 @@ def lock_workdir(workdir: Path, *, hold: bool = True) -> Iterator[None]:
         lock = (workdir / ".lock").open("w")
     except OSError as error:
         raise UserError(
-            f"The workdir {workdir} cannot be written ({error}); choose another with --workdir=…"
+            f"The folder {workdir} cannot be written ({error}); choose another with {option}=…"
         ) from error
     with lock:
         try:
@@ -33,12 +34,12 @@ def lock_workdir(workdir: Path, *, hold: bool = True) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise WorkdirInUseError(
-                f"Another process runs in {workdir}; wait for it, or choose another folder with --workdir=…"
+                f"Another process runs in {workdir}; wait for it, or choose another folder with {option}=…"
             ) from error
         except OSError as error:
             raise UserError(
                 f"The file system of {workdir} locks no files ({error}), so two runs could write there at once; choose "
-                "a folder elsewhere with --workdir=…"
+                f"a folder elsewhere with {option}=…"
             ) from error
         yield
 

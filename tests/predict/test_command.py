@@ -192,6 +192,39 @@ def test_mistakes_are_one_sentence(run: Path, images: Path, tmp_path, capsys) ->
         assert "Traceback" not in error
 
 
+def test_a_name_that_is_no_text_is_kept(run: Path, images: Path, tmp_path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    name = b'a\xff,"b.png'
+    shutil.copy(next(images.glob("*.png")), os.fsencode(folder) + b"/" + name)
+    assert run_command(run, folder, tmp_path / "out", "--maps") == 0
+    table = (tmp_path / "out" / "findings.csv").read_text("utf-8", "surrogateescape")
+    assert os.fsencode(next(csv.DictReader(table.splitlines()))["image"]) == name
+
+
+def test_a_folder_that_is_not_its_own_is_left_alone(run, images, tmp_path, capsys) -> None:
+    (tmp_path / "findings.csv").write_text("mine\n")
+    (tmp_path / "out").mkdir()
+    shutil.move(tmp_path / "findings.csv", tmp_path / "out")
+    assert run_command(run, images, tmp_path / "out") == 1
+    assert "findings.csv is there and no command of this kind wrote it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "findings.csv").read_text() == "mine\n"
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(
+    run, images, tmp_path, capsys, monkeypatch
+) -> None:
+    def full(self: Any, name: str, rows: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / name))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.OutputFolder, "_append", full)
+        assert run_command(run, images, tmp_path / "out") == 1
+    assert "No space left on device); make room there" in capsys.readouterr().err
+    assert run_command(run, images, tmp_path / "out") == 0
+    assert len(rows(tmp_path / "out" / "findings.csv")) == 30
+
+
 def test_a_list_and_one_file_work_too(run: Path, images: Path, tmp_path) -> None:
     first, second = sorted(path.relative_to(tmp_path).as_posix() for path in images.rglob("*.png"))[
         :2
