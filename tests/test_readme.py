@@ -21,8 +21,19 @@ PAGES = [
     REPO / "docs/evidence/README.md",
 ]
 TEXT = "\n".join(page.read_text() for page in PAGES)
-BLOCKS = re.findall(r"```\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if ".venv/bin/python" in line]
+
+
+def blocks(text: str) -> list[str]:
+    """The contents of fenced blocks, a command in one line."""
+    return [
+        re.sub(r" \\\n +", " ", block)
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+COMMANDS = [
+    line for block in blocks(README) for line in block.splitlines() if ".venv/bin/python" in line
+]
 
 
 def test_ci_runs_the_readmes_test_command_to_the_letter() -> None:
@@ -70,7 +81,8 @@ def test_files_that_the_pages_link_are_there() -> None:
 
 def test_x_rays_laid_out_as_the_readme_shows_are_read(tmp_path: Path) -> None:
     """The very rows, and an image: all that verify misses is the image's line in a list."""
-    (block,) = (block for block in BLOCKS if block.startswith("Data_Entry_2017.csv "))
+    text = (REPO / "docs/data.md").read_text()
+    (block,) = (b for b in blocks(text) if b.startswith("Data_Entry_2017.csv "))
     for part in re.split(r"\n(?=\S)", block.strip()):
         name, text = part.split(maxsplit=1)
         if name.endswith(".csv"):
@@ -98,7 +110,7 @@ def figures(arm: str, metric: str, baseline: str = "") -> list[float]:
     return [float(rows[0][name]) for name in ("value", "ci_low", "ci_high")]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/experiment.md"])
+@pytest.mark.parametrize("page", ["docs/results.md", "docs/experiment.md"])
 @pytest.mark.parametrize(
     "label, arm, baseline",
     [
@@ -125,3 +137,47 @@ def test_the_pages_tell_what_the_evidence_says(
         written = [float(x.replace("−", "-")) for x in re.findall(r"[−+]?\d*\.\d+", cell)]
         value, low, high = (round(x, 3) for x in figures(arm, metric, baseline))
         assert (written[0], *written[-2:]) == (value, low, high), (metric, cell)
+
+
+@pytest.mark.parametrize(
+    "label, arm",
+    [
+        ("| focal only", "focal"),
+        ("| KACL |", "kacl"),
+        ("| SimCLR", "simclr"),
+        ("| KACL, guided |", "guided_kacl"),
+        ("| `prior_map`", "prior_map"),
+    ],
+)
+def test_the_readmes_rows_are_the_evidences(label: str, arm: str) -> None:
+    (line,) = (line for line in README.splitlines() if line.startswith(label))
+    auroc, iou = (re.findall(r"\d\.\d+", cell) for cell in line.split("|")[2:4])
+    if arm == "prior_map":
+        (value,) = (float(x) for x in iou)
+        assert not auroc
+        assert value == pytest.approx(_prior_map(), abs=5e-4)
+        return
+    for cell, metric in ((auroc, "auroc"), (iou, "iou_0.1")):
+        value, low, high = (round(x, 3) for x in figures(arm, metric))
+        assert [float(cell[0]), float(cell[-2]), float(cell[-1])] == [value, low, high]
+
+
+def _prior_map() -> float:
+    """KACL's IoU above 0.1 less its paired difference to the heat map without an image."""
+    return figures("kacl", "iou_0.1")[0] - figures("kacl", "iou_0.1", "prior_map")[0]
+
+
+def test_the_main_finding_is_the_evidences() -> None:
+    finding = README[README.index("**What we found:**") : README.index("## Start")]
+    told = [float(x.replace("−", "-")) for x in re.findall(r"[−+]?\d\.\d+", finding)]
+    with_loop, without = figures("kacl", "auroc")[0], figures("focal", "auroc")[0]
+    expected = [with_loop, without, *figures("kacl", "auroc", "focal")]
+    assert told == pytest.approx([round(x, 3) for x in expected])
+
+
+def test_the_readme_is_short() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert not [line for line in lines if len(line) > 120]
+    for block in re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE):
+        assert not [line for line in block.splitlines() if len(line) > 110]
