@@ -1,4 +1,10 @@
-"""The embedded demo set: computer-drawn chest X-rays (a phantom) in NIH's layout, written at the first use."""
+"""The demo set: chest X-rays drawn by a program, in NIH's layout. They are written at the first use.
+
+    python -m kacl_jax.main --config=configs/demo.py
+
+It takes six to ten minutes on two CPU cores. Expect a mean AUROC of about 0.83, and 0.76 of the true boxes overlapped
+with an IoU above 0.1. Two machines differ by 0.02 and 0.06 or more.
+"""
 
 from ml_collections import ConfigDict
 

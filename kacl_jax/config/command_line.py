@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> list[str]:
         print(f"\n{reference.as_text()}")
         raise
     except flags.Error as error:
-        message = _wrong_value_message(str(error))
+        message = _unknown_flag_message(str(error)) or _wrong_value_message(str(error))
     except SyntaxError as error:
         message = f"{error.filename}, line {error.lineno}: {error.msg}"
     # ml_collections raises one of these for an unknown key.
@@ -113,6 +113,16 @@ def _unknown_key_message(argv: list[str], error_text: str, place: str) -> str:
     else:
         message = f"There is no key {' or '.join(typed_keys)}"
     return f"{message}\nAll keys with their defaults are in {reference.PAGE}."
+
+
+def _unknown_flag_message(error_text: str) -> str:
+    """The message for a flag that does not exist but is the last part of a key; '' for any other error."""
+    unknown = re.match(r"Unknown command line flag '(.+?)'", error_text)
+    keys = [key for key in KEYS if unknown and key.split(".")[-1] == unknown[1]]
+    if unknown is None or not keys:
+        return ""
+    fix = " or ".join(f"--config.{key}=…" for key in keys)
+    return f"There is no flag --{unknown[1]}; write {fix}"
 
 
 def _wrong_value_message(error_text: str) -> str:

@@ -5,6 +5,8 @@ This file imports jax only inside functions.
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,6 +68,7 @@ def _initialise(arguments: dict[str, Any]) -> Any:
     # jax's preemption service would take SIGTERM away from `signals.Interrupt`.
     jax.config.update("jax_enable_preemption_service", False)
     process_end.abort_handler.install()
+    _announce(arguments)
     try:
         jax.distributed.initialize(
             **arguments, initialization_timeout=MEETING_S, heartbeat_timeout_seconds=HEARTBEAT_S
@@ -74,6 +77,24 @@ def _initialise(arguments: dict[str, Any]) -> Any:
         raise UserError(f"{process_end.NOT_CONNECTED} ({error})") from error
     _open_channels(state.client)
     return state.client
+
+
+def _announce(arguments: dict[str, Any]) -> None:
+    """Say for whom this process waits. Raises UserError if the coordinator's name is none."""
+    address = arguments.get("coordinator_address")
+    if address is None:
+        print(f"Waiting for the other processes, up to {MEETING_S} s", file=sys.stderr, flush=True)
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.getaddrinfo(host.strip("[]"), port)
+    except OSError as error:
+        raise UserError(
+            f"The coordinator's address {address} cannot be resolved ({error.strerror}); set "
+            "JAX_COORDINATOR_ADDRESS to HOST:PORT of process 0"
+        ) from error
+    text = f"Waiting for {arguments['num_processes']} processes at {address}, up to {MEETING_S} s"
+    print(text, file=sys.stderr, flush=True)
 
 
 def _open_channels(store: Any) -> None:

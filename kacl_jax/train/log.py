@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.progress import bar_columns
 
 
 class MetricLog:
@@ -60,33 +61,49 @@ class MetricLog:
 
 
 _EVERY_S = 15.0  # between two lines where there is no terminal
+_COMPILING = 2  # the first steps compile, so that their time says nothing of the others
 
 
 class StepProgress:
-    """A bar on a terminal; elsewhere a plain line now and then, with the time left."""
+    """A bar on a terminal; elsewhere a plain line now and then. Both have the time left, from the third step on."""
 
     def __init__(self, total: int, done: int) -> None:
         self._total, self._done, self._first = total, done, done
         self._start = self._last = time.monotonic()
         self._bar = (
-            tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+            tqdm(
+                total=total,
+                initial=done,
+                ncols=bar_columns(),
+                bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix}",
+            )
             if sys.stderr.isatty()
             else None
         )
 
-    def advance(self, text: str) -> None:
-        """One more step is done; `text` says how it goes."""
+    def advance(self, short: str, text: str) -> None:
+        """One more step is done. text: how it goes. short: the part of it that fits beside a bar."""
         self._done += 1
+        now = time.monotonic()
+        left = self._time_left(now)
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(f"{short}{left}", refresh=False)
             self._bar.update()
             return
-        now = time.monotonic()
         if now - self._last >= _EVERY_S or self._done in (self._first + 1, self._total):
             self._last = now
-            pace = (now - self._start) / (self._done - self._first)
-            left = pace * (self._total - self._done)
-            self.say(f"step {self._done}/{self._total}  {text}  left {_format_duration(left)}")
+            self.say(f"step {self._done}/{self._total}  {text}{left}")
+
+    def _time_left(self, now: float) -> str:
+        """'  left 4:10' at the pace of the steps that compiled nothing; '' before there is one."""
+        steps = self._done - self._first - _COMPILING
+        if steps == 0:
+            self._start = now
+        if steps <= 0:
+            return ""
+        return (
+            f"  left {_format_duration((now - self._start) / steps * (self._total - self._done))}"
+        )
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar if there is one."""

@@ -12,6 +12,11 @@ from kacl_jax.train.clock import Clock
 from kacl_jax.train.experiment import Experiment
 from kacl_jax.train.log import MetricLog, StepProgress, format_metrics
 
+_COMPILING = (
+    "Compiling the train step. On a CPU this can take a minute or two the first time; "
+    "later starts find it in the cache."
+)
+
 
 class Reporting:
     """Every process measures its rates; process 0 alone writes.
@@ -38,6 +43,7 @@ class Reporting:
             progress = StepProgress(experiment.total_steps, first_step)
             self._log = stack.enter_context(contextlib.closing(log))
             self._progress = stack.enter_context(contextlib.closing(progress))
+            progress.say(_COMPILING)
 
     def report_step(self, step: int, metrics: dict[str, float]) -> None:
         """Show a finished step on the terminal, and write it if it is one that is logged."""
@@ -55,7 +61,9 @@ class Reporting:
                 "ROI/s": rates["rois_per_s"],
                 "wait s": waits["radiomics_s"],
             }
-        self._progress.advance(format_metrics({**terminal_values, "img/s": rates["images_per_s"]}))
+        terminal_values["img/s"] = rates["images_per_s"]
+        beside_bar = {k: v for k, v in terminal_values.items() if k in ("loss", "hit", "img/s")}
+        self._progress.advance(format_metrics(beside_bar), format_metrics(terminal_values))
         if step % self._experiment.config.log_every == 0:
             wait_columns = {f"wait_{name}": seconds for name, seconds in waits.items()}
             self._log.write(step + 1, "train", {**metrics, **rates, **wait_columns})

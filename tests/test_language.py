@@ -1,0 +1,74 @@
+"""The pages that a newcomer reads first are in plain English: short sentences, and one word for one thing."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kacl_jax.__main__ import COMMANDS
+
+REPO = Path(__file__).resolve().parents[1]
+PAGES = [
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in ("ablations", "data", "machines", "output", "predict", "radiomics", "results")
+    ),
+]
+FORBIDDEN = {
+    r"(?<![\w.])\.\d": "a number without its zero",
+    r"\bfigures?\b": "figure means a picture",
+    r"T\(IoU\) > \.": "a number without its zero",
+}
+
+
+def prose(text: str) -> str:
+    """Without code, tables, headings, links' targets and what stands in backticks."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^(\||#|!|<).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    return re.sub(r"`[^`]*`", "CODE", text)
+
+
+def sentences(text: str) -> list[str]:
+    parts = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=\* )", prose(text)):
+        parts += re.split(r"(?<=[.!?:;])\s+(?=[A-Z*\[\"])", " ".join(paragraph.split()))
+    return [part for part in parts if len(part.split()) > 2]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_sentences_are_short(page: str) -> None:
+    lengths = {part: len(part.split()) for part in sentences((REPO / page).read_text())}
+    assert lengths
+    assert not {part: n for part, n in lengths.items() if n > 30}
+    assert statistics.median(lengths.values()) <= 15
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("form", FORBIDDEN)
+def test_no_form_that_must_be_read_twice(page: str, form: str) -> None:
+    text = re.sub(r"`[^`]*`", "CODE", (REPO / page).read_text())
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert not [line for line in text.splitlines() if re.search(form, line)], FORBIDDEN[form]
+
+
+def test_the_package_lists_its_commands() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kacl_jax"], capture_output=True, text=True, check=True
+    )
+    package = REPO / "kacl_jax"
+    modules = {path.parent.name for path in package.glob("*/__main__.py")}
+    modules |= {
+        path.stem
+        for path in package.glob("*.py")
+        if 'if __name__ == "__main__"' in path.read_text()
+    }
+    assert set(COMMANDS) == modules - {"__main__"}
+    for name, (_, example) in COMMANDS.items():
+        assert f"python -m kacl_jax.{name} {example}" in done.stdout
