@@ -101,3 +101,14 @@ def test_a_jax_without_what_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) 
     told = rf"jax {jax.__version__} lacks .*global_state.* install one of jax 0\.10\.2, .*--distributed=off"
     with pytest.raises(UserError, match=told), connection.connect_processes("auto"):
         pass
+
+
+def test_a_process_says_for_whom_it_waits(capsys) -> None:
+    connection._announce({"coordinator_address": "localhost:1234", "num_processes": 3})
+    assert capsys.readouterr().err == ("Waiting for 3 processes at localhost:1234, up to 300 s\n")
+
+
+def test_a_coordinator_that_does_not_exist_is_told_at_once() -> None:
+    address = {"coordinator_address": "no-such-host.invalid:1234", "num_processes": 3}
+    with pytest.raises(UserError, match=r"no-such-host\.invalid:1234 cannot be resolved"):
+        connection._announce(address)
