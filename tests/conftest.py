@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import compile_fast
@@ -59,6 +60,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data root of tiny_run.py. A test that changes it makes a copy."""
     return tiny_run.write_root(tmp_path_factory.mktemp("data") / "root")
+
+
+@pytest.fixture(scope="module")
+def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The workdir of a finished run of tiny_run.py's network, whose maps are centred, on one device.
+
+    While the module's tests run, this process uses one device, too, and ResNet-18 is that network.
+    """
+    import jax
+    from same_run import config
+
+    from kacl_jax.models.encoders import ENCODERS
+    from kacl_jax.runtime import devices
+    from kacl_jax.train import experiment, job
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODERS, "resnet18", tiny_run.tiny_encoder())
+        one = jax.devices()[:1]
+        patch.setattr(jax, "local_devices", lambda **_: one)
+        patch.setattr(
+            experiment, "DataParallel", lambda mode: devices.DataParallel(mode, devices=one)
+        )
+        workdir = tmp_path_factory.mktemp("trained") / "w"
+        job.train_and_evaluate(config(root, cam__center="mean", train__epochs=2), workdir)
+        yield workdir
 
 
 def _shared(name: str) -> Path:

@@ -92,7 +92,7 @@ MISTAKES = [
     ((NIH + ":demi",), "no variant 'demi'; it has weak, semi, pooled"),
     ((NIH, "--config.trian.epochs=2"), "--config.trian.epochs; did you mean --config.train.epochs"),
     ((NIH, "--config.train.epoch=2"), "--config.train.epoch; did you mean --config.train.epochs?"),
-    ((NIH, "--epochs=2"), "There is no flag --epochs; write --config.train.epochs=…"),
+    ((NIH, "--epochs=2"), "flag 'epochs'; the config key of that name is --config.train.epochs=…"),
     ((NIH, "--config.speed=2", "--config.seed=1"), "There is no key --config.speed"),
     ((NIH, "--config.speed=2"), "All keys with their defaults are in docs/keys.md."),
     ((NIH, "--config.data.root.x=2"), "There is no key --config.data.root.x"),

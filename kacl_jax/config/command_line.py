@@ -122,7 +122,7 @@ def _unknown_flag_message(error_text: str) -> str:
     if unknown is None or not keys:
         return ""
     fix = " or ".join(f"--config.{key}=…" for key in keys)
-    return f"There is no flag --{unknown[1]}; write {fix}"
+    return f"Unknown command line flag '{unknown[1]}'; the config key of that name is {fix}"
 
 
 def _wrong_value_message(error_text: str) -> str:
