@@ -73,7 +73,7 @@ def _measure(flags: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="kacl_jax.radiomics",
+        prog="python -m kacl_jax.radiomics",
         description=(__doc__ or "").splitlines()[0],
         allow_abbrev=False,
     )
