@@ -17,7 +17,10 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("ablations", "data", "machines", "output", "predict", "radiomics", "results")
+        for name in (
+            *("ablations", "data", "fuzz", "machines", "output"),
+            *("phantom", "predict", "radiomics", "results"),
+        )
     ),
 ]
 FORBIDDEN = {
