@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kacl_jax.__main__ import COMMANDS
+from kacl_jax.config.keys import KEYS
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -75,3 +76,13 @@ def test_the_package_lists_its_commands() -> None:
     assert set(COMMANDS) == modules - {"__main__"}
     for name, (_, example) in COMMANDS.items():
         assert f"python -m kacl_jax.{name} {example}" in done.stdout
+
+
+def test_the_help_is_short_too() -> None:
+    """What --help says of every key of the config."""
+    texts = {name: key.meaning for name, key in KEYS.items()}
+    lengths = [len(part.split()) for text in texts.values() for part in sentences(text)]
+    assert max(lengths) <= 30
+    assert statistics.median(lengths) <= 15
+    for form, why in FORBIDDEN.items():
+        assert not [name for name, text in texts.items() if re.search(form, text)], why
