@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parser = argparse.ArgumentParser(prog="python -m kacl_jax.prepare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m kacl_jax.prepare", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--root", required=True, help="NIH's folder: images/ and the text files")
     parser.add_argument("--out", required=True, help="a new folder, or gs://BUCKET/FOLDER")
     parser.add_argument("--size", type=int, required=True, help="pixels of a side")

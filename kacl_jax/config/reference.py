@@ -33,7 +33,13 @@ def as_text() -> str:
         + flags.text_wrap(f"({_values(key, _words(key))}; default: {key.default!r})", indent="    ")
         for name, key in KEYS.items()
     ]
-    return "\n".join(["Keys of the config. Give one as --config.KEY=VALUE:", *entries, f"\nThe same as a page: {PAGE}"])
+    return "\n".join(
+        [
+            "Keys of the config. Give one as --config.KEY=VALUE:",
+            *entries,
+            f"\nThe same as a page: {PAGE}",
+        ]
+    )
 
 
 def as_markdown() -> str:

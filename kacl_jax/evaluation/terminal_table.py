@@ -34,7 +34,7 @@ def _ranking_lines(classification: Classification, names: Sequence[str]) -> list
         counts = estimates[0].counts
         lines.append(f"{label:20}{''.join(cells)}{counts['n_pos']:>9,}{counts['n_neg']:>10,}")
     if auprc.mean.is_defined:
-        lines.append(f"{'random scores':20}{'.500':>7}  {'':17}{short(auprc.mean.prevalence):>7}")
+        lines.append(f"{'random scores':20}{'0.500':>7}  {'':17}{short(auprc.mean.prevalence):>7}")
     if classification.pixel_probe is not None:
         floor = classification.pixel_probe.mean
         lines.append(f"{'logistic, 16×16 px':20}{short(floor.value):>7}  {interval(floor.ci95):17}")

@@ -128,7 +128,7 @@ def finding_rows(results: Results) -> list[dict[str, Any]]:
                 "boxes": boxes,
                 "floors": floors,
                 "box_chart": _interval_chart(
-                    "T(IoU) > .1", boxes[0], 0, 1, floors=[(floors[0].value, "prior-map")]
+                    "T(IoU) > 0.1", boxes[0], 0, 1, floors=[(floors[0].value, "prior-map")]
                 ),
             }
         )

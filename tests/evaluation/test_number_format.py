@@ -12,12 +12,12 @@ from kacl_jax.evaluation.number_format import interval, p_value, short, signed, 
 @pytest.mark.parametrize(
     "value, text, text_with_sign",
     [
-        (0.5, ".500", "+.500"),
-        (-0.0504, "−.050", "−.050"),
-        (-0.00001, ".000", ".000"),
+        (0.5, "0.500", "+0.500"),
+        (-0.0504, "−0.050", "−0.050"),
+        (-0.00001, "0.000", "0.000"),
         (0.99999, "1.000", "+1.000"),
         (-12.34, "−12.340", "−12.340"),
-        (0.0, ".000", ".000"),
+        (0.0, "0.000", "0.000"),
         (None, "–", "–"),
         (math.nan, "–", "–"),
     ],
@@ -28,13 +28,13 @@ def test_a_number(value: float | None, text: str, text_with_sign: str) -> None:
 
 
 def test_both_ends_of_an_interval_are_written_alike() -> None:
-    assert interval((-0.08, 0.02)) == "[−.080, .020]"
-    assert interval((-0.08, 0.02), write=signed) == "[−.080, +.020]"
-    assert interval((0.25, 1.0), 1) == "[.2, 1.0]"
+    assert interval((-0.08, 0.02)) == "[−0.080, 0.020]"
+    assert interval((-0.08, 0.02), write=signed) == "[−0.080, +0.020]"
+    assert interval((0.25, 1.0), 1) == "[0.2, 1.0]"
     assert interval(None) == ""
 
 
 def test_p_values_thresholds_and_digits() -> None:
-    assert (p_value(0.0004), p_value(0.0404), p_value(None)) == ("< .001", ".040", "–")
-    assert (threshold(0.1), threshold(0.25), threshold(1)) == (".1", ".25", "1")
+    assert (p_value(0.0004), p_value(0.0404), p_value(None)) == ("< 0.001", "0.040", "–")
+    assert (threshold(0.1), threshold(0.25), threshold(1)) == ("0.1", "0.25", "1")
     assert (short(12.34, 0), short(0.4, 0)) == ("12", "0")

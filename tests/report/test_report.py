@@ -190,8 +190,8 @@ def shown(case: Case) -> Page:
 
 
 def f(value: float | None) -> str:
-    """.500 as a reader sees it, from Python's own formatting."""
-    return "–" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+    """0.500 as a reader sees it, from Python's own formatting."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 # ---- the page as a whole --------------------------------------------------------------------------------------
@@ -278,13 +278,13 @@ def test_localization_stands_beside_its_floors_and_wang(case: Case, shown: Page)
             f(leaf["mean"]["value"]) for leaf in way["iou"].values()
         ]
     assert shown.row("localization", "Wang et al. 2017")[1:] == [
-        ".568",
-        ".373",
-        ".221",
-        ".116",
-        ".062",
-        ".028",
-        ".010",
+        "0.568",
+        "0.373",
+        "0.221",
+        "0.116",
+        "0.062",
+        "0.028",
+        "0.010",
     ]
     assert "another split" in (case.workdir / "report.html").read_text()
 
@@ -365,7 +365,7 @@ def test_a_sample_is_said_and_chance_is_shown(case: Case, shown: Page) -> None:
         in text
     )
     assert "These are associations" in text
-    assert "validation AUROC, best .600 at step 6<" in text
+    assert "validation AUROC, best 0.600 at step 6<" in text
     assert "measured against the training regions" in text
     assert len(shown.tables["images"]) > 8
 
@@ -430,7 +430,7 @@ def test_feedback_is_told_with_its_failures(
 
 
 def test_what_the_contrastive_loss_learned_stands_beside_chance(case: Case, tmp_path: Path) -> None:
-    """ln 63 = 4.14 of 32 rows; .2 · .001 ÷ (.8 · .004) = .0625."""
+    """ln 63 = 4.14 of 32 rows; 0.2 · 0.001 ÷ (.8 · .004) = .0625."""
     for name in ("run.json", "config.json", "predictions.csv", "boxes.csv"):
         (tmp_path / name).write_bytes((case.workdir / name).read_bytes())
     terms = {"nt_xent": 4.12, "grad_norm_focal": 0.004, "grad_norm_nt_xent": 0.001}
@@ -563,9 +563,9 @@ def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path
     sweep_page.write_sweep(sweep, measure(sweep))
     text = (sweep / "report.html").read_text()
     found = Page(text)
-    assert found.row("section-1", "focal")[1:3] == [".600 ± .010 [.500, .700]", ".250"]
-    assert found.row("section-1", "prior_map")[1:3] == ["", ".400"]
-    assert found.row("section-1", "kacl − focal")[1] == "+.050 [−.010, .110] p < .001 (.001)"
+    assert found.row("section-1", "focal")[1:3] == ["0.600 ± 0.010 [0.500, 0.700]", "0.250"]
+    assert found.row("section-1", "prior_map")[1:3] == ["", "0.400"]
+    assert found.row("section-1", "kacl − focal")[1] == "+0.050 [−0.010, 0.110] p < 0.001 (0.001)"
     assert found.row("section-2", "guided")[1:] == ["–", "", "1 × 1", "20 %", "7", "8"]
     auroc = f(case.results()["classification"]["auroc"]["mean"]["value"])
     assert found.row("points", "focal")[1].startswith(auroc)

@@ -529,7 +529,7 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     assert boxed.startswith("Boxes in training, or in choosing")
     assert "| kacl | 0 % | 7 | 2 × 2 |" in boxed
     assert "| kacl |" not in weak
-    value = f"{row.estimate.value:.3f}".lstrip("0")
+    value = f"{row.estimate.value:.3f}"
     assert f"| {value} ± " in boxed
     assert "| prior_map, all folds |" in weak
     assert "| prior_map, all folds |" in boxed
