@@ -148,7 +148,7 @@ def test_the_pages_tell_what_the_evidence_says(
         ("| focal only", "focal"),
         ("| KACL |", "kacl"),
         ("| SimCLR", "simclr"),
-        ("| KACL, guided |", "guided_kacl"),
+        ("| KACL, guided:", "guided_kacl"),
         ("| `prior_map`", "prior_map"),
     ],
 )

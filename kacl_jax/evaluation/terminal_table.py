@@ -78,9 +78,7 @@ def _mean_lines(localization: Localization) -> list[str]:
             for side, label in enumerate(("  95 % from", "  95 % to")):
                 ends = [short(mean.ci95[side] if mean.ci95 else None) for mean in means]
                 lines.append(f"{label:20}" + _row_text(ends))
-    lines.append(
-        f"false boxes per image and finding (AFP): {_value_and_interval(localization.afp.mean)}"
-    )
+    lines.append(f"false boxes per image and finding: {_value_and_interval(localization.afp.mean)}")
     lines.append(_pointing_line(localization))
     lines.append(_above_line(localization.above_prior_map.iou))
     return lines
@@ -96,7 +94,7 @@ def _above_line(above: Mapping[float, Table]) -> str:
         f"{threshold(t)} {signed(mean.value)} {interval(mean.ci95, write=signed)}".rstrip()
         for t, mean in means.items()
     )
-    return f"less prior_map, paired: {' · '.join(differences)}"
+    return f"difference to prior_map at IoU >: {' · '.join(differences)}"
 
 
 def _pointing_line(localization: Localization) -> str:
@@ -133,7 +131,7 @@ def _notes(results: Results) -> list[str]:
     ]
     for label, table in (
         ("AUROC", results.classification.auroc),
-        ("AFP", localization.afp),
+        ("false boxes", localization.afp),
         ("localization", localization.iou[IOU_THRESHOLDS[0]]),
     ):
         for name, estimate in zip(results.findings, table.findings, strict=True):

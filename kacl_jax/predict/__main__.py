@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kacl_jax.predict.prediction import Prediction
 
 NO_IMAGE_WORKED = 3
+_DRAWN = ", a network that knows only X-rays drawn by a program"
 _INDEX_EVERY_S = 10  # it grows with the number of images
 
 
@@ -118,7 +119,7 @@ def _predict(flags: argparse.Namespace) -> int:
         output = OutputFolder(
             flags.out,
             findings=model.findings,
-            run=model.network.run.name,
+            run=model.network.run.name + (_DRAWN if model.network.drawn else ""),
             moments=model.network.moments,
             uncalibrated=model.uncalibrated,
             settings=settings,

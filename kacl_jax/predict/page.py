@@ -211,6 +211,7 @@ def _card(
         "xray": pictures.data_uri(_picture(prediction.pixels), ".jpg", _JPEG),
         "unfamiliar": prediction.unfamiliar,
         "distance": prediction.distance,
+        "limit": prediction.limit,
         "notes": prediction.notes,
         "any_positive": any(prediction.positive.values()),
         "regions": [
@@ -220,7 +221,8 @@ def _card(
         "rows": [
             {
                 "finding": finding,
-                "probability": probability(prediction.probabilities[finding]),
+                "probability": probability(prediction.probabilities[finding])
+                + ("" if prediction.calibrated[finding] else " raw"),
                 "threshold": probability(prediction.thresholds[finding]),
                 "score": probability(prediction.scores[finding]),
                 "positive": prediction.positive[finding],

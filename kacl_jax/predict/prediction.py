@@ -40,10 +40,11 @@ class Prediction:
     probabilities: the calibrated ones, 0 … 1; for a finding that could not be calibrated the raw score.
     thresholds: on the scale of `probabilities`; NaN where validation had no positive or no negative.
     positive: whether the score reaches the threshold.
+    calibrated: whether the probability is more than the raw score.
     maps: float32 [c u v], raw class maps, centred as the run had them. Each covers the whole image.
     embedding: float32 [k], the mean of the feature map's cells.
-    distance: the embedding's Mahalanobis distance to the training images'. unfamiliar: whether it is beyond what
-      validation images have, so that the findings say little.
+    distance: the embedding's Mahalanobis distance to the training images'. limit: 97.5 % of the validation images are
+      nearer. unfamiliar: whether the distance is beyond the limit, so that the findings say little.
     rule: marks the regions. bin_width: of the radiomic features, in grey values of the 8-bit image.
     """
 
@@ -56,9 +57,11 @@ class Prediction:
     probabilities: Mapping[str, float]
     thresholds: Mapping[str, float]
     positive: Mapping[str, bool]
+    calibrated: Mapping[str, bool]
     maps: np.ndarray
     embedding: np.ndarray
     distance: float
+    limit: float
     unfamiliar: bool
     rule: RegionRule
     bin_width: float
@@ -113,9 +116,9 @@ class Prediction:
     def show(self, finding: str = "") -> Image:
         """The X-ray under its heat map, with region and box, as a Pillow image: a notebook shows it as it is.
 
-        finding: by default the first of `shown_findings`.
+        finding: by default the one of `shown_findings` with the highest score.
         """
-        return overlay.draw(self, finding or self.shown_findings[0])
+        return overlay.draw(self, finding or max(self.shown_findings, key=self.scores.__getitem__))
 
     def _map(self, finding: str) -> np.ndarray:
         """float32 [u v]. Raises KeyError, naming the findings, for another name."""

@@ -13,7 +13,7 @@ from kacl_jax.predict.prediction import Prediction
 from kacl_jax.predict.region_features import RegionFeatures
 from kacl_jax.radiomics import FEATURE_NAMES
 
-_BY_FINDING = ("probability", "score", "threshold", "positive")
+_BY_FINDING = ("probability", "score", "threshold", "positive", "calibrated")
 _IDS = ("patient_id", "study_uid", "instance_uid")
 _REGION = ("image", "finding", "positive", "x", "y", "w", "h", "region", "map")
 _RADIOMICS = ("image", "finding", "measured_on", "reason")
@@ -25,7 +25,7 @@ def headers(findings: Sequence[str], *, keep_ids: bool) -> dict[str, list[str]]:
     ids = _IDS if keep_ids else ()
     return {
         "findings.csv": [
-            *("image", "page", "status", "reason", "unfamiliar", "distance"),
+            *("image", "page", "status", "reason", "unfamiliar", "distance", "limit"),
             *ids,
             *by_finding,
         ],
@@ -44,11 +44,14 @@ def findings_row(
     by_finding = [
         _cell(values[name])
         for name in result.findings
-        for values in (result.probabilities, result.scores, result.thresholds, result.positive)
+        for values in (
+            *(result.probabilities, result.scores, result.thresholds),
+            *(result.positive, result.calibrated),
+        )
     ]
     notes = "; ".join(result.notes)
     return [
-        *(result.name, page, "ok", notes, result.unfamiliar, result.distance),
+        *(result.name, page, "ok", notes, result.unfamiliar, result.distance, result.limit),
         *ids,
         *by_finding,
     ]

@@ -26,12 +26,14 @@ from kacl_jax.train import checkpoint, network
 class TrainedNetwork:
     """What it takes to apply the network as the run applied it.
 
+    drawn: whether it was trained on the demo set, whose X-rays a program has drawn.
     identity: a digest of its parameters. thresholds: on the raw scores, float64 [c]; NaN for a finding without one.
     moments: of the radiomic features of training regions, None if none was measured. bin_width: of these features.
     eval_step: `Programs.eval_step`. state: on the host. batch_size: of the run's evaluation.
     """
 
     run: Path
+    drawn: bool
     identity: str
     findings: tuple[str, ...]
     thresholds: np.ndarray
@@ -74,6 +76,7 @@ def read_network(run: Path) -> TrainedNetwork:
     points = results.classification.operating_point
     return TrainedNetwork(
         run=run,
+        drawn=config.data.root == "phantom",
         identity=_digest(checkpoint.to_arrays((state.params, state.batch_stats), "")),
         findings=results.findings,
         thresholds=np.array([points[name].value for name in results.findings]),

@@ -80,6 +80,7 @@ def test_the_tables_have_what_python_says(run: Path, images: Path, tmp_path, mod
             assert float(row[f"score_{finding}"]) == expected.scores[finding]
             assert float(row[f"probability_{finding}"]) == expected.probabilities[finding]
             assert row[f"positive_{finding}"] == str(expected.positive[finding])
+            assert row[f"calibrated_{finding}"] == str(expected.calibrated[finding])
     regions = rows(out / "regions.csv")
     shown = [(name, f) for name in names for f in predictions[name].shown_findings]
     assert [(row["image"], row["finding"]) for row in regions] == shown

@@ -217,6 +217,15 @@ def test_the_package_imports_no_jax_before_it_is_used() -> None:
     assert kacl_jax.load.__doc__
 
 
+def test_a_raw_probability_says_so(run: Path, model: Model) -> None:
+    scalings = json.loads((run / "calibration.json").read_text())["findings"]
+    prediction = model(np.zeros((64, 64), np.uint8))
+    for finding in model.findings:
+        assert prediction.calibrated[finding] is (scalings[finding]["reason"] == "")
+        if not prediction.calibrated[finding]:
+            assert prediction.probabilities[finding] == prediction.scores[finding]
+
+
 def test_calibration_is_measured_before_and_after(run: Path) -> None:
     classification = json.loads((run / "results.json").read_text())["classification"]
     assert classification["calibrated"].keys() == classification["calibration"].keys()

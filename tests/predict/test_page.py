@@ -49,9 +49,11 @@ def prediction(name: str = "a.png", **changes: Any) -> Prediction:
         probabilities={"Mass": 0.325, "Pleural_Thickening": 0.05, "Hernia": 0.017},
         thresholds={"Mass": 0.1, "Pleural_Thickening": 0.2, "Hernia": math.nan},
         positive={"Mass": True, "Pleural_Thickening": False, "Hernia": False},
+        calibrated={"Mass": True, "Pleural_Thickening": True, "Hernia": False},
         maps=maps,
         embedding=np.zeros(4, np.float32),
         distance=31.5,
+        limit=40.0,
         unfamiliar=False,
         rule=RULE,
         bin_width=10.0,
@@ -183,7 +185,7 @@ def test_a_card_shows_every_number(tmp_path: Path) -> None:
     assert rows == {
         "Mass positive": ["0.325", "0.100", "0.456"],
         "Pleural Thickening": ["0.050", "0.200", "0.222"],
-        "Hernia": ["0.017", "none", "0.111"],
+        "Hernia": ["0.017 raw", "none", "0.111"],
     }
     (positive,) = of_class(table, "positive")
     assert text(positive[0]) == "Mass positive"
