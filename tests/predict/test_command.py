@@ -299,6 +299,18 @@ def test_no_identifier_of_a_dicom_reaches_an_output(run: Path, images: Path, tmp
     assert (row["patient_id"], row["instance_uid"]) == ("4711", "1.2.3.4.5.6.7.8")
 
 
+def test_what_pydicom_warns_of_is_not_printed(run, images, tmp_path, capfd) -> None:
+    """A number that is too long for its tag: the file is read all the same."""
+    pixels = cv2.imread(str(next(images.glob("*.png"))), cv2.IMREAD_GRAYSCALE)
+    write_dicom(tmp_path / "a.dcm", pixels)
+    data = (tmp_path / "a.dcm").read_bytes()
+    changed = data.replace(b"1.2.3.4.5.6.7\0", b"1.2.3.4.5.6.x\0")
+    assert changed != data
+    (tmp_path / "a.dcm").write_bytes(changed)
+    assert run_command(run, tmp_path / "a.dcm", tmp_path / "out", "--keep_ids") == 0
+    assert "1.2.3.4.5.6.x" not in capfd.readouterr().err
+
+
 def test_a_dicom_has_the_scores_of_its_pixels(run, images, tmp_path, model: Model) -> None:
     pixels = cv2.imread(str(next(images.glob("*.png"))), cv2.IMREAD_GRAYSCALE)
     write_dicom(tmp_path / "a.dcm", pixels)
