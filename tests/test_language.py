@@ -19,7 +19,7 @@ PAGES = [
     *(
         f"docs/{name}.md"
         for name in (
-            *("ablations", "data", "fuzz", "machines", "output"),
+            *("ablations", "data", "experiment", "fuzz", "machines", "output"),
             *("phantom", "predict", "radiomics", "results"),
         )
     ),
