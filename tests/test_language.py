@@ -20,7 +20,7 @@ PAGES = [
         f"docs/{name}.md"
         for name in (
             *("ablations", "data", "experiment", "fuzz", "machines", "output"),
-            *("phantom", "predict", "radiomics", "results"),
+            *("phantom", "predict", "radiomics", "results", "scaling", "speed"),
         )
     ),
 ]
