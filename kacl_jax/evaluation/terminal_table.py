@@ -94,7 +94,7 @@ def _above_line(above: Mapping[float, Table]) -> str:
         f"{threshold(t)} {signed(mean.value)} {interval(mean.ci95, write=signed)}".rstrip()
         for t, mean in means.items()
     )
-    return f"difference to prior_map at IoU >: {' · '.join(differences)}"
+    return f"minus prior_map, IoU >: {' · '.join(differences)}"
 
 
 def _pointing_line(localization: Localization) -> str:

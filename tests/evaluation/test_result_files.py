@@ -328,7 +328,7 @@ def test_the_terminal_table_says_what_the_json_says(done) -> None:
     above = written["localization"]["above_prior_map"]["iou"]["0.1"]["mean"]
     low, high = (number_format.signed(end) for end in above["ci95"])
     assert (
-        f"difference to prior_map at IoU >: 0.1 {number_format.signed(above['value'])} [{low}, {high}]"
+        f"minus prior_map, IoU >: 0.1 {number_format.signed(above['value'])} [{low}, {high}]"
         in text
     )
     game = written["localization"]["pointing_game"]["mean"]["value"]
