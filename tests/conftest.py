@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import compile_fast
 import jaxtyping
@@ -63,7 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The workdir of a finished run of tiny_run.py's network, whose maps are centred, on one device.
 
     While the module's tests run, this process uses one device, too, and ResNet-18 is that network.
@@ -85,6 +86,14 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         workdir = tmp_path_factory.mktemp("trained") / "w"
         job.train_and_evaluate(config(root, cam__center="mean", train__epochs=2), workdir)
         yield workdir
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Any:
+    """The network of `run`."""
+    from kacl_jax.predict.model import load
+
+    return load(run)
 
 
 def _shared(name: str) -> Path:

@@ -55,25 +55,9 @@ def read_picture(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> Pict
             pages or CMYK colours; or it has transparent pixels, which have no defined grey level.
     """
     try:
-        data = _bytes_of(path, max_megapixels)
-        if dicom.is_dicom(data):
-            raise Unreadable(
-                "is a DICOM file; save it as PNG (kacl_jax.predict reads DICOM as it is)"
-            )
-        kind = next((kind for kind in KINDS.values() if kind.matches(data)), None)
-        if kind is None:
-            *names, last = KINDS
-            raise Unreadable(f"is not a {', '.join(names)} or {last} file")
-        header = kind.header(data)
-        if not 0 < header.height * header.width <= max_megapixels * 10**6:
-            size = f"{header.width} x {header.height} pixels"
-            limit = f"the limit is max_megapixels={max_megapixels}"
-            raise Unreadable(f"is too large ({size}; {limit})")
-        pixels = kind.decode(data)
-        values = _turn(_merge_equal_planes(_without_opacity(pixels)), header.orientation)
+        return _decode(_bytes_of(path, max_megapixels), max_megapixels)
     except Unreadable as error:
         raise BrokenImage(path, str(error)) from error
-    return Picture(np.ascontiguousarray(values), header.lossy)
 
 
 def read_image(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndarray:
@@ -85,9 +69,17 @@ def read_image(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> np.nda
     Raises:
         BrokenImage: as `read_picture`; or the file holds neither 8 nor 16 bits.
     """
-    values = read_picture(path, max_megapixels).values
+    try:
+        return decode_image(_bytes_of(path, max_megapixels), max_megapixels)
+    except Unreadable as error:
+        raise BrokenImage(path, str(error)) from error
+
+
+def decode_image(data: bytes, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndarray:
+    """`read_image` of a file's bytes. Raises Unreadable where that raises BrokenImage."""
+    values = _decode(data, max_megapixels).values
     if values.dtype not in (np.uint8, np.uint16):
-        raise BrokenImage(path, f"holds {values.dtype} values; save it in 8 or 16 bits")
+        raise Unreadable(f"holds {values.dtype} values; save it in 8 or 16 bits")
     return to_8_bit(_luma(values))
 
 
@@ -141,6 +133,23 @@ def _bytes_of(path: Path | str, max_megapixels: int) -> bytes:
     if not data:
         raise Unreadable("is empty (zero bytes)")
     return data
+
+
+def _decode(data: bytes, max_megapixels: int) -> Picture:
+    if dicom.is_dicom(data):
+        raise Unreadable("is a DICOM file; save it as PNG (kacl_jax.predict reads DICOM as it is)")
+    kind = next((kind for kind in KINDS.values() if kind.matches(data)), None)
+    if kind is None:
+        *names, last = KINDS
+        raise Unreadable(f"is not a {', '.join(names)} or {last} file")
+    header = kind.header(data)
+    if not 0 < header.height * header.width <= max_megapixels * 10**6:
+        size = f"{header.width} x {header.height} pixels"
+        limit = f"the limit is max_megapixels={max_megapixels}"
+        raise Unreadable(f"is too large ({size}; {limit})")
+    pixels = kind.decode(data)
+    values = _turn(_merge_equal_planes(_without_opacity(pixels)), header.orientation)
+    return Picture(np.ascontiguousarray(values), header.lossy)
 
 
 def _without_opacity(pixels: np.ndarray) -> np.ndarray:

@@ -108,17 +108,16 @@ def read(
     Raises:
       BrokenImage: it cannot be read. Its `path` is the image's name in the outputs.
     """
+    name = listed.name
     try:
         data = reader.read_bytes(listed.file, max_megapixels)
         if not dicom.is_dicom(data):
-            return Xray(listed.name, reader.read_image(listed.file, max_megapixels))
-    except BrokenImage as error:
-        raise BrokenImage(listed.name, error.reason) from error
-    name = listed.name
-    if not keep_ids and _names_someone(name, dicom.identifiers(data)):
-        name = f"dicom_{hashlib.blake2b(data, digest_size=8).hexdigest()}"
-    try:
+            return Xray(name, reader.decode_image(data, max_megapixels))
+        if not keep_ids and _names_someone(name, dicom.identifiers(data)):
+            name = f"dicom_{hashlib.blake2b(data, digest_size=8).hexdigest()}"
         xray = dicom.decode(data, max_megapixels, any_view=any_view)
+    except BrokenImage as error:
+        raise BrokenImage(name, error.reason) from error
     except Unreadable as error:
         raise BrokenImage(name, str(error)) from error
     ids = (xray.patient_id, xray.study_uid, xray.instance_uid) if keep_ids else ()

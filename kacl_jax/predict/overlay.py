@@ -36,7 +36,7 @@ def draw(prediction: Prediction, finding: str) -> Image.Image:
     canvas = np.ascontiguousarray(np.rint(mixed).astype(np.uint8))
     mask, _ = prediction.region(finding)
     _draw_lines(canvas, [line - 0.5 for line in pictures.contours(mask, size)], _REGION)
-    box = prediction.boxes[finding]
+    box = prediction.box(finding)
     across, down = width / prediction.pixels.shape[1], height / prediction.pixels.shape[0]
     x0, x1 = box.x * across, (box.x + box.w) * across - 1
     y0, y1 = box.y * down, (box.y + box.h) * down - 1

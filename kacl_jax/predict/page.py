@@ -248,7 +248,7 @@ def _region(
         "probability": probability(prediction.probabilities[finding]),
         "heat": pictures.data_uri(heat, ".png", []),
         "outline": pictures.outline(mask, (width, height)),
-        "box": prediction.boxes[finding],
+        "box": prediction.box(finding),
         "is_whole_image": is_whole_image,
         "features": [_feature(feature) for feature in outlying],
     }

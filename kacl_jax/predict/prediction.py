@@ -74,12 +74,19 @@ class Prediction:
 
     def region(self, finding: str) -> tuple[np.ndarray, bool]:
         """The marked region, bool [s s], and whether the whole image stands in because the map marks none."""
-        return self.rule.region(self._map(finding))
+        if finding not in self._regions:
+            self._regions[finding] = self.rule.region(self._map(finding))
+        return self._regions[finding]
+
+    @functools.cached_property
+    def _regions(self) -> dict[str, tuple[np.ndarray, bool]]:
+        """The regions that were asked for: tables, page and pictures use the same."""
+        return {}
 
     @functools.cached_property
     def boxes(self) -> dict[str, Box]:
         """For each finding the box around its region."""
-        return {finding: self._box(finding) for finding in self.findings}
+        return {finding: self.box(finding) for finding in self.findings}
 
     def heat_map(self, finding: str) -> np.ndarray:
         """Where the network looked for a finding: float32 [h w], 0 … 1.
@@ -128,7 +135,8 @@ class Prediction:
             )
         return self.maps[self.findings.index(finding)]
 
-    def _box(self, finding: str) -> Box:
+    def box(self, finding: str) -> Box:
+        """The box around a finding's region."""
         mask, _ = self.region(finding)
         height, width = (
             have / side for have, side in zip(self.pixels.shape, mask.shape, strict=True)

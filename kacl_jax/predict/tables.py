@@ -62,7 +62,7 @@ def region_rows(result: Prediction, map_names: Sequence[str]) -> Iterable[list[A
     for finding, map_name in zip(result.shown_findings, map_names, strict=True):
         _, whole = result.region(finding)
         kind = "whole image: the heat map marks no region" if whole else "heat map"
-        positive, box = result.positive[finding], result.boxes[finding]
+        positive, box = result.positive[finding], result.box(finding)
         yield [result.name, finding, positive, *box, kind, map_name]
 
 

@@ -16,19 +16,9 @@ from PIL import Image
 
 from kacl_jax.predict import __main__ as command
 from kacl_jax.predict import inputs, outputs
-from kacl_jax.predict.model import Model, load
+from kacl_jax.predict.model import Model
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime import signals
-
-
-@pytest.fixture(scope="module")
-def run(trained_run: Path) -> Path:
-    return trained_run
-
-
-@pytest.fixture(scope="module")
-def model(run: Path) -> Model:
-    return load(run)
 
 
 @pytest.fixture(autouse=True)

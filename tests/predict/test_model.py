@@ -23,16 +23,6 @@ from kacl_jax.radiomics.host import Extractor
 from kacl_jax.runtime.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def run(trained_run: Path) -> Path:
-    return trained_run
-
-
-@pytest.fixture(scope="module")
-def model(run: Path) -> Model:
-    return load(run)
-
-
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
