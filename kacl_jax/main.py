@@ -10,9 +10,8 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from kacl_jax import config as config_keys
 from kacl_jax.config import command_line
-from kacl_jax.runtime import connection, huge_pages, processes, signals
+from kacl_jax.runtime import connection, huge_pages, output, processes, signals
 from kacl_jax.runtime.errors import (
     DONE,
     USER_ERROR,
@@ -57,9 +56,11 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config: ConfigDict, workdir: Path) -> int:
-    if _MODE.value == "verify":
-        return _verify(config, workdir)
     # These imports are slow: a mistyped command must be answered before them.
+    if _MODE.value == "verify":
+        from kacl_jax.train.verification import verify_run
+
+        return verify_run(config, workdir)
     from kacl_jax.evaluation import terminal_table
     from kacl_jax.train.job import evaluate_only, train_and_evaluate
 
@@ -76,35 +77,7 @@ def _run(config: ConfigDict, workdir: Path) -> int:
     return DONE
 
 
-def _verify(config: ConfigDict, workdir: Path) -> int:
-    """Check the data root completely and print all problems at once, each with its fix."""
-    from kacl_jax.data import verify
-    from kacl_jax.runtime.progress import image_progress_bar
-    from kacl_jax.train import experiment
-
-    config_keys.check(config, n_devices=1)
-    root = experiment.data_root(config, workdir.absolute())
-    with image_progress_bar(f"Reading {root}") as count:
-        report = verify.check(
-            root,
-            findings=config.data.findings,
-            allow_missing=config.data.allow_missing,
-            skip_broken=config.data.on_error == "skip",
-            official_lists=config.protocol != "C",
-            max_megapixels=config.data.max_megapixels,
-            progress=count,
-        )
-    print(verify.format_summary(report.summary))
-    if report.non_fatal:
-        print("Gone on with, as the config says:", verify.format_problems(report.non_fatal))
-    if report.problems:
-        print(verify.format_problems(report.problems))
-        return USER_ERROR
-    print(experiment.read_data(config, workdir.absolute())[1].describe())
-    print("No problems found.")
-    return DONE
-
-
 if __name__ == "__main__":
+    output.replace_unprintable()
     huge_pages.restart_with_huge_pages()
     app.run(main, flags_parser=command_line.parse)

@@ -10,9 +10,11 @@ bucket path (gs://…); to train from it, copy it to a disk.
 from __future__ import annotations
 
 import argparse
+import csv
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -31,9 +33,12 @@ from etils import epath
 from tqdm import tqdm
 
 from kacl_jax.data import nih, tables
+from kacl_jax.data.image_facts import ImageFacts
 from kacl_jax.data.png_folder import PngFiles
 from kacl_jax.data.prepared.reader import (
     DATASET,
+    DESCRIPTION_FILES,
+    FACTS_FILE,
     MANIFEST_FILE,
     NAMES_FILE,
     TFDS_SPLIT,
@@ -41,10 +46,12 @@ from kacl_jax.data.prepared.reader import (
     Job,
     Manifest,
     Shard,
+    file_sha256,
+    read_utf8,
 )
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 from kacl_jax.images.resizing import RESIZE_NAME
-from kacl_jax.runtime import bucket_files
+from kacl_jax.runtime import bucket_files, output
 from kacl_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -150,12 +157,12 @@ def _read_finished_manifest(out: epath.Path, job: Job) -> Manifest | None:
         UserError: OUT holds another job or other files.
     """
     if (out / MANIFEST_FILE).exists():
-        manifest = Manifest.from_json((out / MANIFEST_FILE).read_text(), out / MANIFEST_FILE)
+        manifest = Manifest.from_json(read_utf8(out / MANIFEST_FILE), out / MANIFEST_FILE)
         _refuse_other_job(out, manifest.job, job)
         return manifest
     unfinished_job = out / WORK_FOLDER / "job.json"
     if unfinished_job.exists():
-        _refuse_other_job(out, Job(**json.loads(unfinished_job.read_text())), job)
+        _refuse_other_job(out, Job.from_json(read_utf8(unfinished_job), unfinished_job), job)
     elif out.exists() and any(path.name != WORK_FOLDER for path in out.iterdir()):
         raise UserError(f"--out={out} holds other files; give a new folder")
     return None
@@ -257,6 +264,7 @@ def _publish_dataset(out: epath.Path, job: Job, parts: Sequence[Part]) -> Manife
             epath.Path(path).copy(out / path.name, overwrite=True)
         listing = _join_lines([name for part in nonempty for name in part.names])
         bucket_files.publish_text(out / NAMES_FILE, listing, folder)
+        bucket_files.publish_text(out / FACTS_FILE, _facts_table(nonempty), folder)
         shards = tuple(
             Shard(
                 f"{DATASET}/{_shard_name(k, len(nonempty))}",
@@ -273,12 +281,23 @@ def _publish_dataset(out: epath.Path, job: Job, parts: Sequence[Part]) -> Manife
             names_sha256=_sha256(listing),
             shards=shards,
             broken={file: reason for part in parts for file, reason in part.broken.items()},
+            files={file: file_sha256(out / file) for file in (FACTS_FILE, *DESCRIPTION_FILES)},
             made_by={name: importlib.metadata.version(name) for name in _PACKAGES},
         )
         bucket_files.publish_text(out / MANIFEST_FILE, manifest.to_json(), folder)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}); run the same command again") from error
     return manifest
+
+
+def _facts_table(parts: Sequence[Part]) -> str:
+    """image_facts.csv: a row per image, in the order of the records."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["name", *ImageFacts._fields])
+    for part in parts:
+        writer.writerows([name, *facts] for name, facts in zip(part.names, part.facts, strict=True))
+    return table.getvalue()
 
 
 def _shard_name(k: int, count: int) -> str:
@@ -339,4 +358,5 @@ def _sha256(text: str) -> str:
 
 
 if __name__ == "__main__":
+    output.replace_unprintable()
     sys.exit(main())

@@ -34,12 +34,13 @@ class SmallRoot:
             "test_list.txt": self.test,
         }
         for name, lines in texts.items():
-            (root / name).write_text("\n".join(lines))
+            (root / name).write_text("".join(f"{line}\n" for line in lines))
         folder = root / "images"
         folder.mkdir(exist_ok=True)
         for k, name in enumerate(self.names if images else []):
-            # Every pixel has the image's number, so a test can see which image it got.
+            # Every pixel but a bright right edge has the image's number, so a test can see which image it got.
             picture = np.full((size, size), k % 256, np.uint8)
+            picture[:, -1] = 255
             cv2.imwrite(str(folder / name), picture)
         return root
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 
 from kacl_jax.data import image_source
-from kacl_jax.data.tables import Problems
+from kacl_jax.data.problems import Problems
 from kacl_jax.images.reader import read_image
 from kacl_jax.images.resizing import resize
 from kacl_jax.models import encoders

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import compile_fast
+import cv2
 import pytest
 
 from kacl_jax import config as config_keys
@@ -146,10 +147,21 @@ def test_several_values_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_verify_says_whether_a_root_is_sound(root: Path, tmp_path: Path) -> None:
-    sound = call(NIH, "--mode=verify", f"--config.data.root={root}")
+    flags = ("--mode=verify", f"--config.data.root={root}", f"--workdir={tmp_path / 'w'}")
+    sound = call(NIH, "--config.train.batch_size=16", *flags)
     assert sound.returncode == DONE, sound.stderr
     assert "No problems found." in sound.stdout
     assert "A-weak (" in sound.stdout
+    assert cv2.imread(str(tmp_path / "w" / "check.png")).any()
+    # What a run would refuse although the root is sound: all at once.
+    wrong = ("--config.feedback.lag=1000", "--config.cam.threshold=2")
+    refused = call(NIH, *wrong, *flags)
+    assert refused.returncode == USER_ERROR
+    assert "No problems found" not in refused.stdout
+    assert "config.cam.threshold is 2" in refused.stderr
+    assert "do not fill a batch of 64" in refused.stderr
+    refused = call(NIH, "--config.train.batch_size=16", *wrong[:1], *flags)
+    assert "config.feedback.lag is 1000 steps and the run has 20" in refused.stderr
     broken = shutil.copytree(root, tmp_path / "broken")
     torn, missing = sorted((broken / "images").iterdir())[:2]
     torn.write_bytes(torn.read_bytes()[:200])
@@ -157,7 +169,7 @@ def test_verify_says_whether_a_root_is_sound(root: Path, tmp_path: Path) -> None
     lax = ("--config.data.allow_missing=True", "--config.data.on_error=skip")
     going_on = call(NIH, "--mode=verify", f"--config.data.root={broken}", *lax)
     assert going_on.returncode == DONE, going_on.stderr
-    assert "Gone on with, as the config says: 2 problem(s)" in going_on.stdout
+    assert "The config allows these: 2 problem(s)" in going_on.stdout
     (broken / "BBox_List_2017.csv").write_text("what is this\n")
     done = call(NIH, "--mode=verify", f"--config.data.root={broken}")
     assert done.returncode == USER_ERROR

@@ -47,6 +47,7 @@ RUNTIME = {
     "files",
     "huge_pages",
     "jax_private",
+    "output",
     "piped_process",
     "process_end",
     "processes",

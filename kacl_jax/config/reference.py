@@ -5,6 +5,8 @@ python -m kacl_jax.config.reference > docs/keys.md
 
 from __future__ import annotations
 
+import sys
+
 from absl import flags
 
 from kacl_jax.config.allowed import Allowed
@@ -73,4 +75,4 @@ def _when_a_run_goes_on(key: Key) -> str:
 
 
 if __name__ == "__main__":
-    print(as_markdown(), end="")
+    sys.stdout.buffer.write(as_markdown().encode())

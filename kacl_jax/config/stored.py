@@ -21,7 +21,13 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def write_or_check_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) -> None:
-    """Write config.json on the first run; on a later one refuse a changed config or changed data.
+    """Write config.json on the first run; on a later one `check_config` first."""
+    check_config(workdir, config, data)
+    files.write_json(workdir / "config.json", {"config": config, "data": data})
+
+
+def check_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) -> None:
+    """Refuse a workdir that was started with another config or other data. A new workdir is right.
 
     Args:
       config: dotted key → value.
@@ -31,8 +37,7 @@ def write_or_check_config(workdir: Path, config: dict[str, Any], data: dict[str,
     Raises:
       UserError: as `read_config`, or with one line per changed key.
     """
-    path = workdir / "config.json"
-    if path.exists():
+    if (workdir / "config.json").exists():
         old_config, old_data = _read(workdir)
         free = [key for key in FREE_KEYS if key != "data.root" or old_data == data]
         changed = describe_changed_keys(old_config, config, free)
@@ -47,7 +52,6 @@ def write_or_check_config(workdir: Path, config: dict[str, Any], data: dict[str,
                 + "\n  ".join(changed)
                 + "\nGo on with the old values, or choose another folder with --workdir=…"
             )
-    files.write_json(path, {"config": config, "data": data})
 
 
 def describe_changed_keys(

@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kacl_jax.data.image_facts import image_facts
 from kacl_jax.data.nih import Records
 from kacl_jax.data.splits import Split
-from kacl_jax.images.reader import NEARLY_BLACK_LEVEL, BrokenImage, is_nearly_black
+from kacl_jax.images.reader import BrokenImage, Grey8
 from kacl_jax.runtime.errors import UserError
 
 # image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c 4] (fractions of a side; 0 where
@@ -143,7 +144,7 @@ class ProcessBatches:
 
     def __init__(self, shards: list[ShardBatches]) -> None:
         self._shards = shards
-        self._batches_checked = self._nearly_black = 0
+        self._batches_checked = self._too_narrow = 0
         self.steps_per_epoch = shards[0].steps_per_epoch
         self.broken = shards[0].broken
 
@@ -160,20 +161,32 @@ class ProcessBatches:
         batch = batches[0]
         if len(batches) > 1:
             batch = {name: np.concatenate([one[name] for one in batches]) for name in batch}
-        self._count_nearly_black(batch["image"])
+        self._check_grey(batch["image"])
         return batch
 
-    def _count_nearly_black(self, images: np.ndarray) -> None:
-        """Logs at the end of the first epoch how many of its images have too narrow a grey range."""
+    def _check_grey(self, images: np.ndarray) -> None:
+        """Refuses a first batch without pictures; logs after the first epoch how many images have a narrow range.
+
+        images: uint8 [b h w 1].
+
+        Raises:
+            UserError: more than half of the first batch's images have one grey value only.
+        """
         if self._batches_checked == self.steps_per_epoch:
             return
+        facts = [image_facts(Grey8(image[..., 0], 8)) for image in images]
+        constant = sum(one.is_constant for one in facts)
+        if not self._batches_checked and 2 * constant > len(facts):
+            raise UserError(
+                f"{constant} of the first {len(facts)} images have one grey value only; --mode=verify lists such files"
+            )
         self._batches_checked += 1
-        self._nearly_black += sum(is_nearly_black(image.min(), image.max()) for image in images)
-        if self._batches_checked == self.steps_per_epoch and self._nearly_black:
+        self._too_narrow += constant + sum(one.is_nearly_black for one in facts)
+        if self._batches_checked == self.steps_per_epoch and self._too_narrow:
             _log.warning(
-                "%d of the first epoch's images are nearly black, no grey value above %d of 255; --mode=verify lists "
-                "them and says why.", self._nearly_black, NEARLY_BLACK_LEVEL
-            )  # fmt: skip
+                "%d of the first epoch's images are constant or nearly black; --mode=verify lists them and says why.",
+                self._too_narrow,
+            )
 
     def broken_files(self) -> dict[str, str]:
         """Path → reason of the files that could not be read."""

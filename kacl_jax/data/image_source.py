@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from kacl_jax.data.png_folder import PngFolder, has_png_folder
 from kacl_jax.data.prepared.reader import PreparedFolder, is_prepared
-from kacl_jax.data.tables import Problems, RootCheck
+from kacl_jax.data.problems import Problems
+from kacl_jax.data.tables import RootCheck
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 
 
@@ -32,6 +33,10 @@ class ImageStore(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
+    def names(self) -> Collection[str]:
+        """Of all its images, even broken ones."""
+        ...
+
     def select(self, names: Sequence[str]) -> Images:
         """The pictures of `names`, in this order."""
         ...
@@ -41,7 +46,10 @@ class ImageStore(Protocol):
         ...
 
     def verify(self, check: RootCheck) -> dict[str, Any]:
-        """Reads everything and reports each mistake; returns counts for a person, JSON-able."""
+        """Reads everything once, reports each mistake, and keeps the sample's pictures (see `RootCheck`).
+
+        Returns counts for a person, JSON-able.
+        """
         ...
 
 

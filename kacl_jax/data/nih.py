@@ -15,23 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kacl_jax.data.image_source import Images, open_image_store
+from kacl_jax.data.box_checks import check_boxes
+from kacl_jax.data.findings import FINDINGS_8, FINDINGS_14
+from kacl_jax.data.image_names import Spellings, difference
+from kacl_jax.data.image_source import Images, ImageStore, open_image_store
 from kacl_jax.data.png_folder import PngFolder
 from kacl_jax.data.prepared.reader import is_prepared
-from kacl_jax.data.tables import (
-    BOX_FILE,
-    FINDINGS_8,
-    FINDINGS_14,
-    LIST_FILES,
-    NIH_SIDE,
-    Problems,
-    Tables,
-    read_tables,
-)
+from kacl_jax.data.problems import Problems
+from kacl_jax.data.tables import LIST_FILES, NIH_SIDE, Tables, read_tables
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 from kacl_jax.runtime.errors import UserError
-
-MIN_BOX_SIDE = 8  # pixels of that frame; NIH's smallest box has 21, a cell of prior_map's grid 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +88,17 @@ def read_records(
         if check_images
         else PngFolder(tables.root, {}, max_megapixels)
     )
-    missing = [name for name in tables.rows if name not in store] if check_images else []
-    if missing and not allow_missing:
-        report_missing(missing, len(tables.rows), problems)
+    missing = (
+        missing_images(tables, store, problems, Problems() if allow_missing else problems)
+        if check_images
+        else []
+    )
     listed = problems.all()
     if listed:
         raise UserError(f"{tables.root}: {len(listed)} problem(s)\n" + "\n".join(map(str, listed)))
     names = sorted(set(tables.rows).difference(missing))
     if not names:
-        raise UserError(f"{tables.root}: none of the {len(tables.rows)} images is there")
+        raise UserError(f"{tables.root} has none of the {len(tables.rows)} image files")
     checksums = tables.checksums | store.checksums(image_size)
     return _build_records(
         tables,
@@ -128,28 +123,41 @@ def read_checked_tables(root: Path | str, problems: Problems) -> Tables:
     # Raises for an unfinished prepared root, which may have no text files yet.
     is_prepared(Path(root).expanduser())
     tables = read_tables(root, problems)
-    for (image, finding), (x, y, w, h) in tables.boxes.items():
-        if min(x, y) < 0 or max(x + w, y + h) > NIH_SIDE:
-            fix = (
-                f"give x, y, w, h in NIH's {NIH_SIDE} x {NIH_SIDE} frame, whatever the file's size"
-            )
-            example = f"{image} {finding} ({x:g}, {y:g}, {w:g}, {h:g})"
-            problems.add(BOX_FILE, "a box leaves the image", fix, example)
-        elif min(w, h) < MIN_BOX_SIDE:
-            fix = f"give x, y, w, h in pixels of NIH's {NIH_SIDE} x {NIH_SIDE} frame, not in fractions, or delete it"
-            example = f"{image} {finding} ({x:g}, {y:g}, {w:g}, {h:g})"
-            problems.add(BOX_FILE, f"a box has a side under {MIN_BOX_SIDE} px", fix, example)
+    check_boxes(tables, problems)
     return tables
 
 
-def report_missing(missing: Sequence[str], total: int, problems: Problems) -> None:
-    """Adds the Problem of images that have labels but no file."""
+def missing_images(
+    tables: Tables,
+    store: ImageStore,
+    problems: Problems,
+    missing_problems: Problems,
+) -> list[str]:
+    """The names of images that have labels but no file; they become Problems in `missing_problems`.
+
+    A file that is there under another spelling of the name always becomes a Problem in `problems`.
+    """
+    missing = [name for name in tables.rows if name not in store]
+    spellings = Spellings(store.names()) if missing else None
+    absent = []
+    for name in missing:
+        meant = spellings.meant(name) if spellings else None
+        if meant is None or meant in tables.rows:
+            absent.append(name)
+        else:
+            what = f"the tables write the name of a file {difference(name, meant)}"
+            fix = "write the names in all tables as the files have them, or rename the files"
+            problems.add("images/", what, fix, f"{name}: the file is {meant}")
     fix = (
         "add the files, or train on what is there with --config.data.allow_missing=True "
         "(kacl_jax.prepare: --allow_missing)"
+        if len(absent) < len(tables.rows)
+        else "put the image files there under the names that the tables give"
     )
-    for name in missing:
-        problems.add("images/", f"of {total} images {len(missing)} are missing", fix, name)
+    for name in absent:
+        what = f"of {len(tables.rows)} images {len(absent)} are missing"
+        missing_problems.add("images/", what, fix, name)
+    return missing
 
 
 def _build_records(

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from kacl_jax.data.tables import BOX_FILE, NIH_SIDE, Problems, RootCheck, Tables
+from kacl_jax.data.box_checks import check_box_frame
+from kacl_jax.data.image_facts import ImageFacts, check_grey, image_facts, summarise
+from kacl_jax.data.problems import Problems
+from kacl_jax.data.tables import CHECK_SIDE, RootCheck
 from kacl_jax.images.reader import (
     FILE_ENDINGS,
     MAX_MEGAPIXELS,
-    NEARLY_BLACK_LEVEL,
     BrokenImage,
-    is_nearly_black,
+    read_grey8,
     read_image,
 )
 from kacl_jax.images.resizing import resize
-
-_MIN_BOXES = 20  # so many boxes do not all lie in one corner by chance
 
 
 @dataclass(frozen=True)
@@ -69,18 +67,24 @@ class PngFolder:
         """Always empty: hashing the files would mean reading all of them."""
         return {}
 
+    def names(self) -> Collection[str]:
+        return self.files
+
     def verify(self, check: RootCheck) -> dict[str, Any]:
         """See `ImageStore.verify`. Decodes the files of all label rows; if there is no label row, all image files."""
         rows = check.tables.rows
         names = rows if rows else [f for f in self.files if f.lower().endswith(FILE_ENDINGS)]
         paths = [self.files[name] for name in sorted(names) if name in self.files]
-        counts = {
+        facts = _decode_images(paths, self.max_megapixels, check)
+        check_grey(facts, check.problems)
+        sizes = {name: (one.width, one.height) for name, one in facts.items()}
+        check_box_frame(check.tables, sizes, check.problems)
+        return {
             "files": len(self.files),
             "files_without_label_row": len(set(self.files) - set(rows)),
+            "decoded": len(facts),
+            **summarise(facts),
         }
-        summary = counts | _decode_images(paths, self.max_megapixels, check)
-        _check_box_frame(check.tables, summary["sizes"], check.problems)
-        return summary
 
 
 def _image_folders(root: Path) -> list[Path]:
@@ -105,57 +109,34 @@ def _find_files(root: Path, problems: Problems) -> dict[str, Path]:
 
 def report_broken(error: BrokenImage, problems: Problems) -> None:
     """Adds the Problem of a file that cannot be read."""
-    fix = "fetch the file again, or leave it out with --config.data.on_error=skip"
+    fix = (
+        "save a file of a wrong kind as the reason says, copy a damaged one again, "
+        "or leave such files out with --config.data.on_error=skip"
+    )
     problems.add("images/", "a file cannot be read", fix, f"{error.path.name} {error.reason}")
 
 
-def _decode_images(paths: list[Path], max_megapixels: int, check: RootCheck) -> dict[str, Any]:
-    shapes: Counter[str] = Counter()
-    constant = 0
+def _decode_images(
+    paths: list[Path], max_megapixels: int, check: RootCheck
+) -> dict[str, ImageFacts]:
+    """Name → facts of the images that can be read; reports the others, and keeps the pictures of the sample."""
+
+    def decode(path: Path) -> ImageFacts | BrokenImage:
+        try:
+            image = read_grey8(path, max_megapixels)
+        except BrokenImage as error:
+            return error
+        if path.name in check.sample:
+            check.pictures[path.name] = resize(image.pixels, CHECK_SIDE)
+        return image_facts(image)
+
+    facts: dict[str, ImageFacts] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decode = partial(_decode_image, max_megapixels=max_megapixels)
-        outcomes = zip(paths, pool.map(decode, paths), strict=True)
-        for done, (path, outcome) in enumerate(outcomes, 1):
+        for done, (path, outcome) in enumerate(zip(paths, pool.map(decode, paths), strict=True), 1):
             if isinstance(outcome, BrokenImage):
                 report_broken(outcome, check.broken_file_problems)
             else:
-                shapes["{1}x{0}".format(*outcome.shape)] += 1
-                constant += outcome.darkest == outcome.brightest
-                if is_nearly_black(outcome.darkest, outcome.brightest):
-                    _report_dark(path, outcome.brightest, check.problems)
+                facts[path.name] = outcome
             if check.progress is not None:
                 check.progress(done, len(paths))
-    return {"decoded": sum(shapes.values()), "sizes": dict(shapes), "constant_images": constant}
-
-
-class _ImageInfo(NamedTuple):
-    shape: tuple[int, int]  # h, w
-    darkest: int
-    brightest: int
-
-
-def _decode_image(path: Path, max_megapixels: int) -> _ImageInfo | BrokenImage:
-    """Size and range of grey values of an image, or the error why it cannot be read."""
-    try:
-        image = read_image(path, max_megapixels)
-    except BrokenImage as error:
-        return error
-    return _ImageInfo((image.shape[0], image.shape[1]), int(image.min()), int(image.max()))
-
-
-def _report_dark(path: Path, brightest: int, problems: Problems) -> None:
-    fix = (
-        "scale its grey values to 0–255, or in a 16-bit file to 0–65535 (12 bits in 16 are 0–4095)"
-    )
-    what = f"a file is nearly black, no grey value above {NEARLY_BLACK_LEVEL} of 255"
-    problems.add("images/", what, fix, f"{path.name} up to {brightest}")
-
-
-def _check_box_frame(tables: Tables, sizes: dict[str, int], problems: Problems) -> None:
-    """Reports boxes that are in pixels of smaller images, not of NIH's frame: all end in its upper left part."""
-    sides = [max(map(int, size.split("x"))) for size in sizes]
-    ends = [max(x + w, y + h) for x, y, w, h in tables.boxes.values()]
-    if len(ends) >= _MIN_BOXES and sides and max(ends) <= max(sides) < NIH_SIDE:
-        what = f"all boxes end within {max(sides)} px, as if they were in pixels of the images"
-        fix = f"give them in NIH's frame: x and w times {NIH_SIDE} by the image's width, y and h by its height"
-        problems.add(BOX_FILE, what, fix)
+    return facts

@@ -5,79 +5,37 @@ Training and --mode=verify both use this parser.
 
 from __future__ import annotations
 
-import csv
-import difflib
-import gzip
-import hashlib
-import io
 import math
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from kacl_jax.runtime.errors import UserError
+import numpy as np
 
-FINDINGS_8 = (
-    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration",
-    "Mass", "Nodule", "Pneumonia", "Pneumothorax",
-)  # fmt: skip
-FINDINGS_14 = (
-    *FINDINGS_8,
-    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
-)  # fmt: skip
+from kacl_jax.data import image_names, metadata
+from kacl_jax.data.findings import FINDINGS_14, NO_FINDING, finding_of, how_to_write
+from kacl_jax.data.problems import Problems
+from kacl_jax.data.text_files import (
+    csv_lines,
+    find_plain_or_gz,
+    read_text,
+    report_absent,
+    text_lines,
+)
+from kacl_jax.runtime.errors import UserError
 
 LABEL_FILES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 BOX_FILE = "BBox_List_2017.csv"
 LIST_FILES = ("train_val_list.txt", "test_list.txt")
 NIH_SIDE = 1024  # boxes in BOX_FILE are in pixels of a 1024 × 1024 frame, whatever the file's size
 
-_NO_FINDING = "No Finding"
-_LABEL_ALIASES = {"Infiltrate": "Infiltration"}  # the spelling in BBox_List_2017.csv
-_MAX_AGE = 120  # years; the 2017 file has ages up to 414
-_DAYS_OR_MONTHS_PER_YEAR = {"Y": 1, "M": 12, "D": 365}
-_AGE = re.compile(r"(\d+)([YMD]?)")
-_BARE_FILE_NAME = re.compile(r"[^/\\\x00.][^/\\\x00]*")
-_DOWNLOAD = "download it from https://nihcc.app.box.com/v/ChestXray-NIHCC"
-_MAX_EXAMPLES = 3
+CHECK_SIDE = 320  # pixels of a side of a picture in check.png
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One kind of mistake in one file: what is wrong, the first examples, how often it occurs, how to correct it."""
-
-    file: str
-    what: str
-    fix: str
-    examples: tuple[str, ...] = ()
-    count: int = 1
-
-    def __str__(self) -> str:
-        examples = ", ".join(self.examples)
-        more = f" and {self.count - len(self.examples)} more" if examples else ""
-        more = more if self.count > len(self.examples) else ""
-        return (
-            f"{self.file}: {self.what}{': ' if examples else ''}{examples}{more}. Fix: {self.fix}."
-        )
-
-
-class Problems:
-    """Collects mistakes. Mistakes of one kind in one file become one Problem with the first few as examples."""
-
-    def __init__(self) -> None:
-        self._examples: dict[tuple[str, str, str], list[str]] = {}
-
-    def add(self, file: str, what: str, fix: str, example: str = "") -> None:
-        self._examples.setdefault((file, what, fix), []).append(example)
-
-    def all(self) -> list[Problem]:
-        return [
-            Problem(file, what, fix, tuple(e for e in examples[:_MAX_EXAMPLES] if e), len(examples))
-            for (file, what, fix), examples in self._examples.items()
-        ]
 
 
 @dataclass(frozen=True)
@@ -103,6 +61,12 @@ class Tables:
     boxes: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
     lists: dict[str, set[str]] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
+    label_file: str = LABEL_FILES[0]
+
+    @cached_property
+    def spellings(self) -> image_names.Spellings:
+        """Of the labelled images."""
+        return image_names.Spellings(self.labelled_images)
 
 
 @dataclass(frozen=True)
@@ -110,12 +74,15 @@ class RootCheck:
     """A check of a whole root: what its tables say, where mistakes are reported, and who hears how far it is.
 
     broken_file_problems: for image files that cannot be read. progress: called with (images done, images in all).
+    sample: names of images whose picture is wanted; the store puts it into `pictures`, uint8 [CHECK_SIDE CHECK_SIDE].
     """
 
     tables: Tables
     problems: Problems
     broken_file_problems: Problems
     progress: Progress | None = None
+    sample: frozenset[str] = frozenset()
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_tables(root: Path | str, problems: Problems) -> Tables:
@@ -131,9 +98,7 @@ def read_tables(root: Path | str, problems: Problems) -> Tables:
             f"data root {tables.root} is empty; looked for images/ (or images_001/images …), "
             f"{' or '.join(LABEL_FILES)}, {BOX_FILE} and {' and '.join(LIST_FILES)}"
         )
-    label_name, label_text = _read_label_file(tables, problems)
-    if label_text is not None:
-        _parse_labels(label_name, label_text, tables, problems)
+    _read_labels(tables, problems)
     box_text = _read_text(BOX_FILE, tables, problems)
     if box_text is not None:
         _parse_boxes(box_text, tables, problems)
@@ -142,79 +107,40 @@ def read_tables(root: Path | str, problems: Problems) -> Tables:
         if text is not None:
             _parse_list(name, text, tables, problems)
     if tables.labelled_images and len(tables.lists) == len(LIST_FILES):
-        _compare_lists(label_name, tables, problems)
+        _compare_lists(tables, problems)
     return tables
 
 
 def text_file_paths(root: Path) -> list[Path]:
     """The paths of the text files that `read_tables` reads, plain or .gz."""
-    paths = (_find_plain_or_gz(root, name) for name in (*LABEL_FILES, BOX_FILE, *LIST_FILES))
+    paths = (find_plain_or_gz(root, name) for name in (*LABEL_FILES, BOX_FILE, *LIST_FILES))
     return [path for path in paths if path is not None]
 
 
-def _find_plain_or_gz(root: Path, name: str) -> Path | None:
-    """The plain file if it exists, else its .gz, else None."""
-    return next((p for p in (root / name, root / f"{name}.gz") if p.is_file()), None)
-
-
-def _read_label_file(tables: Tables, problems: Problems) -> tuple[str, str | None]:
-    names = [name for name in LABEL_FILES if _find_plain_or_gz(tables.root, name)]
-    if len(names) == 2:
-        fix = "keep the one you mean: their labels differ"
-        problems.add(names[0], f"lies beside {names[1]}", fix)
-        return names[0], None
-    if not names:
-        what = f"is not in {tables.root} (nor {LABEL_FILES[1]}, nor either as .gz)"
-        problems.add(LABEL_FILES[0], what, _DOWNLOAD)
-        return LABEL_FILES[0], None
-    return names[0], _read_text(names[0], tables, problems)
-
-
 def _read_text(name: str, tables: Tables, problems: Problems) -> str | None:
-    path = _find_plain_or_gz(tables.root, name)
+    path = find_plain_or_gz(tables.root, name)
     if path is None:
-        problems.add(name, f"is not in {tables.root} (nor as .gz)", _DOWNLOAD)
+        report_absent(tables.root, [name], problems)
         return None
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-        text = data.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        problems.add(path.name, f"cannot be read ({error})", _DOWNLOAD)
+    content = read_text(path, problems)
+    if content is None:
         return None
-    tables.checksums[name] = hashlib.sha256(data).hexdigest()
+    text, tables.checksums[name] = content
     return text
 
 
-def _csv_rows(
-    name: str, text: str, column_names: Sequence[Sequence[str]], problems: Problems
-) -> Iterator[tuple[int, list[str], list[int]]]:
-    """Yields (line number in the file, cells, index of each column) for every row that is not empty.
-
-    `column_names` has the possible spellings of each column. If a column is missing, this yields nothing.
-    """
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = [cell.strip() for cell in next(reader, [])]
-    columns = []
-    for spellings in column_names:
-        column = next((header.index(s) for s in spellings if s in header), None)
-        if column is None:
-            example = " or ".join(map(repr, spellings))
-            hint = "; its cells are separated by ';'" if len(header) == 1 and ";" in text else ""
-            fix = f"give the header NIH's column names, separated by commas{hint}"
-            problems.add(name, "has no column", fix, example)
-        else:
-            columns.append(column)
-    if len(columns) < len(column_names):
-        return
-    last = max(columns)
-    for cells in reader:
-        if not any(cells):
-            continue
-        if len(cells) <= last:
-            problems.add(name, "row is too short", "complete the row", f"row {reader.line_num}")
-            continue
-        yield reader.line_num, cells, columns
+def _read_labels(tables: Tables, problems: Problems) -> None:
+    names = [name for name in LABEL_FILES if find_plain_or_gz(tables.root, name)]
+    if len(names) == 2:
+        fix = "keep the one you mean: their labels differ"
+        problems.add(names[0], f"lies beside {names[1]}", fix)
+    elif not names:
+        report_absent(tables.root, LABEL_FILES, problems)
+    else:
+        tables.label_file = names[0]
+        text = _read_text(names[0], tables, problems)
+        if text is not None:
+            _parse_labels(names[0], text, tables, problems)
 
 
 _LABEL_COLUMNS = (
@@ -229,10 +155,13 @@ _LABEL_COLUMNS = (
 
 def _parse_labels(name: str, text: str, tables: Tables, problems: Problems) -> None:
     findings_of: dict[str, frozenset[str]] = {}  # text of the label cell → its findings
-    for number, cells, columns in _csv_rows(name, text, _LABEL_COLUMNS, problems):
-        image, labels, patient, age, sex, view = (cells[column].strip() for column in columns)
+    unclear = {column: _Unclear(column, fix) for column, fix in _METADATA_FIXES.items()}
+    for number, cells in csv_lines(name, text, _LABEL_COLUMNS, problems):
+        image, labels, patient_text, age_text, sex_text, view_text = cells
         where = f"row {number} ({image})"
-        if not _check_bare_file_name(image, name, where, problems):
+        wrong = image_names.objection(image)
+        if wrong is not None:
+            problems.add(name, f"Image Index {wrong[0]}", wrong[1], where)
             continue
         if image in tables.labelled_images:
             problems.add(name, "has an image twice", "keep one row per image", where)
@@ -243,71 +172,83 @@ def _parse_labels(name: str, text: str, tables: Tables, problems: Problems) -> N
             if findings is None:
                 continue
             findings_of[labels] = findings
-        if not (patient.isascii() and patient.isdigit() and int(patient) < 2**31):
+        patient = metadata.parse_patient(patient_text)
+        if patient is None:
             fix = "give every patient a whole number below 2147483648"
-            problems.add(name, "Patient ID is no number", fix, f"{where} {patient!r}")
+            problems.add(name, "Patient ID is no number", fix, f"{where} {patient_text[:40]!r}")
             continue
-        tables.rows[image] = Row(int(patient), findings_of[labels], sex, _parse_age(age), view)
+        age, sex, view = (
+            metadata.parse_age(age_text),
+            metadata.parse_sex(sex_text),
+            metadata.parse_view(view_text),
+        )
+        unclear["Patient Age"].count(age_text, age != metadata.UNKNOWN_AGE)
+        unclear["Patient Gender"].count(sex_text, sex in metadata.SEXES)
+        unclear["View Position"].count(view_text, view in metadata.VIEWS)
+        tables.rows[image] = Row(patient, findings_of[labels], sex, age, view)
+    for column in unclear.values():
+        column.report(name, problems)
+
+
+_METADATA_FIXES = {
+    "Patient Age": "write years, as 58 or 058Y; leave an unknown age blank",
+    "Patient Gender": "write M or F; leave an unknown sex blank",
+    "View Position": "write PA or AP; leave an unknown view blank",
+}
+
+
+class _Unclear:
+    """Counts the cells of a column that are not blank and have no known meaning."""
+
+    def __init__(self, column: str, fix: str) -> None:
+        self._column, self._fix = column, fix
+        self._cells, self._unclear = 0, Counter[str]()
+
+    def count(self, text: str, known: bool) -> None:
+        self._cells += bool(text)
+        if text and not known:
+            self._unclear[text[:40]] += 1
+
+    def report(self, name: str, problems: Problems) -> None:
+        """Adds a Problem if more than half of the cells have no known meaning."""
+        n = self._unclear.total()
+        if 2 * n > self._cells:
+            what = f"{n} of {self._cells} cells of {self._column!r} have no known meaning"
+            examples = ", ".join(repr(text) for text, _ in self._unclear.most_common(3))
+            problems.add(name, what, self._fix, examples)
 
 
 def _parse_finding_labels(
     labels: str, name: str, where: str, problems: Problems
 ) -> frozenset[str] | None:
     """'Mass|Nodule' → its findings; 'No Finding' → the empty set; None if the text is wrong."""
-    names = [_LABEL_ALIASES.get(label.strip(), label.strip()) for label in labels.split("|")]
-    unknown = [label for label in names if label not in FINDINGS_14 and label != _NO_FINDING]
+    names = [finding_of(label.strip()) for label in labels.split("|")]
+    valid = (*FINDINGS_14, NO_FINDING)
+    unknown = [label for label in names if label not in valid]
     for label in unknown:
-        problems.add(
-            name,
-            f"unknown label {label!r}",
-            _suggest_label(label, (*FINDINGS_14, _NO_FINDING)),
-            where,
-        )
-    if _NO_FINDING in names and len(names) > 1:
+        what = f"unknown label {label!r}" if label else "has a blank label"
+        problems.add(name, what, how_to_write(label, valid), where)
+    if NO_FINDING in names and len(names) > 1:
         fix = "keep one of the two"
-        problems.add(name, f"{_NO_FINDING!r} beside a finding", fix, f"{where} {labels!r}")
+        problems.add(name, f"{NO_FINDING!r} beside a finding", fix, f"{where} {labels!r}")
         return None
-    return None if unknown else frozenset(names) - {_NO_FINDING}
-
-
-def _suggest_label(label: str, valid: Sequence[str]) -> str:
-    close = difflib.get_close_matches(label, valid, n=1)
-    return f"write {close[0]!r}" if close else f"use only {', '.join(valid)}"
-
-
-def _parse_age(text: str) -> int:
-    """'58', '058Y', '013M', '004D' → whole years; -1 if blank, unreadable or above 120."""
-    match = _AGE.fullmatch(text)
-    if match is None:
-        return -1
-    years = int(match[1]) // _DAYS_OR_MONTHS_PER_YEAR[match[2] or "Y"]
-    return years if years <= _MAX_AGE else -1
-
-
-def _check_bare_file_name(image: str, name: str, where: str, problems: Problems) -> bool:
-    """Whether `image` is a file name without a folder (a path could leave images/); else adds a Problem."""
-    if _BARE_FILE_NAME.fullmatch(image):
-        return True
-    problems.add(name, "Image Index is no plain file name", "give the bare file name", where)
-    return False
+    return None if unknown else frozenset(names) - {NO_FINDING}
 
 
 _BOX_COLUMNS = (("Image Index",), ("Finding Label",), ("Bbox [x",), ("y",), ("w",), ("h]",))
 
 
 def _parse_boxes(text: str, tables: Tables, problems: Problems) -> None:
-    for number, cells, columns in _csv_rows(BOX_FILE, text, _BOX_COLUMNS, problems):
-        image, label, *sides = (cells[column].strip() for column in columns)
-        finding = _LABEL_ALIASES.get(label, label)
+    for number, cells in csv_lines(BOX_FILE, text, _BOX_COLUMNS, problems):
+        image, label, *sides = cells
+        finding = finding_of(label)
         where = f"row {number} ({image} {label})"
         if finding not in FINDINGS_14:
-            problems.add(
-                BOX_FILE, f"unknown finding {label!r}", _suggest_label(label, FINDINGS_14), where
-            )
+            what = f"unknown finding {label!r}"
+            problems.add(BOX_FILE, what, how_to_write(label, FINDINGS_14), where)
             continue
         if tables.labelled_images and image not in tables.labelled_images:
-            fix = "delete the row, or add the image to the label file"
-            problems.add(BOX_FILE, "names an image that has no label row", fix, where)
+            _report_unlabelled(BOX_FILE, image, where, tables, problems)
             continue
         if (image, finding) in tables.boxes:
             fix = "keep one box per image and finding"
@@ -316,40 +257,51 @@ def _parse_boxes(text: str, tables: Tables, problems: Problems) -> None:
         xywh = _parse_xywh(sides)
         if xywh is None:
             fix = "give x, y, w, h as numbers with w and h above 0"
-            problems.add(BOX_FILE, "is no box", fix, f"{where} {', '.join(sides)}")
+            problems.add(BOX_FILE, "is no box", fix, f"{where} {', '.join(sides)}"[:200])
             continue
         tables.boxes[image, finding] = xywh
 
 
 def _parse_xywh(sides: Sequence[str]) -> tuple[float, ...] | None:
-    try:
-        xywh = tuple(float(side) for side in sides)
-    except ValueError:
+    if not all(_NUMBER.fullmatch(side) for side in sides):
         return None
+    xywh = tuple(float(side) for side in sides)
     return xywh if all(map(math.isfinite, xywh)) and min(xywh[2:]) > 0 else None
+
+
+def _report_unlabelled(
+    file: str, image: str, where: str, tables: Tables, problems: Problems
+) -> str | None:
+    """Adds the Problem of a name without a label row. Returns the image that the name means, if that is clear."""
+    meant, labels = tables.spellings.meant(image), tables.label_file
+    if meant is None:
+        fix = f"add its row to {labels}, or use the {file} that belongs to {labels}"
+        problems.add(file, "names an image that has no label row", fix, where)
+    else:
+        what = f"writes an image name {image_names.difference(image, meant)}"
+        fix = f"write each name as {labels} does"
+        problems.add(file, what, fix, f"{where}: {meant}")
+    return meant
 
 
 def _parse_list(name: str, text: str, tables: Tables, problems: Problems) -> None:
     images: set[str] = set()
-    for number, line in enumerate(text.splitlines(), 1):
-        image = line.strip()
-        if not image:
-            continue
-        where = f"line {number} ({image})"
+    for number, image in text_lines(text):
+        where = f"line {number} ({image[:200]})"
         if image in images:
             problems.add(name, "names an image twice", "delete the second line", where)
         elif tables.labelled_images and image not in tables.labelled_images:
-            fix = "delete the line, or add the image to the label file"
-            problems.add(name, "names an image that has no label row", fix, where)
+            meant = _report_unlabelled(name, image, where, tables, problems)
+            images.add(meant or image)
         images.add(image)
     tables.lists[name] = images
 
 
-def _compare_lists(label_name: str, tables: Tables, problems: Problems) -> None:
+def _compare_lists(tables: Tables, problems: Problems) -> None:
     train_val, test = (tables.lists[name] for name in LIST_FILES)
     for image in sorted(train_val & test):
         fix = f"take it out of one of them: {LIST_FILES[0]} trains, {LIST_FILES[1]} scores"
         problems.add(LIST_FILES[1], f"names an image that {LIST_FILES[0]} names too", fix, image)
     for image in sorted(tables.labelled_images - train_val - test):
         fix = f"add the image to {LIST_FILES[0]} or {LIST_FILES[1]}"
-        problems.add(label_name, "has an image that neither list names", fix, image)
+        problems.add(tables.label_file, "has an image that neither list names", fix, image)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from kacl_jax.data.check_picture import choose_sample, draw_check_picture
 from kacl_jax.data.image_source import open_image_store
-from kacl_jax.data.nih import finding_names, read_checked_tables, report_missing
-from kacl_jax.data.tables import LIST_FILES, Problem, Problems, Progress, RootCheck, Tables
+from kacl_jax.data.nih import finding_names, missing_images, read_checked_tables
+from kacl_jax.data.problems import Problem, Problems
+from kacl_jax.data.tables import LIST_FILES, Progress, RootCheck, Tables
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 
 
@@ -18,11 +23,13 @@ class Report:
     """The result of `check`; `summary` is JSON-able and also has remarkable counts that are no mistakes.
 
     non_fatal: problems that do not stop the run, because the config allows them.
+    picture: up to twelve images with their boxes, uint8 [h w 3] (BGR); None if no image could be read.
     """
 
     problems: list[Problem]
     non_fatal: list[Problem]
     summary: dict[str, Any]
+    picture: np.ndarray | None
 
 
 def check(
@@ -53,11 +60,14 @@ def check(
     _compare_list_patients(tables, problems if official_lists else non_fatal)
     summary = _summarise_tables(tables, names)
     store = open_image_store(tables.root, problems, max_megapixels)
-    missing = sorted(name for name in tables.rows if name not in store)
-    report_missing(missing, len(tables.rows), non_fatal if allow_missing else problems)
+    missing_images(tables, store, problems, non_fatal if allow_missing else problems)
     broken_file_problems = non_fatal if skip_broken else problems
-    summary |= store.verify(RootCheck(tables, problems, broken_file_problems, progress))
-    return Report(problems.all(), non_fatal.all(), summary)
+    sample = choose_sample(tables, store.names())
+    root_check = RootCheck(tables, problems, broken_file_problems, progress, sample)
+    summary |= store.verify(root_check)
+    pictures = root_check.pictures
+    picture = draw_check_picture(pictures, tables) if pictures else None
+    return Report(problems.all(), non_fatal.all(), summary, picture)
 
 
 def _compare_list_patients(tables: Tables, problems: Problems) -> None:
@@ -90,9 +100,15 @@ def _summarise_tables(tables: Tables, findings: tuple[str, ...]) -> dict[str, An
         "boxed_images": len({image for image, _ in tables.boxes}),
         "boxes_without_positive_label": len(unlabelled),
         "unknown_ages": sum(row.age < 0 for row in rows.values()),
-        "views": dict(sorted(Counter(row.view for row in rows.values()).items())),
+        "sexes": _counts(row.sex for row in rows.values()),
+        "views": _counts(row.view for row in rows.values()),
         "checksums": dict(tables.checksums),
     }
+
+
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    """How often each value occurs; of many values the most frequent."""
+    return dict(sorted(Counter(values).most_common(8)))
 
 
 def format_problems(problems: list[Problem]) -> str:

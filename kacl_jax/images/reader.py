@@ -20,7 +20,6 @@ from kacl_jax.images.picture import Kind, Unreadable
 KINDS: dict[str, Kind] = {"PNG": png.KIND, "JPEG": jpeg.KIND, "TIFF": tiff.KIND, "BMP": bmp.KIND}
 FILE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_MEGAPIXELS = 64  # a radiograph of 5000×4000 has 20
-NEARLY_BLACK_LEVEL = 16  # of 255; a 12-bit image in a 16-bit file has grey values up to 15
 _MAX_BYTES_PER_PIXEL = 8  # RGBA in 16 bits, without compression
 
 
@@ -31,6 +30,13 @@ class BrokenImage(Exception):
         super().__init__(f"{path}: {reason}")
         self.path = Path(path)
         self.reason = reason
+
+
+class Grey8(NamedTuple):
+    """A picture in grey levels of 8 bits. pixels: uint8 [h w], 0 black … 255 white. bits: of a value in the file."""
+
+    pixels: np.ndarray
+    bits: int
 
 
 class Picture(NamedTuple):
@@ -69,18 +75,27 @@ def read_image(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> np.nda
     Raises:
         BrokenImage: as `read_picture`; or the file holds neither 8 nor 16 bits.
     """
+    return read_grey8(path, max_megapixels).pixels
+
+
+def read_grey8(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> Grey8:
+    """`read_image`, and how many bits a value has in the file: 8 or 16. Raises the same."""
     try:
-        return decode_image(_bytes_of(path, max_megapixels), max_megapixels)
+        return _grey8(_bytes_of(path, max_megapixels), max_megapixels)
     except Unreadable as error:
         raise BrokenImage(path, str(error)) from error
 
 
 def decode_image(data: bytes, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndarray:
     """`read_image` of a file's bytes. Raises Unreadable where that raises BrokenImage."""
+    return _grey8(data, max_megapixels).pixels
+
+
+def _grey8(data: bytes, max_megapixels: int) -> Grey8:
     values = _decode(data, max_megapixels).values
     if values.dtype not in (np.uint8, np.uint16):
         raise Unreadable(f"holds {values.dtype} values; save it in 8 or 16 bits")
-    return to_8_bit(_luma(values))
+    return Grey8(to_8_bit(_luma(values)), 8 * values.dtype.itemsize)
 
 
 def read_bytes(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
@@ -111,11 +126,6 @@ def read_grey(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndar
     if values.dtype.kind != "f" and (grey.astype(np.int64) != values).any():
         raise BrokenImage(path, "has grey values over 2^24, which float32 cannot hold")
     return grey
-
-
-def is_nearly_black(darkest: int, brightest: int) -> bool:
-    """Whether an image in 8 bits has a grey range so narrow that its file was scaled wrongly: 12 bits in 16."""
-    return darkest < brightest <= NEARLY_BLACK_LEVEL
 
 
 def _bytes_of(path: Path | str, max_megapixels: int) -> bytes:

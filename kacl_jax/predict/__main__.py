@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from kacl_jax.images.reader import MAX_MEGAPIXELS, BrokenImage
 from kacl_jax.predict import inputs
 from kacl_jax.predict.inputs import Failed, Listed, Xray
-from kacl_jax.runtime import signals
+from kacl_jax.runtime import output, signals
 from kacl_jax.runtime.errors import DONE, USER_ERROR, UserError, exit_code
 from kacl_jax.runtime.files import user_cache_folder
 from kacl_jax.runtime.progress import image_progress_bar
@@ -190,4 +190,5 @@ def _print_summary(output: OutputFolder, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    output.replace_unprintable()
     sys.exit(main())

@@ -29,6 +29,7 @@ from kacl_jax.radiomics.box_file import regions_from_boxes
 from kacl_jax.radiomics.image_folder import Region
 from kacl_jax.radiomics.mask_files import regions_from_masks
 from kacl_jax.radiomics.table_file import Summary, write_table
+from kacl_jax.runtime import output
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.files import user_cache_folder
 
@@ -186,4 +187,5 @@ def _print_summary(summary: Summary, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    output.replace_unprintable()
     sys.exit(main())

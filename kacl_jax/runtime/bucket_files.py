@@ -75,7 +75,7 @@ def publish(draft: Path, target: epath.Path) -> None:
 def publish_text(target: epath.Path, text: str, folder: epath.Path) -> None:
     """Writes `text` to the file `target`; its draft lies in `folder`."""
     with open_draft(folder) as draft:
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
         publish(draft, target)
 
 

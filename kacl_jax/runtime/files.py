@@ -19,10 +19,17 @@ def write_text(
     Raises:
       UserError: it cannot be written; what was there stays. `fix` ends the sentence.
     """
+    write_bytes(path, text.encode(), fix=fix)
+
+
+def write_bytes(
+    path: Path, content: bytes, *, fix: str = "make room there or give another --workdir"
+) -> None:
+    """As `write_text`."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

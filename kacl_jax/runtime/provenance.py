@@ -58,7 +58,9 @@ def _git_state() -> str | None:
     """Commit of the source tree, '+dirty' with uncommitted changes; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+dirty"]
     try:
-        described = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        described = subprocess.run(
+            command, capture_output=True, encoding="utf-8", check=False, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return described.stdout.strip() or None

@@ -23,6 +23,7 @@ from kacl_jax import config as config_keys
 from kacl_jax.config import command_line
 from kacl_jax.config.stored import read_config
 from kacl_jax.data import nih
+from kacl_jax.runtime import output
 from kacl_jax.runtime.errors import (
     DONE,
     INTERRUPTED,
@@ -184,4 +185,5 @@ def _select_points(sweep: Sweep) -> list[Point]:
 
 
 if __name__ == "__main__":
+    output.replace_unprintable()
     app.run(main, flags_parser=command_line.parse)

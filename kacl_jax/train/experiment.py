@@ -36,6 +36,7 @@ from kacl_jax.runtime.devices import DataParallel
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.progress import image_progress_bar
 from kacl_jax.runtime.workdir import has_checkpoint
+from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.step.state import TrainState
@@ -63,13 +64,12 @@ class Experiment:
     @property
     def lag(self) -> int:
         """Steps until a radiomics result is visible."""
-        lag = self.config.feedback.lag
-        return self.batches.steps_per_epoch if lag == -1 else lag
+        return _lag(self.config, self.batches.steps_per_epoch)
 
     @property
     def needs_pool(self) -> bool:
         """Whether pyradiomics runs in worker processes beside the step."""
-        return self.programs.loss.uses_radiomics and self.programs.in_step_radiomics is None
+        return _needs_pool(self.config)
 
     def initial_state(self) -> TrainState:
         """The state before step 0: random, with the pretrained image encoder if the config names one."""
@@ -172,7 +172,8 @@ def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
         pretrained.check(config.model.pretrained, encoder=config.model.encoder)
     with processes.leader_first():  # process 0 writes the demo set, if it is asked for
         records, split = read_data(config, workdir)
-    batches = _batches(config, records, split)
+    batches = make_batches(config, records, split)
+    check_that_features_are_seen(config, batches.steps_per_epoch)
     rule = network.region_rule(config)
     programs = network.programs(config, batches.steps_per_epoch, rule)
     inference = Inference(
@@ -185,27 +186,33 @@ def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
         threads=config.data.threads,
         broken=batches.broken,
     )
-    experiment = Experiment(
-        config, workdir, records, split, batches, parallel, programs, inference, rule
-    )
-    _check_that_features_are_seen(experiment)
-    return experiment
+    return Experiment(config, workdir, records, split, batches, parallel, programs, inference, rule)
 
 
-def _check_that_features_are_seen(experiment: Experiment) -> None:
-    """An image that is drawn again must find its features."""
-    if not experiment.needs_pool or not experiment.lag:
+def check_that_features_are_seen(config: ConfigDict, steps_per_epoch: int) -> None:
+    """Raises UserError if no image that is drawn again could find its features."""
+    lag, steps = _lag(config, steps_per_epoch), config.train.epochs * steps_per_epoch
+    if not _needs_pool(config) or not lag:
         return
-    if experiment.config.train.epochs == 1:
+    if config.train.epochs == 1:
         raise UserError(
             "config.train.epochs is 1: no image is drawn twice, so that no feature would ever be seen; use more, or "
             "config.feedback.lag=0"
         )
-    if experiment.lag >= experiment.total_steps:
+    if lag >= steps:
         raise UserError(
-            f"config.feedback.lag is {experiment.lag} steps and the run has {experiment.total_steps}: no feature would "
-            "ever be seen; use a shorter lag or more epochs"
+            f"config.feedback.lag is {lag} steps and the run has {steps}: no feature would ever be seen; use a "
+            "shorter lag or more epochs"
         )
+
+
+def _lag(config: ConfigDict, steps_per_epoch: int) -> int:
+    return steps_per_epoch if config.feedback.lag == -1 else config.feedback.lag
+
+
+def _needs_pool(config: ConfigDict) -> bool:
+    uses_radiomics = LossSettings(**config.loss).uses_radiomics
+    return uses_radiomics and config.radiomics.backend == "pyradiomics"
 
 
 def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Split]:
@@ -230,6 +237,11 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Sp
     return records, split
 
 
+def identify_data(records: nih.Records, split: splits.Split) -> dict[str, str]:
+    """What must be equal for a run to go on: the tables' checksums, and the split's hash."""
+    return {**records.checksums, "split": split.hash}
+
+
 def data_root(config: ConfigDict, workdir: Path) -> Path:
     """The folder the config names; the embedded demo set is drawn beside the workdir first."""
     if "://" in config.data.root:
@@ -248,7 +260,8 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
     return root
 
 
-def _batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> ProcessBatches:
+def make_batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> ProcessBatches:
+    """The batches of this process. Raises UserError if the training part does not fill one."""
     shards = config.data.shards
     own = _own_shards(shards)
     return ProcessBatches(

@@ -15,7 +15,7 @@ from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.train import checkpoint, final_evaluation, resume
 from kacl_jax.train.counters import RunCounters
-from kacl_jax.train.experiment import Experiment, build_experiment
+from kacl_jax.train.experiment import Experiment, build_experiment, identify_data
 from kacl_jax.train.loop import train
 
 
@@ -77,7 +77,7 @@ def _prepare_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     compilation.use_cache(workdir / "compilation_cache")
     experiment = build_experiment(config, workdir)
     keys = config_keys.flatten(config)
-    data = {**experiment.records.checksums, "split": experiment.split.hash}
+    data = identify_data(experiment.records, experiment.split)
     processes.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
     if processes.is_leader():
         write_or_check_config(workdir, keys, data)

@@ -32,7 +32,7 @@ class MetricLog:
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
         files.write_text(path, "".join(line + "\n" for line in kept))
         with self._errors_name_the_file():
-            self._lines = path.open("a")
+            self._lines = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
@@ -121,7 +121,7 @@ def _complete_lines(path: Path) -> list[str]:
     """The complete lines of a file that a kill may have cut short."""
     if not path.exists():
         return []
-    return [line for line in path.read_text().split("\n")[:-1] if line]
+    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
 
 
 def _format_duration(seconds: float) -> str:

@@ -121,9 +121,14 @@ def test_a_narrow_grey_range_is_told_once_with_a_count(
         assert not caplog.records
         take(source, 1 + 2 * per_epoch)
     (record,) = caplog.records
-    assert "3 of the first epoch's images are nearly black, no grey value above 16 of 255" in (
-        record.getMessage()
-    )
+    assert "3 of the first epoch's images are constant or nearly black" in record.getMessage()
+
+
+def test_a_set_without_pictures_is_refused_at_the_first_batch(records: Records) -> None:
+    for path in records.images.paths:
+        cv2.imwrite(str(path), np.zeros((24, 24), np.uint8))
+    with pytest.raises(UserError, match="4 of the first 4 images have one grey value only"):
+        next(ProcessBatches([train_batches(records)]))
 
 
 # ---- order

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from small_root import BOX_HEADER, LABEL_HEADER, small_root
 
+from kacl_jax.data.findings import FINDINGS_8, FINDINGS_14
 from kacl_jax.data.nih import Records, from_nih_pixels, read_records, to_nih_pixels
-from kacl_jax.data.tables import FINDINGS_8, FINDINGS_14
 from kacl_jax.images.reader import read_image
 from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
@@ -179,12 +179,12 @@ def test_missing_columns_and_semicolons_are_named(tmp_path: Path) -> None:
 
 def test_short_rows_and_unreadable_files_are_named(tmp_path: Path) -> None:
     root = small_root().write(tmp_path)
-    (root / "Data_Entry_2017.csv").write_text(f"{LABEL_HEADER}\n00000001_000.png,Mass")
+    (root / "Data_Entry_2017.csv").write_text(f"{LABEL_HEADER}\n00000001_000.png,Mass\n")
     (root / "test_list.txt").rename(root / "old")
     packed = gzip.compress((root / "old").read_bytes())
     (root / "test_list.txt.gz").write_bytes(packed[: len(packed) // 2])
     error_text = message(root)
-    assert "row is too short: row 2" in error_text
+    assert "has a row with too few cells: row 2" in error_text
     assert "test_list.txt.gz: cannot be read" in error_text
 
 
@@ -222,7 +222,7 @@ def test_missing_images(tmp_path: Path) -> None:
     assert read_records(root, check_images=False).names.size == 24
     for path in (root / "images").iterdir():
         path.unlink()
-    assert "none of the 24 images is there" in message(root, allow_missing=True)
+    assert "has none of the 24 image files" in message(root, allow_missing=True)
 
 
 def test_counts_of_all_of_nih(nih_metadata_root: Path) -> None:

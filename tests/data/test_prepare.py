@@ -226,9 +226,9 @@ def dying(owner, name, calls, number=signal.SIGKILL):
     setattr(owner, name, replaced)
 
 if where == "while decoding":
-    dying(builder, "read_image", 12)
+    dying(builder, "read_grey8", 12)
 elif where == "gently":
-    dying(builder, "read_image", 5, signal.SIGTERM)
+    dying(builder, "read_grey8", 5, signal.SIGTERM)
 elif where == "while packing":
     dying(bucket_files, "link_or_copy", 3)
 elif where == "before the manifest":
@@ -369,7 +369,8 @@ def test_a_sound_set_verifies(prepared_root: Path) -> None:
     assert seen[-1] == (22, 22)
     summary = json.loads(json.dumps(report.summary))
     assert (summary["images_prepared"], summary["record_files"]) == (22, 4)
-    assert summary["sizes"] == {"16x16": 22}
+    assert summary["prepared_size"] == SIZE == 16
+    assert summary["sizes"] == {"16x16": 8, "24x24": 7, "40x40": 7}  # of the original files
 
 
 def test_flipped_bits_are_named_and_never_seen(damaged: Path, prepared_root: Path) -> None:

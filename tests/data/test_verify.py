@@ -4,13 +4,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from small_root import small_root
 
+from kacl_jax.data.findings import FINDINGS_8
 from kacl_jax.data.nih import read_records
-from kacl_jax.data.tables import FINDINGS_8
 from kacl_jax.data.verify import check, format_problems, format_summary
 from kacl_jax.images.reader import BrokenImage
 from kacl_jax.prepare import prepare_root
@@ -135,7 +136,7 @@ def test_the_summary_counts_what_is_no_mistake(tmp_path: Path) -> None:
     expected = {
         "images": 24, "patients": 12, "boxed_images": 7, "boxes_without_positive_label": 1,
         "unknown_ages": 1, "views": {"AP": 12, "PA": 12}, "files": 25, "decoded": 24,
-        "files_without_label_row": 1, "constant_images": 23,
+        "files_without_label_row": 1, "constant_images": 0,
         "sizes": {"30x20": 1, "24x24": 23},
         "lists": {"train_val_list.txt": 12, "test_list.txt": 12},
     }  # fmt: skip
@@ -169,7 +170,9 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path: Path) -> None:
     pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(pixels).save(root / "images" / "00000001_000.png")
     (problem,) = check(root).problems
-    assert "nearly black, no grey value above 16 of 255: 00000001_000.png up to 16" in str(problem)
+    assert "nearly black, 99 % of it at or below 16 of 255: 00000001_000.png up to 16" in str(
+        problem
+    )
     Image.fromarray(pixels * 16).save(root / "images" / "00000001_000.png")
     assert not check(root).problems
 
@@ -208,11 +211,119 @@ def test_boxes_in_the_images_own_pixels_are_told(tmp_path: Path) -> None:
     text = small_root()
     findings = sorted(FINDINGS_8)
     images = [line.split(",")[0] for line in text.labels[:24]]
-    text.boxes[:] = [f"{image},{findings[0]},2,3,20,21,,," for image in images]
-    (problem,) = check(text.write(tmp_path)).problems
-    assert "all boxes end within 24 px, as if they were in pixels of the images" in str(problem)
-    text.boxes[0] = f"{images[0]},{findings[0]},2,3,20,22,,,"
+    text.boxes[:] = [f"{image},{findings[0]},14,3,10,21,,," for image in images]
+    root = text.write(tmp_path / "root")
+    # One large image once hid the boxes of all others.
+    cv2.imwrite(
+        str(root / "images" / images[0]), np.arange(1 << 20, dtype=np.uint8).reshape(1024, 1024)
+    )
+    (problem,) = check(root).problems
+    expected = (
+        "of 23 boxes on files under 1024 px 23 end within the file, as if they were in its pixels"
+    )
+    assert expected in str(problem)
+    prepare_root(root=root, out=tmp_path / "prepared", size=16, workers=1)
+    assert expected in "".join(map(str, check(tmp_path / "prepared").problems))
+    # In NIH's frame every second box ends beyond such a file.
+    text.boxes[::2] = [f"{image},{findings[0]},500,3,10,21,,," for image in images[::2]]
     assert not check(text.write(tmp_path / "other")).problems
+
+
+def test_boxes_of_files_that_are_not_square_are_judged_each_on_its_own(tmp_path: Path) -> None:
+    """1024 × 820 px: only the lower edge can show it, and it takes more boxes."""
+    text = small_root(patients=60, boxed=0)
+    heights = np.random.default_rng(0).integers(100, 790, 60)
+    text.boxes = [
+        f"{line.split(',')[0]},Mass,500,{height - 90},100,90,,,"
+        for line, height in zip(text.labels[::2], heights, strict=True)
+    ]
+    root = text.write(tmp_path)
+    pixels = np.zeros((820, 1024), np.uint8)
+    pixels[:, ::2] = 255
+    for name in text.names:
+        cv2.imwrite(str(root / "images" / name), pixels)
+    (problem,) = check(root).problems
+    assert "of 60 boxes on files under 1024 px 60 end within the file" in str(problem)
+    for row in range(0, 60, 10):
+        image = text.boxes[row].split(",")[0]
+        text.boxes[row] = f"{image},Mass,500,740,100,90,,,"
+    (root / "BBox_List_2017.csv").unlink()
+    assert not check(text.write(root, images=False)).problems
+
+
+def test_corner_boxes_are_told(tmp_path: Path) -> None:
+    """x0, y0, x1, y1 under NIH's header; training refuses them, too."""
+    text = small_root(boxed=12)
+    text.boxes = [
+        f"{row.split(',')[0]},{row.split(',')[1]},{100 + 9 * k},{90 + 9 * k},{300 + 9 * k},{400 + 9 * k},,,"
+        for k, row in enumerate(text.boxes)
+    ]
+    (problem,) = check(text.write(tmp_path)).problems
+    assert "as if w and h were the right and lower edge" in str(problem)
+    with pytest.raises(UserError, match="as if w and h were the right and lower edge"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize(("bits", "share"), [(13, 8), (14, 4), (15, 2)])
+def test_fewer_bits_than_the_file_has_are_told(tmp_path: Path, bits: int, share: int) -> None:
+    """Also in a prepared set. A burned-in 65535 hides nothing."""
+    text = small_root()
+    root = text.write(tmp_path / "root")
+    pixels = np.linspace(0, 2**bits - 1, 64 * 64).astype(np.uint16).reshape(64, 64)
+    pixels[:4, :4] = 65535
+    for name in text.names:
+        cv2.imwrite(str(root / "images" / name), pixels)
+    (problem,) = check(root).problems
+    assert f"24 images of 16 bits use at most 1/{share} of the grey range" in str(problem)
+    prepare_root(root=root, out=tmp_path / "prepared", size=16, workers=1)
+    (same,) = check(tmp_path / "prepared").problems
+    assert str(same) == str(problem)
+    cv2.imwrite(str(root / "images" / text.names[0]), pixels * np.uint16(2 ** (16 - bits)))
+    assert check(root).problems  # one bright film of 24 is not a set in range
+
+
+def test_twelve_bits_with_a_burned_in_white_are_told(tmp_path: Path) -> None:
+    root = small_root().write(tmp_path)
+    pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    pixels[:4, :10] = 65535
+    cv2.imwrite(str(root / "images" / "00000001_000.png"), pixels)
+    (problem,) = check(root).problems
+    assert "a file is nearly black" in str(problem)
+
+
+def test_a_set_of_black_images_is_a_problem(tmp_path: Path) -> None:
+    text = small_root()
+    root = text.write(tmp_path / "root")
+    for name in text.names[:13]:
+        cv2.imwrite(str(root / "images" / name), np.zeros((24, 24), np.uint8))
+    (problem,) = check(root).problems
+    assert "13 of 24 images have one grey value only" in str(problem)
+    prepare_root(root=root, out=tmp_path / "prepared", size=16, workers=1)
+    (same,) = check(tmp_path / "prepared").problems
+    assert str(same) == str(problem)
+
+
+def test_the_check_picture_shows_the_boxes(tmp_path: Path) -> None:
+    """Twelve images, first those with a box; each box where its fractions put it."""
+    text = small_root()
+    root = text.write(tmp_path)
+    picture = check(root).picture
+    assert picture is not None
+    tile = picture[8 : 8 + 320, 8 : 8 + 320].astype(int)  # the first boxed image, 00000007_000
+    x, y, w, h = (round(side * 320 / 1024) for side in (10.5 * 7, 256, 128, 64))
+    coloured = np.ptp(tile, axis=-1) > 60
+    edges = (np.s_[y, x : x + w], np.s_[y + h, x : x + w], np.s_[y : y + h, x], np.s_[y : y + h, x + w])  # fmt: skip
+    assert all(coloured[edge].all() for edge in edges)
+    assert not coloured[y + 2 : y + h - 1, x + 2 : x + w - 1].any()
+    text.boxes.clear()
+    assert check(text.write(tmp_path / "none")).picture is not None
+
+
+def test_a_dicom_among_the_images_is_named(tmp_path: Path) -> None:
+    root = small_root().write(tmp_path)
+    (root / "images" / "00000001_000.png").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
+    (problem,) = check(root).problems
+    assert "is a DICOM file; save it as PNG (kacl_jax.predict reads DICOM as it is)" in str(problem)
 
 
 def test_real_roots_pass(nih_root: Path, nih_original_root: Path) -> None:

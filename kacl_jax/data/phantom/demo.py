@@ -18,11 +18,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from kacl_jax.data.findings import FINDINGS_8
 from kacl_jax.data.nih import to_nih_pixels
 from kacl_jax.data.phantom import anatomy, film, findings
 from kacl_jax.data.phantom.anatomy import Anatomy, Frame, Pose
 from kacl_jax.data.phantom.findings import Finding
-from kacl_jax.data.tables import FINDINGS_8
+from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 
 DRAWING_VERSION = (
@@ -206,7 +207,7 @@ def write_phantom(
     partial.mkdir(parents=True)
     try:
         _write_files(partial, patients, size, seed, progress)
-        (partial / MANIFEST_FILE).write_text(json.dumps(manifest) + "\n")
+        (partial / MANIFEST_FILE).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         try:
             partial.replace(root)
         except OSError:
@@ -224,7 +225,7 @@ def _holds_same_set(root: Path, manifest: dict[str, int]) -> bool:
     manifest_path = root / MANIFEST_FILE
     if not manifest_path.is_file():
         raise UserError(f"{root} holds other files; name an empty or new folder for the phantom.")
-    existing = json.loads(manifest_path.read_text())
+    existing = files.read_json(manifest_path)
     if existing != manifest:
         raise UserError(
             f"{root} holds another phantom ({existing}, wanted {manifest}); remove it or name a new "
@@ -259,7 +260,7 @@ def _write_files(
 
 
 def _write_tables(folder: Path, studies: list[Study], box_rows: list[list[str]], size: int) -> None:
-    with (folder / "Data_Entry_2017.csv").open("w", newline="") as file:
+    with (folder / "Data_Entry_2017.csv").open("w", encoding="utf-8", newline="") as file:
         file.write(ENTRY_HEADER + "\n")
         writer = csv.writer(file, lineterminator="\n")
         spacing = round(0.143 * 2500 / size, 6)
@@ -269,9 +270,9 @@ def _write_tables(folder: Path, studies: list[Study], box_rows: list[list[str]],
             writer.writerow(
                 [s.name, labels, s.follow_up, *person, s.view, size, size, spacing, spacing]
             )
-    with (folder / "BBox_List_2017.csv").open("w", newline="") as file:
+    with (folder / "BBox_List_2017.csv").open("w", encoding="utf-8", newline="") as file:
         file.write(BOX_HEADER + "\n")
         csv.writer(file, lineterminator="\n").writerows(box_rows)
     for name, test in (("train_val_list.txt", False), ("test_list.txt", True)):
         names = [s.name for s in studies if is_test_patient(s.patient) is test]
-        (folder / name).write_text("\n".join(names))
+        (folder / name).write_text("\n".join(names), encoding="utf-8")

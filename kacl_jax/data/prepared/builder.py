@@ -23,8 +23,9 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core import writer as tfds_writer
 
+from kacl_jax.data.image_facts import ImageFacts, image_facts
 from kacl_jax.data.prepared.reader import DATASET, TFDS_SPLIT, file_sha256
-from kacl_jax.images.reader import BrokenImage, read_image
+from kacl_jax.images.reader import BrokenImage, read_grey8
 from kacl_jax.images.resizing import resize
 from kacl_jax.runtime import bucket_files
 
@@ -40,11 +41,13 @@ class StoppedError(Exception):
 class Part:
     """One finished part file.
 
-    names: image names of its records, in order. broken: paths of images without a record → reason.
+    names: image names of its records, in order. facts: an `ImageFacts` for each of them.
+    broken: paths of images without a record → reason.
     """
 
     number: int
     names: tuple[str, ...]
+    facts: tuple[tuple[int, ...], ...]
     broken: dict[str, str]
     resized: int
     bytes: int
@@ -61,12 +64,16 @@ def record_features(size: int) -> tfds.features.FeaturesDict:
 
 
 def read_finished_part(folder: epath.Path, number: int) -> Part | None:
-    """The part `number` if it is complete and its checksum is right, else None."""
+    """The part `number` if it is complete and its checksum is right, else None: it is made again."""
     description = folder / f"{number:05d}.json"
     if not description.exists():
         return None
-    content = json.loads(description.read_text())
-    part = Part(**(content | {"names": tuple(content["names"])}))
+    try:
+        content = json.loads(description.read_bytes())
+        facts = tuple(map(tuple, content["facts"]))
+        part = Part(**(content | {"names": tuple(content["names"]), "facts": facts}))
+    except (ValueError, KeyError, TypeError):
+        return None
     file = part.record_file(folder)
     return part if file.exists() and file_sha256(file) == part.sha256 else None
 
@@ -89,6 +96,7 @@ def make_part(
         OSError, RuntimeError: the disk cannot be written.
     """
     names: list[str] = []
+    facts: list[ImageFacts] = []
     broken: dict[str, str] = {}
     resized = 0
     features = record_features(size)
@@ -100,19 +108,20 @@ def make_part(
                 writer.close()
                 raise StoppedError
             try:
-                image = read_image(path, max_megapixels)
+                image = read_grey8(path, max_megapixels)
             except BrokenImage as error:
                 broken[path.relative_to(root).as_posix()] = error.reason
             else:
-                resized += image.shape != (size, size)
-                example = {"name": path.name, "image": resize(image, size)[..., None]}
+                resized += image.pixels.shape != (size, size)
+                facts.append(image_facts(image))
+                example = {"name": path.name, "image": resize(image.pixels, size)[..., None]}
                 record = serializer.get_tf_example(features.encode_example(example))
                 writer.write(record.SerializeToString(deterministic=True))
                 names.append(path.name)
             progress()
         writer.close()
         part = Part(
-            number, tuple(names), broken, resized, draft.stat().st_size, file_sha256(draft)
+            number, tuple(names), tuple(facts), broken, resized, draft.stat().st_size, file_sha256(draft)
         )  # fmt: skip
         bucket_files.publish(draft, part.record_file(folder))
     # Written last: a part counts as finished once this file exists.

@@ -1,37 +1,45 @@
 """Reads and checks a prepared data set on disk: its manifest and its pictures, which are ArrayRecord records.
 
 Layout: manifest.json (written last, so a set that has it is complete), images.txt (the image name of each record),
-copies of the text files of the original root, and `chest_xray14/1.0.0/`, which tensorflow-datasets can read too.
+image_facts.csv (size and grey range of each original file), copies of the text files of the original root, and
+`chest_xray14/1.0.0/`, which tensorflow-datasets can read too.
 While the set is being prepared, `prepare/` holds the parts.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import logging
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kacl_jax.data.box_checks import check_box_frame
+from kacl_jax.data.image_facts import ImageFacts, check_grey, summarise
 from kacl_jax.data.png_folder import report_broken
-from kacl_jax.data.tables import Problems, RootCheck
+from kacl_jax.data.problems import Problems
+from kacl_jax.data.tables import CHECK_SIDE, RootCheck
 from kacl_jax.images.reader import BrokenImage
 from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
 NAMES_FILE = "images.txt"
+FACTS_FILE = "image_facts.csv"
 WORK_FOLDER = "prepare"
 DATASET = "chest_xray14/1.0.0"
+DESCRIPTION_FILES = (f"{DATASET}/dataset_info.json", f"{DATASET}/features.json")
 TFDS_SPLIT = "images"
 
 _MANIFEST_FORMAT = 1
+_DIGEST = "sha256"
 _HOW_TO_REPAIR = "prepare the data set again, or copy this file again"
 _log = logging.getLogger(__name__)
 
@@ -45,6 +53,20 @@ class Job:
     resize: str
     tables: dict[str, str]  # file name without .gz → sha256 of its unpacked content
     names_sha256: str  # of the names of all images, one per line; broken images count too
+
+    @classmethod
+    def from_json(cls, text: str, path: Any) -> Job:
+        """Parses `text`, the content of the file `path`.
+
+        Raises:
+            UserError: this is not a job.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); delete its folder to start again"
+            ) from error
 
     def describe_difference(self, other: Job) -> str:
         """'' for equal jobs, else a clause for an error message.
@@ -84,10 +106,14 @@ class Manifest:
     shards: tuple[Shard, ...]
     broken: dict[str, str]  # path of a PNG file, relative to the job's root → reason
     made_by: dict[str, str]  # package → version
+    # Path → sha256 of FACTS_FILE and DESCRIPTION_FILES; empty in a set of an older version.
+    files: dict[str, str] = field(default_factory=dict)
     format: int = _MANIFEST_FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        """With a digest of all the rest, so that no flipped bit is read."""
+        content = asdict(self)
+        return _dump(content | {_DIGEST: _sha256(_dump(content))})
 
     @classmethod
     def from_json(cls, text: str, path: Any) -> Manifest:
@@ -98,6 +124,9 @@ class Manifest:
         """
         try:
             content = json.loads(text)
+            digest = content.pop(_DIGEST, None)
+            if digest is not None and digest != _sha256(_dump(content)):
+                raise ValueError("its content does not match its digest")
             if content["format"] != _MANIFEST_FORMAT:
                 raise UserError(
                     f"{path} is of format {content['format']}, this version of kacl_jax reads "
@@ -123,6 +152,26 @@ class Manifest:
         )  # fmt: skip
         digests = "\n".join(shard.sha256 for shard in self.shards)
         return {f"images prepared at {size} px": hashlib.sha256(digests.encode()).hexdigest()}
+
+
+def _dump(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_utf8(path: Any) -> str:
+    """The text of a pathlib or epath file.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged (it is not UTF-8 text); {_HOW_TO_REPAIR}") from error
 
 
 def is_prepared(root: Path) -> bool:
@@ -151,11 +200,17 @@ class PreparedFolder:
             UserError: the manifest cannot be read.
         """
         self.root = root
-        self.manifest = Manifest.from_json((root / MANIFEST_FILE).read_text(), root / MANIFEST_FILE)
-        text = (root / NAMES_FILE).read_text() if (root / NAMES_FILE).is_file() else ""
-        if hashlib.sha256(text.encode()).hexdigest() != self.manifest.names_sha256:
+        path = root / MANIFEST_FILE
+        self.manifest = Manifest.from_json(read_utf8(path), path)
+        text = read_utf8(root / NAMES_FILE) if (root / NAMES_FILE).is_file() else ""
+        if _sha256(text) != self.manifest.names_sha256:
             problems.add(NAMES_FILE, "is missing or damaged", _HOW_TO_REPAIR)
-        self._record_index = {name: k for k, name in enumerate(text.splitlines())}
+        for file in self.manifest.files or DESCRIPTION_FILES:
+            path = root / file
+            digest = self.manifest.files.get(file)
+            if not path.is_file() or (digest is not None and file_sha256(path) != digest):
+                problems.add(file, "is missing or damaged", _HOW_TO_REPAIR)
+        self._record_index = {name: k for k, name in enumerate(text.split("\n")[:-1])}
         png_root = Path(self.manifest.job.root)
         self.broken = {
             Path(file).name: BrokenImage(
@@ -174,6 +229,9 @@ class PreparedFolder:
 
     def __contains__(self, name: str) -> bool:
         return name in self._record_index or name in self.broken
+
+    def names(self) -> Collection[str]:
+        return [*self._record_index, *self.broken]
 
     def select(self, names: Sequence[str]) -> PreparedImages:
         """The pictures of `names`; the set must contain every one of them, as a record or as a broken file."""
@@ -194,14 +252,42 @@ class PreparedFolder:
         for error in self.broken.values():
             report_broken(error, check.broken_file_problems)
         self._hash_shards(check)
-        size = manifest.job.size
-        return {
+        self._read_sample(check)
+        summary: dict[str, Any] = {
             "prepared_from": manifest.job.root,
+            "prepared_size": manifest.job.size,
             "images_prepared": manifest.images,
-            "sizes": {f"{size}x{size}": manifest.images},
             "record_files": len(manifest.shards),
             "gigabytes": round(sum(shard.bytes for shard in manifest.shards) / 1e9, 3),
         }
+        if FACTS_FILE not in manifest.files:
+            return summary | {
+                "sizes": "unknown; prepare the data again to check grey range and box frame"
+            }
+        facts = self._read_facts(check.problems)
+        check_grey(facts, check.problems)
+        sizes = {name: (one.width, one.height) for name, one in facts.items()}
+        check_box_frame(check.tables, sizes, check.problems)
+        return summary | summarise(facts)
+
+    def _read_facts(self, problems: Problems) -> dict[str, ImageFacts]:
+        """Of the original files; empty where their file is damaged, which `__init__` has reported."""
+        path = self.root / FACTS_FILE
+        if not path.is_file() or file_sha256(path) != self.manifest.files[FACTS_FILE]:
+            return {}
+        with path.open(encoding="utf-8", newline="") as file:
+            _, *rows = csv.reader(file)
+        return {name: ImageFacts(*map(int, values)) for name, *values in rows}
+
+    def _read_sample(self, check: RootCheck) -> None:
+        names = sorted(name for name in check.sample if name in self._record_index)
+        images = self.select(names)
+        for k, name in enumerate(names):
+            try:
+                check.pictures[name] = images.read(k, CHECK_SIDE)
+            except UserError as error:
+                check.problems.add(DATASET, "cannot be read", _HOW_TO_REPAIR, str(error))
+                return
 
     def _hash_shards(self, check: RootCheck) -> None:
         done = 0
@@ -263,8 +349,12 @@ class PreparedImages:
             if self._records is None:
                 import tensorflow_datasets as tfds  # takes 1 s: import only where pictures are read
 
-                builder = tfds.builder_from_directory(self._root / DATASET)
-                self._records = builder.as_data_source(TFDS_SPLIT)
+                try:
+                    builder = tfds.builder_from_directory(self._root / DATASET)
+                    self._records = builder.as_data_source(TFDS_SPLIT)
+                except Exception as error:  # tfds raises whatever it meets in a damaged description
+                    folder = self._root / DATASET
+                    raise UserError(f"{folder} is damaged ({error}); {_HOW_TO_REPAIR}") from error
             return self._records
 
     def _shard_file(self, index: int) -> str:
