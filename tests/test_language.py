@@ -1,4 +1,4 @@
-"""The pages that a newcomer reads first are in plain English: short sentences, and one word for one thing."""
+"""The pages are in plain English: short sentences, and one word for one thing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kacl_jax.config.keys import KEYS
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = [
-    "README.md",
+    *("README.md", "DECISIONS.md"),
     *(
         f"docs/{name}.md"
         for name in (
