@@ -15,7 +15,7 @@ from kacl_jax.config.keys import KEYS
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = [
-    *("README.md", "CONTRIBUTING.md", "DECISIONS.md", "docs/evidence/README.md"),
+    *("README.md", "CONTRIBUTING.md", "DECISIONS.md", "CHANGELOG.md", "docs/evidence/README.md"),
     *(
         f"docs/{name}.md"
         for name in (
