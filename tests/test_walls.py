@@ -88,6 +88,22 @@ def rooms_that_import(package: str) -> set[str]:
     }
 
 
+def test_every_text_file_is_utf8() -> None:
+    """Whatever the locale says: a file that one machine wrote must read on another."""
+    locale_decides = []
+    for path in FILES:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            named = {keyword.arg: keyword.value for keyword in call.keywords}
+            words = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+            opens = call.func.attr == "open" and not any("b" in str(word) for word in words)
+            reads = call.func.attr in ("read_text", "write_text") and len(call.args) < 2
+            if ((opens and words) or reads or "text" in named) and "encoding" not in named:
+                locale_decides.append(f"{path.name}:{call.lineno} {ast.unparse(call)[:60]}")
+    assert not locale_decides
+
+
 def test_imports_go_one_way() -> None:
     rooms = list(MAY_IMPORT)
     assert {room_of(path) for path in FILES} - {"__init__.py", "__main__.py"} == set(rooms)

@@ -23,7 +23,7 @@ def lock_workdir(workdir: Path, *, hold: bool = True, option: str = "--workdir")
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        lock = (workdir / ".lock").open("wb")
     except OSError as error:
         raise UserError(
             f"The folder {workdir} cannot be written ({error}); choose another with {option}=…"

@@ -423,6 +423,64 @@ def test_a_damaged_manifest_and_other_text_files_are_told(damaged: Path) -> None
             read_records(damaged)
 
 
+def test_every_flipped_digit_of_the_manifest_is_told(damaged: Path) -> None:
+    """As `resized`, which decides whether these are the data of the PNG files."""
+    manifest = damaged / "manifest.json"
+    text = manifest.read_text()
+    for wrong in (text.replace('"resized": 14', '"resized": 10'), text.replace("16", "17")):
+        assert wrong != text
+        manifest.write_text(wrong)
+        with pytest.raises(UserError, match="its content does not match its digest"):
+            read_records(damaged)
+    manifest.write_bytes(text.encode().replace(b"numpy", b"n\xfcmpy").replace(b"tensor", b"t\xfc"))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(it is not UTF-8 text\)"):
+        read_records(damaged)
+
+
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+def test_the_description_of_the_records_is_checked(damaged: Path, file: str) -> None:
+    """Without it a run used to end inside tensorflow-datasets."""
+    path = damaged / "chest_xray14/1.0.0" / file
+    content = path.read_bytes()
+    for state in (content.replace(b"1", b"2"), b"{", None):
+        path.unlink()
+        if state is not None:
+            path.write_bytes(state)
+        with pytest.raises(UserError, match=rf"{file}: is missing or damaged"):
+            read_records(damaged)
+        assert f"{file}: is missing or damaged" in format_problems(check(damaged).problems)
+        path.write_bytes(content)
+
+
+def test_a_set_of_an_older_version_is_read(damaged: Path, prepared_root: Path) -> None:
+    """It has neither a digest nor the facts of the original files; its damage shows when the records are opened."""
+    path = damaged / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"], manifest["files"]
+    path.write_text(json.dumps(manifest))
+    (damaged / "image_facts.csv").unlink()
+    one, other = read_records(damaged), read_records(prepared_root)
+    assert one.checksums == other.checksums
+    np.testing.assert_array_equal(one.images.read(1, SIZE), other.images.read(1, SIZE))
+    report = check(damaged)
+    assert {problem.what for problem in report.problems} == {"a file cannot be read"}
+    assert "prepare the data again" in report.summary["sizes"]
+    features = damaged / "chest_xray14/1.0.0/features.json"
+    features.write_text("{")
+    with pytest.raises(UserError, match=r"1\.0\.0 is damaged"):
+        read_records(damaged).images.read(1, SIZE)
+    assert "cannot be read" in format_problems(check(damaged).problems)
+
+
+def test_an_unfinished_set_that_is_damaged_is_told(root: Path, tmp_path: Path) -> None:
+    job = tmp_path / "out/prepare/job.json"
+    job.parent.mkdir(parents=True)
+    for content in (b"{", b"[1]", b"\xff", b'{"root": 1}'):
+        job.write_bytes(content)
+        with pytest.raises(UserError, match=r"job\.json is damaged"):
+            prepare_root(root=root, out=tmp_path / "out", size=SIZE, workers=1)
+
+
 # ---- buckets
 
 

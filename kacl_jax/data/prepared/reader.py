@@ -124,14 +124,14 @@ class Manifest:
         """
         try:
             content = json.loads(text)
-            digest = content.pop(_DIGEST, None)
-            if digest is not None and digest != _sha256(_dump(content)):
-                raise ValueError("its content does not match its digest")
             if content["format"] != _MANIFEST_FORMAT:
                 raise UserError(
                     f"{path} is of format {content['format']}, this version of kacl_jax reads "
                     f"{_MANIFEST_FORMAT}; prepare the data set again"
                 )
+            digest = content.pop(_DIGEST, None)
+            if digest is not None and digest != _sha256(_dump(content)):
+                raise ValueError("its content does not match its digest")
             job = Job(**content.pop("job"))
             shards = tuple(Shard(**shard) for shard in content.pop("shards"))
             return cls(job=job, shards=shards, **content)
@@ -332,9 +332,10 @@ class PreparedImages:
             error = self._broken[int(image_id)]
             # Raise a new exception each time: threads must not share one traceback.
             raise BrokenImage(error.path, error.reason)
+        records = self._open_records()
         try:
-            record = self._open_records()[index]
-        except RuntimeError as error:  # array_record raises it for a damaged file
+            record = records[index]
+        except Exception as error:  # array_record and tfds raise whatever they meet in a damaged file
             raise UserError(
                 f"{self._root / self._shard_file(index)} is damaged ({error}); {_HOW_TO_REPAIR} "
                 "(--mode=verify checks all of them)"
