@@ -33,7 +33,7 @@ from etils import epath
 from tqdm import tqdm
 
 from kacl_jax.data import nih, tables
-from kacl_jax.data.image_facts import ImageFacts
+from kacl_jax.data.image_facts import ImageFacts, check_grey
 from kacl_jax.data.png_folder import PngFiles
 from kacl_jax.data.prepared.reader import (
     DATASET,
@@ -49,6 +49,7 @@ from kacl_jax.data.prepared.reader import (
     file_sha256,
     read_utf8,
 )
+from kacl_jax.data.problems import Problems
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 from kacl_jax.images.resizing import RESIZE_NAME
 from kacl_jax.runtime import bucket_files, output
@@ -147,6 +148,7 @@ def prepare_root(
         manifest = _publish_dataset(target, job, parts)
     _remove_work_folder(target)
     _log_result(target, manifest)
+    _log_grey_problems(parts)
     return manifest
 
 
@@ -318,6 +320,15 @@ def _log_result(out: epath.Path, manifest: Manifest) -> None:
     )  # fmt: skip
     for file, reason in manifest.broken.items():
         _log.warning("left out, cannot be read: %s %s", file, reason)
+
+
+def _log_grey_problems(parts: Sequence[Part]) -> None:
+    """Warns now of a grey range that --mode=verify would report later."""
+    problems = Problems()
+    names_and_facts = (pair for part in parts for pair in zip(part.names, part.facts, strict=True))
+    check_grey({name: ImageFacts(*facts) for name, facts in names_and_facts}, problems)
+    for problem in problems.all():
+        _log.warning(str(problem))
 
 
 class _Progress:

@@ -265,8 +265,10 @@ def test_corner_boxes_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bits", "share"), [(13, 8), (14, 4), (15, 2)])
-def test_fewer_bits_than_the_file_has_are_told(tmp_path: Path, bits: int, share: int) -> None:
-    """Also in a prepared set. A burned-in 65535 hides nothing."""
+def test_fewer_bits_than_the_file_has_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bits: int, share: int
+) -> None:
+    """Also in a prepared set, and while it is prepared. A burned-in 65535 hides nothing."""
     text = small_root()
     root = text.write(tmp_path / "root")
     pixels = np.linspace(0, 2**bits - 1, 64 * 64).astype(np.uint16).reshape(64, 64)
@@ -278,6 +280,7 @@ def test_fewer_bits_than_the_file_has_are_told(tmp_path: Path, bits: int, share:
     prepare_root(root=root, out=tmp_path / "prepared", size=16, workers=1)
     (same,) = check(tmp_path / "prepared").problems
     assert str(same) == str(problem)
+    assert str(problem) in caplog.text
     cv2.imwrite(str(root / "images" / text.names[0]), pixels * np.uint16(2 ** (16 - bits)))
     assert check(root).problems  # one bright film of 24 is not a set in range
 

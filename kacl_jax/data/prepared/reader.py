@@ -335,7 +335,9 @@ class PreparedImages:
         records = self._open_records()
         try:
             record = records[index]
-        except Exception as error:  # array_record and tfds raise whatever they meet in a damaged file
+        except (
+            Exception
+        ) as error:  # array_record and tfds raise whatever they meet in a damaged file
             raise UserError(
                 f"{self._root / self._shard_file(index)} is damaged ({error}); {_HOW_TO_REPAIR} "
                 "(--mode=verify checks all of them)"
