@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+from kacl_jax.images import file_names
 
 
 def objection(name: str) -> tuple[str, str] | None:
     """(what is wrong with an image name, the fix), or None. The files of results hold these names."""
     if not name or "/" in name or "\\" in name or name.startswith("."):
         return "is no plain file name", "give the file name without its folder"
-    if name[0] in "=+-@":
-        what = f"begins with {name[0]!r}, so that a spreadsheet would run it as a formula"
-        return what, "rename the file, and its rows in all tables"
-    if _CONTROL.search(name):
-        return "has a control character", "rename the file, and its rows in all tables"
-    return None
+    wrong = file_names.objection(name)
+    return None if wrong is None else (wrong, "rename the file, and its rows in all tables")
 
 
 class Spellings:

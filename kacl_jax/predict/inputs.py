@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kacl_jax.images import dicom, reader
+from kacl_jax.images import dicom, file_names, reader
 from kacl_jax.images.picture import Unreadable
 from kacl_jax.images.reader import MAX_MEGAPIXELS, BrokenImage
 from kacl_jax.runtime.errors import UserError
@@ -50,7 +50,7 @@ def list_images(images: Path, out: Path) -> list[Listed]:
     """All files of a folder and its folders, sorted, without hidden ones; the files that a .txt names; or one file.
 
     Raises:
-      UserError: there is none, one is named twice, or `out` lies in the folder.
+      UserError: there is none, one is named twice or as a formula, or `out` lies in the folder.
     """
     if images.is_dir():
         if out.resolve().is_relative_to(images.resolve()):
@@ -64,6 +64,9 @@ def list_images(images: Path, out: Path) -> list[Listed]:
         raise UserError(f"--images={images} does not exist")
     if not listed:
         raise UserError(f"--images={images} names no image")
+    for name, _ in listed:
+        if wrong := file_names.objection(name):
+            raise UserError(f"the image name {name!r} {wrong}; rename the file")
     return listed
 
 
@@ -121,6 +124,8 @@ def read(
     except Unreadable as error:
         raise BrokenImage(name, str(error)) from error
     ids = (xray.patient_id, xray.study_uid, xray.instance_uid) if keep_ids else ()
+    for wrong in filter(None, map(file_names.objection, ids)):
+        raise BrokenImage(name, f"has an identifier that {wrong}; leave out --keep_ids")
     return Xray(name, xray.pixels, xray.notes, ids)
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from kacl_jax.images import file_names
 from kacl_jax.images.reader import FILE_ENDINGS, read_grey
 from kacl_jax.runtime.errors import UserError
 
@@ -59,7 +60,7 @@ def list_images(folder: Path) -> list[Path]:
     """The files with an image's ending, sorted; hidden files, as macOS leaves beside images, do not count.
 
     Raises:
-        UserError: the folder cannot be read or has none.
+        UserError: the folder cannot be read or has none, or a name is a formula.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
@@ -74,6 +75,9 @@ def list_images(folder: Path) -> list[Path]:
     ]
     if not files:
         raise UserError(f"{folder} holds no image ({', '.join(FILE_ENDINGS)})")
+    for file in files:
+        if wrong := file_names.objection(file.name):
+            raise UserError(f"{folder}: the name {file.name!r} {wrong}; rename the file")
     return files
 
 

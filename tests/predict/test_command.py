@@ -193,6 +193,15 @@ def test_mistakes_are_one_sentence(run: Path, images: Path, tmp_path, capsys) ->
         assert "Traceback" not in error
 
 
+def test_a_name_that_a_spreadsheet_would_run_is_refused(
+    run: Path, images: Path, tmp_path, capsys
+) -> None:
+    next(images.iterdir()).rename(images / "@SUM(A1).png")
+    assert run_command(run, images, tmp_path / "out") == 1
+    assert "the image name '@SUM(A1).png' begins with '@'" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "findings.csv").exists()
+
+
 def test_a_name_that_is_no_text_is_kept(run: Path, images: Path, tmp_path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()

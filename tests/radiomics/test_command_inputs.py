@@ -434,3 +434,11 @@ def test_many_wrong_boxes_are_counted_and_not_all_listed(folder: Path, capsys) -
     printed = capsys.readouterr().err
     assert len(printed.splitlines()) == 12
     assert "and 490 more rows" in printed
+
+
+def test_a_name_that_a_spreadsheet_would_run_is_refused(folder: Path, capsys) -> None:
+    for kind in ("images", "masks"):
+        (folder / kind / "a.png").rename(folder / kind / "=1+1.png")
+    assert run(folder) == 1
+    assert "the name '=1+1.png' begins with '='" in capsys.readouterr().err
+    assert not (folder / "o.csv").exists()
