@@ -77,8 +77,9 @@ def regions_from_boxes(images: Path, boxes: Path, frame: int | None) -> list[Reg
 def _parse_box(row: dict[str, str], frame: int | None) -> tuple[str, Box]:
     """What is wrong with a row, or '', and its box."""
     try:
-        x, y, w, h = (float(row[key]) for key in "xywh")
-    except (TypeError, ValueError):
+        # Python also reads 1_0 as a number.
+        x, y, w, h = (float(row[key].replace("_", "?")) for key in "xywh")
+    except (AttributeError, ValueError):
         x = y = w = h = math.nan
     box = Box(x, y, w, h, frame)
     if None in row:
@@ -91,13 +92,20 @@ def _parse_box(row: dict[str, str], frame: int | None) -> tuple[str, Box]:
 
 
 def _read_rows(boxes: Path, frame: int | None) -> list[tuple[int, dict[str, str]]]:
-    """(number of its last line, column → cell) of each row."""
-    reader = csv.DictReader(io.StringIO(_read_text(boxes), newline=""))
+    """(number of its line, column → cell) of each row."""
+    reader = csv.DictReader(io.StringIO(_read_text(boxes), newline=""), strict=True)
+    rows, last = [], 1  # the line that was read last
     try:
         columns = list(reader.fieldnames or ())
-        rows = [(reader.line_num, row) for row in reader]
+        for row in reader:
+            if any("\n" in str(cell) or "\r" in str(cell) for cell in row.values()):
+                raise csv.Error("a cell holds a line break")
+            last = reader.line_num
+            rows.append((last, row))
     except csv.Error as error:
-        raise UserError(f"{boxes} is not a CSV file ({error})") from error
+        raise UserError(
+            f"{boxes} line {last + 1}: a quotation mark is not closed in its line ({error}); delete it"
+        ) from error
     if not set(_COLUMNS) <= set(columns):
         separator = next((s for s in (";", "\t") if columns and s in columns[0]), None)
         hint = (

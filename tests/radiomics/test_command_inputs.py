@@ -442,3 +442,22 @@ def test_a_name_that_a_spreadsheet_would_run_is_refused(folder: Path, capsys) ->
     assert run(folder) == 1
     assert "the name '=1+1.png' begins with '='" in capsys.readouterr().err
     assert not (folder / "o.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'image,x,y,w,h,note\na.png,20,120,90,70,"mass\na.png,1,1,9,9,\na.png,1,1,9,9,\n',
+        'image,x,y,w,h,note\na.png,20,120,90,70,"mass\na.png,1,1,9,9,"\na.png,1,1,9,9,\n',
+    ],
+)
+def test_a_stray_quotation_mark_loses_no_box(folder: Path, capsys, table: str) -> None:
+    (folder / "boxes.csv").write_text(table)
+    assert run(folder, f"--boxes={folder / 'boxes.csv'}") == 1
+    assert "line 2: a quotation mark is not closed in its line" in capsys.readouterr().err
+
+
+def test_only_plain_numbers_are_numbers(folder: Path, capsys) -> None:
+    (folder / "boxes.csv").write_text("image,x,y,w,h\na.png,2_0,120,90,70\n")
+    assert run(folder, f"--boxes={folder / 'boxes.csv'}") == 1
+    assert "line 2: x, y, w, h must be numbers" in capsys.readouterr().err
