@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+
+from kacl_jax.data.problems import Problems
 
 UNKNOWN_AGE = -1
-SEXES = ("F", "M")
-VIEWS = ("AP", "PA")
 _MAX_AGE = 120  # years; NIH's file of 2017 has ages up to 414
 _AGE = re.compile(r"([0-9]{1,5})(?:\.[0-9]*)?\s*([a-z]*)\.?", re.IGNORECASE)
 _PER_YEAR = {
@@ -14,6 +15,11 @@ _PER_YEAR = {
     **dict.fromkeys(("m", "mo", "month", "months"), 12),
     **dict.fromkeys(("w", "week", "weeks"), 52),
     **dict.fromkeys(("d", "day", "days"), 365),
+}
+_FIXES = {
+    "Patient Age": "write years, as 58 or 058Y; leave an unknown age blank",
+    "Patient Gender": "write M or F; leave an unknown sex blank",
+    "View Position": "write PA or AP; leave an unknown view blank",
 }
 _PATIENT = re.compile(r"0*([0-9]{1,10})")
 _SEX = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F"}
@@ -45,3 +51,33 @@ def parse_view(text: str) -> str:
     words = re.findall(r"[a-z]+", text.casefold().replace("o-", "o"))
     views = {_VIEW[word] for word in words if word in _VIEW}
     return views.pop() if len(views) == 1 else text
+
+
+class Reader:
+    """Reads the three columns, and reports one whose cells mostly have no known meaning."""
+
+    def __init__(self) -> None:
+        self._cells: Counter[str] = Counter()  # of each column, without blank ones
+        self._unclear = {column: Counter[str]() for column in _FIXES}
+
+    def read(self, age_text: str, sex_text: str, view_text: str) -> tuple[int, str, str]:
+        """Age in years, sex and view of one row."""
+        age, sex, view = parse_age(age_text), parse_sex(sex_text), parse_view(view_text)
+        self._count("Patient Age", age_text, age != UNKNOWN_AGE)
+        self._count("Patient Gender", sex_text, sex in _SEX.values())
+        self._count("View Position", view_text, view in _VIEW.values())
+        return age, sex, view
+
+    def _count(self, column: str, text: str, known: bool) -> None:
+        self._cells[column] += bool(text)
+        if text and not known:
+            self._unclear[column][text[:40]] += 1
+
+    def report(self, file: str, problems: Problems) -> None:
+        """Adds a Problem for each column of which more than half of the cells have no known meaning."""
+        for column, texts in self._unclear.items():
+            n, cells = texts.total(), self._cells[column]
+            if 2 * n > cells:
+                what = f"{n} of {cells} cells of {column!r} have no known meaning"
+                examples = ", ".join(repr(text) for text, _ in texts.most_common(3))
+                problems.add(file, what, _FIXES[column], examples)

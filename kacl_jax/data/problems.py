@@ -21,9 +21,11 @@ class Problem:
         examples = ", ".join(self.examples)
         more = f" and {self.count - len(self.examples)} more" if examples else ""
         more = more if self.count > len(self.examples) else ""
-        return (
+        text = (
             f"{self.file}: {self.what}{': ' if examples else ''}{examples}{more}. Fix: {self.fix}."
         )
+        # A terminal obeys control characters.
+        return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class Problems:

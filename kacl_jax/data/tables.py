@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,8 +43,8 @@ class Row:
 
     patient: int
     labels: frozenset[str]
-    sex: str
     age: int
+    sex: str
     view: str
 
 
@@ -155,9 +154,9 @@ _LABEL_COLUMNS = (
 
 def _parse_labels(name: str, text: str, tables: Tables, problems: Problems) -> None:
     findings_of: dict[str, frozenset[str]] = {}  # text of the label cell → its findings
-    unclear = {column: _Unclear(column, fix) for column, fix in _METADATA_FIXES.items()}
+    reader = metadata.Reader()
     for number, cells in csv_lines(name, text, _LABEL_COLUMNS, problems):
-        image, labels, patient_text, age_text, sex_text, view_text = cells
+        image, labels, patient_text, *age_sex_view = cells
         where = f"row {number} ({image})"
         wrong = image_names.objection(image)
         if wrong is not None:
@@ -177,45 +176,8 @@ def _parse_labels(name: str, text: str, tables: Tables, problems: Problems) -> N
             fix = "give every patient a whole number below 2147483648"
             problems.add(name, "Patient ID is no number", fix, f"{where} {patient_text[:40]!r}")
             continue
-        age, sex, view = (
-            metadata.parse_age(age_text),
-            metadata.parse_sex(sex_text),
-            metadata.parse_view(view_text),
-        )
-        unclear["Patient Age"].count(age_text, age != metadata.UNKNOWN_AGE)
-        unclear["Patient Gender"].count(sex_text, sex in metadata.SEXES)
-        unclear["View Position"].count(view_text, view in metadata.VIEWS)
-        tables.rows[image] = Row(patient, findings_of[labels], sex, age, view)
-    for column in unclear.values():
-        column.report(name, problems)
-
-
-_METADATA_FIXES = {
-    "Patient Age": "write years, as 58 or 058Y; leave an unknown age blank",
-    "Patient Gender": "write M or F; leave an unknown sex blank",
-    "View Position": "write PA or AP; leave an unknown view blank",
-}
-
-
-class _Unclear:
-    """Counts the cells of a column that are not blank and have no known meaning."""
-
-    def __init__(self, column: str, fix: str) -> None:
-        self._column, self._fix = column, fix
-        self._cells, self._unclear = 0, Counter[str]()
-
-    def count(self, text: str, known: bool) -> None:
-        self._cells += bool(text)
-        if text and not known:
-            self._unclear[text[:40]] += 1
-
-    def report(self, name: str, problems: Problems) -> None:
-        """Adds a Problem if more than half of the cells have no known meaning."""
-        n = self._unclear.total()
-        if 2 * n > self._cells:
-            what = f"{n} of {self._cells} cells of {self._column!r} have no known meaning"
-            examples = ", ".join(repr(text) for text, _ in self._unclear.most_common(3))
-            problems.add(name, what, self._fix, examples)
+        tables.rows[image] = Row(patient, findings_of[labels], *reader.read(*age_sex_view))
+    reader.report(name, problems)
 
 
 def _parse_finding_labels(
@@ -226,7 +188,7 @@ def _parse_finding_labels(
     valid = (*FINDINGS_14, NO_FINDING)
     unknown = [label for label in names if label not in valid]
     for label in unknown:
-        what = f"unknown label {label!r}" if label else "has a blank label"
+        what = f"unknown label {label[:80]!r}" if label else "has a blank label"
         problems.add(name, what, how_to_write(label, valid), where)
     if NO_FINDING in names and len(names) > 1:
         fix = "keep one of the two"
@@ -244,7 +206,7 @@ def _parse_boxes(text: str, tables: Tables, problems: Problems) -> None:
         finding = finding_of(label)
         where = f"row {number} ({image} {label})"
         if finding not in FINDINGS_14:
-            what = f"unknown finding {label!r}"
+            what = f"unknown finding {label[:80]!r}"
             problems.add(BOX_FILE, what, how_to_write(label, FINDINGS_14), where)
             continue
         if tables.labelled_images and image not in tables.labelled_images:
