@@ -17,7 +17,7 @@ from typing import TextIO
 
 import numpy as np
 
-from benchmarks.fuzz import arrays, dicom, folders, jpeg, png, tiff
+from benchmarks.fuzz import arrays, dicom, folders, jpeg, png, tables, tiff
 from benchmarks.fuzz.judge import TRACEBACK, judge
 from benchmarks.fuzz.scene import Kind
 
@@ -28,6 +28,7 @@ KINDS: dict[str, Kind] = {
     **dicom.KINDS,
     **folders.KINDS,
     **arrays.KINDS,
+    **tables.KINDS,
 }
 ADDRESS_SPACE = 6 << 30  # bytes; jax alone reserves 2.5 GiB
 
