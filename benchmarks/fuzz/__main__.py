@@ -36,6 +36,11 @@ MANY_WAYS = (
     "extract_arguments",
     "dicom_tag",
     "dicom_bit",
+    "table_label_cell",
+    "table_box_cell",
+    "table_row",
+    "table_byte",
+    "prepared_byte",
 )
 BATCH = 25
 SECONDS = 120  # of a case; the first of a batch may compile
