@@ -40,7 +40,7 @@ class SmallRoot:
         for k, name in enumerate(self.names if images else []):
             # Every pixel but a bright right edge has the image's number, so a test can see which image it got.
             picture = np.full((size, size), k % 256, np.uint8)
-            picture[:, -1] = 255
+            picture[:, -2:] = 255
             cv2.imwrite(str(folder / name), picture)
         return root
 

@@ -14,13 +14,13 @@ from kacl_jax.images.reader import Grey8
 
 NEARLY_BLACK_LEVEL = 16  # of 255; a 12-bit image in a 16-bit file has grey values up to 15
 _MIN_IMAGES = 5  # fewer may all be dark
-_BRIGHT = 0.99  # of the pixels; text that is burned into a film covers less than the rest
+_BRIGHT = 0.95  # of the pixels; text that is burned into a film covers less than the rest
 
 
 class ImageFacts(NamedTuple):
     """width, height: of the file. bits: 8 or 16, as stored. The others are grey levels after scaling to 8 bits.
 
-    low, high: 1st and 99th percentile of the pixels.
+    low, high: 5th and 95th percentile of the pixels.
     """
 
     width: int
@@ -57,7 +57,7 @@ def check_grey(facts: Mapping[str, ImageFacts], problems: Problems) -> None:
     """Reports images without a range of grey values, and a set that uses only a part of its bits."""
     for name, one in facts.items():
         if one.is_nearly_black:
-            what = f"a file is nearly black, 99 % of it at or below {NEARLY_BLACK_LEVEL} of 255"
+            what = f"a file is nearly black, 95 % of it at or below {NEARLY_BLACK_LEVEL} of 255"
             problems.add("images/", what, _SCALE, f"{name} up to {one.high}")
     constant = [name for name, one in facts.items() if one.is_constant]
     if 2 * len(constant) > len(facts):
@@ -79,7 +79,7 @@ def _check_range(bits: int, facts: list[ImageFacts], problems: Problems) -> None
     if top < 128:
         what = (
             f"{len(varied)} images of {bits} bits use at most 1/{round(255 / max(top, 1))} of the grey range "
-            f"(99 % of the pixels are at or below {top} of 255)"
+            f"(95 % of the pixels are at or below {top} of 255)"
         )
         problems.add("images/", what, _SCALE)
 
@@ -95,6 +95,6 @@ def summarise(facts: Mapping[str, ImageFacts]) -> dict[str, Any]:
         if group:
             low, high = np.median([[one.low, one.high] for one in group], 0)
             summary[f"grey_range_of_{bits}_bit_images"] = (
-                f"{low:g} to {high:g} of 255 (medians of the 1st and 99th percentile of {len(group):,} images)"
+                f"{low:g} to {high:g} of 255 (medians of the 5th and 95th percentile of {len(group):,} images)"
             )
     return summary
