@@ -124,12 +124,8 @@ def _missing(random: Random, folder: Path, turn: int) -> Case:
 
 def _harmless(random: Random, folder: Path, turn: int) -> Case:
     files = dict(_sets().complete)
-    way = take(("unchanged", "manifest", "gz", "more files"), turn)
-    if way == "manifest":
-        content = json.loads(files["manifest.json"])
-        content["made_by"] = dict.fromkeys(content["made_by"], "9.9.9")
-        files["manifest.json"] = json.dumps(content, indent=int(random.integers(5))).encode()
-    elif way == "gz":
+    way = take(("unchanged", "gz", "more files"), turn)
+    if way == "gz":
         for name in random.choice(ALL_FILES, int(random.integers(1, 5)), replace=False):
             files[f"{name}.gz"] = gzip.compress(files.pop(str(name)))
     elif way == "more files":
@@ -137,6 +133,17 @@ def _harmless(random: Random, folder: Path, turn: int) -> Case:
     write(folder / "set", files)
     truth = _sets().truth
     return same_case(way, lambda: _ask(folder, truth), truth)
+
+
+def _manifest(random: Random, folder: Path, turn: int) -> Case:
+    """The manifest says the same in another form, or names other versions: the same values, or a sentence."""
+    files = dict(_sets().complete)
+    content = json.loads(files["manifest.json"])
+    way = take(("another form", "other versions"), turn)
+    if way == "other versions":
+        content["made_by"] = dict.fromkeys(content["made_by"], "9.9.9")
+    files["manifest.json"] = json.dumps(content, indent=int(random.integers(5))).encode()
+    return _case(f"manifest.json: {way}", folder, files, "manifest.json")
 
 
 def _unfinished(random: Random, folder: Path, turn: int) -> Case:
@@ -169,5 +176,6 @@ KINDS: dict[str, Kind] = {
     "prepared_harmless": _harmless,
     "prepared_byte": _byte,
     "prepared_missing": _missing,
+    "prepared_manifest": _manifest,
     "prepared_unfinished": _unfinished,
 }

@@ -20,7 +20,13 @@ Files = dict[str, bytes]
 
 
 def test_a_few_cases_have_the_verdict_that_is_due() -> None:
-    right = ["table_harmless:0", "table_harmless:1", "prepared_harmless:0", "prepared_harmless:2"]
+    right = [
+        "table_harmless:0",
+        "table_harmless:1",
+        "prepared_harmless:0",
+        "prepared_harmless:2",
+        "prepared_manifest:0",
+    ]
     sentences = [
         "table_layout:4",
         "table_list:0",
