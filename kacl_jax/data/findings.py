@@ -58,7 +58,8 @@ def _same_name(text: str, valid: Sequence[str]) -> str | None:
     if not letters or _NEGATIONS & set(words):
         return None
     most = 2 if len(letters) > 5 else 1
-    near = [name for name in plain if _letters_apart(letters, name) <= most]
+    alike = [name for name in plain if abs(len(name) - len(letters)) <= most]  # no long cell
+    near = [name for name in alike if _letters_apart(letters, name) <= most]
     return plain[near[0]] if len(near) == 1 else None
 
 
