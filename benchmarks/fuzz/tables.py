@@ -256,7 +256,7 @@ def _grey(random: Random, folder: Path, turn: int) -> Case:
         top = 2**bits - 1
         pixels = [(grey * top * random.uniform(0.8, 1)).round() for grey in greys()]
         for picture in pixels if block else []:
-            picture[2:5, -5:-2] = 65535  # under 1 % of the pixels, as a letter has
+            picture[2:7, -7:-2] = 65535  # 2.4 % of the pixels, as a label has
         what = f"{bits} bits in 16{', with a white block' if block else ''}"
     else:
         constant = int(random.integers(len(NAMES) * 2 // 3, len(NAMES) + 1))
