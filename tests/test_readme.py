@@ -128,7 +128,7 @@ def figures(arm: str, metric: str, baseline: str = "") -> list[float]:
 def test_the_pages_tell_what_the_evidence_says(
     page: str, label: str, arm: str, baseline: str
 ) -> None:
-    """AUROC and T(IoU) > .1, with their intervals."""
+    """AUROC and T(IoU) > 0.1, with their intervals."""
     lines = (REPO / page).read_text().splitlines()
     (at,) = (i for i, line in enumerate(lines) if line.startswith(label))
     head = next(x for x in reversed(lines[:at]) if re.search(IOU, x)).split("|")

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-COLUMNS = ("arm", "points", "NT-Xent", "by chance", "its pull", "rows with a partner", "age")
+COLUMNS = ("arm", "points", "NT-Xent", "by chance", "gradient ratio", "rows with a partner", "age")
 READING = (
-    "Over the logged steps of the last epoch. By chance: NT-Xent if every other row were as likely the partner, "
-    "ln(2n − 1). Its pull: the weighted gradient of NT-Xent at the feature map, in units of the focal loss's. Age: "
-    "steps since the partner's region was marked."
+    "Means over the logged steps of the last epoch. By chance: NT-Xent if every other row were the partner with the "
+    "same probability, ln(2n − 1). Gradient ratio: the weighted gradient of NT-Xent at the feature map, divided by "
+    "that of the focal loss. Age: steps since the partner's region was marked."
 )
 
 

@@ -50,7 +50,7 @@ def _finding_lines(localization: Localization, names: Sequence[str]) -> list[str
     del by_name["random_map"]  # no room in the line; the table of means has it
     threshold_header = "".join(f"{'>' + threshold(t):>5}" for t in _FINDING_THRESHOLDS)
     lines = [
-        "localization accuracy: share of truth boxes with IoU > T",
+        "localization accuracy: share of truth boxes with an IoU above T",
         f"{'':19}{'boxes':>6}" + "".join(f"  {name:>15}" for name in by_name),
         f"{'':25}" + f"  {threshold_header}" * len(by_name),
     ]
@@ -68,7 +68,7 @@ def _finding_lines(localization: Localization, names: Sequence[str]) -> list[str
 def _mean_lines(localization: Localization) -> list[str]:
     thresholds = [threshold(t) for t in (*IOU_THRESHOLDS, *IOBB_THRESHOLDS)]
     lines = [
-        f"{'mean over findings':20}{'IoU >':<42}  IoBB >",
+        f"{'mean over findings':20}{'IoU above':<42}  IoBB above",
         f"{'':20}" + _row_text(thresholds),
     ]
     for name, accuracy in localization.rules_and_floors().items():
@@ -122,12 +122,12 @@ def _notes(results: Results) -> list[str]:
     u, v = evaluation.grid
     notes = [
         "single: the component that holds the map's peak",
-        "best_of: the best of all components, chosen with the truth in hand: optimistic",
+        "best_of: the component with the best overlap; it knows the truth box, so it is too optimistic",
         f"random_map: smooth noise on the {u}×{v} grid, the same rule",
-        "prior_box, prior_map: other patients' boxes, no image; prior_map is the floor to beat",
+        "prior_box, prior_map: boxes of other patients, no image; a useful map is above prior_map",
         f"grid_ceiling: the best box made of whole cells of the {u}×{v} map",
-        f"false boxes: predicted positive, no truth box or IoU ≤ {threshold(evaluation.afp_iou)}; "
-        "labelled images without a box are not judged",
+        f"false boxes: positive predictions, no truth box or IoU ≤ {threshold(evaluation.afp_iou)}; "
+        "labelled images without a box do not count",
     ]
     for label, table in (
         ("AUROC", results.classification.auroc),
@@ -140,7 +140,7 @@ def _notes(results: Results) -> list[str]:
     skipped = evaluation.skipped
     if skipped.val or skipped.test or skipped.boxes:
         notes.append(
-            f"left out because an image could not be read: {skipped.val} validation images, "
+            f"left out, because an image could not be read: {skipped.val} validation images, "
             f"{skipped.test} test images, {skipped.boxes} truth boxes"
         )
     return notes

@@ -26,6 +26,7 @@ LOCALIZATION_LINES = (
     ("random-map", "random_map", "random_map", "smooth noise in place of the map, the same rule"),
     ("ceiling", "grid_ceiling", "grid_ceiling", "the best box of whole cells of the map’s grid"),
 )
+_NO_DIFFERENCE = "not clearly different from"
 _UNIT_AXIS = Axis(0, 1, (0, 0.2, 0.4, 0.6, 0.8, 1), text=lambda v: short(v, 1))
 _LOSS_NAMES = {
     "loss": "total loss",
@@ -56,7 +57,7 @@ def localization_section(results: Results) -> dict[str, Any]:
         f"{short(mean.value)} at {short(t, 1)}"
         for t, mean in zip(IOU_THRESHOLDS, rows[0]["means"], strict=True)
     )
-    alt = f"Share of truth boxes with IoU over T, mean over findings. This run: {values_text}."
+    alt = f"Share of truth boxes with an IoU above T, mean over findings. This run: {values_text}."
     return {
         "chart": charts.line_chart(lines, x, _UNIT_AXIS, alt=alt, size=(380, 290)),
         "rows": rows,
@@ -66,45 +67,47 @@ def localization_section(results: Results) -> dict[str, Any]:
 
 
 def comparison_sentences(results: Results) -> list[str]:
-    """Each value compared with what needs no network, in sentences: is it above, below, or not told apart?"""
+    """Each value compared with what needs no network, in sentences: is it above, below, or not clearly different?"""
     auroc = results.classification.auroc.mean
     sentences = []
     if auroc.is_defined:
-        sentences.append(f"Mean AUROC {_compare_with_floor(auroc, 0.5, 'random scores, .500')}.")
+        sentences.append(f"Mean AUROC {_compare_with_floor(auroc, 0.5, 'random scores (0.500)')}.")
     probe = results.classification.pixel_probe
     if probe is not None and auroc.is_defined and probe.mean.is_defined:
-        name = f"logistic regression on 16×16 pixels, {short(probe.mean.value)}"
+        name = f"logistic regression on 16×16 pixels ({short(probe.mean.value)})"
         sentences.append(f"Mean AUROC {_compare_with_floor(auroc, probe.mean.value, name)}.")
     localization = results.localization
     for t in TABLE_THRESHOLDS:
         accuracy, above = localization.iou[t].mean, localization.above_prior_map.iou[t].mean
         if accuracy.is_defined and above.is_defined:
             comparison = _compare_with_prior_map(accuracy, above)
-            sentences.append(f"T(IoU) > {short(t, 1)} {comparison}.")
+            sentences.append(f"The share with an IoU above {short(t, 1)} {comparison}.")
     return sentences
 
 
 def _compare_with_floor(estimate: Estimate, floor: float, name: str) -> str:
     value_text = _value_and_interval(estimate)
     if estimate.ci95 is None:
-        return f"is {value_text}, without an interval; {name} stands beside it"
+        return f"is {value_text}, without an interval; compare {name}"
     low, high = estimate.ci95
     if low > floor:
-        return f"is {value_text}: above {name}"
+        return f"is {value_text}, above {name}"
     if high < floor:
-        return f"is {value_text}: below {name}"
-    return f"is {value_text}: not told apart from {name}"
+        return f"is {value_text}, below {name}"
+    return f"is {value_text}, {_NO_DIFFERENCE} {name}"
 
 
 def _compare_with_prior_map(accuracy: Estimate, above: Estimate) -> str:
     """The comparison with the image-free heat map, paired on the same truth boxes."""
     value_text = f"is {_value_and_interval(accuracy)}"
     if above.ci95 is None:
-        return f"{value_text}; less the image-free heat map {above.value:+.3f}, without an interval"
+        return (
+            f"{value_text}; minus the image-free heat map {above.value:+.3f}, without an interval"
+        )
     low, high = above.ci95
-    verdict = "above" if low > 0 else "below" if high < 0 else "not told apart from"
+    verdict = "above" if low > 0 else "below" if high < 0 else _NO_DIFFERENCE
     return (
-        f"{value_text}: {verdict} the image-free heat map (paired difference {above.value:+.3f} "
+        f"{value_text}, {verdict} the image-free heat map (paired difference {above.value:+.3f} "
         f"[{low:+.3f}, {high:+.3f}])"
     )
 
@@ -128,7 +131,7 @@ def finding_rows(results: Results) -> list[dict[str, Any]]:
                 "boxes": boxes,
                 "floors": floors,
                 "box_chart": _interval_chart(
-                    "T(IoU) > 0.1", boxes[0], 0, 1, floors=[(floors[0].value, "prior-map")]
+                    "IoU above 0.1", boxes[0], 0, 1, floors=[(floors[0].value, "prior-map")]
                 ),
             }
         )
@@ -150,7 +153,7 @@ def key_values(results: Results) -> list[dict[str, Any]]:
             (name, rules_and_floors[name].iou[t].mean.value)
             for _, name, *_ in LOCALIZATION_LINES[1:]
         ]
-        cards.append((f"T(IoU) > {short(t, 1)}", localization.iou[t].mean, floors))
+        cards.append((f"IoU above {short(t, 1)}", localization.iou[t].mean, floors))
     pointing_floors: list[tuple[str, float | None]] = [
         ("prior_map", localization.prior_map.pointing_game.mean.value),
         ("random_map", localization.random_map.pointing_game.mean.value),
@@ -238,10 +241,8 @@ def feedback_section(log: Sequence[Mapping[str, Any]], summary: FeedbackSummary)
     train_lines = [line for line in log if line["kind"] == "train" and has_feedback]
     return {
         "charts": [
-            *_chart_over_steps(
-                "share of images with a feature", "hit_rate", train_lines, zero=True
-            ),
-            *_chart_over_steps("age of the features, steps", "age", train_lines, zero=True),
+            *_chart_over_steps("share of images with features", "hit_rate", train_lines, zero=True),
+            *_chart_over_steps("age of the features in steps", "age", train_lines, zero=True),
         ],
         "regions": [
             (name, n, n / total, charts.share_bar(n / total, f"{name}: {n / total:.1%}"))

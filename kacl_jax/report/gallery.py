@@ -27,9 +27,7 @@ _REFERENCE = {
     "whole": "the training regions: whole images, and truth boxes where a training image had one",
 }
 
-_SAMPLE_REFERENCE = (
-    "all regions of the test sample, because this run trained without radiomics of its own"
-)
+_SAMPLE_REFERENCE = "all regions of the test sample, because this run trained without radiomics"
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ def write(path: Path, template: str, content: Mapping[str, Any]) -> None:
     files.write_text(
         path,
         render(template, content),
-        fix="make room there, then --mode=eval (of a sweep: --table_only) writes it anew",
+        fix="free some disk space, then write it again with --mode=eval (a sweep: --table_only)",
     )
 
 

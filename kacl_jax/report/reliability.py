@@ -44,7 +44,7 @@ def _chart(name: str, before: CalibrationByFinding, after: CalibrationByFinding)
         lines,
         Axis(0, 1, (0, 0.5, 1), "probability"),
         _AXIS,
-        alt=f"Reliability of {name}: share with the label against the probability, ECE {ece} after",
+        alt=f"Calibration of {name}: share with the label against the probability, ECE {ece}",
         size=(320, 240),
         rules=[((0, 0), (1, 1))],
     )

@@ -55,7 +55,7 @@ def missing_value_notes(results: Results) -> list[str]:
         "AUROC": results.classification.auroc,
         "AUPRC": results.classification.auprc,
         "AFP": results.localization.afp,
-        **{f"T(IoU) > {short(t, 1)}": iou[t] for t in figures.TABLE_THRESHOLDS},
+        **{f"IoU above {short(t, 1)}": iou[t] for t in figures.TABLE_THRESHOLDS},
     }
     findings_of_note: dict[tuple[str, str], list[str]] = {}
     for metric, table in table_of_metric.items():

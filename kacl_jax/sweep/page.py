@@ -20,9 +20,18 @@ from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep.compare import Runs
 
 FAMILY_HEADINGS = {
-    "weak": "No box anywhere: none in training, none in choosing how the map is read",
+    "weak": "No boxes in training, and none in choosing how the map is read",
     "box": "Boxes in training, or in choosing how the map is read",
 }
+EXPLANATION = (
+    "Each number is a mean over folds of means over findings. ± is the standard deviation over seeds. Square brackets"
+    " hold 95 % intervals over resamples of each fold's test patients and of the seeds (n × 1: of the patients only)."
+    " IoU above T is the share of a finding's truth boxes that the predicted box overlaps with an IoU above T. "
+    "Differences are paired by fold, seed and patient. p is two-sided; Holm's p is in round brackets. Holm counts the"
+    " differences that the sweep plans in that section and metric, finished or not. It counts differences to "
+    "prior_map, and those of exploratory arms, separately. prior_map and prior_box are boxes of other patients and "
+    "look at no image. A map below prior_map has localized nothing."
+)
 _NUMBER_COLUMNS = (
     "value", "sd", "ci_low", "ci_high", "difference", "difference_ci_low", "difference_ci_high", "p", "p_holm",
 )  # fmt: skip
@@ -45,6 +54,7 @@ def write_sweep(folder: Path, runs: Runs) -> None:
             for family, heading in FAMILY_HEADINGS.items()
             if any(row["family"] == family for row in rows)
         ],
+        "explanation": EXPLANATION,
         "notes": _notes(rows),
         "localization": _localization_charts(_group_by(points, "arm")),
         "wang": WANG_LABEL,
@@ -72,7 +82,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             row |= {name: float(row[name]) if row[name] else None for name in _NUMBER_COLUMNS}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be used ({error}); the sweep's own command with --table_only writes it anew"
+            f"{path} cannot be used ({error}); write it again: run the sweep's command with --table_only"
         ) from error
     return rows
 
@@ -211,7 +221,7 @@ def _localization_charts(
             [Line(wang, "wang"), Line(prior_map, "prior-map"), Line(arm_curve, "run", dots=True)],
             x,
             y,
-            alt=f"Share of truth boxes with IoU over T of {arm}, beside prior_map and Wang et al.",
+            alt=f"Share of truth boxes with an IoU above T of {arm}, beside prior_map and Wang et al.",
             size=(230, 180),
         )
         sections.append({"arm": arm, "points": len(points_of_arm[arm]), "chart": chart})
@@ -250,5 +260,5 @@ def _group_by(rows: Iterable[Any], key: str) -> dict[str, list[Any]]:
 
 def _metric_name(name: str) -> str:
     if name.startswith("iou_"):
-        return f"T(IoU) > {short(float(name.removeprefix('iou_')), 1)}"
+        return f"IoU above {short(float(name.removeprefix('iou_')), 1)}"
     return name.upper()

@@ -13,7 +13,7 @@ from kacl_jax.evaluation.number_format import interval, p_value, short, signed, 
 from kacl_jax.sweep.compare import PRIOR_MAP, Difference, Row, Runs
 from kacl_jax.sweep.hyper import Point
 from kacl_jax.sweep.measure import METRICS
-from kacl_jax.sweep.page import FAMILY_HEADINGS
+from kacl_jax.sweep.page import EXPLANATION, FAMILY_HEADINGS
 
 COLUMNS = [
     "family", "arm", "box_share", "selection_boxes", "metric", "value", "sd", "ci_low", "ci_high",
@@ -21,15 +21,6 @@ COLUMNS = [
     "difference_ci_high", "p", "p_holm", "n_planned", "n_common_folds", "n_common_seeds", "note",
 ]  # fmt: skip
 _NAMES = {"auroc": "AUROC", "auprc": "AUPRC"}
-_EXPLANATION = (
-    "Means over folds of means over findings; ± standard deviation over seeds; [95 % interval] over {resamples} "
-    "resamples of each fold's test patients and seeds (n × 1: of patients only). T(IoU) is the share of a finding's "
-    "truth boxes that the predicted box overlaps by more than T. Differences are paired by fold, seed and patient; p "
-    "is two-sided, in brackets Holm's over the differences that the sweep plans in that section and metric, run or "
-    "not; those to prior_map and those of exploratory arms apart. "
-    "prior_map and prior_box are boxes of other patients and look at no image: a map below prior_map has localized "
-    "nothing."
-)
 
 
 def as_csv(rows: Iterable[Row]) -> str:
@@ -84,7 +75,7 @@ def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[
     lines = [f"# {title}", "", f"{len(runs)} of {len(points)} points are finished."]
     if rows:
         resamples = len(next(iter(runs.values())).metric_values[METRICS[0]].draws)
-        lines += ["", _EXPLANATION.format(resamples=f"{resamples:,}")]
+        lines += ["", f"{EXPLANATION} The intervals use {resamples:,} resamples."]
     for family, heading in FAMILY_HEADINGS.items():
         family_rows = [row for row in rows if row.family == family]
         if family_rows:
@@ -106,7 +97,7 @@ def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[
         lines += ["", "## Code", "", *_commit_lines(runs)]
     for heading, notes in (
         ("Findings left out of a fold's mean", _undefined_findings(runs)),
-        ("Figures without an interval", _without_interval(rows)),
+        ("Numbers without an interval", _without_interval(rows)),
         ("Points that are not finished", _unfinished_points(points, runs)),
     ):
         lines += ["", f"## {heading}", "", *notes] if notes else []
@@ -269,12 +260,12 @@ def _difference_cell(pair: Difference | None) -> str:
 
 
 def _metric_name(metric: str) -> str:
-    return _NAMES.get(metric) or f"T(IoU) > {threshold(float(metric.removeprefix('iou_')))}"
+    return _NAMES.get(metric) or f"IoU above {threshold(float(metric.removeprefix('iou_')))}"
 
 
 def _metric_group(metric: str) -> str:
-    """The metrics that are undefined together: AUROC and AUPRC; T(IoU) for all T."""
-    return "AUROC" if metric in _NAMES else "T(IoU)"
+    """The metrics that are undefined together: AUROC and AUPRC; IoU above T for all T."""
+    return "AUROC" if metric in _NAMES else "IoU"
 
 
 def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

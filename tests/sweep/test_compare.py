@@ -165,7 +165,7 @@ def test_a_finding_with_one_class_is_named_and_left_out(tmp_path: Path) -> None:
     assert row_of(rows, "kacl").n_findings == 1
     text = table.as_markdown("t", list(runs), runs, rows)
     assert "- AUROC of Nodule in fold 0: no positive" in text
-    assert "- T(IoU) of Mass in fold 0: no truth box of this finding is scored" in text
+    assert "- IoU of Mass in fold 0: no truth box of this finding is scored" in text
 
 
 def test_what_the_contrastive_loss_did_is_read_from_the_log(tmp_path: Path) -> None:
@@ -525,7 +525,7 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     text = table.as_markdown("Sweep x", [*runs, late], runs, rows)
     assert "8 of 9 points are finished" in text
     weak, boxed = text.split("## ")[1:3]
-    assert weak.startswith("No box anywhere")
+    assert weak.startswith("No boxes in training")
     assert boxed.startswith("Boxes in training, or in choosing")
     assert "| kacl | 0 % | 7 | 2 × 2 |" in boxed
     assert "| kacl |" not in weak
