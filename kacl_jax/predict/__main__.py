@@ -2,10 +2,10 @@
 
     python -m kacl_jax.predict --run=runs/nih --images=FOLDER --out=predictions
 
-Images: PNG, JPEG, TIFF, BMP or DICOM; a folder, one file, or a .txt with one file a line. In --out: findings.csv with
-one row for each image, regions.csv with the marked regions in pixels of the image, index.html to look at, and with
---maps and --radiomics pictures and features. An image that cannot be read is a row with its reason. The same command
-goes on where it stopped.
+Images: PNG, JPEG, TIFF, BMP or DICOM; a folder, one file, or a .txt with one file per line. The command writes to
+--out: findings.csv with one row for each image, regions.csv with the marked regions in pixels of the image, and
+index.html for the browser. With --maps and --radiomics it also writes pictures and features. An image that cannot be
+read is a row with its reason. After an interruption, run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kacl_jax.predict.prediction import Prediction
 
 NO_IMAGE_WORKED = 3
-_DRAWN = ", a network that knows only X-rays drawn by a program"
+_DRAWN = ", a network trained on X-rays that a program has drawn"
 _INDEX_EVERY_S = 10  # it grows with the number of images
 
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="pydicom")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     flags = _parser().parse_args(arguments)
-    signals.exit_on_signals("Stopped; the same command goes on.")
+    signals.exit_on_signals("Stopped. Run the same command again to resume.")
     try:
         return _predict(flags)
     except UserError as error:
@@ -65,39 +65,37 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--run", type=Path, required=True, help="the folder of a finished run, as runs/nih"
+        "--run", type=Path, required=True, help="the folder of a finished run, such as runs/nih"
     )
     parser.add_argument(
         "--images",
         type=Path,
         required=True,
-        help="a folder, a file, or a .txt with one file a line",
+        help="a folder, a file, or a .txt with one file per line",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder for all output")
+    parser.add_argument(
+        "--maps", action="store_true", help="also write each region's heat map over its X-ray"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="the folder for everything that is written"
-    )
-    parser.add_argument(
-        "--maps", action="store_true", help="write each region's heat map over its X-ray, too"
-    )
-    parser.add_argument(
-        "--radiomics", action="store_true", help="measure each region's 102 features, too"
+        "--radiomics", action="store_true", help="also measure each region's 102 features"
     )
     parser.add_argument("--flip", action="store_true", help="average with the mirror image")
     parser.add_argument(
         "--any_view",
         action="store_true",
-        help="take a DICOM that is no frontal chest X-ray by its tags, too",
+        help="also take a DICOM whose tags say that it is no frontal chest X-ray",
     )
     parser.add_argument(
         "--keep_ids",
         action="store_true",
-        help="write the DICOMs' patient, study and instance identifiers, and file names that hold them",
+        help="also write the patient, study and instance identifiers of DICOMs, and file names that contain them",
     )
     parser.add_argument(
         "--max_megapixels",
         type=int,
         default=MAX_MEGAPIXELS,
-        help="an image with more million pixels is not read (default: %(default)s)",
+        help="the largest image that can be read, in million pixels (default: %(default)s)",
     )
     return parser
 
@@ -181,10 +179,12 @@ def _predict_chunk(
 
 
 def _print_summary(output: OutputFolder, out: Path) -> None:
-    print(f"{out}: {output.worked} of {output.done} images have findings; index.html shows them")
+    print(
+        f"{out}: {output.worked} of {output.done} images have a prediction; index.html shows them"
+    )
     if output.worked < output.done:
         print(
-            f"{output.done - output.worked} images have none; findings.csv says why in its column 'reason'",
+            f"{output.done - output.worked} images have no prediction; the column 'reason' of findings.csv says why",
             file=sys.stderr,
         )
 

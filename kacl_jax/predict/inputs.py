@@ -54,7 +54,7 @@ def list_images(images: Path, out: Path) -> list[Listed]:
     """
     if images.is_dir():
         if out.resolve().is_relative_to(images.resolve()):
-            raise UserError(f"--out={out} lies in --images={images}; choose another folder")
+            raise UserError(f"--out={out} is inside --images={images}; choose another folder")
         listed = _files_of(images)
     elif images.suffix.lower() == ".txt":
         listed = _listed_in(images)

@@ -22,7 +22,7 @@ from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 
 _PROGRESS = "progress.json"
-_FIX = "make room there or give another --out"
+_FIX = "free some disk space or give another --out"
 
 
 class OutputFolder:
@@ -95,7 +95,7 @@ class OutputFolder:
         facts = [("Images done", f"{self.done:,} of {len(self._listed):,}")]
         if self._uncalibrated:
             names = ", ".join(self._uncalibrated)
-            facts.append(("Not calibrated, so that the probability is the raw score", names))
+            facts.append(("Not calibrated; the probability is the raw score", names))
         page.write_index(self._out, run=self._run, facts=facts, pages=self._pages)
 
     def _write_page(
@@ -166,7 +166,7 @@ class OutputFolder:
             path, text = self._out / name, tables.csv_text([header])
             if path.exists() and path.read_bytes() != text.encode():
                 raise UserError(
-                    f"{path} is there and no command of this kind wrote it; give another --out"
+                    f"{path} exists, but this command did not write it; give another --out"
                 )
             files.write_text(path, text, fix=_FIX)
             self._lengths[name] = (self._out / name).stat().st_size
@@ -193,7 +193,7 @@ class OutputFolder:
             )
         if names != self._names_digest():
             raise UserError(
-                f"The first {self.done} images are not those that {self._out} has: files came or went since; give "
+                f"The first {self.done} images are not those of {self._out}, because files were added or removed; give "
                 "another --out, or a list of the new images"
             )
         for name, length in self._lengths.items():
@@ -202,7 +202,9 @@ class OutputFolder:
     def _cut(self, table: Path, length: int) -> None:
         try:
             if table.stat().st_size < length:
-                raise UserError(f"{table} is shorter than it was written; give another --out")
+                raise UserError(
+                    f"{table} is shorter than the part that was written; give another --out"
+                )
             os.truncate(table, length)
         except OSError as error:
             raise UserError(f"{table} cannot be written ({error.strerror}); {_FIX}") from error

@@ -32,7 +32,7 @@ IMAGES_PER_PAGE = 50
 TABLE_ROWS = 250  # of the overview's table that are visible at once
 _PICTURE_SIDE = 768  # px of the longer side of an embedded X-ray
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 85]
-_FIX = "make room there and give the same command again"
+_FIX = "free some disk space and run the same command again"
 _FAMILIES = {
     "firstorder": "grey values",
     "shape2D": "shape",

@@ -1,17 +1,17 @@
-"""A folder of images and their regions → a table of radiomic features.
+"""Measure radiomic features of the regions of a folder of images.
 
     python -m kacl_jax.radiomics --images=FOLDER --masks=FOLDER --out=features.csv
     python -m kacl_jax.radiomics --images=FOLDER --boxes=boxes.csv --out=features.csv
 
 Images: PNG, JPEG, TIFF or BMP in grey. The features are those of the file's own values, which are never scaled.
 Masks: for each image one file of the same name and size; the region is where it is not 0. A mask with several labels
-needs --label, one without sharp labels (a JPEG, float values, more than 32 values) --threshold. Boxes: a CSV with the
-columns image, x, y, w, h in pixels of the image, or with --frame=1024 in NIH's frame, as in a run's boxes.csv. Each row
-of the table is one region: image, region (its number among the image's boxes, from 0; with --label the label), ready,
-reason, then the 102 features (an empty cell where a feature is NaN).
+needs --label. A mask without sharp labels (a JPEG, float values, more than 32 values) needs --threshold. Boxes: a CSV
+with the columns image, x, y, w, h in pixels of the image, or with --frame=1024 in NIH's frame, as in a run's boxes.csv.
+Each row of the table is one region: image, region (its number among the image's boxes, from 0; with --label the label),
+ready, reason, then the 102 features (an empty cell where a feature is NaN).
 
-What a flag decides, and a mistake in the arguments or folders, ends the command before anything is computed; what is
-wrong with one file is a row that is not ready.
+A mistake in the arguments or folders ends the command before anything is computed. A problem of one file becomes a row
+that is not ready.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nStopped; what was computed is in {flags.out}.part", file=sys.stderr)
+        print(f"\nStopped. The finished rows are in {flags.out}.part", file=sys.stderr)
         return 75
     return 0
 
@@ -80,11 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", type=Path, required=True, help="a folder of grey images")
     parser.add_argument(
-        "--masks", type=Path, help="one image of the same name and size each; the region is not 0"
+        "--masks",
+        type=Path,
+        help="for each image a mask of the same name and size; the region is not 0",
     )
-    parser.add_argument("--boxes", type=Path, help="a CSV: image, x, y, w, h in pixels")
     parser.add_argument(
-        "--frame", type=int, help="the boxes are in a frame of that side, as NIH's in 1024"
+        "--boxes", type=Path, help="a CSV with the columns image, x, y, w, h in pixels"
+    )
+    parser.add_argument(
+        "--frame", type=int, help="side of the frame of the boxes in pixels; 1024 for boxes of NIH"
     )
     parser.add_argument(
         "--label", help="the region is where a mask has this value; all: one region for each value"
@@ -96,19 +100,22 @@ def _parser() -> argparse.ArgumentParser:
         "--max_megapixels",
         type=int,
         default=MAX_MEGAPIXELS,
-        help="an image with more million pixels is not read (default: %(default)s)",
+        help="the largest image that can be read, in million pixels (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, required=True, help=".csv or .parquet")
     parser.add_argument("--backend", choices=("pyradiomics", "jax"), default="pyradiomics")
     parser.add_argument(
-        "--bin_width", type=float, default=25.0, help="in grey values of the files (default: 25)"
+        "--bin_width",
+        type=float,
+        default=25.0,
+        help="width of a bin in grey values of the files (default: 25)",
     )
     parser.add_argument("--bin_count", type=int)
     parser.add_argument(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
-        help="regions measured side by side (default: the number of cores)",
+        help="how many regions are measured at once (default: the number of cores)",
     )
     return parser
 
@@ -135,7 +142,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
     if flags.label not in (None, "all") and not flags.label.isdecimal():
         raise UserError(f"--label={flags.label} must be a whole number or all")
     if flags.label is not None and flags.label != "all" and int(flags.label) == 0:
-        raise UserError("--label=0 is what is outside of a mask's regions; give another label")
+        raise UserError("--label=0 is outside the regions of a mask; give another label")
     if flags.threshold is not None and not math.isfinite(flags.threshold):
         raise UserError(f"--threshold={flags.threshold} must be a number")
     if flags.max_megapixels < 1:
@@ -174,13 +181,14 @@ def _print_summary(summary: Summary, out: Path) -> None:
     print(f"{out}: {summary.regions} regions{grey}")
     if summary.not_ready:
         print(
-            f"{summary.not_ready} of {summary.regions} regions have no features; {out} says why in its column "
-            "'reason'",
+            f"{summary.not_ready} of {summary.regions} regions have no features; the column 'reason' of {out} "
+            "says why",
             file=sys.stderr,
         )
     if summary.few_levels:
         print(
-            f"Warning: {summary.few_levels} of {summary.regions} regions have one or two grey levels, so that textures "
+            f"Warning: {summary.few_levels} of {summary.regions} regions have one or two grey levels, so their "
+            "textures "
             "say little (column 'reason'); --bin_width is in the grey values of the files",
             file=sys.stderr,
         )

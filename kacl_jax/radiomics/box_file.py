@@ -40,7 +40,7 @@ class Box:
         mask = np.zeros(size, bool)
         mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
         if not mask.any():
-            raise UserError(f"the box {box} lies outside of the image {size}")
+            raise UserError(f"the box {box} lies outside the image {size}")
         return mask
 
 
@@ -70,7 +70,7 @@ def regions_from_boxes(images: Path, boxes: Path, frame: int | None) -> list[Reg
             "\n  ".join(["The boxes cannot be used:", *problems[:_MAX_PROBLEMS], *rest])
         )
     if not regions:
-        raise UserError(f"{boxes} has no box, only the names of its columns")
+        raise UserError(f"{boxes} has no box, only column names")
     return regions
 
 
@@ -109,7 +109,7 @@ def _read_rows(boxes: Path, frame: int | None) -> list[tuple[int, dict[str, str]
     if not set(_COLUMNS) <= set(columns):
         separator = next((s for s in (";", "\t") if columns and s in columns[0]), None)
         hint = (
-            f"; its cells are separated by {separator!r}, save it with commas" if separator else ""
+            f"; its cells are separated by {separator!r}; save it with commas" if separator else ""
         )
         raise UserError(f"{boxes} needs the columns {', '.join(_COLUMNS)}; it has {columns}{hint}")
     if twice := [name for name in _COLUMNS if columns.count(name) > 1]:

@@ -129,7 +129,7 @@ def extract(
         with np.errstate(over="ignore"):
             features[row] = result
     if backend == "jax" and on_host:
-        logging.info("%d of %d regions were left to the host path", len(on_host), len(regions))
+        logging.info("%d of %d regions were measured on the host", len(on_host), len(regions))
     _warn_of_few_levels(ready, reasons)
     return Extraction(features, ready, tuple(reasons))
 
@@ -138,8 +138,8 @@ def _warn_of_few_levels(ready: np.ndarray, reasons: Sequence[str]) -> None:
     rows = [row for row, reason in enumerate(reasons) if ready[row] and FEW_LEVELS in reason]
     if rows:
         warnings.warn(
-            f"{len(rows)} of {len(ready)} regions (first: item {rows[0]}) have {FEW_LEVELS}, so that textures say "
-            "little; if the images are in [0, 1] or z-scored, scale them to 0–255, or take narrower bins",
+            f"{len(rows)} of {len(ready)} regions (first: item {rows[0]}) have {FEW_LEVELS}, so their textures say "
+            "little. If the images are in [0, 1] or z-scored, scale them to 0–255, or use narrower bins.",
             UserWarning,
             stacklevel=3,
         )

@@ -71,8 +71,8 @@ class ExtractorPool:
             return PipedProcess("kacl_jax.radiomics.extractor_process", *self._options)
         except EndedError as error:
             raise UserError(
-                f"A worker process did not start (exit code {error.exit_code}); its own message stands above, and "
-                "workers=1 works without processes"
+                f"A worker process did not start (exit code {error.exit_code}; its message is above); use workers=1, "
+                "which needs no processes"
             ) from error
 
 

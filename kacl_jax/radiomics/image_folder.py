@@ -50,7 +50,7 @@ class Region:
         pixels = read_grey(self.file, max_megapixels)
         mask = self.shape.mask((pixels.shape[0], pixels.shape[1]), max_megapixels)
         if pixels.shape != mask.shape:
-            raise UserError(f"the image is {pixels.shape} and its mask {mask.shape}")
+            raise UserError(f"the image is {pixels.shape}, but its mask is {mask.shape}")
         if not mask.any():
             raise UserError("the mask is empty")
         return pixels, mask
@@ -74,7 +74,7 @@ def list_images(folder: Path) -> list[Path]:
         if name.lower().endswith(FILE_ENDINGS) and not name.startswith(".")
     ]
     if not files:
-        raise UserError(f"{folder} holds no image ({', '.join(FILE_ENDINGS)})")
+        raise UserError(f"{folder} has no image ({', '.join(FILE_ENDINGS)})")
     for file in files:
         if wrong := file_names.objection(file.name):
             raise UserError(f"{folder}: the name {file.name!r} {wrong}; rename the file")
@@ -93,5 +93,7 @@ def by_name(files: Sequence[Path]) -> dict[str, Path]:
     for same in groups.values():
         if len(same) > 1:
             names = " and ".join(file.name for file in same)
-            raise UserError(f"{same[0].parent} has {names}, which claim one name; keep one of them")
+            raise UserError(
+                f"{same[0].parent} has {names}, which have the same name; keep one of them"
+            )
     return {name: same[0] for name, same in groups.items()}

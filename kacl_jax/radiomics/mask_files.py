@@ -141,7 +141,7 @@ def _check_that_masks_exist(
     alike = [file.name for name, file in mask_from_name.items() if missing[0] in name]
     hint = f"; is it {alike[0]}? A mask has the name of its image" if alike else ""
     raise UserError(
-        f"{masks} has no mask for {len(missing)} images, the first is {first.name}{hint}"
+        f"{masks} has no mask for {len(missing)} images (the first is {first.name}){hint}"
     )
 
 
@@ -153,7 +153,7 @@ def _check_surveys(
     if soft:
         raise UserError(
             f"{_first(soft)}: a mask without sharp labels; save it as PNG with one value for each label, or give "
-            "--threshold=T, and the region is where its values are above T"
+            "--threshold=T to use the values above T as the region"
         )
     several = [
         f"{file.name} has the labels {', '.join(map(str, survey.labels))}"
@@ -162,7 +162,7 @@ def _check_surveys(
     ]
     if several and needs_choice:
         raise UserError(
-            f"{_first(several)}; choose one, as --label=2, or give --label=all for one row for each label"
+            f"{_first(several)}; choose one, such as --label=2, or give --label=all for one row per label"
         )
 
 
@@ -183,7 +183,7 @@ def _warnings(
     if large:
         lines.append(
             f"{len(large)} of {len(shapes)} masks cover over {100 * _LARGE_SHARE:.0f} % of their image or touch all "
-            f"four of its sides, the first is {large[0]}; are they inverted?"
+            f"four of its sides (the first is {large[0]}); are they inverted?"
         )
     if unused:
         lines.append(f"{unused} masks have no image and are not used")

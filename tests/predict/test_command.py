@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_read_is_a_row(run: Path, images: Path, tmp_path, 
         assert found[name]["status"] == "failed"
         assert reason in found[name]["reason"]
         assert found[name]["score_Mass"] == ""
-    assert "4 images have none" in capsys.readouterr().err
+    assert "4 images have no prediction" in capsys.readouterr().err
     bad = tmp_path / "bad"
     bad.mkdir()
     shutil.copy(images / "notes", bad)
@@ -165,7 +165,7 @@ def test_outputs_of_another_command_are_refused(run, images, tmp_path, capsys, m
     assert "flip: False → True" in capsys.readouterr().err
     (images / "0.png").write_bytes(sorted(images.glob("*.png"))[0].read_bytes())
     assert run_command(run, images, out) == 1
-    assert "files came or went" in capsys.readouterr().err
+    assert "files were added or removed" in capsys.readouterr().err
     (images / "0.png").unlink()
     progress = json.loads((out / "progress.json").read_text())
     progress["settings"]["network"] = "another"
@@ -184,7 +184,7 @@ def test_mistakes_are_one_sentence(run: Path, images: Path, tmp_path, capsys) ->
         ([f"--images={tmp_path / 'gone'}"], "gone does not exist"),
         ([f"--images={tmp_path / 'empty'}"], "names no image"),
         ([f"--images={tmp_path / 'list.txt'}"], "names images/a.png in line 1 and in line 3"),
-        ([f"--out={images / 'out'}"], "lies in --images"),
+        ([f"--out={images / 'out'}"], "is inside --images"),
         (["--max_megapixels=0"], "must be at least 1"),
     ):
         assert run_command(run, images, tmp_path / "out", *flags) == 1
@@ -217,7 +217,7 @@ def test_a_folder_that_is_not_its_own_is_left_alone(run, images, tmp_path, capsy
     (tmp_path / "out").mkdir()
     shutil.move(tmp_path / "findings.csv", tmp_path / "out")
     assert run_command(run, images, tmp_path / "out") == 1
-    assert "findings.csv is there and no command of this kind wrote it" in capsys.readouterr().err
+    assert "findings.csv exists, but this command did not write it" in capsys.readouterr().err
     assert (tmp_path / "out" / "findings.csv").read_text() == "mine\n"
 
 
@@ -230,7 +230,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(outputs.OutputFolder, "_append", full)
         assert run_command(run, images, tmp_path / "out") == 1
-    assert "No space left on device); make room there" in capsys.readouterr().err
+    assert "No space left on device); free some disk space" in capsys.readouterr().err
     assert run_command(run, images, tmp_path / "out") == 0
     assert len(rows(tmp_path / "out" / "findings.csv")) == 30
 

@@ -164,7 +164,7 @@ def test_a_run_that_cannot_be_applied_is_one_sentence(run: Path, tmp_path) -> No
     for name, content, message in (
         ("config.json", None, "is not the folder of a run"),
         ("results.json", None, "is not finished"),
-        ("calibration.json", None, r"calibration\.json is missing; write it anew .*--mode=eval"),
+        ("calibration.json", None, r"calibration\.json is missing; write it again .*--mode=eval"),
         ("calibration.json", b"{}", "cannot be read"),
         ("familiarity.json", b'{"step": 1, "digest": "x"}', "is damaged"),
         ("training_images.csv", b"a,b\n1,2\n", "cannot be read"),

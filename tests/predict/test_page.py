@@ -191,7 +191,7 @@ def test_a_card_shows_every_number(tmp_path: Path) -> None:
     assert text(positive[0]) == "Mass positive"
     (over,), (under,) = of_class(table, "over"), of_class(table, "under")
     assert [float(bar.get("width", "")) for bar in (over, under)] == [62.5, 12.5]
-    assert "It is never positive" in text(card)
+    assert "The finding is never positive" in text(card)
 
 
 def test_a_bar_reaches_the_middle_at_the_threshold() -> None:

@@ -238,7 +238,7 @@ def test_one_value_is_a_region(folder: Path, value: int) -> None:
 
 def test_several_labels_need_a_choice(folder: Path, capsys) -> None:
     Image.fromarray(labelled()).save(folder / "masks" / "a.png")
-    check_is_error(folder, capsys, "a.png has the labels 1, 2, 7; choose one, as --label=2")
+    check_is_error(folder, capsys, "a.png has the labels 1, 2, 7; choose one, such as --label=2")
     check_is_measured(folder, "--label=2")
     assert rows(folder)[0]["region"] == "2"
     check_is_refused(folder, "the mask has no label 3; its labels: 1, 2, 7", "--label=3")
@@ -303,7 +303,7 @@ def test_an_inverted_mask_is_told(folder: Path, capsys) -> None:
 @pytest.mark.parametrize("kind", ["images", "masks"])
 def test_two_files_of_one_name_are_an_error(folder: Path, capsys, kind: str) -> None:
     Image.fromarray(region()).save(folder / kind / "a.tif")
-    check_is_error(folder, capsys, f"{kind} has a.png and a.tif, which claim one name")
+    check_is_error(folder, capsys, f"{kind} has a.png and a.tif, which have the same name")
 
 
 def test_the_folder_of_the_images_is_no_folder_of_masks(folder: Path, capsys) -> None:
@@ -315,7 +315,7 @@ def test_the_folder_of_the_images_is_no_folder_of_masks(folder: Path, capsys) ->
 @pytest.mark.parametrize("name", ["a_mask.png", "mask_a.png", "a-seg.tif"])
 def test_a_mask_of_another_name_is_hinted_at(folder: Path, capsys, name: str) -> None:
     Image.fromarray(region()).save(replace(folder, "masks", name))
-    check_is_error(folder, capsys, f"no mask for 1 images, the first is a.png; is it {name}?")
+    check_is_error(folder, capsys, f"no mask for 1 images (the first is a.png); is it {name}?")
 
 
 def test_hidden_files_are_no_images(folder: Path) -> None:
@@ -341,9 +341,9 @@ def test_a_name_that_is_no_utf8_has_its_row(folder: Path) -> None:
         ("image,x,y,w,h\na.png,1,1,9,9\n".encode("utf-16-le"), "perhaps in UTF-16"),
         ("image,x,y,w,h\nä.png,1,1,9,9\n".encode("latin-1"), "is not in UTF-8"),
         (b"", "is empty; it needs the columns image, x, y, w, h"),
-        (b"image,x,y,w,h\n", "has no box, only the names of its columns"),
-        (b"image;x;y;w;h\na.png;1;1;9;9\n", "separated by ';', save it with commas"),
-        (b"image\tx\ty\tw\th\n", "separated by '\\t', save it with commas"),
+        (b"image,x,y,w,h\n", "has no box, only column names"),
+        (b"image;x;y;w;h\na.png;1;1;9;9\n", "separated by ';'; save it with commas"),
+        (b"image\tx\ty\tw\th\n", "separated by '\\t'; save it with commas"),
         (b"a.png,1,1,9,9\n", "needs the columns image, x, y, w, h; it has ['a.png', '1'"),
         (b"image,x,x,y,w,h\na.png,1,1,1,9,9\n", "has the column x twice"),
     ],
@@ -375,7 +375,7 @@ def test_a_box_outside_and_a_box_under_a_pixel_are_told_apart(folder: Path) -> N
     (folder / "boxes.csv").write_text("image,x,y,w,h\na.png,900,1,9,9\na.png,5,5,0.2,9\n")
     assert run(folder, f"--boxes={folder / 'boxes.csv'}") == 0
     outside, thin = rows(folder)
-    assert "lies outside of the image (200, 256)" in outside["reason"]
+    assert "lies outside the image (200, 256)" in outside["reason"]
     assert "is less than one pixel wide or high" in thin["reason"]
 
 
@@ -389,7 +389,7 @@ def test_a_box_outside_and_a_box_under_a_pixel_are_told_apart(folder: Path) -> N
         (["--frame=1024"], "--frame is for --boxes"),
         (["--label=2", "--threshold=1"], "Give either --label or --threshold"),
         (["--label=two"], "--label=two must be a whole number or all"),
-        (["--label=0"], "--label=0 is what is outside"),
+        (["--label=0"], "--label=0 is outside"),
         (["--threshold=nan"], "--threshold=nan must be a number"),
         (["--max_megapixels=0"], "--max_megapixels=0 must be at least 1"),
         (["--bin_count=3", "--bin_count=4"], "--bin_count is given 2 times; give it once"),

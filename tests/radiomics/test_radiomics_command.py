@@ -144,7 +144,7 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(folder: Path, capsys) -> N
         "",
         "",
         "the mask is empty",
-        "the image is (40, 50) and its mask (20, 50)",
+        "the image is (40, 50), but its mask is (20, 50)",
     ]
     assert "e.png: is not a PNG" in reasons[4]
     assert "3 of 5 regions have no features" in capsys.readouterr().err

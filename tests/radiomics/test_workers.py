@@ -122,7 +122,7 @@ def test_a_region_that_ends_every_process_is_a_row_with_its_reason(monkeypatch) 
 
 def test_a_process_that_cannot_start_is_one_sentence(monkeypatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match=r"A worker process did not start \(exit code 1\)"):
+    with pytest.raises(UserError, match=r"A worker process did not start \(exit code 1;"):
         ExtractorPool(2, 25.0, None).measure([(np.zeros((3, 3), np.uint8), np.ones((3, 3), bool))])
 
 
