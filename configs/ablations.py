@@ -2,7 +2,7 @@
 
     python -m kacl_jax.sweep --config=configs/ablations.py --config.data.root=/path/to/nih --workdir=runs/ablations
 
-Add --dry_run to list the points first. If you stop it, the same command goes on. It writes the table sweep.md in the
+Add --dry_run to list the points first. If you stop it, run it again to resume. It writes the table sweep.md in the
 workdir again after each point. Our results on a part of ChestX-ray14 are in docs/experiment.md.
 
     configs/ablations.py           every arm below; the main ones first, over all folds with seed 0

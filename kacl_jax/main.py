@@ -26,14 +26,14 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     ["train", "eval", "verify"],
-    "train: train or go on, then test. eval: test the best checkpoint again. verify: only check the data root.",
+    "train: train or resume, then test. eval: test the best checkpoint again. verify: only check the data root.",
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
     ["auto", "on", "off"],
-    "Be one of several processes that train together: auto if jax detects a cluster or JAX_COORDINATOR_ADDRESS, "
-    "JAX_NUM_PROCESSES and JAX_PROCESS_ID are set; on: refuse to run alone; off.",
+    "Train as one of several processes. auto: if jax detects a cluster or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+    "and JAX_PROCESS_ID are set. on: refuse to run alone. off: run alone.",
 )
 
 
@@ -44,11 +44,13 @@ def main(argv: list[str]) -> int:
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # The training loop has handlers of its own while it runs.
-    signals.exit_on_signals("Stopped; the same command goes on from the last checkpoint.")
+    signals.exit_on_signals(
+        "Stopped. Run the same command again to resume from the last checkpoint."
+    )
     try:
         if len(argv) > 1:
             raise UserError(
-                f"Not understood: {' '.join(argv[1:])}; options look like --config.fold=1"
+                f"Unknown argument {' '.join(argv[1:])}; options look like --config.fold=1"
             )
         return _run(command_line.config(), command_line.workdir())
     except (UserError, InterruptedRunError, NonFiniteError) as error:
@@ -72,7 +74,8 @@ def _run(config: ConfigDict, workdir: Path) -> int:
         if processes.is_leader():
             print(terminal_table.format_table(results))
             print(
-                f"\nIn {workdir}: report.html to look at, results.json, predictions.csv, boxes.csv, run.json"
+                f"\nWritten to {workdir}: report.html (open it in a browser), results.json, predictions.csv, "
+                "boxes.csv, run.json"
             )
     return DONE
 

@@ -1,10 +1,10 @@
-"""A data root → the same root prepared: every image decoded and resized once, to be read without decoding.
+"""Prepare a data root: decode and resize every image once, so that training reads it faster.
 
     python -m kacl_jax.prepare --root=NIH --out=DIR --size=512 [--workers=N]
 
 Train with --config.data.root=DIR. With --size equal to config.data.image_size the batches are those of the PNG files,
-bit for bit. You may stop it at any time: the same command goes on, and the final files are the same bytes. DIR may be a
-bucket path (gs://…); to train from it, copy it to a disk.
+bit for bit. You may stop it at any time. Run the same command again to resume; the final files are the same bytes. DIR
+may be a bucket path (gs://…). To train from it, copy it to a disk.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--root", required=True, help="NIH's folder: images/ and the text files")
     parser.add_argument("--out", required=True, help="a new folder, or gs://BUCKET/FOLDER")
-    parser.add_argument("--size", type=int, required=True, help="pixels of a side")
+    parser.add_argument(
+        "--size", type=int, required=True, help="side of the square images in pixels"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
     parser.add_argument(
         "--allow_missing", action="store_true", help="leave out images without a file"
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--max_megapixels",
         type=int,
         default=MAX_MEGAPIXELS,
-        help="an image with more million pixels counts as broken (default: %(default)s)",
+        help="the largest image that can be read, in million pixels (default: %(default)s)",
     )
     try:
         prepare_root(**vars(parser.parse_args(arguments)))
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped; the same command goes on with what is finished.", file=sys.stderr)
+        print("\nStopped. Run the same command again to resume.", file=sys.stderr)
         return 75
     return 0
 
@@ -128,7 +130,7 @@ def prepare_root(
         max_megapixels=max_megapixels,
     )
     if not isinstance(records.images, PngFiles):
-        raise UserError(f"{records.root} is itself prepared; give NIH's folder by --root")
+        raise UserError(f"{records.root} is already prepared; give NIH's folder by --root")
     names = [str(name) for name in records.names]
     job = Job(
         str(records.root), size, RESIZE_NAME, records.checksums, _sha256(_join_lines(names))
@@ -230,7 +232,7 @@ def _make_parts(
                 parts[part_numbers[future]] = future.result()
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"{out} cannot be written ({error}); free some space and run the same command again"
+                f"{out} cannot be written ({error}); free some disk space and run the same command again"
             ) from error
         finally:
             stop.set()
@@ -247,8 +249,8 @@ def _check_free_space(out: epath.Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"--out={out} needs {needed / 1e9:.1f} GB more and its disk has {free / 1e9:.1f} GB left; free some, or "
-            "give another --out or a smaller --size"
+            f"--out={out} needs {needed / 1e9:.1f} GB more, but its disk has only {free / 1e9:.1f} GB left; free some "
+            "disk space, or give another --out or a smaller --size"
         )
 
 
@@ -348,7 +350,7 @@ class _Progress:
         """Starts the count at `images`, which an earlier run has finished."""
         self._done = self._bar.initial = self._bar.n = images
         if images:
-            _log.info("Going on: %s of %s images are finished.", f"{images:,}", f"{self._total:,}")
+            _log.info("Resuming: %s of %s images are finished.", f"{images:,}", f"{self._total:,}")
 
     def count_image(self) -> None:
         """Adds one image to the count. Safe to use from threads."""

@@ -80,7 +80,7 @@ MISTAKES = [
     ((), "Which config? Give one: --config=configs/demo.py"),
     (
         ("--config=nope.py",),
-        "no config file nope.py; there are: configs/ablations.py, configs/bench.py",
+        "no config file nope.py; choose from: configs/ablations.py, configs/bench.py",
     ),
     (("--config=nope.py", "--config.seed=1"), "no config file nope.py"),
     (("--config=configs",), "no config file configs"),
@@ -103,7 +103,7 @@ MISTAKES = [
     ((NIH, "--config.cam.relu=maybe"), "--config.cam.relu=maybe must be True or False"),
     ((NIH, "--mode=tset"), "train|eval|verify"),
     ((NIH, "--wrokdir=x"), "Did you mean: workdir"),
-    ((NIH, "train"), "Not understood: train; options look like --config.fold=1"),
+    ((NIH, "train"), "Unknown argument train; options look like --config.fold=1"),
     ((NIH,), "config.data.root is empty"),
     ((NIH, "--config.fold=3"), "protocol A has one test set, so config.fold=3"),
     ((NIH, "--mode=verify"), "config.data.root is empty"),
@@ -197,7 +197,7 @@ def test_testing_needs_a_checkpoint(root: Path, tmp_path: Path) -> None:
     flags = (*TINY, f"--config.data.root={root}", f"--workdir={tmp_path / 'w'}", "--mode=eval")
     done = call(*flags)
     assert done.returncode == USER_ERROR
-    assert f"{tmp_path / 'w'} holds no checkpoint; train first" in done.stderr
+    assert f"{tmp_path / 'w'} has no checkpoint; train first" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -210,7 +210,7 @@ def test_a_relative_workdir_is_trained_in_tested_and_then_left_alone(
     assert done.returncode == DONE, done.stderr
     assert "AUROC" in done.stdout
     assert "1/1  validation AUROC" in done.stderr
-    assert f"In {Path('some/run')}: report.html" in done.stdout
+    assert f"Written to {Path('some/run')}: report.html" in done.stdout
     left = {p: p.stat().st_mtime_ns for p in (tmp_path / "some/run").rglob("*") if p.is_file()}
     assert tmp_path / "some/run/results.json" in left
     typed = shlex.split(json.loads((tmp_path / "some/run/run.json").read_text())["command"])
@@ -223,10 +223,10 @@ def test_a_relative_workdir_is_trained_in_tested_and_then_left_alone(
     unchanged = {p for p in left if after[p] == left[p]}
     assert {p.name for p in left.keys() - unchanged} <= {".lock", "config.json"}
     assert after.keys() == left.keys()
-    assert "report.html is not there" not in again.stderr
+    assert "report.html is missing" not in again.stderr
     (tmp_path / "some/run/report.html").unlink()
     third = call(*flags, "--workdir=some/run", folder=tmp_path)
-    assert "report.html is not there; --mode=eval writes it" in third.stderr
+    assert "report.html is missing. Write it with --mode=eval" in third.stderr
 
 
 def test_a_workdir_in_use_and_a_changed_config_are_refused(root: Path, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_workdir_in_use_and_a_changed_config_are_refused(root: Path, tmp_path:
     with lock_workdir(tmp_path):
         done = call(*flags)
     assert done.returncode == WORKDIR_IN_USE
-    assert f"Another process runs in {tmp_path}" in done.stderr
+    assert f"Another process uses {tmp_path}" in done.stderr
     other = {**config_keys.flatten(config_keys.default()), "seed": 7}
     files.write_json(tmp_path / "config.json", {"config": other, "data": {}})
     done = call(*flags)

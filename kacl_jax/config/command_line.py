@@ -19,10 +19,10 @@ from kacl_jax.config.keys import KEYS, TYPE_NAMES
 from kacl_jax.runtime.errors import USER_ERROR, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The config file, with a variant if it has some: configs/nih.py:semi"
+    "config", None, "The config file; a variant stands after a colon: configs/nih.py:semi"
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run leaves everything; default: runs/<config name>[_<variant>]"
+    "workdir", None, "The folder for all output; default: runs/<config name>[_<variant>]"
 )
 
 
@@ -87,7 +87,7 @@ def _check_config_file(argv: list[str]) -> None:
         if word.startswith("-") and name == "config" and not path.is_file():
             existing = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
             raise UserError(
-                f"There is no config file {path}; there are: {existing or 'none in configs/'}."
+                f"There is no config file {path}; choose from: {existing or 'none in configs/'}."
             )
 
 

@@ -97,7 +97,7 @@ KEYS: dict[str, Key] = {
     "data.allow_missing": Key(
         False,
         anything(),
-        "Go on without the images that the tables name and the root does not have.",
+        "Train without the images that the tables name and the root does not have.",
     ),
     "data.on_error": Key(
         "raise",
@@ -107,8 +107,8 @@ KEYS: dict[str, Key] = {
     "data.max_megapixels": Key(
         64,
         at_least(1),
-        "An image file with more million pixels cannot be read, nor one with more than 8 bytes for each of them; a "
-        "radiograph of 5000×4000 has 20.",
+        "The largest image that can be read, in million pixels. The file may have 8 bytes for each of these pixels. A "
+        "radiograph of 5000×4000 has 20 million.",
         before=134,
         free=True,
     ),
@@ -166,7 +166,7 @@ KEYS: dict[str, Key] = {
     "train.schedule": Key(
         "constant",
         one_of("constant", "one_cycle"),
-        "How the learning rate goes over the run's steps.",
+        "How the learning rate changes over the run's steps.",
     ),
     "train.weight_decay": Key(1e-5, at_least(0), "Coupled L2, as in torch's Adam."),
     "train.warmup_epochs": Key(1, at_least(0), "First epochs, without the contrastive loss."),
@@ -229,7 +229,7 @@ KEYS: dict[str, Key] = {
     "roi.truth_boxes": Key(
         True,
         anything(),
-        "The region of an annotated training image is its truth box, also under whole, not under random.",
+        "The region of a training image with a box is that box, also under whole, but not under random.",
     ),
     "feedback.lag": Key(
         8,
@@ -242,7 +242,7 @@ KEYS: dict[str, Key] = {
     "feedback.late": Key(
         "wait",
         one_of("wait", "drop"),
-        "For a result that is not there after the lag: wait, or go on without.",
+        "If a result has not arrived after the lag: wait for it, or continue without it.",
     ),
     "feedback.timeout_s": Key(
         60.0, above(0), "Seconds after which the radiomics of a region count as failed.", free=True

@@ -19,11 +19,11 @@ _INTRODUCTION = f"""\
 `python -m kacl_jax.config.reference > {PAGE}` wrote this page from `kacl_jax/config/keys.py`.
 
 Give a key as `--config.KEY=VALUE` on the command line, or set it in a file like those in `configs/`. Rules between keys
-are in `kacl_jax/config/rules.py`; a config that breaks one is refused before anything else is done.
+are in `kacl_jax/config/rules.py`. The program refuses a config that breaks one before it does anything else.
 
-A run goes on only with the values that it began with. `may change` marks the exceptions: these keys change no result,
-but for the radiomics of regions that fail or come too late, which run.json counts. *Before this key* is what the code
-did before the key existed: a run that older code began counts as having that value, whatever the default is today.
+A run resumes only with the values that it began with. `may change` marks the exceptions. These keys change no result
+except the radiomics of regions that fail or come too late, which run.json counts. *Before this key* is what the code
+did before the key existed. A run that older code began counts as having that value, whatever the default is today.
 """
 
 
@@ -39,7 +39,7 @@ def as_text() -> str:
         [
             "Keys of the config. Give one as --config.KEY=VALUE:",
             *entries,
-            f"\nThe same as a page: {PAGE}",
+            f"\nThe same list as a page: {PAGE}",
         ]
     )
 
@@ -49,9 +49,9 @@ def as_markdown() -> str:
     groups: dict[str, list[str]] = {}
     for name, key in KEYS.items():
         cells = (f"`{name}`", f"`{key.default!r}`", _values(key, key.rule().words), key.meaning)
-        row = f"| {' | '.join((*cells, _when_a_run_goes_on(key)))} |"
+        row = f"| {' | '.join((*cells, _when_a_run_resumes(key)))} |"
         groups.setdefault(name.rpartition(".")[0], []).append(row)
-    head = "| key | default | allowed | meaning | when a run goes on |\n|---|---|---|---|---|"
+    head = "| key | default | allowed | meaning | when a run resumes |\n|---|---|---|---|---|"
     tables = [
         "\n".join([*([f"## {group}", ""] if group else []), head, *rows])
         for group, rows in groups.items()
@@ -69,7 +69,7 @@ def _words(key: Key) -> str:
     return key.allowed.words if isinstance(key.allowed, Allowed) else f"see {PAGE}"
 
 
-def _when_a_run_goes_on(key: Key) -> str:
+def _when_a_run_resumes(key: Key) -> str:
     before = "" if key.before is None else f"`{key.before!r}` before this key"
     return ", ".join(filter(None, ("may change" if key.free else "", before)))
 

@@ -83,16 +83,16 @@ def _loss_problems(c: ConfigDict) -> Iterator[str]:
     uses_radiomics = contrastive and c.loss.positive == "radiomics"
     if c.loss.box_weight > 0 and c.cam.center == "mean":
         yield (
-            "config.loss.box_weight > 0 with config.cam.center='mean' subtracts what the boxes taught the map; use "
-            "one of them"
+            "config.cam.center='mean' subtracts from the map what config.loss.box_weight > 0 teaches it; use only one "
+            "of them"
         )
     if contrastive and c.loss.positive == "augmented" and not any(c.augment.values()):
         yield (
-            "config.loss.positive='augmented' pairs two augmented views, which would be equal; set one of "
-            "config.augment.rotate, shift, scale, contrast"
+            "config.loss.positive='augmented' needs two views that differ; set one of config.augment.rotate, shift, "
+            "scale, contrast"
         )
     if c.loss.box_weight > 0 and c.cam.stage != 4:
-        yield "config.loss.box_weight > 0 pulls the last stage's map; use config.cam.stage=4 with it"
+        yield "config.loss.box_weight > 0 changes the last stage's map; use config.cam.stage=4 with it"
     if c.cam.stage != 4 and uses_radiomics and c.radiomics.backend == "jax":
         yield (
             "config.radiomics.backend='jax' marks regions on the last stage's map; use config.cam.stage=4, or "
@@ -100,11 +100,11 @@ def _loss_problems(c: ConfigDict) -> Iterator[str]:
         )
     if c.cam.stage != 4 and uses_radiomics and c.train.batch_size < c.data.findings:
         yield (
-            f"config.train.batch_size is {c.train.batch_size}: with config.cam.stage=3 the mean maps of the "
-            f"{c.data.findings} findings need an image each; use more"
+            f"config.train.batch_size is {c.train.batch_size}; with config.cam.stage=3 it must be at least "
+            f"{c.data.findings}, one image for the mean map of each finding"
         )
     if c.radiomics.backend == "jax" and c.roi.source == "random":
-        yield "config.roi.source='random' is drawn on the host; use config.radiomics.backend='pyradiomics'"
+        yield "config.roi.source='random' works only on the host; use config.radiomics.backend='pyradiomics'"
     if contrastive and c.train.warmup_epochs >= c.train.epochs:
         yield (
             f"config.train.warmup_epochs is {c.train.warmup_epochs} of {c.train.epochs} epochs: the contrastive "
@@ -112,8 +112,8 @@ def _loss_problems(c: ConfigDict) -> Iterator[str]:
         )
     if c.loss.focal_weight == 0 and c.loss.box_weight == 0 and c.train.warmup_epochs > 0:
         yield (
-            f"config.loss.focal_weight is 0, and the first {c.train.warmup_epochs} epoch(s) have the focal loss only: "
-            "nothing would be learned in them; use config.train.warmup_epochs=0"
+            f"config.loss.focal_weight is 0, so the first {c.train.warmup_epochs} epoch(s), which have only the focal "
+            "loss, would learn nothing; use config.train.warmup_epochs=0"
         )
     if contrastive and c.train.batch_size < 8:
         yield (

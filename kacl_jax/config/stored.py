@@ -42,7 +42,7 @@ def check_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) ->
         free = [key for key in FREE_KEYS if key != "data.root" or old_data == data]
         changed = describe_changed_keys(old_config, config, free)
         changed += [
-            f"{name} of data.root: {old_data.get(name)} → {data.get(name)} (files changed, came or went)"
+            f"{name} of data.root: {old_data.get(name)} → {data.get(name)} (files were changed, added or removed)"
             for name in sorted(data.keys() | old_data.keys())
             if old_data.get(name) != data.get(name)
         ]
@@ -50,7 +50,7 @@ def check_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) ->
             raise UserError(
                 f"{workdir} was started with another config or other data:\n  "
                 + "\n  ".join(changed)
-                + "\nGo on with the old values, or choose another folder with --workdir=…"
+                + "\nUse the old values, or choose another folder with --workdir=…"
             )
 
 
@@ -71,14 +71,14 @@ def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, str]]:
     content = files.read_json(path)
     if not isinstance(content, dict) or not {"config", "data"} <= content.keys():
         raise UserError(
-            f"{path} is not of this version's form; go on with the version that wrote it, or choose another "
-            "folder with --workdir=…"
+            f"{path} was written by another version of kacl_jax; use that version, or choose another folder with "
+            "--workdir=…"
         )
     younger = {name: key.before for name, key in KEYS.items() if key.before is not None}
     config = {**younger, **content["config"]}
     if missing := [name for name in KEYS if name not in config]:
         raise UserError(
-            f"{path} lacks {', '.join(missing)}, which every version has written; restore the file, or choose another "
+            f"{path} has no {', '.join(missing)}, which every version writes; restore the file, or choose another "
             "folder with --workdir=…"
         )
     return config, content["data"]

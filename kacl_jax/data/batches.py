@@ -282,7 +282,7 @@ class _Loader:
         except BrokenImage as error:
             if not self._skip:
                 raise UserError(
-                    f"{error}; mend or remove it, or leave such files out with "
+                    f"{error}; repair or remove it, or leave such files out with "
                     "--config.data.on_error=skip (--mode=verify lists them all)"
                 ) from error
             self._broken.add(error)

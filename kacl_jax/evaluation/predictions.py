@@ -54,14 +54,14 @@ def read_predictions(workdir: Path, findings: Sequence[str]) -> SavedPredictions
         if not (
             rows and np.isfinite(predictions.scores).all() and np.isfinite(predictions.iou).all()
         ):
-            raise ValueError("no test image, or a figure that is not finite")
+            raise ValueError("no test image, or a value that is not finite")
         if len(image_row) < len(rows):
             raise ValueError("an image twice")
         return predictions
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"predictions.csv or boxes.csv in {workdir} has a row or column that does not fit ({error}); write them "
-            "anew with the run's own command and --mode=eval"
+            "again with the run's own command and --mode=eval"
         ) from error
 
 

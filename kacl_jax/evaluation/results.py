@@ -200,7 +200,7 @@ def read_results(path: Path) -> Results:
         return Results.from_json(content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} does not hold the results of a run ({error!r}); write it anew with the run's own command and "
+            f"{path} does not hold the results of a run ({error!r}); write it again with the run's own command and "
             "--mode=eval"
         ) from error
 

@@ -122,7 +122,7 @@ def _notes(results: Results) -> list[str]:
     u, v = evaluation.grid
     notes = [
         "single: the component that holds the map's peak",
-        "best_of: the component with the best overlap; it knows the truth box, so it is too optimistic",
+        "best_of: the component with the best overlap, chosen with the truth box, so the result is optimistic",
         f"random_map: smooth noise on the {u}×{v} grid, the same rule",
         "prior_box, prior_map: boxes of other patients, no image; a useful map is above prior_map",
         f"grid_ceiling: the best box made of whole cells of the {u}×{v} map",

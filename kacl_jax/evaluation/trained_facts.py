@@ -26,7 +26,7 @@ from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.sealed_json import decode_float32, encode_float32, read_sealed, write_sealed
 
-_FIX = "write it anew with the run's own command and --mode=eval"
+_FIX = "write it again with the run's own command and --mode=eval"
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def read_trained_facts(
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"calibration.json, familiarity.json or map_center.json in {workdir} is of another version ({error!r}); "
-            f"{_FIX}"
+            f"calibration.json, familiarity.json or map_center.json in {workdir} was written by another version "
+            f"({error!r}); {_FIX}"
         ) from error
 
 
@@ -114,7 +114,7 @@ def _read(path: Path, step: int) -> dict[str, Any]:
     content = read_sealed(path, _FIX)
     if content.get("step") != step:
         raise UserError(
-            f"{path} belongs to the checkpoint of step {content.get('step')}, and the run's best is of step {step}; "
+            f"{path} belongs to the checkpoint of step {content.get('step')}, but the run's best step is {step}; "
             f"{_FIX}"
         )
     return content

@@ -108,13 +108,13 @@ class FeatureCache:
             self._file.execute("COMMIT")
         elif application != APPLICATION_ID:
             raise UserError(
-                f"{self.path} is an SQLite file of some other program; move it away or choose "
-                "another work directory"
+                f"{self.path} is an SQLite file of another program; move it away or choose another "
+                "work directory"
             )
         elif (schema := self._pragma("user_version")) != SCHEMA:
             raise UserError(
-                f"{self.path} has layout {schema}, this version writes layout {SCHEMA}; delete the "
-                "file, it only saves work and is filled again"
+                f"{self.path} has layout {schema}, but this version writes layout {SCHEMA}; delete the "
+                "file (it is only a cache and is filled again)"
             )
         self._file.execute("PRAGMA journal_mode = WAL")
         self._file.execute("PRAGMA synchronous = NORMAL")
@@ -137,8 +137,8 @@ class FeatureCache:
             ) from error
         except sqlite3.DatabaseError as error:
             raise UserError(
-                f"{self.path} (the memo of radiomic features): {error}; delete the file, it only "
-                "saves work and is filled again"
+                f"{self.path} (the memo of radiomic features): {error}; delete the file "
+                "(it is only a cache and is filled again)"
             ) from error
 
 

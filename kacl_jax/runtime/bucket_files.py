@@ -30,11 +30,11 @@ def open_folder(path: str, flag: str) -> epath.Path:
         folder.exists()  # raises if no driver can open this kind of path
     except ImportError as error:
         raise UserError(
-            f"{flag}={path} needs a driver that is not installed: {error} (pip install)"
+            f"{flag}={path} needs a package that is not installed ({error}); install it with pip"
         ) from error
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{flag}={path} is no path that can be opened; give a folder or gs://BUCKET/FOLDER"
+            f"{flag}={path} cannot be opened; give a folder or gs://BUCKET/FOLDER"
         ) from error
     return folder
 

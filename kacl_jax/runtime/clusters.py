@@ -29,8 +29,8 @@ def jax_arguments() -> dict[str, Any] | None:
     if values:
         absent = " and ".join(name for name in VARIABLES if name not in values)
         raise UserError(
-            f"{' and '.join(values)} is set, {absent} is not: set all three to run as one of several processes, "
-            "none to run alone"
+            f"{' and '.join(values)} is set without {absent}; set all three to run as one of several processes, "
+            "or none to run alone"
         )
     return None
 
@@ -70,7 +70,7 @@ def _cluster() -> tuple[str, int] | None:
     # Detection can raise anything: a variable is not a number, a metadata server does not answer.
     except Exception as error:
         raise UserError(
-            f"Whether this is one of several processes could not be found out ({error}); say --distributed=off if it "
-            f"is alone, or set {', '.join(VARIABLES)}"
+            f"The program cannot find out whether this is one of several processes ({error}); give --distributed=off "
+            f"if it is alone, or set {', '.join(VARIABLES)}"
         ) from error
     return None

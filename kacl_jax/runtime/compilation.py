@@ -36,8 +36,8 @@ def _cpu_options() -> dict[str, str]:
         program(jax.device_put(0, jax.local_devices(backend="cpu")[0]))
     except jax.errors.JaxRuntimeError as error:
         logging.warning(
-            "jax %s does not take an option that makes convolutions on a CPU faster, so a step may take twice as long; "
-            "requirements.lock has a version that takes it (%s)",
+            "jax %s does not know an option that makes convolutions on a CPU faster, so a step may take twice as long. "
+            "Install the jax of requirements.lock (%s).",
             jax.__version__,
             error,
         )

@@ -42,7 +42,7 @@ def connect_processes(mode: str) -> Iterator[None]:
         if mode == "on":
             raise UserError(
                 f"--distributed=on, but neither Slurm, Open MPI, a TPU pod nor {', '.join(clusters.VARIABLES)} "
-                "describe more than one process: set the three variables in each, or use --distributed=off"
+                "describe more than one process; set the three variables in each, or use --distributed=off"
             )
         yield
         return

@@ -30,7 +30,7 @@ def _all_devices() -> list[jax.Device]:
         why = str(error).splitlines()[0] if str(error) else "its plugin is not installed"
         raise UserError(
             f"jax finds no device{f' with JAX_PLATFORMS={wanted}' if wanted else ''} ({why}). Install jax[cuda13] or "
-            "jax[tpu] into this environment, or set JAX_PLATFORMS=cpu"
+            "jax[tpu] in this environment, or set JAX_PLATFORMS=cpu"
         ) from error
 
 

@@ -12,7 +12,7 @@ from kacl_jax.runtime.errors import UserError
 
 
 def write_text(
-    path: Path, text: str, *, fix: str = "make room there or give another --workdir"
+    path: Path, text: str, *, fix: str = "free some disk space or give another --workdir"
 ) -> None:
     """UTF-8, line ends as they are; synced to the disk before it takes the old file's place.
 

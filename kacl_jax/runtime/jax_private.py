@@ -37,6 +37,6 @@ def private_jax() -> PrivateJax:
         return PrivateJax(ClusterEnv._cluster_types, global_state)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"jax {jax.__version__} lacks what several processes need of it ({error}); install one of jax "
-            f"{', '.join(TRIED)}, which were tried, or run a single process with --distributed=off"
+            f"jax {jax.__version__} does not have what several processes need ({error}); install one of jax "
+            f"{', '.join(TRIED)}, which were tested, or run a single process with --distributed=off"
         ) from error

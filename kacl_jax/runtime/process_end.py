@@ -21,12 +21,12 @@ from kacl_jax.runtime import processes
 from kacl_jax.runtime.errors import INTERRUPTED, USER_ERROR, exit_code
 
 NOT_CONNECTED = (
-    "The processes of this run did not find each other in time (jax's reason is above); start all of them, each with "
-    "its own process id, and let the coordinator's port through."
+    "The processes of this run did not find each other in time (jax's reason is above). Start all of them, each with "
+    "its own process id, and open the coordinator's port in the firewall."
 )
 _PROCESS_LOST = (
-    "Another process of this run was lost (or jax gave up for the reason above). The checkpoints are intact; the same "
-    "command, started on all hosts, goes on from the last one."
+    "Another process of this run was lost (or jax gave up for the reason above). The checkpoints are intact. Run the "
+    "same command on all hosts again to resume."
 )
 _FAREWELL_S = 10.0  # how long process 0 stays so that all can read why one ended
 _POLL_S = 0.5

@@ -89,7 +89,7 @@ def refuse_differences(values: dict[str, Any], *, free: tuple[str, ...]) -> None
     if set(different) - set(free):
         names = ", ".join(sorted(set(different) - set(free)))
         raise UserError(
-            f"The processes were started with different values of {names}; give all the same command and data"
+            f"The processes were started with different values of {names}; give all of them the same command and data"
         )
 
 

@@ -34,12 +34,12 @@ def lock_workdir(workdir: Path, *, hold: bool = True, option: str = "--workdir")
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise WorkdirInUseError(
-                f"Another process runs in {workdir}; wait for it, or choose another folder with {option}=…"
+                f"Another process uses {workdir}; wait for it, or choose another folder with {option}=…"
             ) from error
         except OSError as error:
             raise UserError(
-                f"The file system of {workdir} locks no files ({error}), so two runs could write there at once; choose "
-                f"a folder elsewhere with {option}=…"
+                f"The file system of {workdir} cannot lock files ({error}), so two runs could write there at once; "
+                f"choose a folder elsewhere with {option}=…"
             ) from error
         yield
 

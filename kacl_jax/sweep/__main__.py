@@ -3,7 +3,7 @@
 The config file's `get_hyper` gives the points (hyper.py). Each point runs as `python -m kacl_jax.main` in a process and
 a workdir of its own, WORKDIR/<arm>/fold<f>-seed<s>, so a point that crashes does not stop the others; its output is in
 log.txt there. Finished points are skipped, interrupted points are resumed. After each point sweep.csv, sweep.md and
-report.html are written anew, while the next points run. Points share WORKDIR/compilation_cache, and with --parallel=N
+report.html are written again, while the next points run. Points share WORKDIR/compilation_cache, and with --parallel=N
 the GPUs and the cores.
 Exit codes are those of a single run: 0 all points are finished · 1 some failed · 75 interrupted, resumable · 77 in use.
 """
@@ -39,10 +39,11 @@ from kacl_jax.sweep.hyper import Point, Sweep
 from kacl_jax.sweep.plan import Plan, expand
 
 flags.adopt_module_key_flags(command_line)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the points, one a line, and run nothing.")
-_TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Write the table anew and run nothing.")
-_ONLY = flags.DEFINE_list("only", [], "Run the points of these arms only: arm,arm")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the points, one per line, and run nothing.")
+_TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Write the table again and run nothing.")
+_ONLY = flags.DEFINE_list("only", [], "Run only the points of these arms: arm,arm")
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "How many points run at once.", lower_bound=1)
+_STOPPED = "Stopped. Run the same command again to resume."
 
 COMMAND = (sys.executable, "-m", "kacl_jax.main")
 
@@ -128,7 +129,7 @@ def run_sweep(
     for name, reason in outcome.failed.items():
         jobs.print_line(f"failed: {name}: {reason}")
     if outcome.interrupted:
-        jobs.print_line("Stopped; the same command goes on from here.")
+        jobs.print_line(_STOPPED)
         return INTERRUPTED
     return DONE if has_table and not outcome.failed else USER_ERROR
 
@@ -147,7 +148,7 @@ def _print_table(workdir: Path, finished: FinishedPoints) -> bool:
     except UserError as error:
         jobs.print_line(str(error))
         return False
-    print(f"In {workdir}: sweep.csv, sweep.md, report.html")
+    print(f"Written to {workdir}: sweep.csv, sweep.md, report.html")
     return True
 
 
@@ -156,7 +157,7 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if len(argv) > 1:
-            raise UserError(f"A sweep does not understand {', '.join(argv[1:])}; see --help")
+            raise UserError(f"Unknown argument {', '.join(argv[1:])}; see --help")
         config = command_line.config()
         plan = expand(command_line.config_name(), config, command_line.workdir())
         points = _select_points(plan.sweep)
@@ -173,14 +174,14 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         return command_line.print_error(error, USER_ERROR)
     except KeyboardInterrupt:
-        return command_line.print_error("Stopped; the same command goes on from here.", INTERRUPTED)
+        return command_line.print_error(_STOPPED, INTERRUPTED)
 
 
 def _select_points(sweep: Sweep) -> list[Point]:
     known = [arm.name for arm in sweep.arms]
     unknown = [name for name in _ONLY.value if name not in known]
     if unknown:
-        raise UserError(f"There is no arm {', '.join(unknown)}; there are: {', '.join(known)}")
+        raise UserError(f"There is no arm {', '.join(unknown)}; choose from: {', '.join(known)}")
     return [point for point in sweep.points if not _ONLY.value or point.arm.name in _ONLY.value]
 
 

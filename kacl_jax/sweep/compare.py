@@ -110,7 +110,7 @@ def check_comparable(runs: Runs) -> None:
         raise UserError(
             "These points cannot be compared:\n  "
             + "\n  ".join(problems)
-            + "\nDelete the workdirs of those that are wrong and run the sweep again, or give it another --workdir."
+            + "\nDelete the workdirs of the wrong points and run the sweep again, or give another --workdir."
         )
 
 

@@ -75,29 +75,29 @@ class Sweep:
         names = [arm.name for arm in self.arms]
         point_names = [point.name for point in self.points]
         problems = [
-            f"{name} is there twice" for name in _duplicates(names) + _duplicates(point_names)
+            f"{name} appears twice" for name in _duplicates(names) + _duplicates(point_names)
         ]
         for arm in self.arms:
             if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", arm.name):
-                problems.append(f"{arm.name!r} is no plain name: letters, digits, _ . + -")
+                problems.append(f"{arm.name!r} is not a valid name; use letters, digits, _ . + -")
             if arm.name in FLOORS:
-                problems.append(f"{arm.name} is the name of a floor, which has a row of its own")
+                problems.append(f"{arm.name} is the name of a floor; choose another name")
             if not isinstance(arm.against, tuple):
                 problems.append(f"{arm.name} has against={arm.against!r}; write ('focal',)")
                 continue
             problems += [
-                f"{arm.name} is compared with {other}, which is no other arm"
+                f"{arm.name} is compared with {other}, but no other arm has that name"
                 for other in arm.against
                 if other not in names or other == arm.name
             ]
             problems += [
-                f"{arm.name} sets {key}, which is the points' own"
+                f"{arm.name} sets {key}, but every point has its own"
                 for key in ("fold", "seed")
                 if key in arm.overrides
             ]
         problems += [f"{p.name} belongs to no arm" for p in self.points if p.arm not in self.arms]
         if problems:
-            raise UserError("The sweep cannot be expanded:\n  " + "\n  ".join(problems))
+            raise UserError("The sweep is not valid:\n  " + "\n  ".join(problems))
 
 
 def product(**axes: Iterable[Any]) -> list[dict[str, Any]]:

@@ -199,7 +199,9 @@ class _JobRunner:
         except OSError as error:
             text = f"its log cannot be read ({error})"
         lines = [line for line in text.splitlines() if line.strip()][-_LOG_TAIL_LINES:]
-        self._outcome.failed[running.job.name] = f"{failure}: {lines[-1] if lines else 'no word'}"
+        self._outcome.failed[running.job.name] = (
+            f"{failure}: {lines[-1] if lines else 'no message'}"
+        )
         print_line(f"{prefix} failed: {failure}; the end of {path}:")
         for line in lines:
             print_line(f"    {line}")

@@ -145,8 +145,8 @@ def _check_files_agree(
         from_csv = metric_values[metric].value
         if not np.isclose(from_csv, from_json, rtol=0, atol=AGREEMENT_TOLERANCE, equal_nan=True):
             raise UserError(
-                f"{workdir}: results.json says {metric} {from_json:.6f}, predictions.csv and boxes.csv say "
-                f"{from_csv:.6f}; write them anew with the point's own command and --mode=eval"
+                f"{workdir}: results.json says {metric} {from_json:.6f}, but predictions.csv and boxes.csv say "
+                f"{from_csv:.6f}; write them again with the point's own command and --mode=eval"
             )
 
 

@@ -83,7 +83,9 @@ def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
     path, colon, variant = config_name.partition(":")
     config_module = runpy.run_path(path)
     if "get_hyper" not in config_module:
-        raise UserError(f"{path} defines no function get_hyper, so it is no sweep; see {__file__}")
+        raise UserError(
+            f"{path} defines no function get_hyper, so it is not a sweep; see {__file__}"
+        )
     argument = [variant] if colon else []
     flat, raw = (config_keys.flatten(c) for c in (config, config_module["get_config"](*argument)))
     common_overrides = {key: value for key, value in flat.items() if value != raw[key]}
@@ -91,7 +93,7 @@ def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
     problems = []
     for arm in sweep.arms:
         problems += [
-            f"arm {arm.name} sets {key}, which is no key; all keys are in {reference.PAGE}"
+            f"arm {arm.name} sets {key}, which is not a key; all keys are in {reference.PAGE}"
             for key in arm.overrides
             if key not in flat
         ]
@@ -100,11 +102,11 @@ def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
         for key in point.overrides.keys() & common_overrides.keys():
             arms_of_key[key].append(point.arm.name)
     problems += [
-        f"--config.{key} cannot be given for every point: it is what {', '.join(dict.fromkeys(names))} set"
+        f"--config.{key} cannot be given for every point, because these arms set it: {', '.join(dict.fromkeys(names))}"
         for key, names in arms_of_key.items()
     ]
     if problems:
-        raise UserError("The sweep cannot be expanded:\n  " + "\n  ".join(problems))
+        raise UserError("The sweep is not valid:\n  " + "\n  ".join(problems))
     return Plan(config_name, config, common_overrides, sweep, workdir)
 
 

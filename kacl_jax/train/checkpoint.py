@@ -86,7 +86,7 @@ class Checkpoints:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"The checkpoint {path} could not be written ({error}); older ones are intact. Free some disk space "
+                f"The checkpoint {path} cannot be written ({error}). Older ones are intact. Free some disk space "
                 "and run the same command again."
             ) from error
         # Checkpoints of later steps are damaged: a run resumes from the newest intact one. They go, too.
@@ -109,7 +109,7 @@ class Checkpoints:
             try:
                 return self.restore(step)
             except DamagedError as error:
-                logging.warning("%s. Taking the previous one.", error)
+                logging.warning("%s. Using the previous one.", error)
                 self.damaged.append(str(self._path(step)))
         if self.damaged:
             raise UserError(
@@ -167,8 +167,8 @@ def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
             problem = "is missing" if value is None else f"is {value.dtype}{list(value.shape)}"
             raise UserError(
                 f"The checkpoint does not fit this model: {name} {problem}, expected {leaf.dtype}{list(leaf.shape)}. "
-                "With an unchanged config.json it is of another version of kacl_jax: go on with that one (run.json "
-                "names its commit), or choose another folder with --workdir=…"
+                "If config.json is unchanged, another version of kacl_jax wrote it: use that version (run.json names "
+                "its commit), or choose another folder with --workdir=…"
             )
         return value
 
@@ -209,8 +209,8 @@ def _read(orbax: ocp.Checkpointer, path: Path) -> Restored:
     except Exception as error:
         if isinstance(error, (MemoryError, OSError)) and not isinstance(error, _MISSING):
             raise UserError(
-                f"The checkpoint {path} cannot be read now ({error!r}). Nothing was changed; run the same command "
-                "again when it can."
+                f"The checkpoint {path} cannot be read now ({error!r}). Nothing was changed. Run the same command "
+                "again when the file can be read."
             ) from error
         raise DamagedError(f"The checkpoint {path} is damaged: {error}") from error
     if not intact:

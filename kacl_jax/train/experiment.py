@@ -196,13 +196,13 @@ def check_that_features_are_seen(config: ConfigDict, steps_per_epoch: int) -> No
         return
     if config.train.epochs == 1:
         raise UserError(
-            "config.train.epochs is 1: no image is drawn twice, so that no feature would ever be seen; use more, or "
-            "config.feedback.lag=0"
+            "config.train.epochs is 1, so every image is used only once and no feature can be used; use more epochs, "
+            "or config.feedback.lag=0"
         )
     if lag >= steps:
         raise UserError(
-            f"config.feedback.lag is {lag} steps and the run has {steps}: no feature would ever be seen; use a "
-            "shorter lag or more epochs"
+            f"config.feedback.lag is {lag} steps, but the run has {steps}, so no feature can be used; use a shorter "
+            "lag or more epochs"
         )
 
 
@@ -246,8 +246,8 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
     """The folder the config names; the embedded demo set is drawn beside the workdir first."""
     if "://" in config.data.root:
         raise UserError(
-            f"config.data.root is {config.data.root}, and images are read from a disk: copy the prepared data set to "
-            "one (gcloud storage cp -r), or mount the bucket"
+            f"config.data.root is {config.data.root}, but training reads images from a disk; copy the prepared data "
+            "set to a disk (gcloud storage cp -r), or mount the bucket"
         )
     if config.data.root != "phantom":
         return Path(config.data.root).expanduser().absolute()
@@ -297,5 +297,5 @@ def _same_number_of_devices(parallel: DataParallel) -> None:
     numbers = [message.meta for message in processes.gather(parallel.on_this_process().n_devices)]
     if len(set(numbers)) > 1:
         raise UserError(
-            f"The processes have {', '.join(map(str, numbers))} devices; give each as many as the others"
+            f"The processes have {', '.join(map(str, numbers))} devices; give all of them the same number"
         )

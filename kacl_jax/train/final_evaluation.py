@@ -186,14 +186,14 @@ def _report_inputs(
 def _best_or_newest(checkpoints: checkpoint.Checkpoints, step: int | None) -> checkpoint.Restored:
     """The best checkpoint; if it is damaged, gone or unknown, that is said and the newest intact one stands in."""
     if step is None:
-        logging.warning("Which step is best is unknown: %s. Taking the newest.", _NO_BEST)
+        logging.warning("The best step is unknown: %s. Using the newest.", _NO_BEST)
     elif step in checkpoints.steps():
         try:
             return checkpoints.restore(step)
         except checkpoint.DamagedError as error:
-            logging.warning("%s. It was the best one; taking the newest instead.", error)
+            logging.warning("%s. It was the best one. Using the newest instead.", error)
     else:
-        logging.warning("The best checkpoint, of step %d, is gone; taking the newest.", step)
+        logging.warning("The best checkpoint, of step %d, is missing. Using the newest.", step)
     newest = checkpoints.restore_latest()
     if newest is None:
         raise UserError(f"There is no checkpoint in {checkpoints.directory}; train first")

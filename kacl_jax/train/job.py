@@ -40,7 +40,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
         if finished is not None:
             logging.info("%s is finished; nothing to do. Its results:", workdir)
             if not (workdir / "report.html").exists():
-                logging.info("report.html is not there; --mode=eval writes it.")
+                logging.info("report.html is missing. Write it with --mode=eval.")
             return finished
         if processes.is_leader():
             final_evaluation.write_run_json(experiment, experiment.batches.broken_files())
@@ -65,7 +65,7 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> Results:
         latest = checkpoint.restore_on_all(checkpoints.restore_latest)
         if latest is None:
             raise UserError(
-                f"{workdir} holds no checkpoint; train first with the same command and --mode=train"
+                f"{workdir} has no checkpoint; train first with the same command and --mode=train"
             )
         return final_evaluation.score_best_checkpoint(
             experiment, checkpoints, RunCounters(**latest.meta[resume.COUNTERS]), steps=latest.step

@@ -80,7 +80,7 @@ def train(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> RunCou
             # ---- stop, if a process was asked to
             if loop.should_stop_after(steps_done):
                 raise InterruptedRunError(
-                    f"Stopped after step {steps_done} of {total_steps}; the same command goes on from there."
+                    f"Stopped after step {steps_done} of {total_steps}. Run the same command again to resume."
                 )
     return counted
 
@@ -119,7 +119,7 @@ class TrainingLoop:
         else:
             self.first_step, self.counted_before = restored.step, restored.total_counters
             self._counters, self._state = restored.counters, restored.state
-            logging.info("Going on from step %d in %s", restored.step, experiment.workdir)
+            logging.info("Resuming from step %d in %s", restored.step, experiment.workdir)
 
         self._clock = Clock()
         self._reporting = Reporting(
@@ -232,7 +232,7 @@ class TrainingLoop:
         messages = processes.gather(self.experiment.records.names[batch["image_id"]].tolist())
         names = [name for message in messages for name in message.meta]
         raise NonFiniteError(
-            f"Loss or gradients of step {step} are not finite; the update was not taken and the last good "
+            f"Loss or gradients of step {step} are not finite. The update was not taken, and the last good "
             f"checkpoint is intact. Its images: {', '.join(names)}. Try a lower config.train.learning_rate."
         )
 
@@ -248,8 +248,8 @@ class TrainingLoop:
         if bad.any():
             names = experiment.records.names[outputs.image_id[bad]]
             raise NonFiniteError(
-                f"After step {steps_done} the logits of {len(names)} validation images are not finite; the last "
-                f"good checkpoint is intact. The first: {names[0]}. Try a lower config.train.learning_rate."
+                f"After step {steps_done} the logits of {len(names)} validation images are not finite. The last "
+                f"good checkpoint is intact. The first image: {names[0]}. Try a lower config.train.learning_rate."
             )
         table = evaluate.classification_auroc(
             outputs, experiment.records, experiment.split.val, resamples=0

@@ -14,7 +14,7 @@ from kacl_jax.train.log import MetricLog, StepProgress, format_metrics
 
 _COMPILING = (
     "Compiling the train step. On a CPU this can take a minute or two the first time; "
-    "later starts find it in the cache."
+    "later starts load it from the cache."
 )
 
 

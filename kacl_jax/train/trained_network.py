@@ -60,7 +60,7 @@ def read_network(run: Path) -> TrainedNetwork:
         raise UserError(f"{run} is not the folder of a run: it has no config.json")
     if not (run / "results.json").is_file():
         raise UserError(
-            f"{run} has no results.json, so that the run is not finished; go on with its own command (run.json has it)"
+            f"{run} has no results.json, so the run is not finished; finish it with its own command (it is in run.json)"
         )
     config = config_keys.default()
     with config.unlocked():

@@ -167,7 +167,7 @@ def test_the_arms_are_sound(values: dict[str, Any]) -> None:
     "values, error_text",
     [
         ({"radiomics.backend": "jax"}, "marks regions on the last stage"),
-        ({"train.batch_size": 12, "data.findings": 14}, "14 findings need an image"),
+        ({"train.batch_size": 12, "data.findings": 14}, "it must be at least 14, one image"),
         ({"loss.box_weight": 0.1, "data.box_share": 1.0, "protocol": "C"}, "cam.stage=4"),
     ],
 )

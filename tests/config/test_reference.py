@@ -41,7 +41,7 @@ def test_help_shows_every_key_and_imports_no_jax(module: str) -> None:
     )
     assert done.stdout.endswith("jax imported: False\n"), done.stderr
     text = " ".join(done.stdout.split())
-    assert "--workdir: Where the run leaves everything" in text
+    assert "--workdir: The folder for all output" in text
     for name, key in KEYS.items():
         assert f"--config.{name}: " in text
         assert f"default: {key.default!r})" in text

@@ -52,15 +52,15 @@ def test_a_root_with_other_tables_is_another_data_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{}, CONFIG, []])
 def test_a_config_of_another_form_is_told(tmp_path: Path, content: Any) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"config\.json is not of this version's form.*--workdir"):
+    with pytest.raises(UserError, match=r"config\.json was written by another version.*--workdir"):
         read_config(tmp_path)
-    with pytest.raises(UserError, match=r"config\.json is not of this version's form.*--workdir"):
+    with pytest.raises(UserError, match=r"config\.json was written by another version.*--workdir"):
         write_or_check_config(tmp_path, CONFIG, SUMS)
 
 
 def test_a_key_that_every_version_wrote_is_missed(tmp_path: Path) -> None:
     store(tmp_path, {key: value for key, value in CONFIG.items() if key != "cam.threshold"})
-    with pytest.raises(UserError, match=r"config\.json lacks cam\.threshold, which every version"):
+    with pytest.raises(UserError, match=r"config\.json has no cam\.threshold, which every version"):
         read_config(tmp_path)
 
 

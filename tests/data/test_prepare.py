@@ -268,13 +268,13 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
     assert list((out / "prepare").glob("draft-*"))
     stopped = child(root, out, "gently")
     assert stopped.returncode == INTERRUPTED, stopped.stderr
-    assert "the same command goes on" in stopped.stderr
+    assert "Run the same command again to resume" in stopped.stderr
     assert not list((out / "prepare").glob("draft-*"))  # what the killed one left is gone
     for where in ("while packing", "before the manifest"):
         assert child(root, out, where).returncode == -signal.SIGKILL
     done = child(root, out, "nowhere")
     assert done.returncode == 0, done.stderr
-    assert "Going on: 24 of 24 images are finished" in done.stderr
+    assert "Resuming: 24 of 24 images are finished" in done.stderr
     assert content(out) == content(prepared_root)
     (first_shard, *_) = sorted((out / "chest_xray14" / "1.0.0").glob("*.array_record-*"))
     assert first_shard.stat().st_ino == first  # the part that the killed run had finished
@@ -306,7 +306,7 @@ def test_a_finished_set_is_left_alone_and_another_job_refused(
         prepare_root(root=other, out=prepared_root, size=SIZE, workers=1)
     with pytest.raises(UserError, match="holds other files"):
         prepare_root(root=root, out=root, size=SIZE, workers=1)
-    with pytest.raises(UserError, match="is itself prepared"):
+    with pytest.raises(UserError, match="is already prepared"):
         prepare_root(root=prepared_root, out=tmp_path / "out", size=SIZE, workers=1)
     assert {path: path.stat().st_mtime_ns for path in prepared_root.rglob("*")} == before
 
@@ -316,7 +316,9 @@ def test_changed_tables_are_another_job(root: Path, tmp_path: Path) -> None:
     prepare_root(root=tmp_path / "root", out=tmp_path / "out", size=SIZE, workers=1)
     table = tmp_path / "root" / "Data_Entry_2017.csv"
     table.write_text(table.read_text().replace("M,PA", "F,PA"))
-    with pytest.raises(UserError, match=r"prepared when Data_Entry_2017\.csv of .* read otherwise"):
+    with pytest.raises(
+        UserError, match=r"prepared when Data_Entry_2017\.csv of .* had other contents"
+    ):
         prepare_root(root=tmp_path / "root", out=tmp_path / "out", size=SIZE, workers=1)
 
 
@@ -324,7 +326,7 @@ def test_a_small_disk_is_told_before_anything_is_written(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=24_000_000))
-    with pytest.raises(UserError, match=r"needs 0\.1 GB more and its disk has 0\.0 GB left"):
+    with pytest.raises(UserError, match=r"needs 0\.1 GB more, but its disk has only 0\.0 GB left"):
         prepare_root(root=root, out=tmp_path / "out", size=2000, workers=1)
     assert not list(tmp_path.iterdir())
     prepare_root(root=root, out=tmp_path / "out", size=SIZE, workers=1)
@@ -384,7 +386,7 @@ def test_flipped_bits_are_named_and_never_seen(damaged: Path, prepared_root: Pat
         spoilt[at] ^= 1
         shard(damaged, 2).write_bytes(spoilt)
         error_text = format_problems(check(damaged).problems)
-        assert "sha256 is another: " + shard(Path(), 2).as_posix() in error_text
+        assert "with another sha256: " + shard(Path(), 2).as_posix() in error_text
         images = read_records(damaged).images
         for i in (15, 18):
             try:
@@ -414,12 +416,12 @@ def test_every_damaged_file_is_told_when_the_set_is_opened(damaged: Path) -> Non
 def test_a_damaged_manifest_and_other_text_files_are_told(damaged: Path) -> None:
     table = damaged / "test_list.txt"
     table.write_text(table.read_text() + "\n")
-    assert "test_list.txt: is not what it was" in format_problems(check(damaged).problems)
+    assert "test_list.txt: has changed since" in format_problems(check(damaged).problems)
     manifest = damaged / "manifest.json"
     text = manifest.read_text()
     for wrong in (text[:-9], text.replace('"format": 1', '"format": 2'), "[]", "{}"):
         manifest.write_text(wrong)
-        with pytest.raises(UserError, match=r"manifest\.json is (damaged|of format 2)"):
+        with pytest.raises(UserError, match=r"manifest\.json (is damaged|has format 2)"):
             read_records(damaged)
 
 
@@ -525,12 +527,12 @@ def test_a_bucket_gets_the_same_bytes(
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="the driver is there")
 def test_a_bucket_without_its_driver_is_told(root: Path) -> None:
-    with pytest.raises(UserError, match=r"--out=gs://b/nih needs a driver.*gcsfs"):
+    with pytest.raises(UserError, match=r"--out=gs://b/nih needs a package.*gcsfs"):
         prepare_root(root=root, out="gs://b/nih", size=SIZE, workers=1)
 
 
 def test_a_path_of_no_known_kind_is_told(root: Path) -> None:
-    with pytest.raises(UserError, match="--out=floppy://b is no path"):
+    with pytest.raises(UserError, match="--out=floppy://b cannot be opened"):
         prepare_root(root=root, out="floppy://b", size=SIZE, workers=1)
 
 

@@ -130,7 +130,7 @@ def test_a_file_that_is_not_ours_is_named_and_left_alone(tmp_path) -> None:
         file.execute("CREATE TABLE songs (name TEXT)")
     file.close()
     before = foreign.read_bytes()
-    with pytest.raises(UserError, match=r"foreign\.sqlite is an SQLite file of some other program"):
+    with pytest.raises(UserError, match=r"foreign\.sqlite is an SQLite file of another program"):
         _open(foreign)
     assert foreign.read_bytes() == before
     future = tmp_path / "future.sqlite"

@@ -63,10 +63,14 @@ def test_a_single_machine_goes_on_alone(monkeypatch: pytest.MonkeyPatch) -> None
         ("on", {}, "--distributed=on, but neither Slurm"),
         ("on", SLURM | {"SLURM_NTASKS": "1"}, "--distributed=on, but neither Slurm"),
         ("on", ALONE, "--distributed=on, but neither Slurm"),
-        ("auto", {"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES is set, JAX_COORDINATOR_ADDRESS"),
+        (
+            "auto",
+            {"JAX_NUM_PROCESSES": "2"},
+            "JAX_NUM_PROCESSES is set without JAX_COORDINATOR_ADDRESS",
+        ),
         ("auto", EXPLICIT | {"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2"),
         ("auto", EXPLICIT | {"JAX_PROCESS_ID": "one"}, "'one'; it must be a whole number"),
-        ("auto", SLURM | {"SLURM_NTASKS": "two"}, "could not be found out"),
+        ("auto", SLURM | {"SLURM_NTASKS": "two"}, "cannot find out whether"),
     ],
 )
 def test_half_a_description_is_refused(
@@ -98,7 +102,7 @@ def test_a_jax_without_what_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) 
 
     set_only(monkeypatch, EXPLICIT)
     monkeypatch.delattr(distributed, "global_state")
-    told = rf"jax {jax.__version__} lacks .*global_state.* install one of jax 0\.10\.2, .*--distributed=off"
+    told = rf"jax {jax.__version__} does not have .*global_state.* install one of jax 0\.10\.2, .*--distributed=off"
     with pytest.raises(UserError, match=told), connection.connect_processes("auto"):
         pass
 

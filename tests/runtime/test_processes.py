@@ -188,21 +188,21 @@ def test_everything_is_written_once_and_each_process_has_its_memo(whole: Path) -
     told = json.loads((whole / "run.json").read_text())
     assert (told["processes"], len(told["devices"])) == (2, 4)
     outputs = [whole.with_name(f"whole.{index}.txt").read_text() for index in (0, 1)]
-    assert "report.html to look at" in outputs[0]
-    assert "report.html to look at" not in outputs[1]
+    assert "Written to" in outputs[0]
+    assert "Written to" not in outputs[1]
 
 
 def test_a_signal_to_one_process_saves_all_and_a_lost_one_ends_the_other(
     started: dict[str, tuple[Path, Future[list[Ends]]]], whole: Path
 ) -> None:
-    """And the same command goes on, to the same bits."""
+    """And the same command resumes, to the same bits."""
     workdir, future = started["harmed"]
     asked, lost, done = future.result()
     assert [code for code, _ in asked] == [INTERRUPTED] * 2, asked
     for _, told in asked:
         assert "Stopped after step 4 of 12" in told
     assert [code for code, _ in lost] == [-signal.SIGKILL, INTERRUPTED], lost
-    assert "Going on from step 4" in lost[0][1]
+    assert "Resuming from step 4" in lost[0][1]
     assert "Another process of this run was lost" in lost[1][1]
     assert [code for code, _ in done] == [DONE] * 2, done
     assert_same_run(workdir, whole)

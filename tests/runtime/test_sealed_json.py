@@ -28,10 +28,10 @@ def test_any_changed_byte_is_told(tmp_path: Path) -> None:
         changed[place] ^= 0x01
         path.write_bytes(changed)
         if _json_or_none(changed) == json.loads(whole):  # white space between the values
-            assert read_sealed(path, "write it anew") == CONTENT
+            assert read_sealed(path, "write it again") == CONTENT
         else:
-            with pytest.raises(UserError, match=r"a\.json .*write it anew$"):
-                read_sealed(path, "write it anew")
+            with pytest.raises(UserError, match=r"a\.json .*write it again$"):
+                read_sealed(path, "write it again")
 
 
 def _json_or_none(data: bytes) -> object:

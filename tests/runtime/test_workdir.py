@@ -50,7 +50,7 @@ def test_a_file_system_that_cannot_lock_is_told(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(workdir.fcntl, "flock", flock)
-    with pytest.raises(UserError, match=r"locks no files .*--workdir"), lock_workdir(tmp_path):
+    with pytest.raises(UserError, match=r"cannot lock files .*--workdir"), lock_workdir(tmp_path):
         pass
 
 

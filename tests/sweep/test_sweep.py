@@ -165,15 +165,15 @@ def test_products_and_zips() -> None:
 def test_a_sweep_that_contradicts_itself_is_refused() -> None:
     a = Arm("a")
     for arms, points, told in (
-        ([a, Arm("a", {"seed": 1})], [], "a is there twice"),
+        ([a, Arm("a", {"seed": 1})], [], "a appears twice"),
         ([Arm("b", {"seed": 1})], [], "b sets seed"),
         ([Arm("b", against=("c",))], [], "b is compared with c"),
         ([Arm("b", against=("b",))], [], "b is compared with b"),
-        ([Arm("../b")], [], "no plain name"),
+        ([Arm("../b")], [], "not a valid name"),
         ([Arm("prior_map")], [], "prior_map is the name of a floor"),
         ([a, Arm("b", against=["a"])], [], r"b has against=\['a'\]; write \('focal',\)"),  # type: ignore[arg-type]
         ([a, Arm("b", against="a")], [], "b has against='a'; write"),  # type: ignore[arg-type]
-        ([a], [Point(a, 0, 0), Point(a, 0, 0)], "a/fold0-seed0 is there twice"),
+        ([a], [Point(a, 0, 0), Point(a, 0, 0)], "a/fold0-seed0 appears twice"),
         ([a], [Point(Arm("b"), 0, 0)], "b/fold0-seed0 belongs to no arm"),
     ):
         with pytest.raises(UserError, match=told):
@@ -358,8 +358,8 @@ def test_the_sweep_outlives_failed_points_and_names_them(
 ) -> None:
     for variant, (what, word) in (
         ("dies", ("exit code 1", "KeyError: the reason")),
-        ("explodes", ("the loss was not finite", "no word")),
-        ("killed", ("killed by SIGKILL", "no word")),
+        ("explodes", ("the loss was not finite", "no message")),
+        ("killed", ("killed by SIGKILL", "no message")),
         ("vanishes", ("exit code 1", "its log cannot be read .*")),
     ):
         plan = plan_of(tmp_path, variant)
@@ -610,13 +610,13 @@ def test_a_point_of_an_older_commit_counts_as_what_its_code_did(
 
 
 def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--config\.cam\.relu cannot be given .* what other set"):
+    with pytest.raises(UserError, match=r"--config\.cam\.relu cannot be given .* set it: other"):
         plan_of(tmp_path, **{"cam.relu": "False"})
     with pytest.raises(UserError, match=r"--config\.seed cannot be given"):
         plan_of(tmp_path, seed=4)
     path = tmp_path / "sweep_config.py"
     path.write_text(CONFIG.replace("cam.relu", "cam.rleu"))
-    with pytest.raises(UserError, match=r"arm other sets cam\.rleu, which is no key"):
+    with pytest.raises(UserError, match=r"arm other sets cam\.rleu, which is not a key"):
         expand(str(path), parsed([f"--config={path}"]), tmp_path)
     path.write_text(CONFIG.replace('"cam.relu": False', '"cam.relu": "no"'))
     plan = expand(str(path), parsed([f"--config={path}"]), tmp_path)
@@ -629,7 +629,10 @@ def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) ->
     [
         ((), "Which config? Give one"),
         (("--config=configs/nih.py",), "configs/nih.py defines no function get_hyper"),
-        ((f"--config={ABLATIONS}", "--only=kalc"), "There is no arm kalc; there are: focal, kacl,"),
+        (
+            (f"--config={ABLATIONS}", "--only=kalc"),
+            "There is no arm kalc; choose from: focal, kacl,",
+        ),
         ((f"--config={ABLATIONS}", "--mode=eval"), "Unknown command line flag 'mode'"),
         ((f"--config={ABLATIONS}",), "focal/fold0-seed0 and 524 more: The config cannot be run:"),
     ],

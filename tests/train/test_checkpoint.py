@@ -157,7 +157,7 @@ def test_a_failed_save_names_the_path_and_leaves_the_older(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints._orbax, "save", full)
-    with pytest.raises(UserError, match=r"00000002 could not be written.*No space"):
+    with pytest.raises(UserError, match=r"00000002 cannot be written.*No space"):
         checkpoints.save(2, arrays(2), META, best=None)
     assert equal(checkpoints.restore(1).arrays, arrays(1))
 
@@ -201,7 +201,7 @@ def test_a_disk_that_takes_no_more_leaves_the_older_checkpoint(tmp_path: Path) -
         text=True,
         timeout=120,
     )
-    assert "00000002 could not be written" in done.stdout, done.stderr
+    assert "00000002 cannot be written" in done.stdout, done.stderr
     again = Checkpoints(checkpoints.directory)
     assert [p.name for p in again.directory.iterdir()] == ["00000001"]
     back = again.restore_latest()

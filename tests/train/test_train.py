@@ -179,11 +179,11 @@ def test_killed_at_any_step_the_same_command_gives_the_same_run(
     assert [code for _, code, _ in told] == [-signal.SIGKILL] * 5 + [DONE], told
     assert_same_run(workdir, undisturbed)
     errors = [error for _, _, error in told]
-    assert "Going on" not in errors[1]
-    assert "Going on from step" in errors[2]
+    assert "Resuming" not in errors[1]
+    assert "Resuming from step" in errors[2]
     # The checkpoint of step 6 was damaged between two runs: named, and the one before taken.
     assert "00000006 is damaged" in errors[3]
-    assert "Going on from step 4" in errors[3]
+    assert "Resuming from step 4" in errors[3]
 
 
 def test_an_interrupted_run_says_so_and_goes_on(
@@ -193,8 +193,8 @@ def test_an_interrupted_run_says_so_and_goes_on(
     told = future.result()
     assert [code for _, code, _ in told] == [INTERRUPTED] * 2 + [DONE], told
     assert f"Stopped after step 5 of {STEPS}" in told[0][2]
-    assert "Going on from step 5" in told[1][2]
-    assert "Going on from step 9" in told[2][2]
+    assert "Resuming from step 5" in told[1][2]
+    assert "Resuming from step 9" in told[2][2]
     assert "Traceback" not in told[0][2] + told[1][2]
     assert_same_run(workdir, undisturbed)
 
@@ -457,7 +457,7 @@ def test_a_run_of_an_older_commit_goes_on_as_its_code_did(
 def test_a_lag_that_no_feature_outlives_is_refused(run_here: Runner) -> None:
     with pytest.raises(UserError, match=r"feedback\.lag is 50"):
         run_here(feedback__lag=50)
-    with pytest.raises(UserError, match=r"train\.epochs is 1: no image is drawn twice"):
+    with pytest.raises(UserError, match=r"train\.epochs is 1, so every image is used only once"):
         run_here(train__epochs=1, train__warmup_epochs=0)
 
 
@@ -471,7 +471,7 @@ def test_images_that_come_or_go_make_another_split_and_are_refused(
     content = gone.read_bytes()
     gone.unlink()
     begun = config(root, data__root=str(part), data__allow_missing=True)
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="has no checkpoint"):
         job.evaluate_only(begun, tmp_path / "w")
     gone.write_bytes(content)
     with pytest.raises(UserError, match=r"split of data\.root"):

@@ -228,7 +228,7 @@ def _holds_same_set(root: Path, manifest: dict[str, int]) -> bool:
     existing = files.read_json(manifest_path)
     if existing != manifest:
         raise UserError(
-            f"{root} holds another phantom ({existing}, wanted {manifest}); remove it or name a new "
+            f"{root} holds another phantom ({existing} instead of {manifest}); remove it or name a new "
             f"folder."
         )
     return True

@@ -81,7 +81,9 @@ class Job:
             return f"with the resize {self.resize}, not {other.resize}"
         changed = [f for f in other.tables if self.tables.get(f) != other.tables[f]]
         if changed or self.tables.keys() != other.tables.keys():
-            return f"when {', '.join(changed) or 'the text files'} of {self.root} read otherwise"
+            return (
+                f"when {', '.join(changed) or 'the text files'} of {self.root} had other contents"
+            )
         return "" if self == other else f"when {self.root} had other image files"
 
 
@@ -126,7 +128,7 @@ class Manifest:
             content = json.loads(text)
             if content["format"] != _MANIFEST_FORMAT:
                 raise UserError(
-                    f"{path} is of format {content['format']}, this version of kacl_jax reads "
+                    f"{path} has format {content['format']}, but this version of kacl_jax reads format "
                     f"{_MANIFEST_FORMAT}; prepare the data set again"
                 )
             digest = content.pop(_DIGEST, None)
@@ -147,8 +149,8 @@ class Manifest:
         if image_size in (None, size) or not self.resized:
             return {}
         _log.info(
-            "The data were prepared at %d px and are resized again to %d px: this is another data "
-            "set than the PNG files at %d px.", size, image_size, image_size
+            "The data were prepared at %d px and are resized again to %d px. The result differs from "
+            "the PNG files at %d px.", size, image_size, image_size
         )  # fmt: skip
         digests = "\n".join(shard.sha256 for shard in self.shards)
         return {f"images prepared at {size} px": hashlib.sha256(digests.encode()).hexdigest()}
@@ -184,8 +186,8 @@ def is_prepared(root: Path) -> bool:
         return True
     if (root / WORK_FOLDER / "job.json").is_file():
         raise UserError(
-            f"{root} is a prepared data set that was not finished; run the same "
-            "`python -m kacl_jax.prepare` command again, it goes on where it stopped"
+            f"{root} is a prepared data set that is not finished; run the same "
+            "`python -m kacl_jax.prepare` command again to resume"
         )
     return False
 
@@ -215,7 +217,7 @@ class PreparedFolder:
         self.broken = {
             Path(file).name: BrokenImage(
                 png_root / file,
-                f"{reason} (when the data were prepared; mend it and prepare again)",
+                f"{reason} (when the data were prepared; repair it and prepare again)",
             )
             for file, reason in self.manifest.broken.items()
         }
@@ -248,7 +250,7 @@ class PreparedFolder:
         for name, checksum in manifest.job.tables.items():
             if check.tables.checksums.get(name, checksum) != checksum:
                 fix = "copy the file again, or ignore this if you changed it on purpose"
-                check.problems.add(name, "is not what it was when the data were prepared", fix)
+                check.problems.add(name, "has changed since the data were prepared", fix)
         for error in self.broken.values():
             report_broken(error, check.broken_file_problems)
         self._hash_shards(check)
@@ -296,7 +298,7 @@ class PreparedFolder:
             if path.is_file() and file_sha256(path) != shard.sha256:
                 check.problems.add(
                     MANIFEST_FILE,
-                    "names a file whose sha256 is another",
+                    "names a file with another sha256",
                     _HOW_TO_REPAIR,
                     shard.file,
                 )
