@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,14 @@ FORBIDDEN = {
     r"(?<![\w.])\.\d": "a number without its zero",
     r"\bfigures?\b": "figure means a picture",
     r"T\(IoU\) > \.": "a number without its zero",
+}
+RIDDLES = {
+    r"\b(goes|going|gone|go) on\b": "resumes, or continues",
+    r"\banew\b": "again",
+    r"\btold apart\b": "different",
+    r"\bstands? out\b": "unusual",
+    r"\bmake room\b": "free some disk space",
+    r"\bT\(IoU\)": "IoU above 0.1",
 }
 
 
@@ -86,3 +96,37 @@ def test_the_help_is_short_too() -> None:
     assert statistics.median(lengths) <= 15
     for form, why in FORBIDDEN.items():
         assert not [name for name, text in texts.items() if re.search(form, text)], why
+
+
+def messages(node: ast.AST) -> Iterator[str]:
+    """All strings of a module but docstrings; an inserted value is the word X."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield re.sub(r"%(\(\w+\))?[\d.]*[sdfgr]", "X", node.value)
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from messages(child)
+
+
+def visible(template: str) -> Iterator[str]:
+    """The paragraphs of a template, without tags; what Jinja inserts is the word X."""
+    template = re.sub(r"{{.*?}}", "X", re.sub(r"{%.*?%}", "", template, flags=re.DOTALL))
+    template = re.sub(r"<(svg|script|style).*?</\1>|</?(a|b|i|span|code)\b[^>]*>", "", template)
+    yield from re.split(r"<[^>]*>", template)
+
+
+def test_what_the_program_prints_and_writes_is_short_too() -> None:
+    package, lengths = REPO / "kacl_jax", []
+    for path in sorted([*package.rglob("*.py"), *package.rglob("templates/*.html")]):
+        text = path.read_text()
+        texts = messages(ast.parse(text)) if path.suffix == ".py" else visible(text)
+        for part in (part for words in texts for part in sentences(words)):
+            lengths.append(len(part.split()))
+            assert lengths[-1] <= 30, f"{path}: {part}"
+            for form, better in (FORBIDDEN | RIDDLES).items():
+                assert not re.search(form, part), f"{path}: {part} ({better})"
+    assert len(lengths) > 500
+    assert statistics.median(lengths) <= 15

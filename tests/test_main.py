@@ -163,7 +163,7 @@ def test_verify_says_whether_a_root_is_sound(root: Path, tmp_path: Path) -> None
     assert "config.cam.threshold is 2" in refused.stderr
     assert "do not fill a batch of 64" in refused.stderr
     refused = call(NIH, "--config.train.batch_size=16", *wrong[:1], *flags)
-    assert "config.feedback.lag is 1000 steps and the run has 20" in refused.stderr
+    assert "config.feedback.lag is 1000 steps, but the run has 20" in refused.stderr
     broken = shutil.copytree(root, tmp_path / "broken")
     torn, missing = sorted((broken / "images").iterdir())[:2]
     torn.write_bytes(torn.read_bytes()[:200])

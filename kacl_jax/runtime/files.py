@@ -23,7 +23,7 @@ def write_text(
 
 
 def write_bytes(
-    path: Path, content: bytes, *, fix: str = "make room there or give another --workdir"
+    path: Path, content: bytes, *, fix: str = "free some disk space or give another --workdir"
 ) -> None:
     """As `write_text`."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
