@@ -377,7 +377,7 @@ def _print_tables(scores: dict[str, Any], folds: list[Fold], other: str) -> None
         f"in brackets the difference to {other}\n"
     )
     for heading in ("no box", "chosen on validation boxes"):
-        print(f"| {heading} | " + " | ".join(f"T(IoU) > {t:g}" for t in PRINTED_T) + " | rule |")
+        print(f"| {heading} | " + " | ".join(f"IoU above {t:g}" for t in PRINTED_T) + " | rule |")
         print("|---" * (len(PRINTED_T) + 2) + "|")
         for way, score in scores.items():
             if heading in score:

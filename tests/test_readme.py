@@ -98,7 +98,7 @@ def test_x_rays_laid_out_as_the_readme_shows_are_read(tmp_path: Path) -> None:
     assert report.summary["positives"]["Effusion"] == report.summary["boxes"]["Cardiomegaly"] == 1
 
 
-IOU = r"T\(IoU\) > 0?\.1"  # the head of a table
+IOU = r"IoU above 0?\.1"  # the head of a table
 
 
 def figures(arm: str, metric: str, baseline: str = "") -> list[float]:
@@ -128,7 +128,7 @@ def figures(arm: str, metric: str, baseline: str = "") -> list[float]:
 def test_the_pages_tell_what_the_evidence_says(
     page: str, label: str, arm: str, baseline: str
 ) -> None:
-    """AUROC and T(IoU) > 0.1, with their intervals."""
+    """AUROC and the share with an IoU above 0.1, with their intervals."""
     lines = (REPO / page).read_text().splitlines()
     (at,) = (i for i, line in enumerate(lines) if line.startswith(label))
     head = next(x for x in reversed(lines[:at]) if re.search(IOU, x)).split("|")
