@@ -14,13 +14,14 @@ from kacl_jax.images.reader import Grey8
 
 NEARLY_BLACK_LEVEL = 16  # of 255; a 12-bit image in a 16-bit file has grey values up to 15
 _MIN_IMAGES = 5  # fewer may all be dark
+_ROWS = 128  # evenly over the image: enough for a percentile, and a quarter of the time
 _BRIGHT = 0.95  # of the pixels; text that is burned into a film covers less than the rest
 
 
 class ImageFacts(NamedTuple):
     """width, height: of the file. bits: 8 or 16, as stored. The others are grey levels after scaling to 8 bits.
 
-    low, high: 5th and 95th percentile of the pixels.
+    low, high: 5th and 95th percentile of the pixels in about `_ROWS` rows.
     """
 
     width: int
@@ -43,13 +44,14 @@ class ImageFacts(NamedTuple):
 
 def image_facts(image: Grey8) -> ImageFacts:
     """From a decoded file."""
-    counts = cv2.calcHist([image.pixels], [0], None, [256], [0, 256]).ravel()
-    share = np.cumsum(counts, dtype=np.float64) / image.pixels.size
-    levels = np.flatnonzero(counts)
+    pixels, bits = image
+    height, width = pixels.shape
+    some = np.ascontiguousarray(pixels[:: max(1, height // _ROWS)])
+    counts = cv2.calcHist([some], [0], None, [256], [0, 256]).ravel()
+    share = np.cumsum(counts, dtype=np.float64) / some.size
     low, high = np.searchsorted(share, [1 - _BRIGHT, _BRIGHT])
-    height, width = image.pixels.shape
     return ImageFacts(
-        width, height, image.bits, int(levels[0]), int(low), int(high), int(levels[-1])
+        width, height, bits, int(pixels.min()), int(low), int(high), int(pixels.max())
     )
 
 

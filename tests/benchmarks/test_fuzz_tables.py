@@ -91,7 +91,7 @@ def test_other_values_are_wrong(field: str, value, tmp_path: Path, monkeypatch) 
 def test_verify_must_see_what_training_refuses(tmp_path: Path, monkeypatch) -> None:
     case = _case(tmp_path, "table_list", 0)
     assert judge(case, case.call())[0] == SENTENCE
-    monkeypatch.setattr(verify, "check", lambda root, **_: verify.Report([], [], {}))
+    monkeypatch.setattr(verify, "check", lambda root, **_: verify.Report([], [], {}, None))
     assert judge(case, case.call())[0] == WRONG
 
 
