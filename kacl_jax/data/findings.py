@@ -14,6 +14,7 @@ FINDINGS_14 = (
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
 NO_FINDING = "No Finding"
+UNKNOWN_LABEL = -1
 
 _ALIASES = {"Infiltrate": "Infiltration"}  # the spelling in BBox_List_2017.csv
 _NEGATIONS = {"no", "not", "non", "without", "negative", "absent", "free", "denies", "neither"}

@@ -35,7 +35,7 @@ class Records:
     names: np.ndarray  # [n] str, sorted
     images: Images  # the pictures
     patients: np.ndarray  # [n] int64
-    labels: np.ndarray  # [n c] uint8, 1 = the label file names the finding
+    labels: np.ndarray  # [n c] int8: 1, 0, or UNKNOWN_LABEL, which counts in no loss and no number
     boxes: np.ndarray  # [n c 4] float32 (x0, y0, x1, y1), fractions of a side; 0 without a box
     has_box: np.ndarray  # [n c] bool
     official_test: np.ndarray  # [n] bool: True in test_list.txt, False in train_val_list.txt
@@ -187,7 +187,7 @@ def _build_records(
         names=np.array(names, dtype=np.str_),
         images=images,
         patients=np.array([row.patient for row in rows], np.int64),
-        labels=np.array([label_rows[row.labels] for row in rows], np.uint8),
+        labels=np.array([label_rows[row.labels] for row in rows], np.int8),
         boxes=from_nih_pixels(xywh),
         has_box=has_box,
         official_test=np.array([name in test for name in names], bool),

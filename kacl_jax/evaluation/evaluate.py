@@ -93,7 +93,8 @@ def evaluate_outputs(
 def _fit_scalings(val: Outputs, records: Records, split: Split) -> tuple[PlattScaling, ...]:
     rows = val.rows(split.val)
     logits, labels = val.logits[rows], records.labels[val.image_id[rows]]
-    return tuple(platt.fit(logits[:, c], labels[:, c]) for c in range(len(records.findings)))
+    known = labels >= 0
+    return tuple(platt.fit(logits[rows, c], labels[rows, c]) for c, rows in enumerate(known.T))
 
 
 def _classify(

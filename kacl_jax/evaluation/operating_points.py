@@ -33,9 +33,10 @@ def choose_operating_points(
     Of several such thresholds the highest is taken: it predicts fewer positives for the same J.
     """
     val = labelled_scores(outputs, records, split.val)
+    known = val.labels >= 0
     return tuple(
-        _highest_youden(val.probability[:, i], val.labels[:, i] == 1)
-        for i in range(len(records.findings))
+        _highest_youden(val.probability[rows, i], val.labels[rows, i] == 1)
+        for i, rows in enumerate(known.T)
     )
 
 

@@ -65,7 +65,7 @@ class LabelledScores(NamedTuple):
 
     image_id: np.ndarray  # int [n]
     probability: np.ndarray  # float64 [n c]
-    labels: np.ndarray  # uint8 [n c]
+    labels: np.ndarray  # int8 [n c]: 1, 0, or −1 where it is unknown
     patients: np.ndarray  # int64 [n]
 
 

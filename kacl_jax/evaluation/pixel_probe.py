@@ -31,9 +31,11 @@ def score_pixel_probe(
     scores = np.zeros((len(test_ids), len(records.findings)))
     for finding in range(len(records.findings)):
         labels = records.labels[train_ids, finding]
-        if labels.min() < labels.max():
+        known = labels >= 0
+        if len(np.unique(labels[known])) == 2:
             probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-            scores[:, finding] = probe.fit(train_pixels, labels).predict_proba(test_pixels)[:, 1]
+            probe.fit(train_pixels[known], labels[known])
+            scores[:, finding] = probe.predict_proba(test_pixels)[:, 1]
     return metrics.auroc_table(
         scores, records.labels[test_ids], records.patients[test_ids], resamples=resamples
     )

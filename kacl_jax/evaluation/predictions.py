@@ -20,7 +20,7 @@ class SavedPredictions:
     findings: tuple[str, ...]
     images: tuple[str, ...]  # [n]
     patients: np.ndarray  # int64 [n]
-    labels: np.ndarray  # int64 [n c]
+    labels: np.ndarray  # int64 [n c]: 1, 0, or −1 where it is unknown
     scores: np.ndarray  # float64 [n c]
     box_image: np.ndarray  # int64 [m], a row of `images`
     box_finding: np.ndarray  # int64 [m]
@@ -44,7 +44,7 @@ def read_predictions(workdir: Path, findings: Sequence[str]) -> SavedPredictions
             findings=tuple(findings),
             images=tuple(image_row),
             patients=np.array([int(row["patient"]) for row in rows], np.int64),
-            labels=np.array([[int(row[f"label_{f}"]) for f in findings] for row in rows]),
+            labels=np.array([[int(row[f"label_{f}"] or -1) for f in findings] for row in rows]),
             scores=np.array([[float(row[f"prob_{f}"]) for f in findings] for row in rows]),
             box_image=np.array([image_row[row["image"]] for row in boxes], np.int64),
             box_finding=np.array([finding_column[row["finding"]] for row in boxes], np.int64),

@@ -36,7 +36,10 @@ from kacl_jax.runtime import files
 def write_predictions(
     path: Path, records: Records, split: Split, *, val: Outputs, test: Outputs
 ) -> None:
-    """predictions.csv: image,patient,split,prob_<Finding> …,label_<Finding> …, val then test."""
+    """predictions.csv: image,patient,split,prob_<Finding> …,label_<Finding> …, val then test.
+
+    An unknown label is blank.
+    """
     header = ["image", "patient", "split"]
     header += [f"{kind}_{name}" for kind in ("prob", "label") for name in records.findings]
 
@@ -47,7 +50,7 @@ def write_predictions(
             for image, probability in zip(
                 outputs.image_id[output_rows].tolist(), scores, strict=True
             ):
-                labels = records.labels[image].tolist()
+                labels = ["" if label < 0 else label for label in records.labels[image].tolist()]
                 yield [records.names[image], records.patients[image], part, *probability, *labels]
 
     files.write_text(path, _csv_text(header, make_rows()))

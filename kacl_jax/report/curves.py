@@ -21,11 +21,12 @@ def roc_and_pr(scores: np.ndarray, labels: np.ndarray) -> tuple[Curve, Curve] | 
     Both curves are thinned to what a chart can show. The ROC curve starts at (0, 0), the PR curve at its first score.
 
     Args:
-      scores: float [n]. labels: [n] of 0 and 1.
+      scores: float [n]. labels: [n] of 0 and 1, and −1 where unknown.
 
     Returns:
       (ROC curve, PR curve); None where a class is absent.
     """
+    scores, labels = scores[labels >= 0], labels[labels >= 0]
     if len(np.unique(labels)) < 2:
         return None
     false_positive_rate, sensitivity, _ = roc_curve(labels, scores, drop_intermediate=False)

@@ -113,7 +113,7 @@ def _card(inputs: ReportInputs, case: cases.Case, key: str) -> dict[str, Any]:
         "iou": iou if scored else None,
         "probability": score,
         "labels": [
-            f for f, label in zip(inputs.findings, records.labels[image], strict=True) if label
+            f for f, label in zip(inputs.findings, records.labels[image], strict=True) if label > 0
         ],
         "is_whole_image": bool(located.fallback[case.row]),
         "picture": picture,
@@ -157,9 +157,10 @@ def interpretation_section(inputs: ReportInputs) -> dict[str, Any]:
 
 def _example_cards(inputs: ReportInputs) -> list[list[dict[str, Any]]]:
     located = inputs.located
-    positive = inputs.records.labels[located.image_id, located.finding] == 1
+    labels = inputs.records.labels[located.image_id, located.finding]
+    predicted = located.predicted & (labels >= 0)
     cases_of_finding = cases.surest_predictions(
-        located.score, located.predicted, positive, located.finding, len(inputs.findings)
+        located.score, predicted, labels == 1, located.finding, len(inputs.findings)
     )
     return [
         [_card(inputs, case, f"e{c}-{i}") for i, case in enumerate(finding_cases)]
@@ -215,6 +216,8 @@ def _discriminating_table(
     inputs: ReportInputs, ids: np.ndarray, values: np.ndarray, finding: int
 ) -> dict[str, Any]:
     """The table of one finding. values: its regions' features, float [n f]."""
+    known = inputs.records.labels[ids, finding] >= 0
+    ids, values = ids[known], values[known]
     positive = inputs.records.labels[ids, finding] == 1
     chance = features.chance_level(values, positive)
     discriminating = features.discriminating_features(

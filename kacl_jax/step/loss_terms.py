@@ -93,14 +93,12 @@ def terms_in_use(settings: LossSettings) -> dict[str, LossTerm]:
 
 
 def _focal(inputs: TermInputs) -> Measured:
-    settings = inputs.settings
+    """The mean over the images that have a known label."""
+    settings, labels = inputs.settings, inputs.forward.batch["labels"]
     loss = losses.focal_loss(
-        inputs.logits,
-        inputs.forward.batch["labels"],
-        alpha=settings.focal_alpha,
-        gamma=settings.focal_gamma,
+        inputs.logits, labels, alpha=settings.focal_alpha, gamma=settings.focal_gamma
     ).sum(1)
-    return Measured(loss.sum(), jnp.ones_like(loss).sum())
+    return Measured(loss.sum(), (labels >= 0).any(1).astype(loss.dtype).sum())
 
 
 def _nt_xent(inputs: TermInputs) -> Measured:

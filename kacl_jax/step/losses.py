@@ -16,18 +16,19 @@ def focal_loss(
     """Sigmoid focal loss per element (Lin et al. 2017, eq. 5): α_t (1 − p_t)^γ · (−log p_t).
 
     Args:
-      labels: 0 or 1.
+      labels: 0 or 1; negative where it is unknown.
       alpha: weight of the positive class, in (0, 1); negatives weigh 1 − α.
       gamma: focusing exponent ≥ 0; 0 is α-weighted binary cross-entropy.
 
     Returns:
-      ≥ 0.
+      ≥ 0; 0 where the label is unknown.
     """
     towards_label = logits * (2 * labels - 1)
     weight = alpha * labels + (1 - alpha) * (1 - labels)
     # (1 − p_t)^γ in log space: its gradient stays finite for any γ ≥ 0.
     modulation = jnp.exp(gamma * jax.nn.log_sigmoid(-towards_label))
-    return weight * modulation * -jax.nn.log_sigmoid(towards_label)
+    loss = weight * modulation * -jax.nn.log_sigmoid(towards_label)
+    return jnp.where(labels >= 0, loss, 0.0)
 
 
 def nt_xent(

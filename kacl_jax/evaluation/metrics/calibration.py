@@ -37,7 +37,9 @@ def measure_calibration(
     *,
     resamples: int = RESAMPLES,
 ) -> Calibration:
-    """Calibration per finding and mean. Args: probability in [0, 1], labels 0 or 1, of any dtype.
+    """Calibration per finding and mean. Args: probability in [0, 1]; labels 1, 0, or −1 where unknown, of any dtype.
+
+    An unknown label counts in no number.
 
     The Brier score has a patient-cluster interval. The ECE has none: it is a sum of absolute differences, so the noise
     of resampling raises it (on 25,596 well calibrated images 97.5 % of the resamples lie above the value).
@@ -45,13 +47,13 @@ def measure_calibration(
     # One order of summation, whatever the order of the rows.
     order = np.lexsort((*probability.T, *labels.T, patients))
     probability, labels, patients = probability[order], labels[order], patients[order]
-    n, c = labels.shape
-    reason = "" if n else "no image"
-    squared_error = (probability - labels) ** 2
-    reliability = tuple(reliability_curve(probability[:, i], labels[:, i]) for i in range(c))
-    (brier,) = ratio_tables(
-        squared_error[:, :, None], np.ones((n, c), bool), patients, [reason] * c, resamples
+    known: np.ndarray = np.asarray(labels >= 0)
+    reasons = ["" if any_known else "no image" for any_known in np.asarray(known.any(0)).tolist()]
+    squared_error = np.where(known, (probability - labels) ** 2, 0.0)
+    reliability = tuple(
+        reliability_curve(probability[rows, i], labels[rows, i]) for i, rows in enumerate(known.T)
     )
+    (brier,) = ratio_tables(squared_error[:, :, None], known, patients, reasons, resamples)
     return Calibration(brier, _ece_table(reliability), reliability)
 
 

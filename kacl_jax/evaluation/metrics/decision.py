@@ -23,15 +23,16 @@ def decision_tables(
     Each is a share of correct predictions: among the positive images, the negative images, the images predicted
     positive and those predicted negative.
 
-    Args: labels 0 or 1, of any dtype; reasons, per finding, why there is no
+    Args: labels 1, 0, or −1 where unknown, of any dtype; reasons, per finding, why there is no
     prediction at all ('' where there is one). Count n is the number of images in the denominator.
+    An image with an unknown label is in none.
     """
-    positive = labels == 1
+    positive, known = labels == 1, labels >= 0
     denominators = {
         "sensitivity": (positive, "no positive"),
-        "specificity": (~positive, "no negative"),
-        "ppv": (predicted, "predicted for no image"),
-        "npv": (~predicted, "predicted for every image"),
+        "specificity": (labels == 0, "no negative"),
+        "ppv": (predicted & known, "predicted for no image"),
+        "npv": (~predicted & known, "predicted for every image"),
     }
     correct = predicted == positive
     has_prediction = np.array([not reason for reason in reasons])

@@ -60,7 +60,7 @@ def auroc_table(
 ) -> Table:
     """AUROC per finding and mean, with patient-cluster intervals.
 
-    Args: labels 0 or 1, of any dtype.
+    Args: labels 1, 0, or −1 where unknown, of any dtype. An unknown label counts in no number.
     Returns: counts n_pos and n_neg are images (summed over findings in the mean).
     """
     return _tables(scores, labels, patients, resamples, precision=False)[0]
@@ -147,7 +147,9 @@ class Ranking:
         patient_index: Int[np.ndarray, "n"],
         n_patients: int,
     ) -> None:
-        positive = _is_positive(scores, labels)
+        known = np.asarray(labels) != -1
+        scores, patient_index = scores[known], patient_index[known]
+        positive = _is_positive(scores, np.asarray(labels)[known])
         levels, positive_row = np.unique(scores[positive], return_inverse=True)
         negatives, negative_patient = scores[~positive], patient_index[~positive]
         negative_row = np.searchsorted(levels, negatives, side="left")
@@ -202,5 +204,5 @@ def _is_positive(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite")
     if not np.isin(labels, (0, 1)).all():
-        raise ValueError("labels must be 0 or 1")
+        raise ValueError("labels must be 1, 0 or -1")
     return np.asarray(labels) == 1
