@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 from tqdm import tqdm
 
-from kacl_jax.data import nih, tables
+from kacl_jax.data import layouts, nih
 from kacl_jax.data.image_facts import ImageFacts, check_grey
 from kacl_jax.data.png_folder import PngFiles
 from kacl_jax.data.prepared.reader import (
@@ -264,7 +264,7 @@ def _publish_dataset(out: epath.Path, job: Job, parts: Sequence[Part]) -> Manife
         raise UserError(f"{job.root}: no image can be read; --mode=verify says why")
     try:
         builder.build_dataset(out, folder, nonempty, job.size)
-        for path in tables.text_file_paths(Path(job.root)):
+        for path in layouts.text_file_paths(Path(job.root)):
             epath.Path(path).copy(out / path.name, overwrite=True)
         listing = _join_lines([name for part in nonempty for name in part.names])
         bucket_files.publish_text(out / NAMES_FILE, listing, folder)

@@ -60,3 +60,12 @@ def multiple_of(step: int, smallest: int) -> Allowed:
         f"a multiple of {step}, ≥ {smallest}",
         lambda value: value >= smallest and value % step == 0,
     )
+
+
+def _is_findings(value: Any) -> bool:
+    if isinstance(value, str):
+        return all(name == name.strip() != "" for name in value.split(","))
+    return type(value) is int and value in (8, 14)
+
+
+findings_rule = Allowed("8, 14, 'all', or names with commas between", _is_findings)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from kacl_jax.config.allowed import (
     Allowed,
     above,
     anything,
     at_least,
+    findings_rule,
     interval,
     multiple_of,
     one_of,
@@ -48,6 +49,7 @@ class Key:
     # regions; with data.on_error=skip, data.max_megapixels decides which images are left out, and run.json names them.
     # `data.root` may change only if the checksums of its files are equal.
     free: bool = False
+    text_too: bool = False  # a value may also be text
 
     def rule(self) -> Allowed:
         """`allowed` itself, after the slow import if it needs one."""
@@ -92,7 +94,17 @@ KEYS: dict[str, Key] = {
         224, multiple_of(32, 64), "Side of the square images that the network sees, in pixels."
     ),
     "data.findings": Key(
-        8, one_of(8, 14), "Number of findings: the 8 with truth boxes, or all 14 of NIH."
+        8,
+        findings_rule,
+        "The findings to look for. 8: those of NIH with truth boxes. 14: all of NIH. all: every column of images.csv. "
+        "Or names with commas between.",
+        text_too=True,
+    ),
+    "data.uncertain": Key(
+        "refuse",
+        one_of("refuse", "ignore", "positive", "negative"),
+        "What the label −1 in images.csv becomes. ignore: unknown, so that it counts nowhere. refuse: a problem.",
+        before="refuse",
     ),
     "data.allow_missing": Key(
         False,
@@ -294,7 +306,9 @@ def default() -> ConfigDict:
         group, _, leaf = name.rpartition(".")
         if group and group not in config:
             config[group] = ConfigDict()
-        (config[group] if group else config)[leaf] = key.default
+        # A key whose values are of two types is an object; the flag then reads 8 as a number and all as text.
+        value = FieldReference(key.default, field_type=object) if key.text_too else key.default
+        (config[group] if group else config)[leaf] = value
     return config.lock()
 
 

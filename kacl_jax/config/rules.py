@@ -25,7 +25,11 @@ def check(config: ConfigDict, *, n_devices: int, n_processes: int = 1) -> None:
     """
     values = dict(leaves(config))
     requirements = {
-        name: _wrong_type(values[name], type(key.default)) for name, key in KEYS.items()
+        name: _wrong_type(
+            values[name],
+            str if isinstance(values[name], str) and key.text_too else type(key.default),
+        )
+        for name, key in KEYS.items()
     }
     has_types = not any(requirements.values())
     if has_types:
@@ -97,11 +101,6 @@ def _loss_problems(c: ConfigDict) -> Iterator[str]:
         yield (
             "config.radiomics.backend='jax' marks regions on the last stage's map; use config.cam.stage=4, or "
             "config.radiomics.backend='pyradiomics'"
-        )
-    if c.cam.stage != 4 and uses_radiomics and c.train.batch_size < c.data.findings:
-        yield (
-            f"config.train.batch_size is {c.train.batch_size}; with config.cam.stage=3 it must be at least "
-            f"{c.data.findings}, one image for the mean map of each finding"
         )
     if c.radiomics.backend == "jax" and c.roi.source == "random":
         yield "config.roi.source='random' works only on the host; use config.radiomics.backend='pyradiomics'"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import cv2
 import numpy as np
 
-from kacl_jax.data.tables import CHECK_SIDE, NIH_SIDE, Tables
+from kacl_jax.data.tables import CHECK_SIDE, NIH_SIDE, RootCheck, Tables
 
 CHECK_FILE = "check.png"
 _COLUMNS, _ROWS = 4, 3
@@ -30,27 +30,35 @@ def choose_sample(tables: Tables, available: Collection[str]) -> frozenset[str]:
     return frozenset([*chosen, *evenly][: _COLUMNS * _ROWS])
 
 
-def draw_check_picture(pictures: Mapping[str, np.ndarray], tables: Tables) -> np.ndarray:
-    """uint8 [h w 3] (BGR) from the sample's pictures, name → uint8 [CHECK_SIDE CHECK_SIDE]."""
+def draw_check_picture(check: RootCheck) -> np.ndarray | None:
+    """uint8 [h w 3] (BGR) of the sample's pictures; None if there is none."""
+    tables, pictures = check.tables, check.pictures
+    if not pictures:
+        return None
     tile_h, tile_w = CHECK_SIDE + _CAPTION + _GAP, CHECK_SIDE + _GAP
     page = np.zeros((_ROWS * tile_h + _GAP, _COLUMNS * tile_w + _GAP, 3), np.uint8)
     boxed = {image for image, _ in tables.boxes}
     for k, name in enumerate(sorted(pictures, key=lambda name: (name not in boxed, name))):
         top, left = _GAP + k // _COLUMNS * tile_h, _GAP + k % _COLUMNS * tile_w
         tile = np.repeat(pictures[name][..., None], 3, -1)
+        frame = check.sizes[name] if tables.own_frames else (NIH_SIDE, NIH_SIDE)
         boxes = [
-            (finding, xywh) for (image, finding), xywh in tables.boxes.items() if image == name
+            (finding, xywh)
+            for (image, finding), several in tables.boxes.items()
+            for xywh in several
+            if image == name
         ]
         for finding, xywh in boxes:
-            _draw_box(tile, finding, xywh)
+            _draw_box(tile, finding, np.array(xywh) * CHECK_SIDE / np.array(2 * frame))
         page[top : top + CHECK_SIDE, left : left + CHECK_SIDE] = tile
         caption = name if boxes else f"{name} (no box)"
         _write(page, caption, (left, top + CHECK_SIDE + 14))
     return page
 
 
-def _draw_box(tile: np.ndarray, finding: str, xywh: tuple[float, ...]) -> None:
-    x, y, w, h = (round(side * CHECK_SIDE / NIH_SIDE) for side in xywh)
+def _draw_box(tile: np.ndarray, finding: str, xywh: np.ndarray) -> None:
+    """xywh: in pixels of the tile."""
+    x, y, w, h = xywh.round().astype(int).tolist()
     cv2.rectangle(tile, (x, y), (x + w, y + h), _BOX_COLOUR, 1, cv2.LINE_AA)
     _write(tile, finding, (max(x, 2), max(y - 4, 12)), _BOX_COLOUR)
 

@@ -37,6 +37,10 @@ class ImageStore(Protocol):
         """Of all its images, even broken ones."""
         ...
 
+    def size(self, name: str) -> tuple[int, int] | None:
+        """(width, height) of an image's original file, as it is seen; None where that is not known."""
+        ...
+
     def select(self, names: Sequence[str]) -> Images:
         """The pictures of `names`, in this order."""
         ...

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax.data.box_checks import check_box_frame
 from kacl_jax.data.image_facts import ImageFacts, check_grey, image_facts, summarise
 from kacl_jax.data.problems import Problems
 from kacl_jax.data.tables import CHECK_SIDE, RootCheck
@@ -21,6 +20,7 @@ from kacl_jax.images.reader import (
     BrokenImage,
     read_grey8,
     read_image,
+    read_size,
 )
 from kacl_jax.images.resizing import resize
 
@@ -57,6 +57,12 @@ class PngFolder:
     def __contains__(self, name: str) -> bool:
         return name in self.files
 
+    def size(self, name: str) -> tuple[int, int] | None:
+        try:
+            return read_size(self.files[name], self.max_megapixels)
+        except BrokenImage:
+            return None
+
     def select(self, names: Sequence[str]) -> PngFiles:
         """The pictures of `names`; a missing file gets a path in images/."""
         folder = self.root / "images"
@@ -77,8 +83,7 @@ class PngFolder:
         paths = [self.files[name] for name in sorted(names) if name in self.files]
         facts = _decode_images(paths, self.max_megapixels, check)
         check_grey(facts, check.problems)
-        sizes = {name: (one.width, one.height) for name, one in facts.items()}
-        check_box_frame(check.tables, sizes, check.problems)
+        check.sizes.update((name, (one.width, one.height)) for name, one in facts.items())
         return {
             "files": len(self.files),
             "files_without_label_row": len(set(self.files) - set(rows)),

@@ -170,7 +170,8 @@ def make_split(
     Raises:
         UserError: the root does not allow this split.
     """
-    order = _PatientOrder(split_seed)
+    names = zip(records.patients.tolist(), records.patient_names.tolist(), strict=True)
+    order = _PatientOrder(split_seed, dict(names))
     make_masks = {"A": _weak_masks, "B": _semi_masks, "C": _pooled_masks}[protocol]
     masks = make_masks(records, order, folds, fold)
     val = masks.train_or_val & order.select_share(
@@ -217,12 +218,12 @@ class _PartMasks(NamedTuple):
 
 
 def _weak_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -> _PartMasks:
-    test = records.official_test
+    test = _official_test(records)
     return _PartMasks(~test, np.zeros_like(test), test)
 
 
 def _semi_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -> _PartMasks:
-    official, boxed = records.official_test, _any_finding(records.has_box)
+    official, boxed = _official_test(records), _any_finding(records.has_box)
     if (boxed & ~official).any():
         misplaced = records.names[boxed & ~official]
         raise UserError(
@@ -232,6 +233,15 @@ def _semi_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -
     fold_of = order.assign_folds("fold", records.patients, boxed, folds)
     other_folds = (fold_of >= 0) & (fold_of != fold)
     return _PartMasks(~official, boxed & other_folds, official & ~other_folds)
+
+
+def _official_test(records: Records) -> np.ndarray:
+    if records.official_test is None:
+        raise UserError(
+            f"{records.root} names no test images, which protocols A and B need; add a column split to images.csv, or "
+            "use --config.protocol=C"
+        )
+    return records.official_test
 
 
 def _pooled_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -> _PartMasks:
@@ -261,14 +271,15 @@ def _floors_by_fold(
 
 
 class _PatientOrder:
-    """Selects patients in the order of sha256(split_seed, role, patient id)."""
+    """Selects patients in the order of sha256(split_seed, role, patient's name in the label file)."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, names: dict[int, str]) -> None:
+        self._seed, self._names = seed, names
 
     def _sorted_patients(self, role: str, patients: np.ndarray) -> list[int]:
         def key(patient: int) -> bytes:
-            return hashlib.sha256(f"{self._seed}:{role}:{patient}".encode()).digest()
+            text = f"{self._seed}:{role}:{self._names[patient]}"
+            return hashlib.sha256(text.encode()).digest()
 
         return sorted(np.unique(patients).tolist(), key=key)
 

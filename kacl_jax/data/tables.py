@@ -1,7 +1,4 @@
-"""Parses NIH's four text files into Tables; every mistake in them becomes a Problem.
-
-Training and --mode=verify both use this parser.
-"""
+"""What the text files of a data root say, in whichever layout they are written."""
 
 from __future__ import annotations
 
@@ -14,23 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kacl_jax.data import image_names, metadata
-from kacl_jax.data.findings import FINDINGS_14, NO_FINDING, finding_of, how_to_write
+from kacl_jax.data import image_names
+from kacl_jax.data.findings import FINDINGS_14
 from kacl_jax.data.problems import Problems
-from kacl_jax.data.text_files import (
-    csv_lines,
-    find_plain_or_gz,
-    read_text,
-    report_absent,
-    text_lines,
-)
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.data.text_files import find_plain_or_gz, read_text, report_absent
 
-LABEL_FILES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
-BOX_FILE = "BBox_List_2017.csv"
-LIST_FILES = ("train_val_list.txt", "test_list.txt")
-NIH_SIDE = 1024  # boxes in BOX_FILE are in pixels of a 1024 × 1024 frame, whatever the file's size
-
+NIH_SIDE = 1024  # NIH's boxes are in pixels of a 1024 × 1024 frame, whatever the file's size
 CHECK_SIDE = 320  # pixels of a side of a picture in check.png
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -41,26 +27,31 @@ Progress = Callable[[int, int], None]
 class Row:
     """One image's row in the label file."""
 
-    patient: int
+    patient: str
     labels: frozenset[str]
     age: int
     sex: str
     view: str
+    unknown: frozenset[str] = frozenset()  # findings whose label is not known
 
 
 @dataclass
 class Tables:
-    """The content of the four text files. A line that cannot be parsed is left out here and becomes a Problem."""
+    """The content of a root's text files. A line that cannot be parsed is left out here and becomes a Problem."""
 
     root: Path
     rows: dict[str, Row] = field(default_factory=dict)
     # Names of images with a row in the label file, even a wrong row.
     labelled_images: set[str] = field(default_factory=set)
-    # X, y, w, h in pixels of NIH's frame.
-    boxes: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
-    lists: dict[str, set[str]] = field(default_factory=dict)
+    # (image, finding) → x, y, w, h of each box, in pixels of NIH's frame or, if `own_frames`, of the image's file.
+    boxes: dict[tuple[str, str], list[tuple[float, ...]]] = field(default_factory=dict)
+    own_frames: bool = False
+    lists: dict[str, set[str]] = field(default_factory=dict)  # empty in a root without a split
+    list_names: tuple[str, str] = ("train", "test")  # keys of `lists`
     checksums: dict[str, str] = field(default_factory=dict)
-    label_file: str = LABEL_FILES[0]
+    label_file: str = ""
+    box_file: str = ""
+    findings: tuple[str, ...] = FINDINGS_14  # that the label file knows
 
     @cached_property
     def spellings(self) -> image_names.Spellings:
@@ -74,6 +65,7 @@ class RootCheck:
 
     broken_file_problems: for image files that cannot be read. progress: called with (images done, images in all).
     sample: names of images whose picture is wanted; the store puts it into `pictures`, uint8 [CHECK_SIDE CHECK_SIDE].
+    sizes: the store puts (width, height) of every original file there, where it knows them.
     """
 
     tables: Tables
@@ -82,41 +74,11 @@ class RootCheck:
     progress: Progress | None = None
     sample: frozenset[str] = frozenset()
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def read_tables(root: Path | str, problems: Problems) -> Tables:
-    """Parses the label file, the box file and both lists, and checks them against each other."""
-    tables = Tables(Path(root).expanduser())
-    if not tables.root.is_dir():
-        what = "is not a folder" if tables.root.exists() else "is not there"
-        raise UserError(
-            f"data root {tables.root} {what}; give NIH's folder by --config.data.root (kacl_jax.prepare: --root)"
-        )
-    if not any(tables.root.iterdir()):
-        raise UserError(
-            f"data root {tables.root} is empty; looked for images/ (or images_001/images …), "
-            f"{' or '.join(LABEL_FILES)}, {BOX_FILE} and {' and '.join(LIST_FILES)}"
-        )
-    _read_labels(tables, problems)
-    box_text = _read_text(BOX_FILE, tables, problems)
-    if box_text is not None:
-        _parse_boxes(box_text, tables, problems)
-    for name in LIST_FILES:
-        text = _read_text(name, tables, problems)
-        if text is not None:
-            _parse_list(name, text, tables, problems)
-    if tables.labelled_images and len(tables.lists) == len(LIST_FILES):
-        _compare_lists(tables, problems)
-    return tables
-
-
-def text_file_paths(root: Path) -> list[Path]:
-    """The paths of the text files that `read_tables` reads, plain or .gz."""
-    paths = (find_plain_or_gz(root, name) for name in (*LABEL_FILES, BOX_FILE, *LIST_FILES))
-    return [path for path in paths if path is not None]
-
-
-def _read_text(name: str, tables: Tables, problems: Problems) -> str | None:
+def read_table(name: str, tables: Tables, problems: Problems) -> str | None:
+    """The text of a file of the root, plain or .gz, and its checksum in `tables`; None with a Problem."""
     path = find_plain_or_gz(tables.root, name)
     if path is None:
         report_absent(tables.root, [name], problems)
@@ -128,110 +90,15 @@ def _read_text(name: str, tables: Tables, problems: Problems) -> str | None:
     return text
 
 
-def _read_labels(tables: Tables, problems: Problems) -> None:
-    names = [name for name in LABEL_FILES if find_plain_or_gz(tables.root, name)]
-    if len(names) == 2:
-        fix = "keep the one you mean: their labels differ"
-        problems.add(names[0], f"lies beside {names[1]}", fix)
-    elif not names:
-        report_absent(tables.root, LABEL_FILES, problems)
-    else:
-        tables.label_file = names[0]
-        text = _read_text(names[0], tables, problems)
-        if text is not None:
-            _parse_labels(names[0], text, tables, problems)
-
-
-_LABEL_COLUMNS = (
-    ("Image Index",),
-    ("Finding Labels",),
-    ("Patient ID",),
-    ("Patient Age",),
-    ("Patient Gender", "Patient Sex"),
-    ("View Position",),
-)
-
-
-def _parse_labels(name: str, text: str, tables: Tables, problems: Problems) -> None:
-    findings_of: dict[str, frozenset[str]] = {}  # text of the label cell → its findings
-    reader = metadata.Reader()
-    for number, cells in csv_lines(name, text, _LABEL_COLUMNS, problems):
-        image, labels, patient_text, *age_sex_view = cells
-        where = f"row {number} ({image})"
-        wrong = image_names.objection(image)
-        if wrong is not None:
-            problems.add(name, f"Image Index {wrong[0]}", wrong[1], where)
-            continue
-        if image in tables.labelled_images:
-            problems.add(name, "has an image twice", "keep one row per image", where)
-            continue
-        tables.labelled_images.add(image)
-        if labels not in findings_of:
-            findings = _parse_finding_labels(labels, name, where, problems)
-            if findings is None:
-                continue
-            findings_of[labels] = findings
-        patient = metadata.parse_patient(patient_text)
-        if patient is None:
-            fix = "give every patient a whole number below 2147483648"
-            problems.add(name, "Patient ID is no number", fix, f"{where} {patient_text[:40]!r}")
-            continue
-        tables.rows[image] = Row(patient, findings_of[labels], *reader.read(*age_sex_view))
-    reader.report(name, problems)
-
-
-def _parse_finding_labels(
-    labels: str, name: str, where: str, problems: Problems
-) -> frozenset[str] | None:
-    """'Mass|Nodule' → its findings; 'No Finding' → the empty set; None if the text is wrong."""
-    names = [finding_of(label.strip()) for label in labels.split("|")]
-    valid = (*FINDINGS_14, NO_FINDING)
-    unknown = [label for label in names if label not in valid]
-    for label in unknown:
-        what = f"unknown label {label[:80]!r}" if label else "has a blank label"
-        problems.add(name, what, how_to_write(label, valid), where)
-    if NO_FINDING in names and len(names) > 1:
-        fix = "keep one of the two"
-        problems.add(name, f"{NO_FINDING!r} beside a finding", fix, f"{where} {labels!r}")
-        return None
-    return None if unknown else frozenset(names) - {NO_FINDING}
-
-
-_BOX_COLUMNS = (("Image Index",), ("Finding Label",), ("Bbox [x",), ("y",), ("w",), ("h]",))
-
-
-def _parse_boxes(text: str, tables: Tables, problems: Problems) -> None:
-    for number, cells in csv_lines(BOX_FILE, text, _BOX_COLUMNS, problems):
-        image, label, *sides = cells
-        finding = finding_of(label)
-        where = f"row {number} ({image} {label})"
-        if finding not in FINDINGS_14:
-            what = f"unknown finding {label[:80]!r}"
-            problems.add(BOX_FILE, what, how_to_write(label, FINDINGS_14), where)
-            continue
-        if tables.labelled_images and image not in tables.labelled_images:
-            _report_unlabelled(BOX_FILE, image, where, tables, problems)
-            continue
-        if (image, finding) in tables.boxes:
-            fix = "keep one box per image and finding"
-            problems.add(BOX_FILE, "has a second box of one finding", fix, where)
-            continue
-        xywh = _parse_xywh(sides)
-        if xywh is None:
-            fix = "give x, y, w, h as numbers with w and h above 0"
-            problems.add(BOX_FILE, "is no box", fix, f"{where} {', '.join(sides)}"[:200])
-            continue
-        tables.boxes[image, finding] = xywh
-
-
-def _parse_xywh(sides: Sequence[str]) -> tuple[float, ...] | None:
+def parse_xywh(sides: Sequence[str]) -> tuple[float, ...] | None:
+    """Four plain decimal numbers with w and h above 0, or None."""
     if not all(_NUMBER.fullmatch(side) for side in sides):
         return None
     xywh = tuple(float(side) for side in sides)
     return xywh if all(map(math.isfinite, xywh)) and min(xywh[2:]) > 0 else None
 
 
-def _report_unlabelled(
+def report_unlabelled(
     file: str, image: str, where: str, tables: Tables, problems: Problems
 ) -> str | None:
     """Adds the Problem of a name without a label row. Returns the image that the name means, if that is clear."""
@@ -244,26 +111,3 @@ def _report_unlabelled(
         fix = f"write each name as {labels} does"
         problems.add(file, what, fix, f"{where}: {meant}")
     return meant
-
-
-def _parse_list(name: str, text: str, tables: Tables, problems: Problems) -> None:
-    images: set[str] = set()
-    for number, image in text_lines(text):
-        where = f"line {number} ({image[:200]})"
-        if image in images:
-            problems.add(name, "names an image twice", "delete the second line", where)
-        elif tables.labelled_images and image not in tables.labelled_images:
-            meant = _report_unlabelled(name, image, where, tables, problems)
-            images.add(meant or image)
-        images.add(image)
-    tables.lists[name] = images
-
-
-def _compare_lists(tables: Tables, problems: Problems) -> None:
-    train_val, test = (tables.lists[name] for name in LIST_FILES)
-    for image in sorted(train_val & test):
-        fix = f"take it out of one of them: {LIST_FILES[0]} trains, {LIST_FILES[1]} scores"
-        problems.add(LIST_FILES[1], f"names an image that {LIST_FILES[0]} names too", fix, image)
-    for image in sorted(tables.labelled_images - train_val - test):
-        fix = f"add the image to {LIST_FILES[0]} or {LIST_FILES[1]}"
-        problems.add(tables.label_file, "has an image that neither list names", fix, image)

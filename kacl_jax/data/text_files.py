@@ -67,6 +67,12 @@ def text_lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
+def csv_header(name: str, text: str, problems: Problems) -> list[str]:
+    """The names of the columns."""
+    line = _LINE_BREAK.split(text, maxsplit=1)[0]
+    return [cell.strip() for cell in _cells(name, 1, line, problems) or []]
+
+
 def csv_lines(
     name: str, text: str, columns: Sequence[Sequence[str]], problems: Problems
 ) -> Iterator[Line]:
@@ -79,7 +85,7 @@ def csv_lines(
         fix = "compare its end with the original; if nothing is missing, add a line break"
         what = "does not end with a line break, so that its last row may be cut off"
         problems.add(name, what, fix, f"line {len(lines)}")
-    header = [cell.strip() for cell in _cells(name, 1, lines[0], problems) or []]
+    header = csv_header(name, text, problems)
     places = _find_columns(name, header, columns, problems)
     if places is None:
         return

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from kacl_jax.data.box_checks import check_box_frame, check_own_boxes
 from kacl_jax.data.check_picture import choose_sample, draw_check_picture
 from kacl_jax.data.image_source import open_image_store
 from kacl_jax.data.nih import finding_names, missing_images, read_checked_tables
 from kacl_jax.data.problems import Problem, Problems
-from kacl_jax.data.tables import LIST_FILES, Progress, RootCheck, Tables
+from kacl_jax.data.tables import Progress, RootCheck, Tables
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 
 
@@ -35,7 +36,8 @@ class Report:
 def check(
     root: Path | str,
     *,
-    findings: int = 8,
+    findings: int | str = 8,
+    uncertain: str = "refuse",
     allow_missing: bool = False,
     skip_broken: bool = False,
     official_lists: bool = True,
@@ -52,11 +54,11 @@ def check(
         max_megapixels: an image with more pixels counts as broken.
 
     Raises:
-        UserError: the root does not exist or is empty, or `findings` is neither 8 nor 14.
+        UserError: the root does not exist or is empty, or does not know one of the `findings`.
     """
     problems, non_fatal = Problems(), Problems()
-    names = finding_names(findings)
-    tables = read_checked_tables(root, problems)
+    tables = read_checked_tables(root, problems, uncertain)
+    names = finding_names(findings, tables)
     _compare_list_patients(tables, problems if official_lists else non_fatal)
     summary = _summarise_tables(tables, names)
     store = open_image_store(tables.root, problems, max_megapixels)
@@ -65,21 +67,24 @@ def check(
     sample = choose_sample(tables, store.names())
     root_check = RootCheck(tables, problems, broken_file_problems, progress, sample)
     summary |= store.verify(root_check)
-    pictures = root_check.pictures
-    picture = draw_check_picture(pictures, tables) if pictures else None
-    return Report(problems.all(), non_fatal.all(), summary, picture)
+    check_box_sizes = check_own_boxes if tables.own_frames else check_box_frame
+    check_box_sizes(tables, root_check.sizes, problems)
+    return Report(problems.all(), non_fatal.all(), summary, draw_check_picture(root_check))
 
 
 def _compare_list_patients(tables: Tables, problems: Problems) -> None:
-    """Reports patients who are in both official lists (the parser reports images in both)."""
+    """Reports patients who are in both parts of the official split (the parser reports images in both)."""
+    if not tables.lists:
+        return
     patients = []
-    for name in LIST_FILES:
+    for name in tables.list_names:
         rows = (tables.rows.get(image) for image in tables.lists.get(name, ()))
         patients.append({row.patient for row in rows if row is not None})
-    for patient in sorted(patients[0] & patients[1]):
-        fix = "move all images of a patient to one list; protocols A and B refuse this root"
-        what = f"shares patients with {LIST_FILES[0]}"
-        problems.add(LIST_FILES[1], what, fix, f"patient {patient}")
+    first, second = tables.list_names
+    shared = patients[0] & patients[1]
+    for patient in sorted(shared, key=lambda name: (len(name), name)):
+        fix = "move all images of a patient to one part; protocols A and B refuse this root"
+        problems.add(second, f"shares patients with {first}", fix, f"patient {patient}")
 
 
 def _summarise_tables(tables: Tables, findings: tuple[str, ...]) -> dict[str, Any]:
@@ -94,9 +99,12 @@ def _summarise_tables(tables: Tables, findings: tuple[str, ...]) -> dict[str, An
         "root": str(tables.root),
         "images": len(rows),
         "patients": len({row.patient for row in rows.values()}),
-        "lists": {name: lists[name] for name in LIST_FILES if name in lists},
+        "lists": {name: lists[name] for name in tables.list_names if name in lists},
         "positives": {f: sum(f in row.labels for row in rows.values()) for f in findings},
-        "boxes": {f: sum(f == finding for _, finding in tables.boxes) for f in findings},
+        "boxes": {
+            f: sum(len(boxes) for (_, finding), boxes in tables.boxes.items() if finding == f)
+            for f in findings
+        },
         "boxed_images": len({image for image, _ in tables.boxes}),
         "boxes_without_positive_label": len(unlabelled),
         "unknown_ages": sum(row.age < 0 for row in rows.values()),

@@ -43,7 +43,7 @@ def read_predictions(workdir: Path, findings: Sequence[str]) -> SavedPredictions
         predictions = SavedPredictions(
             findings=tuple(findings),
             images=tuple(image_row),
-            patients=np.array([int(row["patient"]) for row in rows], np.int64),
+            patients=_number_patients([row["patient"] for row in rows]),
             labels=np.array([[int(row[f"label_{f}"] or -1) for f in findings] for row in rows]),
             scores=np.array([[float(row[f"prob_{f}"]) for f in findings] for row in rows]),
             box_image=np.array([image_row[row["image"]] for row in boxes], np.int64),
@@ -63,6 +63,13 @@ def read_predictions(workdir: Path, findings: Sequence[str]) -> SavedPredictions
             f"predictions.csv or boxes.csv in {workdir} has a row or column that does not fit ({error}); write them "
             "again with the run's own command and --mode=eval"
         ) from error
+
+
+def _number_patients(names: list[str]) -> np.ndarray:
+    """int64 [n]: the numbers themselves, as NIH has them; of other names the place in their order."""
+    if all(name.isdecimal() and len(name) < 19 for name in names):
+        return np.array(names, np.int64)
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

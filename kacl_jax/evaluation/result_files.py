@@ -51,7 +51,13 @@ def write_predictions(
                 outputs.image_id[output_rows].tolist(), scores, strict=True
             ):
                 labels = ["" if label < 0 else label for label in records.labels[image].tolist()]
-                yield [records.names[image], records.patients[image], part, *probability, *labels]
+                yield [
+                    records.names[image],
+                    records.patient_names[image],
+                    part,
+                    *probability,
+                    *labels,
+                ]
 
     files.write_text(path, _csv_text(header, make_rows()))
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kacl_jax.images import bmp, dicom, jpeg, png, tiff
-from kacl_jax.images.picture import Kind, Unreadable
+from kacl_jax.images.picture import Header, Kind, Unreadable
 
 # The first that matches reads the file.
 KINDS: dict[str, Kind] = {"PNG": png.KIND, "JPEG": jpeg.KIND, "TIFF": tiff.KIND, "BMP": bmp.KIND}
@@ -86,6 +86,16 @@ def read_grey8(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> Grey8:
         raise BrokenImage(path, str(error)) from error
 
 
+def read_size(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> tuple[int, int]:
+    """(width, height) of the picture as it is seen, from the file's header. Raises as `read_image`."""
+    try:
+        header = _kind_and_header(_bytes_of(path, max_megapixels), max_megapixels)[1]
+    except Unreadable as error:
+        raise BrokenImage(path, str(error)) from error
+    turned = header.orientation >= 5
+    return (header.height, header.width) if turned else (header.width, header.height)
+
+
 def decode_image(data: bytes, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndarray:
     """`read_image` of a file's bytes. Raises Unreadable where that raises BrokenImage."""
     return _grey8(data, max_megapixels).pixels
@@ -146,6 +156,13 @@ def _bytes_of(path: Path | str, max_megapixels: int) -> bytes:
 
 
 def _decode(data: bytes, max_megapixels: int) -> Picture:
+    kind, header = _kind_and_header(data, max_megapixels)
+    pixels = kind.decode(data)
+    values = _turn(_merge_equal_planes(_without_opacity(pixels)), header.orientation)
+    return Picture(np.ascontiguousarray(values), header.lossy)
+
+
+def _kind_and_header(data: bytes, max_megapixels: int) -> tuple[Kind, Header]:
     if dicom.is_dicom(data):
         raise Unreadable("is a DICOM file; save it as PNG (kacl_jax.predict reads DICOM as it is)")
     kind = next((kind for kind in KINDS.values() if kind.matches(data)), None)
@@ -157,9 +174,7 @@ def _decode(data: bytes, max_megapixels: int) -> Picture:
         size = f"{header.width} x {header.height} pixels"
         limit = f"the limit is max_megapixels={max_megapixels}"
         raise Unreadable(f"is too large ({size}; {limit})")
-    pixels = kind.decode(data)
-    values = _turn(_merge_equal_planes(_without_opacity(pixels)), header.orientation)
-    return Picture(np.ascontiguousarray(values), header.lossy)
+    return kind, header
 
 
 def _without_opacity(pixels: np.ndarray) -> np.ndarray:

@@ -77,6 +77,7 @@ def check_points(plan: Plan, points: list[Point], finished: FinishedPoints) -> N
             nih.read_records(
                 data.root,
                 findings=data.findings,
+                uncertain=data.uncertain,
                 allow_missing=data.allow_missing,
                 image_size=data.image_size,
             )

@@ -173,9 +173,10 @@ def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     with processes.leader_first():  # process 0 writes the demo set, if it is asked for
         records, split = read_data(config, workdir)
     batches = make_batches(config, records, split)
+    check_mean_maps(config, len(records.findings))
     check_that_features_are_seen(config, batches.steps_per_epoch)
     rule = network.region_rule(config)
-    programs = network.programs(config, batches.steps_per_epoch, rule)
+    programs = network.programs(config, batches.steps_per_epoch, rule, len(records.findings))
     inference = Inference(
         parallel.on_this_process(),
         programs.eval_step,
@@ -206,6 +207,16 @@ def check_that_features_are_seen(config: ConfigDict, steps_per_epoch: int) -> No
         )
 
 
+def check_mean_maps(config: ConfigDict, n_findings: int) -> None:
+    """Raises UserError if a batch has fewer images than findings where each finding needs one for its mean map."""
+    uses_radiomics = LossSettings(**config.loss).uses_radiomics
+    if config.cam.stage != 4 and uses_radiomics and config.train.batch_size < n_findings:
+        raise UserError(
+            f"config.train.batch_size is {config.train.batch_size}; with config.cam.stage=3 it must be at least "
+            f"{n_findings}, one image for the mean map of each finding"
+        )
+
+
 def _lag(config: ConfigDict, steps_per_epoch: int) -> int:
     return steps_per_epoch if config.feedback.lag == -1 else config.feedback.lag
 
@@ -221,6 +232,7 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Sp
     records = nih.read_records(
         data_root(config, workdir),
         findings=data.findings,
+        uncertain=data.uncertain,
         allow_missing=data.allow_missing,
         image_size=data.image_size,
         max_megapixels=data.max_megapixels,

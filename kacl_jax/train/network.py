@@ -32,12 +32,14 @@ def region_rule(config: ConfigDict) -> RegionRule:
     )
 
 
-def programs(config: ConfigDict, steps_per_epoch: int, rule: RegionRule) -> Programs:
+def programs(
+    config: ConfigDict, steps_per_epoch: int, rule: RegionRule, n_findings: int
+) -> Programs:
     """The network and its train, region and evaluation steps."""
     total_steps = config.train.epochs * steps_per_epoch
     model = KACL(
         encoder=config.model.encoder,
-        n_findings=config.data.findings,
+        n_findings=n_findings,
         output_stride=config.model.output_stride,
         projection_dim=config.model.projection_dim,
         dtype=jnp.dtype(config.model.dtype),

@@ -67,7 +67,9 @@ def read_network(run: Path) -> TrainedNetwork:
         config.update_from_flattened_dict(read_config(run))
     results = read_results(run / "results.json")
     rule = network.region_rule(config)
-    programs = network.programs(config, 1, rule)  # the number of steps matters to training only
+    programs = network.programs(
+        config, 1, rule, len(results.findings)
+    )  # the number of steps matters to training only
     restored = checkpoint.read_checkpoint(run / "checkpoints", results.best_step)
     template = jax.eval_shape(
         lambda: programs.init(network.init_variables(programs, config), rule.size)

@@ -77,6 +77,7 @@ def _check_root(config: ConfigDict, workdir: Path) -> verify.Report:
         return verify.check(
             root,
             findings=config.data.findings,
+            uncertain=config.data.uncertain,
             allow_missing=config.data.allow_missing,
             skip_broken=config.data.on_error == "skip",
             official_lists=config.protocol != "C",
@@ -89,6 +90,7 @@ def _check_start(config: ConfigDict, workdir: Path) -> str:
     """The split in one line. Raises UserError where a run would."""
     records, split = experiment.read_data(config, workdir)
     batches = experiment.make_batches(config, records, split)
+    experiment.check_mean_maps(config, len(records.findings))
     experiment.check_that_features_are_seen(config, batches.steps_per_epoch)
     check_config(workdir, config_keys.flatten(config), experiment.identify_data(records, split))
     return split.describe()

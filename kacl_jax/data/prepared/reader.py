@@ -15,13 +15,13 @@ import logging
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kacl_jax.data.box_checks import check_box_frame
 from kacl_jax.data.image_facts import ImageFacts, check_grey, summarise
 from kacl_jax.data.png_folder import report_broken
 from kacl_jax.data.problems import Problems
@@ -266,15 +266,21 @@ class PreparedFolder:
             return summary | {
                 "sizes": "unknown; prepare the data again to check grey range and box frame"
             }
-        facts = self._read_facts(check.problems)
+        facts = self._facts
         check_grey(facts, check.problems)
-        sizes = {name: (one.width, one.height) for name, one in facts.items()}
-        check_box_frame(check.tables, sizes, check.problems)
+        check.sizes.update((name, (one.width, one.height)) for name, one in facts.items())
         return summary | summarise(facts)
 
-    def _read_facts(self, problems: Problems) -> dict[str, ImageFacts]:
-        """Of the original files; empty where their file is damaged, which `__init__` has reported."""
+    def size(self, name: str) -> tuple[int, int] | None:
+        facts = self._facts.get(name)
+        return None if facts is None else (facts.width, facts.height)
+
+    @cached_property
+    def _facts(self) -> dict[str, ImageFacts]:
+        """Of the original files; empty where FACTS_FILE was never made, or is damaged, which `__init__` reports."""
         path = self.root / FACTS_FILE
+        if FACTS_FILE not in self.manifest.files:
+            return {}
         if not path.is_file() or file_sha256(path) != self.manifest.files[FACTS_FILE]:
             return {}
         with path.open(encoding="utf-8", newline="") as file:

@@ -36,12 +36,13 @@ def auroc(
 ) -> float:
     """Area under the ROC curve, a tie between a positive and a negative counting one half.
 
-    Args: scores finite; labels 0 or 1, of any dtype; weights ≥ 0 (default 1).
+    Args: scores finite; labels 1, 0, or −1 where unknown, of any dtype; weights ≥ 0 (default 1).
     Returns: Σ w_i w_j ([s_i > s_j] + ½ [s_i = s_j]) / Σ w_i w_j over positives i and negatives j;
     NaN where either class weighs nothing. Raises ValueError on a score that is not finite.
     """
     weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
-    positive = _is_positive(scores, labels)
+    weights = weights * _is_known(scores, labels)
+    positive = np.asarray(labels) == 1
     values, level = np.unique(np.asarray(scores), return_inverse=True)
     w_pos = np.bincount(level, weights * positive, len(values))
     w_neg = np.bincount(level, weights * ~positive, len(values))
@@ -147,9 +148,9 @@ class Ranking:
         patient_index: Int[np.ndarray, "n"],
         n_patients: int,
     ) -> None:
-        known = np.asarray(labels) != -1
+        known = _is_known(scores, labels)
         scores, patient_index = scores[known], patient_index[known]
-        positive = _is_positive(scores, np.asarray(labels)[known])
+        positive = labels[known] == 1
         levels, positive_row = np.unique(scores[positive], return_inverse=True)
         negatives, negative_patient = scores[~positive], patient_index[~positive]
         negative_row = np.searchsorted(levels, negatives, side="left")
@@ -200,9 +201,10 @@ class Ranking:
         )
 
 
-def _is_positive(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _is_known(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which labels are 0 or 1. Raises ValueError on a score that is not finite and on any label but 1, 0 and −1."""
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite")
-    if not np.isin(labels, (0, 1)).all():
+    if not np.isin(labels, (-1, 0, 1)).all():
         raise ValueError("labels must be 1, 0 or -1")
-    return np.asarray(labels) == 1
+    return np.asarray(labels) >= 0
