@@ -47,7 +47,7 @@ def random_batch(size: int, b: int) -> dict[str, np.ndarray]:
     return {
         "image": random.integers(0, 256, (b, size, size, 1)).astype(np.uint8),
         "labels": (random.random((b, FINDINGS)) < 0.2).astype(np.float32),
-        "boxes": np.zeros((b, FINDINGS, 4), np.float32),
+        "boxes": np.zeros((b, FINDINGS, 1, 4), np.float32),
         "has_box": np.zeros((b, FINDINGS), bool),
         "image_id": np.arange(b, dtype=np.int32),
         "patient_id": np.arange(b, dtype=np.int32) // 2,

@@ -98,7 +98,7 @@ def make_batch(
     return {
         "image": np.stack(grey).astype(np.uint8)[..., None],
         "labels": (random.random((B, C)) < 0.3).astype(np.float32),
-        "boxes": np.concatenate([low, low + 0.4], -1).astype(np.float32),
+        "boxes": np.concatenate([low, low + 0.4], -1).astype(np.float32)[:, :, None],
         "has_box": has_box,
         "image_id": np.arange(100, 100 + B, dtype=np.int32),
         "patient_id": np.repeat(np.arange(B // 2), 2).astype(np.int32),

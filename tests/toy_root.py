@@ -13,16 +13,25 @@ from kacl_jax.data.splits import Split, make_split
 from kacl_jax.evaluation.outputs import Outputs
 
 
-def toy_records(seed: int = 0, patients: int = 60) -> Records:
-    """1 to 3 images per patient; half of the patients are in the official test list and may have boxes."""
+def toy_records(seed: int = 0, patients: int = 60, *, most_boxes: int = 1) -> Records:
+    """1 to 3 images per patient; half of the patients are in the official test list and may have boxes.
+
+    Every pair with boxes has 1 to `most_boxes` of them.
+    """
     rng = np.random.default_rng(seed)
     patient = np.repeat(np.arange(1, patients + 1), rng.integers(1, 4, patients))
     n, c = len(patient), len(FINDINGS_8)
     labels = (rng.random((n, c)) < 0.3).astype(np.uint8)
     test = patient % 2 == 0
     has_box = (labels == 1) & test[:, None] & (rng.random((n, c)) < 0.6)
-    low = rng.uniform(0, 0.6, (n, c, 2))
-    boxes = np.concatenate([low, low + rng.uniform(0.1, 0.4, (n, c, 2))], -1).astype(np.float32)
+    boxes = np.zeros((n, c, most_boxes, 4), np.float32)
+    for place in range(most_boxes):
+        low = rng.uniform(0, 0.6, (n, c, 2))
+        sides = np.concatenate([low, low + rng.uniform(0.1, 0.4, (n, c, 2))], -1)
+        has_more = (
+            has_box if place == 0 else boxes[:, :, place - 1].any(-1) & (rng.random((n, c)) < 0.5)
+        )
+        boxes[:, :, place] = sides * has_more[..., None]
     names = np.array([f"{p:08d}_{i:03d}.png" for i, p in enumerate(patient)])
     return Records(
         root=Path("toy"),
@@ -30,7 +39,7 @@ def toy_records(seed: int = 0, patients: int = 60) -> Records:
         images=PngFiles(tuple(Path("toy/images") / name for name in names)),
         patients=patient.astype(np.int64),
         labels=labels,
-        boxes=boxes * has_box[..., None],
+        boxes=boxes,
         has_box=has_box,
         official_test=test,
         findings=FINDINGS_8,
@@ -63,5 +72,5 @@ def toy_outputs(records: Records, ids: np.ndarray, seed: int = 0, grid: int = 7)
     across = (boxes[..., 0, None] <= centre) & (centre < boxes[..., 2, None])
     down = (boxes[..., 1, None] <= centre) & (centre < boxes[..., 3, None])
     maps = rng.normal(size=(*labels.shape, grid, grid))
-    maps += 1.5 * (down[..., :, None] & across[..., None, :])
+    maps += 1.5 * (down[..., :, None] & across[..., None, :]).any(2)
     return Outputs(np.asarray(ids), logits.astype(np.float32), maps.astype(np.float32))

@@ -25,7 +25,7 @@ from kacl_jax.data.splits import Split
 from kacl_jax.images.reader import BrokenImage, Grey8
 from kacl_jax.runtime.errors import UserError
 
-# image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c 4] (fractions of a side; 0 where
+# image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c k 4] (as in Records; 0 where
 # has_box is False) · has_box bool [b c] · image_id int32 [b] · patient_id int32 [b].
 # The batches of `eval_batches` have valid bool [b] instead of boxes and has_box.
 Batch = dict[str, np.ndarray]
@@ -127,7 +127,7 @@ class ShardBatches:
         has_box = self._annotated[ids]
         batch["has_box"] = has_box
         # Training must never see the other truth boxes, so they are set to 0 here.
-        batch["boxes"] = np.where(has_box[..., None], self._records.boxes[ids], np.float32(0))
+        batch["boxes"] = np.where(has_box[..., None, None], self._records.boxes[ids], np.float32(0))
         return batch
 
     def get_state(self) -> dict[str, Any]:

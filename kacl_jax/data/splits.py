@@ -45,9 +45,10 @@ class Split:
     train: np.ndarray  # int64 image ids, sorted; no patient is in two of the three parts
     val: np.ndarray  # int64 image ids, sorted
     test: np.ndarray  # int64 image ids, sorted; AUROC is computed on these images
+    # Truth boxes by image and finding: all boxes of such a pair are selected, or none.
     annotated: np.ndarray  # [n c] bool: truth boxes that training may use
     scored: np.ndarray  # [n c] bool: truth boxes that localization scores
-    # Pairs of bool [n c]: truth boxes that an image-free prior is made of, boxes it is scored on.
+    # Two masks bool [n c] each: truth boxes that an image-free prior is made of, boxes it is scored on.
     floors: Floors
     hash: str = field(init=False)  # 12 hex digits over all of the above
 
@@ -98,11 +99,12 @@ class Split:
                     f"({_format_examples(shared)}); every patient may be in one part only"
                 )
 
-    def describe(self) -> str:
-        """Name, hash and sizes in one line."""
+    def describe(self, records: Records) -> str:
+        """Name, hash and sizes in one line. records: those that the split was made from."""
+        to_train_on, scored = (records.is_box[mask].sum() for mask in (self.annotated, self.scored))
         return (
             f"{self.name} ({self.hash}): {len(self.train):,} training, {len(self.val):,} validation, "
-            f"{len(self.test):,} test images · {self.annotated.sum():,} boxes to train on, {self.scored.sum():,} scored"
+            f"{len(self.test):,} test images · {to_train_on:,} boxes to train on, {scored:,} scored"
         )
 
     def _check_boxes(self) -> None:
@@ -317,7 +319,7 @@ def _check_fold_not_empty(
             if not present:
                 raise UserError(
                     f"fold {fold} of {folds} has no {what} in its {part} part: {records.root} holds "
-                    f"{len(records.names)} images and {records.has_box.sum()} boxes of "
+                    f"{len(records.names)} images and {records.is_box.sum()} boxes of "
                     f"{np.unique(records.patients[_any_finding(records.has_box)]).size} patients; "
                     "use fewer --config.folds or another --config.fold"
                 )

@@ -41,7 +41,7 @@ class Evaluation:
     localization: Localization
     subgroups: dict[str, dict[str, Subgroup]]  # by attribute, then group
     predicted_boxes: PredictedBoxes
-    # float64 [k], one per pair of predicted_boxes: IoU of prior_map's box; NaN without a prior or a scored box.
+    # float64 [m], one per truth box of predicted_boxes: IoU of prior_map's box; NaN without a prior.
     prior_map_iou: np.ndarray
     scalings: tuple[PlattScaling, ...]  # by finding
     resamples: int
@@ -66,8 +66,6 @@ def evaluate_outputs(
     predicted_boxes = localization.predict_boxes(test, records, split, points, reading)
     truth = localization.scored_truth(predicted_boxes, records, resamples)
     priors = localization.score_priors(truth, records, split)
-    prior_map_iou = np.full(len(predicted_boxes.box), np.nan)
-    prior_map_iou[predicted_boxes.scored] = priors.map.iou
     return Evaluation(
         val=val,
         test=test,
@@ -84,7 +82,7 @@ def evaluate_outputs(
         ),
         subgroups=subgroup_auroc(test, records, split.test, resamples=resamples),
         predicted_boxes=predicted_boxes,
-        prior_map_iou=prior_map_iou,
+        prior_map_iou=priors.map.iou,
         scalings=scalings,
         resamples=resamples,
     )

@@ -1,12 +1,14 @@
 """Predicted boxes and points from class maps, and their agreement with the truth boxes: one function per table.
 
+Each truth box counts once: the one predicted box of its image and finding is compared with each of their truth boxes.
 No result depends on the order of the rows of `Outputs`.
 
-Axes: c findings · u v map cells · k pairs of an image and a finding.
+Axes: c findings · u v map cells · k pairs of an image and a finding · m truth boxes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,7 +25,7 @@ from kacl_jax.evaluation.outputs import Outputs, probabilities
 from kacl_jax.evaluation.results import Accuracy, Localization, MapAccuracy
 from kacl_jax.step.regions import Components, threshold_map
 
-AFP_IOU = 0.1  # a predicted box is false unless its IoU with a truth box is greater than this
+AFP_IOU = 0.1  # a predicted box is false unless its IoU with any truth box of its pair is greater than this
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Reading:
 
 
 class Overlaps(NamedTuple):
-    """Overlaps of boxes with m truth boxes: float64 [m]; NaN where there is no box to compare."""
+    """Overlaps of boxes with the truth boxes: float64 [m]; NaN where there is no box to compare."""
 
     iou: np.ndarray
     iobb: np.ndarray
@@ -47,26 +49,44 @@ class Overlaps(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PredictedBoxes:
-    """Predicted boxes of k (image, finding) pairs of the test part, by image id, then finding.
+    """Predicted boxes of k (image, finding) pairs of the test part, by image id, then finding; their m truth boxes.
 
-    The pairs are those with a scored truth box and those predicted positive. Overlaps and peak are
-    NaN where there is no scored truth box. `best_*` belong to the rule best_of: the largest overlap
-    of any component with the truth box, which needs to know the truth.
+    The pairs are those with scored truth boxes and those predicted positive. The truth boxes are those that the split
+    scores, by pair, then in the order of `Records.boxes`. `best_*` belong to the rule best_of: the largest overlap of
+    any component with the truth box, which needs to know the truth.
     """
 
     image_id: np.ndarray  # int64 [k]
     finding: np.ndarray  # int64 [k]
     score: np.ndarray  # float64 [k] probability
     predicted: np.ndarray  # bool [k]
-    scored: np.ndarray  # bool [k]: has a truth box that the split scores
     box: np.ndarray  # float64 [k 4]: rule single
     # bool [k]: no pixel is above the threshold; the box is the image without a rim of 1 px.
     fallback: np.ndarray
-    iou: np.ndarray  # float64 [k]
+    peak: np.ndarray  # float64 [k 2] (x, y), fractions; NaN where the map has no peak
+    truth_pair: np.ndarray  # int64 [m]: the row of the truth box's pair, ascending
+    truth: np.ndarray  # float64 [m 4]
+    iou: np.ndarray  # float64 [m]: of the truth box with the predicted box of its pair
     iobb: np.ndarray
     best_iou: np.ndarray
     best_iobb: np.ndarray
-    peak: np.ndarray  # float64 [k 2] (x, y), fractions; NaN also where the map has no peak
+
+    @property
+    def scored(self) -> np.ndarray:
+        """bool [k]: which pairs have scored truth boxes."""
+        return np.isin(np.arange(len(self.box)), self.truth_pair)
+
+    @property
+    def largest_iou(self) -> np.ndarray:
+        """float64 [k]: the largest IoU of the predicted box with a truth box of its pair; NaN where none is scored."""
+        largest = np.full(len(self.box), np.nan)
+        np.fmax.at(largest, self.truth_pair, self.iou)
+        return largest
+
+    @property
+    def hit(self) -> np.ndarray:
+        """bool [m]: whether the truth box contains the peak of its pair's map; a map without a peak hits none."""
+        return np.asarray(metrics.point_in_box(self.peak[self.truth_pair], self.truth))
 
 
 def predict_boxes(
@@ -76,7 +96,7 @@ def predict_boxes(
     operating_points: tuple[OperatingPoint, ...],
     reading: Reading,
 ) -> PredictedBoxes:
-    """Class map → box for every scored truth box and every predicted-positive pair of the test part.
+    """Class map → box for every pair of the test part that has scored truth boxes or is predicted positive.
 
     Boxes are computed in float64.
     """
@@ -107,7 +127,7 @@ def predict_boxes_from_random_maps(
 ) -> PredictedBoxes:
     """The boxes that the same rule predicts from `metrics.random_map`s on the same u × v `grid`.
 
-    Only for the pairs with a scored truth box.
+    Only for the pairs with scored truth boxes, of which there are the same m.
     """
     scored = predicted_boxes.scored
     image_id, finding = predicted_boxes.image_id[scored], predicted_boxes.finding[scored]
@@ -138,22 +158,22 @@ def _boxes_from_maps(
     """maps: one [u v] for each of the k pairs."""
     k = len(image_id)
     box, fallback, peak = np.zeros((k, 4)), np.zeros(k, bool), np.full((k, 2), np.nan)
-    overlaps = {name: np.full(k, np.nan) for name in ("iou", "iobb", "best_iou", "best_iobb")}
+    is_truth = records.is_box[image_id, finding] & scored[:, None]
+    truth_pair = np.nonzero(is_truth)[0]
+    truth = records.boxes[image_id, finding][is_truth].astype(np.float64)
+    overlaps = {name: np.zeros(len(truth)) for name in ("iou", "iobb", "best_iou", "best_iobb")}
     for i, class_map in enumerate(maps):
         components = reading.components(class_map)
         component_boxes = _component_boxes(components.labels)
         box[i], fallback[i] = component_boxes[components.peak - 1], components.fallback
-        if scored[i]:
-            peak[i] = _peak(class_map, reading.relu)
-            truth = records.boxes[image_id[i], finding[i]]
-            for name, overlap_of in (("iou", metrics.iou), ("iobb", metrics.iobb)):
-                values = overlap_of(component_boxes, truth)
-                overlaps[name][i], overlaps[f"best_{name}"][i] = (
-                    values[components.peak - 1],
-                    values.max(),
-                )
+        peak[i] = _peak(class_map, reading.relu)
+        own = slice(*np.searchsorted(truth_pair, [i, i + 1]))
+        for name, overlap_of in (("iou", metrics.iou), ("iobb", metrics.iobb)):
+            values = overlap_of(component_boxes[:, None], truth[own])
+            overlaps[name][own] = values[components.peak - 1]
+            overlaps[f"best_{name}"][own] = values.max(axis=0)
     return PredictedBoxes(
-        image_id, finding, score, predicted, scored, box, fallback, **overlaps, peak=peak
+        image_id, finding, score, predicted, box, fallback, peak, truth_pair, truth, **overlaps
     )
 
 
@@ -175,8 +195,9 @@ def _component_boxes(labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class ScoredTruth:
-    """The m truth boxes that the split scores: those of the scored pairs of PredictedBoxes, in the same order."""
+    """The m truth boxes that the split scores, as in PredictedBoxes."""
 
+    pair: np.ndarray  # int64 [m], ascending: equal for the boxes of one image and finding
     image_id: np.ndarray  # int64 [m]
     box: np.ndarray  # float64 [m 4]
     of: TruthBoxes  # their findings and patients
@@ -197,25 +218,32 @@ class ScoredTruth:
             ),
         )
 
-    def pointing_game(self, predicted_boxes: PredictedBoxes) -> Table:
-        """The share of truth boxes that contain their map's peak; a map without a peak is a miss."""
-        peak = predicted_boxes.peak[predicted_boxes.scored]
-        return metrics.pointing_table(metrics.point_in_box(peak, self.box), self.of)
+    def pointing_game(self, hit: np.ndarray) -> Table:
+        """The share of pairs of an image and a finding whose map's peak lies in any of their truth boxes.
+
+        hit: float or bool [m], whether the truth box contains the peak; NaN where there is no map to compare with.
+        """
+        _, first = np.unique(self.pair, return_index=True)
+        pairs = dataclasses.replace(
+            self.of, finding=self.of.finding[first], patients=self.of.patients[first]
+        )
+        return metrics.pointing_table(np.maximum.reduceat(hit, first), pairs)
 
 
 def scored_truth(predicted_boxes: PredictedBoxes, records: Records, resamples: int) -> ScoredTruth:
-    scored = predicted_boxes.scored
-    image_id, finding = predicted_boxes.image_id[scored], predicted_boxes.finding[scored]
+    pair = predicted_boxes.truth_pair
+    image_id, finding = predicted_boxes.image_id[pair], predicted_boxes.finding[pair]
     return ScoredTruth(
+        pair,
         image_id,
-        records.boxes[image_id, finding].astype(np.float64),
+        predicted_boxes.truth,
         TruthBoxes(finding, records.patients[image_id], len(records.findings), resamples),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Priors:
-    """What other patients' boxes reach on the m truth boxes, without any image; NaN where a box has no prior."""
+    """What other patients' boxes reach on the truth boxes, without any image; NaN where a box has no prior."""
 
     box: Overlaps  # of their mean box
     map: Overlaps  # of their heat map, read like a network's map
@@ -225,13 +253,13 @@ class Priors:
 def score_priors(truth: ScoredTruth, records: Records, split: Split) -> Priors:
     """For each pair of masks in split.floors, the priors are made of the boxes of the first mask and scored on those
     of the second."""
-    m = len(truth.box)
+    m, is_box = len(truth.box), records.is_box
     mean_box, heat_map = (Overlaps(np.full(m, np.nan), np.full(m, np.nan)) for _ in range(2))
     hit = np.full(m, np.nan)
     for source, target in split.floors:
         for c in range(len(records.findings)):
             rows = (truth.of.finding == c) & target[truth.image_id, c]
-            boxes = records.boxes[source[:, c], c]
+            boxes = records.boxes[:, c][source[:, c, None] & is_box[:, c]]
             if not (rows.any() and len(boxes)):
                 continue
             for overlaps, prior in (
@@ -257,9 +285,8 @@ def score_boxes(
 
     random_boxes: from `predict_boxes_from_random_maps`. afp: from `false_boxes_per_image`.
     """
-    scored = predicted_boxes.scored
-    single = Overlaps(predicted_boxes.iou[scored], predicted_boxes.iobb[scored])
-    best = Overlaps(predicted_boxes.best_iou[scored], predicted_boxes.best_iobb[scored])
+    single = Overlaps(predicted_boxes.iou, predicted_boxes.iobb)
+    best = Overlaps(predicted_boxes.best_iou, predicted_boxes.best_iobb)
     ceiling = Overlaps(
         metrics.grid_ceiling(truth.box, *grid), metrics.grid_ceiling_iobb(truth.box, *grid)
     )
@@ -267,15 +294,15 @@ def score_boxes(
         **truth.tables(single),
         best_of=Accuracy(**truth.tables(best)),
         afp=afp,
-        pointing_game=truth.pointing_game(predicted_boxes),
+        pointing_game=truth.pointing_game(predicted_boxes.hit),
         random_map=MapAccuracy(
             **truth.tables(Overlaps(random_boxes.iou, random_boxes.iobb)),
-            pointing_game=truth.pointing_game(random_boxes),
+            pointing_game=truth.pointing_game(random_boxes.hit),
         ),
         prior_box=Accuracy(**truth.tables(priors.box)),
         prior_map=MapAccuracy(
             **truth.tables(priors.map),
-            pointing_game=metrics.pointing_table(priors.hit, truth.of),
+            pointing_game=truth.pointing_game(priors.hit),
         ),
         grid_ceiling=Accuracy(**truth.tables(ceiling)),
         above_prior_map=truth.difference(single, priors.map),
@@ -293,14 +320,14 @@ def false_boxes_per_image(
 ) -> Table:
     """AFP (Wang et al. 2017): false boxes per image of the test part, rule `single`.
 
-    A predicted-positive (image, finding) gives one box. It is false unless that pair has a scored
-    truth box and IoU > 0.1. Pairs that have the label but no scored box cannot be judged: such an
+    A predicted-positive (image, finding) gives one box. It is false unless its IoU
+    with a scored truth box of that pair is > 0.1. Pairs that have the label but no scored box cannot be judged: such an
     image counts neither in the numerator nor in the denominator of that finding.
     """
     ids = outputs.image_id[outputs.rows(split.test)]
     can_be_judged = (records.labels[ids] == 0) | split.scored[ids]
     false_box = np.zeros(can_be_judged.shape, bool)
-    is_false = predicted_boxes.predicted & ~(predicted_boxes.iou > AFP_IOU)
+    is_false = predicted_boxes.predicted & ~(predicted_boxes.largest_iou > AFP_IOU)
     false_box[
         np.searchsorted(ids, predicted_boxes.image_id[is_false]), predicted_boxes.finding[is_false]
     ] = True

@@ -67,27 +67,31 @@ def write_boxes(
 ) -> None:
     """boxes.csv: image,finding,x,y,w,h,score,iou,iobb,prior_map_iou; rule single.
 
-    There is one row per (image, finding) that has a scored truth box or is predicted positive. The box is the
-    predicted one, in NIH's 1024-pixel frame; score is the probability. iou, iobb and prior_map_iou (float64 [k], as in
-    `Evaluation`) are empty without a scored truth box, the last also where no other patient has a box of the finding.
+    There is one row per scored truth box, and one per (image, finding) without any that is predicted positive. The box
+    is the predicted one, in NIH's 1024-pixel frame; score is the probability. iou, iobb and prior_map_iou (float64 [m],
+    as in `Evaluation`) are empty without a truth box, the last also where no other patient has a box of the finding.
     """
     pixels = to_nih_pixels(predicted_boxes.box).tolist()
-    overlaps = np.stack([predicted_boxes.iou, predicted_boxes.iobb], axis=1).tolist()
+    overlaps = [
+        [iou, iobb, "" if math.isnan(prior_iou) else prior_iou]
+        for iou, iobb, prior_iou in zip(
+            *(x.tolist() for x in (predicted_boxes.iou, predicted_boxes.iobb, prior_map_iou)),
+            strict=True,
+        )
+    ]
+    without_truth = np.flatnonzero(~predicted_boxes.scored)
+    overlaps += [[""] * 3] * len(without_truth)
+    pair = np.concatenate([predicted_boxes.truth_pair, without_truth])
 
     def make_rows() -> Iterable[list[Any]]:
-        for k, (image, finding) in enumerate(
-            zip(predicted_boxes.image_id, predicted_boxes.finding, strict=True)
-        ):
-            overlap = overlaps[k] if predicted_boxes.scored[k] else [""] * 2
-            prior_iou = float(prior_map_iou[k])
-            name = records.findings[finding]
+        for row in np.argsort(pair, kind="stable"):
+            k = pair[row]
             yield [
-                records.names[image],
-                name,
+                records.names[predicted_boxes.image_id[k]],
+                records.findings[predicted_boxes.finding[k]],
                 *pixels[k],
                 float(predicted_boxes.score[k]),
-                *overlap,
-                "" if math.isnan(prior_iou) else prior_iou,
+                *overlaps[row],
             ]
 
     header = ["image", "finding", *"xywh", "score", "iou", "iobb", "prior_map_iou"]
@@ -129,7 +133,7 @@ def build_results(
             skipped=Skipped(
                 val=len(split.val) - images.val,
                 test=len(split.test) - images.test,
-                boxes=int(split.scored.sum() - predicted_boxes.scored.sum()),
+                boxes=int(records.is_box[split.scored].sum()) - len(predicted_boxes.truth),
             ),
             grid=(rows, columns),
             predicted_boxes=len(predicted_boxes.box),

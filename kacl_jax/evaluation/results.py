@@ -72,7 +72,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class MapAccuracy(Accuracy):
-    """The accuracy of boxes that are read from a map, and whether the map's peak lies in the truth box."""
+    """The accuracy of boxes that are read from a map, and whether the map's peak lies in a truth box."""
 
     pointing_game: Table
 

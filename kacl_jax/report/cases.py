@@ -17,13 +17,14 @@ class Case(NamedTuple):
 def best_median_worst(
     iou: np.ndarray, finding: np.ndarray, names: np.ndarray, n_findings: int
 ) -> list[list[Case]]:
-    """For each finding the best, the median and the worst of its scored truth boxes by IoU.
+    """For each finding the best, the median and the worst of its pairs with scored truth boxes by IoU.
 
-    The median of an even number of boxes is the lower one of the two in the middle. Equal IoUs are ordered by the
-    images' names. A finding with fewer than three boxes has fewer cases.
+    The median of an even number of pairs is the lower one of the two in the middle. Equal IoUs are ordered by the
+    images' names. A finding with fewer than three pairs has fewer cases.
 
     Args:
-      iou: float [k], NaN where no truth box is scored. finding: int [k]. names: str [k], of the images.
+      iou: float [k], the largest of a pair; NaN where no truth box is scored. finding: int [k].
+      names: str [k], of the images.
     """
     cases_of_finding = []
     for c in range(n_findings):

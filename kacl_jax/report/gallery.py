@@ -74,16 +74,16 @@ class ReportInputs:
 
 
 def gallery_sections(inputs: ReportInputs) -> list[dict[str, Any]]:
-    """For each finding with a scored truth box: the best, the median and the worst box."""
+    """For each finding with scored truth boxes: the best, the median and the worst predicted box."""
     located = inputs.located
     names = inputs.records.names[located.image_id]
     cases_of_finding = cases.best_median_worst(
-        located.iou, located.finding, names, len(inputs.findings)
+        located.largest_iou, located.finding, names, len(inputs.findings)
     )
     sections = []
     for c, finding_cases in enumerate(cases_of_finding):
         if finding_cases:
-            n = int(((located.finding == c) & np.isfinite(located.iou)).sum())
+            n = int((located.finding[located.truth_pair] == c).sum())
             cards = [_card(inputs, case, f"g{c}-{i}") for i, case in enumerate(finding_cases)]
             sections.append({"finding": inputs.findings[c], "boxes": n, "cards": cards})
     return sections
@@ -93,8 +93,7 @@ def _card(inputs: ReportInputs, case: cases.Case, key: str) -> dict[str, Any]:
     """One pair of an image and a finding: its picture and the text below it."""
     located, records = inputs.located, inputs.records
     image, finding = int(located.image_id[case.row]), int(located.finding[case.row])
-    iou, score = float(located.iou[case.row]), float(located.score[case.row])
-    scored = np.isfinite(iou)
+    truth = located.truth_pair == case.row
     name = str(records.names[image])
     picture = pictures.panels(
         inputs.pixels(image, pictures.SIDE),
@@ -102,7 +101,7 @@ def _card(inputs: ReportInputs, case: cases.Case, key: str) -> dict[str, Any]:
         inputs.region(image, finding),
         relu=inputs.rule.relu,
         predicted=located.box[case.row],
-        truth=records.boxes[image, finding] if scored else None,
+        truth=located.truth[truth],
         key=key,
         alt=f"{inputs.findings[finding]}, {case.kind}, {name}",
     )
@@ -110,8 +109,8 @@ def _card(inputs: ReportInputs, case: cases.Case, key: str) -> dict[str, Any]:
         "key": key,
         "kind": case.kind,
         "image": name,
-        "iou": iou if scored else None,
-        "probability": score,
+        "ious": located.iou[truth].tolist(),
+        "probability": float(located.score[case.row]),
         "labels": [
             f for f, label in zip(inputs.findings, records.labels[image], strict=True) if label > 0
         ],

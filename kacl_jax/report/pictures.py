@@ -23,16 +23,16 @@ def panels(
     *,
     relu: bool,
     predicted: np.ndarray,
-    truth: np.ndarray | None,
+    truth: np.ndarray,
     key: str,
     alt: str,
 ) -> Markup:
-    """Two panels: the X-ray with the truth box, and the same under its map, with the region and the predicted box.
+    """Two panels: the X-ray with the truth boxes, and the same under its map, with the region and the predicted box.
 
     Args:
       xray: uint8 [h w], `SIDE` px. cam: float [u v], raw. mask: bool [h w] of any size.
       relu: as in `regions.threshold_map`.
-      predicted, truth: boxes (x0, y0, x1, y1) as fractions of the image.
+      predicted, truth: boxes (x0, y0, x1, y1) as fractions of the image: float [4] and [m 4].
       key: an id that is unique on the page; letters, digits and '-'.
     """
     xray_layer = Markup('<image id="{}" href="{}" width="{}" height="{}"/>').format(
@@ -42,10 +42,10 @@ def panels(
         '<image href="{}" width="{}" height="{}" preserveAspectRatio="none"/>'
     ).format(data_uri(heat(cam, relu=relu), ".png", []), SIDE, SIDE)
     region = _with_halo(Markup('d="{}"').format(outline(mask)), "path", "region")
-    box = Markup("") if truth is None else _box(truth, "truth")
+    truth_boxes = Markup("").join(_box(box, "truth") for box in truth)
     xray_copy = Markup('<use href="#{}"/>').format(key)
-    return _panel(xray_layer + box, f"{alt}: the X-ray") + _panel(
-        xray_copy + heat_layer + region + _box(predicted, "predicted") + box,
+    return _panel(xray_layer + truth_boxes, f"{alt}: the X-ray") + _panel(
+        xray_copy + heat_layer + region + _box(predicted, "predicted") + truth_boxes,
         f"{alt}: under its heat map, with the region and the predicted box",
     )
 

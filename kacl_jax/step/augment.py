@@ -1,7 +1,7 @@
 """Augmentation on the device: a small random affine map and contrast, with the way back.
 
 An affine map is float32 [2 3], from output to input, in centred fractions (the image spans [−½, ½]²), so that one
-map serves images, CAMs and boxes of any size. Axes: b batch · h w pixels · c findings.
+map serves images, CAMs and boxes of any size. Axes: b batch · h w pixels · c findings · k boxes of a finding.
 
 Coordinates are products of full precision: an accelerator's default keeps 8 to 11 bits of them, which is pixels.
 """
@@ -121,8 +121,8 @@ def warp(images: Float[Array, "b h w"], affine: Float[Array, "b 2 3"]) -> Float[
 
 
 def warp_boxes(
-    boxes: Float[Array, "b c 4"], affine: Float[Array, "b 2 3"]
-) -> Float[Array, "b c 4"]:
+    boxes: Float[Array, "b c k 4"], affine: Float[Array, "b 2 3"]
+) -> Float[Array, "b c k 4"]:
     """Carry boxes, fractions (x0, y0, x1, y1), into the augmented frame.
 
     A box becomes the hull of its moved corners, clipped to the image.
@@ -131,8 +131,8 @@ def warp_boxes(
     corners = jnp.stack(
         [boxes[..., [0, 1]], boxes[..., [2, 1]], boxes[..., [0, 3]], boxes[..., [2, 3]]]
     )
-    moved = jnp.einsum("bij,qbcj->qbci", inverse[:, :, :2], corners - 0.5, precision="highest")
-    moved = jnp.clip(moved + inverse[None, :, None, :, 2] + 0.5, 0.0, 1.0)
+    moved = jnp.einsum("bij,qbckj->qbcki", inverse[:, :, :2], corners - 0.5, precision="highest")
+    moved = jnp.clip(moved + inverse[None, :, None, None, :, 2] + 0.5, 0.0, 1.0)
     return jnp.concatenate([moved.min(0), moved.max(0)], axis=-1)
 
 

@@ -1,7 +1,7 @@
 """Radiomics inside the train step: from this step's maps to this step's features, without the host.
 
 The counterpart of `feedback/` for radiomics.backend = 'jax'. Axes: b batch · h w pixels · u v map cells ·
-c findings · f radiomic features.
+c findings · k boxes of a finding · f radiomic features.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ class InStepRadiomics:
         images: UInt8[Array, "b h w"],
         cam: Float32[Array, "b u v"],
         box_finding: Int32[Array, "b"],
-        boxes: Float32[Array, "b c 4"],
+        boxes: Float32[Array, "b c k 4"],
     ) -> InStepFeatures:
         """Mark each image's region and measure it.
 
-        images: not augmented. cam: in the original frame. box_finding: −1 without a truth box. As on the host path, a
-        region has no features if one of them is not finite. A region with more than 64 grey levels has none either.
+        images: not augmented. cam: in the original frame. box_finding, boxes: as in `RegionRule.mark`. As on the host
+        path, a region has no features if one of them is not finite. A region with more than 64 grey levels has none
+        either.
         """
         masks, origin = self.rule.mark_on_device(cam, box_finding, boxes)
         table = bins.level_table(self.bin_width)

@@ -1,6 +1,7 @@
 """The losses of KACL, per element or per anchor; whoever calls them reduces.
 
-Axes: b batch on this device · N batch over all devices · c findings · p projection · u v map cells.
+Axes: b batch on this device · N batch over all devices · c findings · k boxes of a finding ·
+p projection · u v map cells.
 """
 
 from __future__ import annotations
@@ -89,24 +90,22 @@ def nt_xent(
 
 
 def box_guidance(
-    class_maps: Float[Array, "b c u v"], boxes: Float[Array, "b c 4"], has_box: Bool[Array, "b c"]
+    class_maps: Float[Array, "b c u v"], boxes: Float[Array, "b c k 4"], has_box: Bool[Array, "b c"]
 ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-    """Cross-entropy that pulls a finding's map onto its truth box, per annotated (image, finding).
+    """Cross-entropy that pulls a finding's map onto the union of its truth boxes, per annotated (image, finding).
 
-    −Σ_cell share · log softmax(M_c), where `share` is the box's area in each cell, normalised to sum 1, and the
+    −Σ_cell share · log softmax(M_c), where `share` is the union's area in each cell, normalised to sum 1, and the
     softmax (temperature 1) runs over the cells of the raw class map.
 
     Args:
       class_maps: raw, with gradients (see `gradcam.class_maps`).
-      boxes: fractions, in the frame of the maps; anything where there is no box.
+      boxes: fractions, in the frame of the maps; empty in unused places, and anything where has_box is False.
 
     Returns:
-      (loss, weight): the loss is 0 where the weight is 0. A box outside the frame has weight 0.
+      (loss, weight): the loss is 0 where the weight is 0. Boxes that are all outside the frame have weight 0.
     """
     b, c, u, v = class_maps.shape
-    across = _overlap(boxes[..., 0], boxes[..., 2], v)
-    down = _overlap(boxes[..., 1], boxes[..., 3], u)
-    area = down[..., :, None] * across[..., None, :]
+    area = _union_area(boxes, u, v)
     total = area.sum((2, 3))
     annotated = has_box & (total > 0)
     share = area / jnp.where(annotated, total, 1.0)[..., None, None]
@@ -115,9 +114,33 @@ def box_guidance(
     return jnp.where(annotated, loss, 0.0), annotated.astype(loss.dtype)
 
 
+def _union_area(boxes: Float[Array, "b c k 4"], u: int, v: int) -> Float[Array, "b c {u} {v}"]:
+    """The area of the boxes' union in each cell, in units of the image's area.
+
+    The edges of the boxes cut the image into strips. A box covers the crossing of a row and a column strip wholly or
+    not at all, so no area counts twice.
+    """
+    column_overlap, in_column = _strips(boxes[..., 0], boxes[..., 2], v)
+    row_overlap, in_row = _strips(boxes[..., 1], boxes[..., 3], u)
+    is_covered = (in_row[..., :, None] & in_column[..., None, :]).any(2).astype(boxes.dtype)
+    return jnp.einsum(
+        "bciu,bcij,bcjv->bcuv", row_overlap, is_covered, column_overlap, precision="highest"
+    )
+
+
+def _strips(
+    low: Float[Array, "b c k"], high: Float[Array, "b c k"], cells: int
+) -> tuple[Float[Array, "b c s {cells}"], Bool[Array, "b c k s"]]:
+    """The s = 2k − 1 strips between neighbouring edges of k intervals: (overlap with each cell, who holds them)."""
+    edges = jnp.sort(jnp.concatenate([low, high], axis=-1))
+    start, stop = edges[..., :-1], edges[..., 1:]
+    is_held = (low[..., None] <= start[..., None, :]) & (stop[..., None, :] <= high[..., None])
+    return _overlap(start, stop, cells), is_held
+
+
 def _overlap(
-    low: Float[Array, "b c"], high: Float[Array, "b c"], cells: int
-) -> Float[Array, "b c {cells}"]:
+    low: Float[Array, "*shape"], high: Float[Array, "*shape"], cells: int
+) -> Float[Array, "*shape {cells}"]:
     """Length of [low, high] in each of `cells` equal parts of [0, 1]."""
     edges = jnp.arange(cells + 1) / cells
     inside = jnp.minimum(high[..., None], edges[1:]) - jnp.maximum(low[..., None], edges[:-1])

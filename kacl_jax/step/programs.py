@@ -5,7 +5,8 @@ class maps (for box guidance and the running mean) and the Grad-CAM that marks t
 two variants: a second augmented view of each image as its positive (loss.positive='augmented'), and regions from the
 map before the last stage (cam.stage=3).
 
-Axes: b batch on this device · h w pixels · u v map cells · c findings · f radiomic features.
+Axes: b batch on this device · h w pixels · u v map cells · c findings · k boxes of a finding · f radiomic
+features.
 """
 
 from __future__ import annotations
@@ -92,13 +93,14 @@ class Programs:
 
         Args:
           state: the same on every device.
-          batch: this device's rows: image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c 4] · has_box
-            bool [b c] · image_id, patient_id int32 [b] · radiomics float32 [b f] · ready bool [b] · age int32 [b].
+          batch: this device's rows: image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c k 4] ·
+            has_box bool [b c] · image_id, patient_id int32 [b] · radiomics float32 [b f] · ready bool [b] ·
+            age int32 [b].
 
         Returns:
           (new state, metrics, rows): metrics are scalars over the global batch, `grad_norm_<term>` NaN in steps that
           are not logged; rows holds `cam` float32 [b u v] in the original frame, `box_finding` int32 [b], the annotated
-          finding whose truth box marks the region (−1: none), and with `in_step_radiomics` also `origin` and `failure`
+          finding whose truth boxes mark the region (−1: none), and with `in_step_radiomics` also `origin` and `failure`
           of its `InStepFeatures`. If loss or gradients are not finite on any device, the old state stays, with
           `bad_step` set.
         """

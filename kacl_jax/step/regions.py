@@ -4,11 +4,11 @@ Each part stands twice, side by side: for one image in numpy, as the host runs i
 step runs it (…_on_device). One table of tests holds them equal.
 
     threshold_map   map → the components above the threshold, and which of them holds the peak
-    box_mask        box → its pixels
+    box_mask        box → its pixels; union_mask: boxes → the pixels of any of them
     bounding_box    region → the box around it
-    RegionRule      which of these is an image's region: Grad-CAM's, the truth box, or a control
+    RegionRule      which of these is an image's region: Grad-CAM's, the truth boxes, or a control
 
-Axes: b batch · h w pixels · u v map cells · c findings.
+Axes: b batch · h w pixels · u v map cells · c findings · k boxes of a finding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RegionRule:
 
     source: 'cam', or a control: 'random' (a rectangle with the area and aspect of some CAM region of the rows at
       hand, anywhere) and 'whole' (the image less a one-pixel rim).
-    truth_boxes: an annotated image's region is its truth box instead; never under 'random'.
+    truth_boxes: an annotated image's region is the union of one finding's truth boxes instead; never under 'random'.
     relu, threshold: see `threshold_map`.
     size: side of the image in px.
     seed: of the random rectangles.
@@ -55,14 +55,15 @@ class RegionRule:
         self,
         cam: Float32[np.ndarray, "b u v"],
         box_finding: Int32[np.ndarray, "b"],
-        boxes: Float32[np.ndarray, "b c 4"],
+        boxes: Float32[np.ndarray, "b c k 4"],
         image_id: Int32[np.ndarray, "b"],
         step: int,
     ) -> tuple[Bool[np.ndarray, "b {self.size} {self.size}"], dict[str, int]]:
         """The masks of one batch.
 
         Args:
-          box_finding: −1 without a truth box. step: the step that made the maps.
+          box_finding: whose truth boxes mark the region; −1 without any. boxes: empty in unused places.
+          step: the step that made the maps.
 
         Returns:
           (the masks, how many regions came from where, by ORIGINS).
@@ -71,7 +72,7 @@ class RegionRule:
         origin = dict.fromkeys(ORIGINS, 0)
         for row in range(len(cam)):
             if self.truth_boxes and self.source != "random" and box_finding[row] >= 0:
-                masks[row] = box_mask(boxes[row, box_finding[row]], self.size)
+                masks[row] = union_mask(boxes[row, box_finding[row]], self.size)
                 origin["truth"] += 1
             elif self.source == "whole":
                 masks[row, 1:-1, 1:-1] = True
@@ -88,7 +89,7 @@ class RegionRule:
         self,
         cam: Float32[Array, "b u v"],
         box_finding: Int32[Array, "b"],
-        boxes: Float32[Array, "b c 4"],
+        boxes: Float32[Array, "b c k 4"],
     ) -> tuple[Bool[Array, "b {self.size} {self.size}"], Int32[Array, "b"]]:
         """`mark` inside a compiled step, for every source but 'random', which only the host can draw.
 
@@ -109,8 +110,9 @@ class RegionRule:
             origin = jnp.full(len(cam), ORIGINS.index("whole"))
         if not self.truth_boxes:
             return masks, origin
-        box = jnp.take_along_axis(boxes, jnp.maximum(box_finding, 0)[:, None, None], axis=1)[:, 0]
-        truth = box_masks_on_device(box, self.size)
+        finding = jnp.maximum(box_finding, 0)[:, None, None, None]
+        of_finding = jnp.take_along_axis(boxes, finding, axis=1)[:, 0]
+        truth = union_masks_on_device(of_finding, self.size)
         annotated = box_finding >= 0
         origin = jnp.where(annotated, ORIGINS.index("truth"), origin)
         return jnp.where(annotated[:, None, None], truth, masks), origin
@@ -242,14 +244,33 @@ def box_mask(box: Float[np.ndarray, "4"], size: int) -> Bool[np.ndarray, "{size}
     return mask
 
 
-def box_masks_on_device(boxes: Float32[Array, "b 4"], size: int) -> Bool[Array, "b {size} {size}"]:
+def union_mask(boxes: Float[np.ndarray, "k 4"], size: int) -> Bool[np.ndarray, "{size} {size}"]:
+    """The pixels of any of the boxes, as `box_mask`; empty boxes have no pixels."""
+    is_box = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    mask = np.zeros((size, size), bool)
+    for box in boxes[is_box]:
+        mask |= box_mask(box, size)
+    return mask
+
+
+def box_masks_on_device(
+    boxes: Float32[Array, "*shape 4"], size: int
+) -> Bool[Array, "*shape {size} {size}"]:
     """`box_mask` of each box, on the device."""
-    x0, x1 = _interval_on_device(boxes[:, 0] * size, boxes[:, 2] * size, size)
-    y0, y1 = _interval_on_device(boxes[:, 1] * size, boxes[:, 3] * size, size)
+    x0, x1 = _interval_on_device(boxes[..., 0] * size, boxes[..., 2] * size, size)
+    y0, y1 = _interval_on_device(boxes[..., 1] * size, boxes[..., 3] * size, size)
     place = jnp.arange(size)
-    columns = (place >= x0[:, None]) & (place < x1[:, None])
-    rows = (place >= y0[:, None]) & (place < y1[:, None])
-    return rows[:, :, None] & columns[:, None, :]
+    columns = (place >= x0[..., None]) & (place < x1[..., None])
+    rows = (place >= y0[..., None]) & (place < y1[..., None])
+    return rows[..., :, None] & columns[..., None, :]
+
+
+def union_masks_on_device(
+    boxes: Float32[Array, "b k 4"], size: int
+) -> Bool[Array, "b {size} {size}"]:
+    """`union_mask` of each row's boxes, on the device."""
+    is_box = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    return (box_masks_on_device(boxes, size) & is_box[..., None, None]).any(1)
 
 
 def _whole_image(size: int) -> Components:

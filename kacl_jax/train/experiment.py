@@ -134,7 +134,7 @@ class Experiment:
         absent = f" · {len(missing):,} images missing" if missing else ""
         device = self.parallel.devices[0]
         return (
-            f"{self.split.describe()}{absent}\n"
+            f"{self.split.describe(self.records)}{absent}\n"
             f"{self.config.model.encoder}, {self.config.data.image_size} px, {self.total_steps:,} steps of "
             f"{self.config.train.batch_size} images on {self.parallel.n_devices} × {device.device_kind}"
             + (

@@ -93,7 +93,7 @@ def _check_start(config: ConfigDict, workdir: Path) -> str:
     experiment.check_mean_maps(config, len(records.findings))
     experiment.check_that_features_are_seen(config, batches.steps_per_epoch)
     check_config(workdir, config_keys.flatten(config), experiment.identify_data(records, split))
-    return split.describe()
+    return split.describe(records)
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:

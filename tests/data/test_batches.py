@@ -63,7 +63,10 @@ def spoil(records: Records, *which: int) -> None:
 # ---- what a batch is
 
 
-def test_a_batch_holds_what_the_records_say(records: Records) -> None:
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_batch_holds_what_the_records_say(records: Records, k: int) -> None:
+    boxes = np.concatenate([records.boxes / (1 + place) for place in range(k)], axis=2)
+    records = dataclasses.replace(records, boxes=boxes)
     split = pooled(records)
     source = train_batches(records)
     seen_box = False
@@ -72,7 +75,7 @@ def test_a_batch_holds_what_the_records_say(records: Records) -> None:
         assert shapes == {
             "image": ((4, SIZE, SIZE, 1), np.uint8),
             "labels": ((4, 8), np.float32),
-            "boxes": ((4, 8, 4), np.float32),
+            "boxes": ((4, 8, k, 4), np.float32),
             "has_box": ((4, 8), np.bool_),
             "image_id": ((4,), np.int32),
             "patient_id": ((4,), np.int32),

@@ -47,7 +47,7 @@ def test_records_say_what_the_files_say(tmp_path: Path) -> None:
         [6, FINDINGS_8.index("Mass")],
     ]
     np.testing.assert_allclose(
-        records.boxes[4, FINDINGS_8.index("Nodule")] * 1024, [31.5, 256, 159.5, 320], rtol=1e-6
+        records.boxes[4, FINDINGS_8.index("Nodule")] * 1024, [[31.5, 256, 159.5, 320]], rtol=1e-6
     )
     assert not records.boxes[~records.has_box].any()
     assert records.age.tolist() == [41, 41, 42, 42, 43, 43, 44, 44]
@@ -103,7 +103,7 @@ def test_no_finding_is_dropped(tmp_path: Path) -> None:
     assert named == ["Infiltration", "Pleural_Thickening", "Hernia"]
     assert not fourteen.labels[1].any()
     assert eight.has_box[0, FINDINGS_8.index("Infiltration")]
-    assert eight.boxes[0, FINDINGS_8.index("Infiltration")].tolist() == [0, 0, 1, 0.5]
+    assert eight.boxes[0, FINDINGS_8.index("Infiltration")].tolist() == [[0, 0, 1, 0.5]]
     assert eight.age.tolist() == [58, -1]
     assert "must be 8 or 14" in message(root, findings=9)
 

@@ -73,7 +73,7 @@ def test_reader_gives_back_what_was_drawn(records: Records) -> None:
             image, boxes = demo.render(study, 96)
             np.testing.assert_array_equal(read_image(records.images.paths[i]), image)
             for finding in study.findings_with_box:
-                kept = records.boxes[i, records.findings.index(finding)]
+                kept = records.boxes[i, records.findings.index(finding), 0]
                 np.testing.assert_allclose(kept, boxes[finding], atol=1e-6)
             checked += 1
     assert checked == 40
@@ -211,14 +211,14 @@ def prior_map_hits(records: Records) -> list[np.ndarray]:
         ids = np.flatnonzero(records.has_box[:, c])
         ious = []
         for train, test in GroupKFold(5).split(ids, groups=records.patients[ids]):
-            x0, y0, x1, y1 = records.boxes[ids[train], c].T[:, :, None]
+            x0, y0, x1, y1 = records.boxes[ids[train], c, 0].T[:, :, None]
             rows, columns = (grid >= y0) & (grid < y1), (grid >= x0) & (grid < x1)
             heat = np.einsum("nh,nw->hw", rows.astype(float), columns.astype(float))
             parts, _ = ndimage.label(heat > heat.max() / 2)
             peak = parts == parts[np.unravel_index(heat.argmax(), heat.shape)]
             ys, xs = np.nonzero(peak)
             box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / side
-            ious += [iou(box, records.boxes[i, c]) for i in ids[test]]
+            ious += [iou(box, records.boxes[i, c, 0]) for i in ids[test]]
         hits.append(np.array(ious))
     return hits
 

@@ -157,6 +157,15 @@ def test_shares_of_boxes_are_nested(nih: Records) -> None:
         before = s.annotated
 
 
+def test_several_boxes_of_a_pair_are_one_choice_and_counted_one_by_one(records: Records) -> None:
+    twice = dataclasses.replace(records, boxes=np.repeat(records.boxes, 2, axis=2))
+    one, other = split(records, "C"), split(twice, "C")
+    assert other.hash == one.hash
+    for r, times in ((records, 1), (twice, 2)):
+        counts = times * one.annotated.sum(), times * one.scored.sum()
+        assert one.describe(r).endswith(f"{counts[0]} boxes to train on, {counts[1]} scored")
+
+
 def test_the_hash_names_the_split(records: Records) -> None:
     hashes = {
         split(records, "A").hash,

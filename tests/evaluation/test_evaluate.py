@@ -14,6 +14,7 @@ from kacl_jax.data.nih import Records, from_nih_pixels, read_records, to_nih_pix
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import evaluate, localization, metrics, operating_points
 from kacl_jax.evaluation.evaluate import Evaluation
+from kacl_jax.evaluation.metrics import Estimate
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.step.regions import threshold_map
 
@@ -21,9 +22,17 @@ CAM = {"size": 64, "relu": True, "threshold": 0.5}
 READING = localization.Reading(**CAM)
 
 
-@pytest.fixture(scope="module")
-def records() -> Records:
-    return toy_records()
+@pytest.fixture(scope="module", params=[1, 2])
+def records(request: pytest.FixtureRequest) -> Records:
+    """With up to so many truth boxes of an image and finding."""
+    return toy_records(most_boxes=request.param)
+
+
+def truth_boxes(records: Records, pairs: np.ndarray) -> np.ndarray:
+    """The boxes of the pairs in a mask bool [n c]: float32 [m 4]."""
+    return np.array(
+        [box for image, c in np.argwhere(pairs) for box in records.boxes[image, c] if box.any()]
+    )
 
 
 @pytest.fixture(scope="module", params=["A", "C"])
@@ -64,7 +73,7 @@ def test_only_scored_boxes_are_scored(records, split) -> None:
     floors = tuple((give & ~hidden, score & kept) for give, score in split.floors)
     fewer = dataclasses.replace(split, scored=kept, floors=floors)
     moved = records.boxes.copy()
-    moved[hidden] = [0, 0, 0.01, 0.01]
+    moved[hidden, 0] = [0, 0, 0.01, 0.01]
     elsewhere = dataclasses.replace(records, boxes=moved)
     outputs = toy_outputs(records, fewer.test)  # maps that know the hidden boxes
     val = toy_outputs(records, fewer.val)
@@ -73,8 +82,11 @@ def test_only_scored_boxes_are_scored(records, split) -> None:
         for r in (records, elsewhere)
     )
     assert tables_text(one) == tables_text(other)
-    assert one.localization.iou[0.1].mean.counts["n"] == kept.sum()
-    assert np.isnan(one.predicted_boxes.iou[~one.predicted_boxes.scored]).all()
+    assert one.localization.iou[0.1].mean.counts["n"] == len(truth_boxes(records, kept))
+    assert one.localization.pointing_game.mean.counts["n"] == kept.sum()
+    predicted_boxes = one.predicted_boxes
+    assert np.isnan(predicted_boxes.largest_iou[~predicted_boxes.scored]).all()
+    np.testing.assert_array_equal(predicted_boxes.truth, truth_boxes(records, kept))
 
 
 def test_localization_equals_counting_by_hand(records, split, evaluation) -> None:
@@ -85,18 +97,59 @@ def test_localization_equals_counting_by_hand(records, split, evaluation) -> Non
         mask = threshold_map(test.class_maps()[row_of[image], c], **CAM).mask
         ys, xs = np.nonzero(mask)
         box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
-        hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.3)
+        truth = records.boxes[image, c][records.is_box[image, c]]
+        hits[c] += (metrics.iou(box, truth) > 0.3).tolist()
     table = evaluation.localization.iou[0.3]
     assert [e.value for e in table.findings] == pytest.approx([np.mean(h) for h in hits.values()])
     assert [e.counts["n"] for e in table.findings] == [len(h) for h in hits.values()]
     assert 0.2 < table.mean.value < 0.95  # neither trivial nor dead
 
 
+def test_of_two_truth_boxes_of_a_finding_one_may_be_hit_and_one_missed() -> None:
+    """IoU counts each box, the pointing game the pair once, and the box is false only if it fits neither."""
+    records = toy_records()
+    split = toy_split(records)
+    image, c = np.argwhere(split.scored)[0]
+    scored = np.zeros_like(split.scored)
+    scored[image, c] = True
+    split = dataclasses.replace(split, scored=scored, floors=())
+    test = toy_outputs(records, split.test, grid=8)
+    row = np.flatnonzero(test.image_id == image)[0]
+    test.logits[row, c] = 50
+    test.class_maps()[row, c] = np.pad(np.ones((3, 3)), (1, 4))
+
+    def score(*truth: list[float]) -> tuple[Estimate, Estimate, float]:
+        boxes = np.zeros((*records.labels.shape, 2, 4), np.float32)
+        boxes[image, c] = truth
+        of = evaluate.evaluate_outputs(
+            toy_outputs(records, split.val),
+            test,
+            dataclasses.replace(records, boxes=boxes),
+            split,
+            READING,
+            resamples=5,
+        ).localization
+        afp = of.afp.findings[c]
+        return of.iou[0.3].findings[c], of.pointing_game.findings[c], afp.value * afp.counts["n"]
+
+    hit, missed, missed_too = [0.1, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9], [0.6, 0, 1, 0.3]
+    iou, pointing, false = score(hit, hit)
+    assert (iou.value, iou.counts["n"], pointing.value) == (1, 2, 1)
+    for truth in ((hit, missed), (missed, hit)):
+        iou, pointing, same_false = score(*truth)
+        assert (iou.value, iou.counts["n"]) == (0.5, 2)
+        assert (pointing.value, pointing.counts["n"]) == (1, 1)
+        assert same_false == pytest.approx(false)
+    iou, pointing, more_false = score(missed, missed_too)
+    assert (iou.value, pointing.value) == (0, 0)
+    assert more_false == pytest.approx(false + 1)
+
+
 def test_best_of_is_never_worse_than_single(evaluation) -> None:
-    predicted_boxes, at = evaluation.predicted_boxes, evaluation.predicted_boxes.scored
-    assert (predicted_boxes.best_iou[at] >= predicted_boxes.iou[at]).all()
-    assert (predicted_boxes.best_iobb[at] >= predicted_boxes.iobb[at]).all()
-    assert (predicted_boxes.best_iou[at] > predicted_boxes.iou[at]).any()
+    predicted_boxes = evaluation.predicted_boxes
+    assert (predicted_boxes.best_iou >= predicted_boxes.iou).all()
+    assert (predicted_boxes.best_iobb >= predicted_boxes.iobb).all()
+    assert (predicted_boxes.best_iou > predicted_boxes.iou).any()
     single, best_of = evaluation.localization, evaluation.localization.best_of
     for best_tables, tables in ((best_of.iou, single.iou), (best_of.iobb, single.iobb)):
         assert all(best_tables[t].mean.value >= tables[t].mean.value for t in tables)
@@ -106,7 +159,8 @@ def test_single_is_the_brightest_component_and_best_of_the_nearest(records) -> N
     split = toy_split(records)
     image, c = np.argwhere(split.scored)[0]
     boxes = records.boxes.copy()
-    boxes[image, c] = [0.5, 0.5, 1.0, 1.0]
+    boxes[image, c] = 0
+    boxes[image, c, 0] = [0.5, 0.5, 1.0, 1.0]
     records = dataclasses.replace(records, boxes=boxes)
     test = toy_outputs(records, split.test, grid=8)
     two = np.zeros((8, 8), np.float32)
@@ -117,8 +171,8 @@ def test_single_is_the_brightest_component_and_best_of_the_nearest(records) -> N
     )
     predicted_boxes = localization.predict_boxes(test, records, split, points, READING)
     k = np.flatnonzero((predicted_boxes.image_id == image) & (predicted_boxes.finding == c))[0]
-    assert predicted_boxes.iou[k] == 0
-    assert predicted_boxes.best_iou[k] > 0.7
+    assert predicted_boxes.largest_iou[k] == 0
+    assert predicted_boxes.best_iou[predicted_boxes.truth_pair == k] > 0.7
 
 
 def test_a_flat_map_gives_the_whole_image_and_says_so(records, split) -> None:
@@ -209,10 +263,10 @@ def test_false_boxes_equal_counting_by_hand(records, split, evaluation) -> None:
     test = toy_outputs(records, split.test)
     assert (records.labels[split.test] > split.scored[split.test]).any()  # unannotated positives
     predicted_boxes = evaluation.predicted_boxes
-    iou = dict(
+    box_of = dict(
         zip(
             zip(predicted_boxes.image_id, predicted_boxes.finding, strict=True),
-            predicted_boxes.iou,
+            predicted_boxes.box,
             strict=True,
         )
     )
@@ -227,7 +281,8 @@ def test_false_boxes_equal_counting_by_hand(records, split, evaluation) -> None:
                 probability
                 >= evaluation.classification.operating_point[records.findings[c]].value - 1e-15
             ):
-                false += not (split.scored[image, c] and iou[image, c] > 0.1)
+                truth = records.boxes[image, c][records.is_box[image, c]]
+                false += not (metrics.iou(box_of[image, c], truth) > 0.1).any()
         assert estimate.counts["n"] == images
         assert estimate.value == pytest.approx(false / images)
     assert 0 < evaluation.localization.afp.mean.value < 1
@@ -238,9 +293,11 @@ def test_the_pointing_game_equals_looking_for_the_highest_cell(records, split, e
     row_of = {image: row for row, image in enumerate(test.image_id.tolist())}
     hits: dict[int, list[bool]] = {c: [] for c in range(8)}
     for image, c in np.argwhere(split.scored):
-        cam, box = test.class_maps()[row_of[image], c], records.boxes[image, c].astype(float)
+        cam, boxes = test.class_maps()[row_of[image], c], records.boxes[image, c].astype(float)
         y, x = max(((y, x) for y in range(7) for x in range(7)), key=lambda at: cam[at])
-        hits[c].append(box[0] <= (x + 0.5) / 7 < box[2] and box[1] <= (y + 0.5) / 7 < box[3])
+        hits[c].append(
+            any(x0 <= (x + 0.5) / 7 < x1 and y0 <= (y + 0.5) / 7 < y1 for x0, y0, x1, y1 in boxes)
+        )
     game = evaluation.localization.pointing_game
     assert [e.value for e in game.findings] == pytest.approx([np.mean(h) for h in hits.values()])
     assert [e.counts["n"] for e in game.findings] == [len(h) for h in hits.values()]
@@ -265,9 +322,10 @@ def test_a_map_of_negative_evidence_points_only_where_no_relu_is_taken() -> None
 def test_the_prior_peak_has_seen_other_patients_boxes_only(records, split, evaluation) -> None:
     c, hits = 2, []
     for give, score in split.floors:
-        peak = metrics.prior_peak(records.boxes[give[:, c], c])
-        for box in records.boxes[score[:, c], c]:
-            hits.append((box[:2] <= peak).all() and (peak < box[2:]).all())
+        of_finding = np.arange(8) == c
+        peak = metrics.prior_peak(truth_boxes(records, give & of_finding))
+        for boxes in records.boxes[score[:, c], c]:
+            hits.append(any((box[:2] <= peak).all() and (peak < box[2:]).all() for box in boxes))
     actual = evaluation.localization.prior_map.pointing_game.findings[c]
     assert (actual.value, actual.counts["n"]) == (pytest.approx(np.mean(hits)), len(hits))
 
@@ -286,7 +344,8 @@ def test_random_maps_look_at_no_image_and_follow_the_rule(records, split, evalua
         actual = threshold_map(metrics.random_map(7, 7, (0, int(image), int(c))), **CAM).mask
         ys, xs = np.nonzero(actual)
         box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / CAM["size"]
-        hits[c].append(metrics.iou(box, records.boxes[image, c]) > 0.1)
+        truth = records.boxes[image, c][records.is_box[image, c]]
+        hits[c] += (metrics.iou(box, truth) > 0.1).tolist()
     table = evaluation.localization.random_map.iou[0.1]
     assert [e.value for e in table.findings] == pytest.approx([np.mean(h) for h in hits.values()])
     assert table.mean.counts == evaluation.localization.iou[0.1].mean.counts
@@ -305,8 +364,9 @@ def test_decisions_are_those_of_the_validation_thresholds(records, split, evalua
 def test_the_prior_looks_only_at_other_patients_boxes(records, split, evaluation) -> None:
     c, overlap = 2, []
     for give, score in split.floors:
-        prior = metrics.prior_box(records.boxes[give[:, c], c])
-        overlap += metrics.iou(prior, records.boxes[score[:, c], c]).tolist()
+        of_finding = np.arange(8) == c
+        prior = metrics.prior_box(truth_boxes(records, give & of_finding))
+        overlap += metrics.iou(prior, truth_boxes(records, score & of_finding)).tolist()
         assert not set(records.patients[give.any(1)]) & set(records.patients[score.any(1)])
     for t, table in evaluation.localization.prior_box.iou.items():
         assert table.findings[c].value == pytest.approx((np.array(overlap) > t).mean())
@@ -343,7 +403,8 @@ def test_skipped_images_leave_every_table(records, split) -> None:
         toy_outputs(records, split.val), fewer, records, split, READING, resamples=5
     )
     assert gone not in result.predicted_boxes.image_id
-    boxes = split.scored.sum() - split.scored[gone].sum()
+    kept_pairs = split.scored & (np.arange(len(records.names)) != gone)[:, None]
+    boxes = len(truth_boxes(records, kept_pairs))
     for way in (result.localization, result.localization.prior_box):
         assert way.iou[0.1].mean.counts["n"] == boxes
 
@@ -368,7 +429,7 @@ def test_a_logit_that_is_not_finite_names_image_and_finding(records, split) -> N
 
 def test_a_perfect_box_scores_one_after_nihs_pixels(nih_metadata_root) -> None:
     records = read_records(nih_metadata_root, check_images=False)
-    truth = records.boxes[records.has_box]
+    truth = records.boxes[records.has_box].reshape(-1, 4)
     assert truth.shape == (984, 4)
     there_and_back = from_nih_pixels(to_nih_pixels(truth))
     for measure in (metrics.iou, metrics.iobb):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -140,11 +141,10 @@ def test_the_results_follow_from_the_boxes(tmp_path, done) -> None:
             assert float(row["score"]) >= threshold
             continue
         box = from_nih_pixels(np.array([float(row[key]) for key in "xywh"]))
-        iou = metrics.iou(box, records.boxes[image, c])
+        (truth,) = records.boxes[image, c]
+        iou = metrics.iou(box, truth)
         assert float(row["iou"]) == pytest.approx(iou, abs=1e-5)
-        assert float(row["iobb"]) == pytest.approx(
-            metrics.iobb(box, records.boxes[image, c]), abs=1e-5
-        )
+        assert float(row["iobb"]) == pytest.approx(metrics.iobb(box, truth), abs=1e-5)
         hits[row["finding"]].append(float(row["iou"]) > 0.4)
         prior_hits[row["finding"]].append(float(row["prior_map_iou"]) > 0.4)
     assert sum(map(len, hits.values())) == split.scored.sum()
@@ -153,6 +153,28 @@ def test_the_results_follow_from_the_boxes(tmp_path, done) -> None:
         assert (leaf["value"], leaf["n"]) == (pytest.approx(np.mean(hit)), len(hit))
         leaf = written["localization"]["prior_map"]["iou"]["0.4"][name]
         assert leaf["value"] == pytest.approx(np.mean(prior_hits[name]))
+
+
+def test_each_truth_box_has_a_row_and_so_has_a_prediction_without_one(tmp_path) -> None:
+    records = toy_records(most_boxes=3)
+    done = evaluate_toy(records, toy_split(records))
+    write_all(tmp_path, done)
+    rows = read_csv(tmp_path / "boxes.csv")
+    seen = []
+    for (name, finding), group in itertools.groupby(rows, key=lambda r: (r["image"], r["finding"])):
+        of_pair, c = list(group), records.findings.index(finding)
+        (image,) = np.flatnonzero(records.names == name)
+        (place,) = {tuple(float(row[key]) for key in "xywh") for row in of_pair}
+        ious = [float(row["iou"]) for row in of_pair if row["iou"]]
+        truth = records.boxes[image, c][records.is_box[image, c]]
+        expected = metrics.iou(from_nih_pixels(np.array(place)), truth)
+        assert ious == pytest.approx(expected, abs=1e-5)
+        assert len(of_pair) == max(len(ious), 1)
+        seen.append((name, finding, len(ious)))
+    assert len({pair[:2] for pair in seen}) == len(seen)
+    assert {n for *_, n in seen} == {0, 1, 2, 3}
+    n = read_json(tmp_path / "results.json")["localization"]["iou"]["0.1"]["mean"]["n"]
+    assert n == sum(n for *_, n in seen) == records.is_box[done.split.scored].sum()
 
 
 def test_every_predicted_positive_of_the_test_part_has_its_box(done) -> None:
@@ -169,20 +191,14 @@ def test_every_predicted_positive_of_the_test_part_has_its_box(done) -> None:
 
 def test_a_truth_box_as_prediction_is_written_as_nih_wrote_it(tmp_path, done) -> None:
     predicted_boxes, records = done.evaluation.predicted_boxes, done.records
-    at = predicted_boxes.scored
-    truth = records.boxes[predicted_boxes.image_id[at], predicted_boxes.finding[at]]
+    box, truth = predicted_boxes.box.copy(), predicted_boxes.truth
+    box[predicted_boxes.truth_pair] = truth
     perfect = dataclasses.replace(
-        predicted_boxes,
-        **{
-            f.name: getattr(predicted_boxes, f.name)[at]
-            for f in dataclasses.fields(predicted_boxes)
-        },
-    )
-    perfect = dataclasses.replace(
-        perfect, box=truth, iou=metrics.iou(truth, truth), iobb=metrics.iobb(truth, truth)
+        predicted_boxes, box=box, iou=metrics.iou(truth, truth), iobb=metrics.iobb(truth, truth)
     )
     result_files.write_boxes(tmp_path / "boxes.csv", records, perfect, perfect.iou)
-    for row, box in zip(read_csv(tmp_path / "boxes.csv"), truth.astype(float), strict=True):
+    rows = [row for row in read_csv(tmp_path / "boxes.csv") if row["iou"]]
+    for row, box in zip(rows, truth, strict=True):
         x, y, w, h = (float(row[key]) for key in "xywh")
         assert (x, y, x + w, y + h) == pytest.approx(box * 1024, abs=1e-9)
         assert (float(row["iou"]), float(row["iobb"])) == (1, 1)
@@ -347,7 +363,10 @@ def test_the_terminal_table_explains_every_dash(without_positives) -> None:
     assert "localization of Infiltration: no truth box of this finding is scored" in text
 
 
-def test_the_terminal_table_counts_what_could_not_be_read(done) -> None:
+@pytest.mark.parametrize("most_boxes", [1, 2])
+def test_the_terminal_table_counts_what_could_not_be_read(most_boxes: int) -> None:
+    records = toy_records(most_boxes=most_boxes)
+    done = evaluate_toy(records, toy_split(records))
     test = done.evaluation.test
     gone = np.flatnonzero(done.split.scored.any(1))[0]
     kept = test.image_id != gone
@@ -356,6 +375,6 @@ def test_the_terminal_table_counts_what_could_not_be_read(done) -> None:
         done.evaluation.val, fewer, done.records, done.split, READING, resamples=5
     )
     results = dataclasses.replace(done, evaluation=evaluation).results()
-    boxes = int(done.split.scored[gone].sum())
+    boxes = int(records.boxes[gone][done.split.scored[gone]].any(-1).sum())
     assert results.evaluation.skipped == Skipped(val=0, test=1, boxes=boxes)
     assert f"1 test images, {boxes} truth boxes" in terminal_table.format_table(results)

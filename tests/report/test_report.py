@@ -109,9 +109,11 @@ class Case:
         return results
 
 
-def toy_case(workdir: Path, *, without: int | None = None, max_images: int = 6) -> Case:
+def toy_case(
+    workdir: Path, *, without: int | None = None, max_images: int = 6, most_boxes: int = 1
+) -> Case:
     """Every test image has a name that would break a page. without: a finding that no test image has."""
-    records = toy_records()
+    records = toy_records(most_boxes=most_boxes)
     names = [f"{EVIL}{i:03d}.png" for i in range(len(records.names))]
     paths = []
     for i in range(3):
@@ -120,9 +122,9 @@ def toy_case(workdir: Path, *, without: int | None = None, max_images: int = 6) 
         cv2.imwrite(str(paths[-1]), cv2.GaussianBlur(pixels, (9, 9), 3))
     changes: dict[str, Any] = {}
     if without is not None:
-        labels, has_box = records.labels.copy(), records.has_box.copy()
-        labels[:, without], has_box[:, without] = 0, False
-        changes = {"labels": labels, "has_box": has_box}
+        changes = {name: getattr(records, name).copy() for name in ("labels", "has_box", "boxes")}
+        for array in changes.values():
+            array[:, without] = 0
     records = dataclasses.replace(
         records,
         names=np.array(names),
@@ -299,6 +301,27 @@ def test_the_gallery_shows_the_extremes(case: Case, shown: Page) -> None:
             assert re.search(rf"{why} · p \S+ · IoU {re.escape(f(value))} ", text)
 
 
+def test_a_card_shows_all_truth_boxes_of_its_pair(tmp_path: Path) -> None:
+    inputs = toy_case(tmp_path, max_images=0, most_boxes=3).inputs
+    sections = gallery.gallery_sections(inputs)
+    numbers = set()
+    for part in sections:
+        c = inputs.findings.index(part["finding"])
+        assert part["boxes"] == inputs.records.is_box[:, c].sum()
+        best, *_, worst = (max(card["ious"]) for card in part["cards"])
+        assert best >= worst
+        for card in part["cards"]:
+            image, finding = card["pair"]
+            truth = inputs.records.boxes[image, finding]
+            n = int(truth.any(1).sum())
+            numbers.add(n)
+            assert len(card["ious"]) == n
+            x0, y0 = (truth[:n, i] * pictures.SIDE for i in (0, 1))
+            drawn = re.findall(r'<rect class="truth" x="(.+?)" y="(.+?)"', str(card["picture"]))
+            assert drawn == 2 * [(f"{x:.1f}", f"{y:.1f}") for x, y in zip(x0, y0, strict=True)]
+    assert numbers == {1, 2, 3}
+
+
 def test_each_picture_is_of_its_own_finding(case: Case) -> None:
     inputs, located = case.inputs, case.inputs.located
     maps = dict(zip(inputs.outputs.image_id.tolist(), inputs.outputs.class_maps(), strict=True))
@@ -309,7 +332,7 @@ def test_each_picture_is_of_its_own_finding(case: Case) -> None:
         text = str(card["picture"])
         (row,) = np.flatnonzero((located.image_id == image) & (located.finding == finding))
         drawn = {style: rectangle(style, text) for style in ("truth", "predicted")}
-        assert drawn["truth"] == pytest.approx(inputs.records.boxes[image, finding], abs=1e-3)
+        assert drawn["truth"] == pytest.approx(inputs.records.boxes[image, finding, 0], abs=1e-3)
         assert drawn["predicted"] == pytest.approx(located.box[row], abs=1e-3)
         assert regions.bounding_box(inputs.region(image, finding)) == pytest.approx(
             located.box[row]
@@ -450,9 +473,8 @@ def test_what_the_contrastive_loss_learned_stands_beside_chance(case: Case, tmp_
 def test_one_test_image(case: Case) -> None:
     """No image is predicted, sampled or boxed but one."""
     located = case.inputs.located
-    keep = np.zeros(len(located.image_id), bool)
     one = dataclasses.replace(
-        located, **{f.name: getattr(located, f.name)[keep] for f in dataclasses.fields(located)}
+        located, **{f.name: getattr(located, f.name)[:0] for f in dataclasses.fields(located)}
     )
     some = case.inputs.outputs
     single = Outputs(some.image_id[:1], some.logits[:1], some.class_maps()[:1])

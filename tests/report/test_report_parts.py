@@ -215,10 +215,10 @@ def test_boxes_are_drawn_where_they_are() -> None:
     truth, predicted = np.array([0.1, 0.2, 0.4, 0.8]), np.array([0.5, 0.25, 0.75, 1.0])
     whole = np.ones((SIZE, SIZE), bool)
 
-    def drawn(box: np.ndarray | None) -> str:
+    def drawn(*boxes: np.ndarray) -> str:
         cam = np.eye(8, dtype=np.float32)
         kinds: dict[str, Any] = {"relu": True, "predicted": predicted, "key": "k", "alt": "x"}
-        return str(pictures.panels(xray, cam, whole, truth=box, **kinds))
+        return str(pictures.panels(xray, cam, whole, truth=np.array(boxes), **kinds))
 
     def places(style: str, text: str) -> list[list[float]]:
         found = re.findall(
@@ -231,7 +231,12 @@ def test_boxes_are_drawn_where_they_are() -> None:
         places("truth", text) == [pytest.approx([0.1, 0.2, 0.3, 0.6], abs=1e-3)] * 2
     )  # both panels
     assert places("predicted", text) == [pytest.approx([0.5, 0.25, 0.25, 0.75], abs=1e-3)]
-    assert not places("truth", drawn(None))
+    assert not places("truth", drawn())
+    two = places("truth", drawn(truth, predicted))
+    assert [place[:2] for place in two] == 2 * [
+        pytest.approx([0.1, 0.2]),
+        pytest.approx([0.5, 0.25]),
+    ]
     (jpeg,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
     pixels = cv2.imdecode(np.frombuffer(base64.b64decode(jpeg), np.uint8), cv2.IMREAD_GRAYSCALE)
     assert np.abs(pixels.astype(int) - xray).max() < 8

@@ -64,7 +64,7 @@ def test_a_box_follows_its_pixels() -> None:
     box = np.float32([50, 40, 90, 70]) / 128
     affine = augment.draw_affine(keys(3), rotate=8.0, shift=0.05, scale=0.1)
     there = np.asarray(augment.warp(jnp.array(images), affine)) > 0.5
-    moved = np.asarray(augment.warp_boxes(jnp.tile(box, (3, 1, 1)), affine))[:, 0]
+    moved = np.asarray(augment.warp_boxes(jnp.tile(box, (3, 1, 1, 1)), affine))[:, 0, 0]
     for mask, found in zip(there, moved, strict=True):
         rows, columns = np.nonzero(mask)
         hull = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 128

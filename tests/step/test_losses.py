@@ -164,24 +164,41 @@ def test_no_ready_row_at_all_is_a_finite_zero_with_a_finite_gradient(
 # ---- box guidance ----------------------------------------------------------------------------------
 
 
-def test_box_guidance_is_the_cross_entropy_of_the_boxs_share_of_each_cell() -> None:
+BOX = (0.1, 0.3, 0.55, 0.8)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [BOX],
+        [BOX, BOX],
+        [BOX, (0.6, 0.05, 0.95, 0.2), (0.0, 0.0, 0.0, 0.0)],  # disjoint, and an unused place
+        [BOX, (0.4, 0.6, 0.9, 1.0), (0.3, 0.4, 0.5, 0.9)],  # they overlap
+        [BOX, (0.2, 0.4, 0.3, 0.5)],  # one within the other
+    ],
+    ids=["one", "equal", "disjoint", "overlapping", "nested"],
+)
+def test_box_guidance_is_the_cross_entropy_of_the_unions_share_of_each_cell(
+    boxes: list[tuple[float, ...]],
+) -> None:
     random = np.random.default_rng(0)
     maps = jnp.float32(random.normal(size=(1, 1, 4, 5)))
-    box = jnp.float32([0.1, 0.3, 0.55, 0.8])
     # Brute force: the share of each cell from a fine grid of points.
     fine = 400
     y, x = (np.mgrid[:fine, :fine] + 0.5) / fine
-    inside = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
+    inside = np.any(
+        [(x >= x0) & (x < x1) & (y >= y0) & (y < y1) for x0, y0, x1, y1 in boxes], axis=0
+    )
     share = inside.reshape(4, fine // 4, 5, fine // 5).sum((1, 3)) / inside.sum()
     log_p = maps[0, 0] - np.log(np.exp(maps[0, 0]).sum())
-    loss, weight = losses.box_guidance(maps, box[None, None], jnp.array([[True]]))
+    loss, weight = losses.box_guidance(maps, jnp.float32(boxes)[None, None], jnp.array([[True]]))
     assert weight[0, 0] == 1
     np.testing.assert_allclose(loss[0, 0], -(share * log_p).sum(), rtol=1e-4)
 
 
 def test_box_guidance_pulls_the_map_onto_the_box() -> None:
     maps = jnp.zeros((1, 1, 4, 4))
-    box = jnp.float32([[[0.5, 0.5, 1.0, 1.0]]])
+    box = jnp.float32([[[[0.5, 0.5, 1.0, 1.0]]]])
 
     def loss(m: jax.Array) -> jax.Array:
         return losses.box_guidance(m, box, jnp.array([[True]]))[0].sum()
@@ -194,7 +211,7 @@ def test_box_guidance_pulls_the_map_onto_the_box() -> None:
 
 def test_box_guidance_ignores_pairs_without_a_box() -> None:
     maps = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 4, 4)))
-    boxes = jnp.zeros((2, 3, 4))
+    boxes = jnp.zeros((2, 3, 2, 4))
     loss, weight = losses.box_guidance(maps, boxes, jnp.zeros((2, 3), bool))
     assert loss.sum() == 0
     assert weight.sum() == 0

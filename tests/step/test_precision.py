@@ -15,7 +15,7 @@ from kacl_jax.models.kacl import KACL
 from kacl_jax.models.layers import Conv
 from kacl_jax.step import augment, gradcam, losses
 
-IMAGES, AFFINE, BOXES = jnp.zeros((2, 8, 8)), jnp.zeros((2, 2, 3)), jnp.zeros((2, 3, 4))
+IMAGES, AFFINE, BOXES = jnp.zeros((2, 8, 8)), jnp.zeros((2, 2, 3)), jnp.zeros((2, 3, 1, 4))
 MAP, Z, READY = jnp.zeros((2, 4, 4, 5)), jnp.zeros((2, 6)), jnp.ones(2, bool)
 
 

@@ -206,6 +206,16 @@ def test_boxes_on_the_device_are_those_of_the_host() -> None:
     np.testing.assert_array_equal(masks, np.stack([regions.box_mask(box, 96) for box in boxes]))
 
 
+def test_the_union_of_boxes_has_the_pixels_of_each_and_an_unused_place_has_none() -> None:
+    disjoint = [[8, 16, 24, 32], [40, 4, 44, 60], [0, 0, 0, 0]]
+    overlapping = [[8, 16, 24, 32], [20, 20, 36, 40], [0, 0, 0, 0]]
+    expected = np.zeros((2, 64, 64), bool)
+    expected[:, 16:32, 8:24] = expected[0, 4:60, 40:44] = expected[1, 20:40, 20:36] = True
+    boxes = np.float32([disjoint, overlapping]) / 64
+    np.testing.assert_array_equal([regions.union_mask(one, 64) for one in boxes], expected)
+    np.testing.assert_array_equal(regions.union_masks_on_device(jnp.asarray(boxes), 64), expected)
+
+
 # ---- the whole rule ---------------------------------------------------------------------------------------------
 
 RULE = RegionRule(source="cam", truth_boxes=True, relu=True, threshold=0.5, size=96, seed=3)
@@ -224,8 +234,8 @@ def batch(n: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
             )
         ]
     ).astype(np.float32)
-    boxes = np.zeros((n, 2, 4), np.float32)
-    boxes[0, 1] = BOX
+    boxes = np.zeros((n, 2, 2, 4), np.float32)
+    boxes[0, 1, 0] = BOX
     box_finding = np.full(n, -1, np.int32)
     box_finding[0] = 1
     return cam, box_finding, boxes, np.arange(50, 50 + n, dtype=np.int32)
@@ -338,8 +348,9 @@ def test_from_equal_masks_the_device_marks_the_regions_of_the_host(
     random = np.random.default_rng(0)
     cam, box_finding = maps(40, 7), np.full(40, -1, np.int32)
     cam[:2], box_finding[::5] = 0, 1
-    low = random.uniform(0, 0.5, (40, 2, 2))
+    low = random.uniform(0, 0.5, (40, 2, 2, 2))
     boxes = np.concatenate([low, low + 0.4], -1).astype(np.float32)
+    boxes[::10, :, 1] = 0
 
     def marked_on_host(cam: jax.Array, **how: Any) -> tuple[jax.Array, jax.Array]:
         found = [regions.threshold_map(one, **how) for one in np.asarray(cam)]

@@ -117,10 +117,12 @@ def test_a_resample_without_a_class_is_undefined(tmp_path: Path) -> None:
 def test_localization_is_counted_box_by_box(tmp_path: Path) -> None:
     scores, labels, patients = random_scores(1)
     truth = truth_boxes(labels, 1)
+    truth += [(image, finding, 1 - iou) for image, finding, iou in truth[::2]]  # second boxes
     run = measured(
         write_run(tmp_path, scores=scores, labels=labels, patients=patients, truth=truth),
         resamples=30,
     )
+    assert run.counts["boxes"] == len(truth)
     ids = np.unique(patients)
     weights = measure.patient_weights(0, len(ids), 30)
     for t in (0.1, 0.3, 0.5):

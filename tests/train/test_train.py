@@ -28,6 +28,7 @@ import tiny_run
 from same_run import assert_same_run, comparable, config, metric_lines
 
 from kacl_jax.config import keys
+from kacl_jax.data import nih
 from kacl_jax.data.batches import ShardBatches
 from kacl_jax.evaluation.results import FeedbackSummary
 from kacl_jax.feedback.visibility import Feedback
@@ -594,7 +595,7 @@ def mass_inside(workdir: Path, trained: Any) -> float:
     share = np.exp(maps - maps.max((1, 2), keepdims=True))
     share /= share.sum((1, 2), keepdims=True)
     centre = (np.arange(maps.shape[-1]) + 0.5) / maps.shape[-1]
-    x0, y0, x1, y1 = parts.records.boxes[image, finding].T[..., None]
+    x0, y0, x1, y1 = parts.records.boxes[image, finding, 0].T[..., None]
     down, across = (y0 <= centre) & (centre < y1), (x0 <= centre) & (centre < x1)
     return float((share * down[:, :, None] * across[:, None, :]).sum((1, 2)).mean())
 
@@ -613,6 +614,30 @@ def test_box_guidance_moves_the_map_into_the_box_and_needs_no_worker(
     assert not (without / "features.sqlite").exists()
     results = json.loads((without / "results.json").read_text())
     assert results["feedback"] == dataclasses.asdict(FeedbackSummary())
+
+
+def test_a_box_that_is_given_twice_trains_as_one_and_is_scored_as_two(
+    run_here: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"loss__box_weight": 0.5, "train__epochs": 2, "eval__report_images": 4}
+    once = run_here(**changes)
+    read_records = nih.read_records
+
+    def read_twice(*args: Any, **options: Any) -> nih.Records:
+        records = read_records(*args, **options)
+        return dataclasses.replace(records, boxes=np.repeat(records.boxes, 2, axis=2))
+
+    monkeypatch.setattr(nih, "read_records", read_twice)
+    twice = run_here(**changes)
+    for key in ("loss", "box", "focal"):
+        values, same = ([line[key] for line in metric_lines(w, "train")] for w in (once, twice))
+        assert same == pytest.approx(values, rel=1e-4)
+    one, two = (json.loads((w / "results.json").read_text())["localization"] for w in (once, twice))
+    for t, table in one["iou"].items():
+        assert two["iou"][t]["mean"]["value"] == pytest.approx(table["mean"]["value"])
+        assert two["iou"][t]["mean"]["n"] == 2 * table["mean"]["n"]
+    assert two["pointing_game"] == one["pointing_game"]
+    assert two["afp"] == one["afp"]
 
 
 def test_a_profile_is_written_however_the_run_is_cut(run_here: Runner, tmp_path: Path) -> None:

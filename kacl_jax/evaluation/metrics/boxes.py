@@ -48,7 +48,10 @@ def point_in_box(
 
 @dataclass(frozen=True, eq=False)
 class TruthBoxes:
-    """m truth boxes, over which tables are made, and how often their patients are resampled."""
+    """m truth boxes, over which tables are made, and how often their patients are resampled.
+
+    In the pointing game: m pairs of an image and a finding with truth boxes.
+    """
 
     finding: Int[np.ndarray, "m"]
     patients: Int[np.ndarray, "m"]
@@ -87,12 +90,13 @@ def localization_differences(
 
 
 def pointing_table(hit: Float[np.ndarray, "m"], truth: TruthBoxes) -> Table:
-    """The pointing game: the share of a finding's truth boxes that contain their map's peak.
+    """The pointing game: the share of a finding's images with truth boxes whose map's peak lies in any of these boxes.
 
-    Zhang et al. 2016 (Top-down Neural Attention by Excitation Backprop) also count a peak up to 15 px outside of the
-    box as a hit. Here only a peak inside counts, because that margin is as wide as half a nodule.
-    Args: hit 0 or 1, one per truth box (a box with NaN has no map to be compared with and leaves the
-    denominator).
+    As in Zhang et al. 2016 (Top-down Neural Attention by Excitation Backprop) an image counts once, however many boxes
+    it has. They also count a peak up to 15 px outside of a box as a hit. Here only a peak inside counts, because that
+    margin is as wide as half a nodule.
+    Args: hit 0 or 1, one per pair of an image and a finding (a pair with NaN has no map to be compared with and leaves
+    the denominator).
     """
     return _mean_tables(hit[:, None] > 0, np.isfinite(hit), truth)[0]
 
