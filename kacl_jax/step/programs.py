@@ -5,8 +5,7 @@ class maps (for box guidance and the running mean) and the Grad-CAM that marks t
 two variants: a second augmented view of each image as its positive (loss.positive='augmented'), and regions from the
 map before the last stage (cam.stage=3).
 
-Axes: b batch on this device · h w pixels · u v map cells · c findings · k boxes of a finding · f radiomic
-features.
+Axes: b batch on this device · h w pixels · u v map cells · c findings · f radiomic features.
 """
 
 from __future__ import annotations
@@ -93,8 +92,8 @@ class Programs:
 
         Args:
           state: the same on every device.
-          batch: this device's rows: image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c k 4] ·
-            has_box bool [b c] · image_id, patient_id int32 [b] · radiomics float32 [b f] · ready bool [b] ·
+          batch: this device's rows: image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c k 4], k as in
+            `losses.box_guidance` · has_box bool [b c] · image_id, patient_id int32 [b] · radiomics float32 [b f] · ready bool [b] ·
             age int32 [b].
 
         Returns:
