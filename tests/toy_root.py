@@ -21,7 +21,7 @@ def toy_records(seed: int = 0, patients: int = 60, *, most_boxes: int = 1) -> Re
     rng = np.random.default_rng(seed)
     patient = np.repeat(np.arange(1, patients + 1), rng.integers(1, 4, patients))
     n, c = len(patient), len(FINDINGS_8)
-    labels = (rng.random((n, c)) < 0.3).astype(np.uint8)
+    labels = (rng.random((n, c)) < 0.3).astype(np.int8)
     test = patient % 2 == 0
     has_box = (labels == 1) & test[:, None] & (rng.random((n, c)) < 0.6)
     boxes = np.zeros((n, c, most_boxes, 4), np.float32)
@@ -38,6 +38,7 @@ def toy_records(seed: int = 0, patients: int = 60, *, most_boxes: int = 1) -> Re
         names=names,
         images=PngFiles(tuple(Path("toy/images") / name for name in names)),
         patients=patient.astype(np.int64),
+        patient_names=patient.astype(str),
         labels=labels,
         boxes=boxes,
         has_box=has_box,

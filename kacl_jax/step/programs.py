@@ -93,8 +93,8 @@ class Programs:
         Args:
           state: the same on every device.
           batch: this device's rows: image uint8 [b h w 1] · labels float32 [b c] · boxes float32 [b c k 4], k as in
-            `losses.box_guidance` · has_box bool [b c] · image_id, patient_id int32 [b] · radiomics float32 [b f] · ready bool [b] ·
-            age int32 [b].
+            `losses.box_guidance` · has_box bool [b c] · image_id, patient_id int32 [b] · radiomics float32 [b f] ·
+            ready bool [b] · age int32 [b].
 
         Returns:
           (new state, metrics, rows): metrics are scalars over the global batch, `grad_norm_<term>` NaN in steps that
