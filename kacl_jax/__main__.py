@@ -19,6 +19,10 @@ COMMANDS = {
         "Resize a data set once, so that training reads it faster.",
         "--root=/path/to/nih --out=/path/to/prepared --size=512",
     ),
+    "convert": (
+        "Write the layout for your own X-rays from a table, a COCO file or CheXpert.",
+        "--from=table --in=table.csv --columns=image=File,labels=Dx --out=FOLDER",
+    ),
     "sweep": (
         "Run ablations and compare them.",
         "--config=configs/ablations.py:phantom --workdir=runs/ablations",

@@ -36,7 +36,7 @@ def read_own_tables(tables: Tables, problems: Problems, uncertain: str) -> None:
 
 
 def _parse_images(text: str, uncertain: str, tables: Tables, problems: Problems) -> None:
-    header = csv_header(LABEL_FILE, text, problems)
+    header = csv_header(LABEL_FILE, text, problems) or []
     present = [name for name in (*_REQUIRED, *_OPTIONAL) if name in header or name in _REQUIRED]
     tables.findings = tuple(name for name in header if name and name not in present)
     for finding in tables.findings:

@@ -17,6 +17,7 @@ _OWN_OR_NIH = (
     "download NIH's from https://nihcc.app.box.com/v/ChestXray-NIHCC; for your own X-rays write it "
     "(docs/data.md shows how)"
 )
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}  # of cells, and what they are called
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")  # not str.splitlines: that breaks at rare characters, too
 
 
@@ -67,34 +68,39 @@ def text_lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def csv_header(name: str, text: str, problems: Problems) -> list[str]:
-    """The names of the columns."""
-    line = _LINE_BREAK.split(text, maxsplit=1)[0]
-    return [cell.strip() for cell in _cells(name, 1, line, problems) or []]
+def csv_header(name: str, text: str, problems: Problems, separator: str = ",") -> list[str] | None:
+    """The names of the columns, or None with a Problem."""
+    cells = _cells(name, 1, _LINE_BREAK.split(text, maxsplit=1)[0], problems, separator)
+    return None if cells is None else [cell.strip() for cell in cells]
 
 
 def csv_lines(
-    name: str, text: str, columns: Sequence[Sequence[str]], problems: Problems
+    name: str,
+    text: str,
+    columns: Sequence[Sequence[str]],
+    problems: Problems,
+    separator: str = ",",
 ) -> Iterator[Line]:
     """Every row below the header that is not blank. A row that cannot be read rightly becomes a Problem instead.
 
     columns: the possible spellings of each column. If one is missing or there twice, this yields nothing.
+    separator: one of `SEPARATORS`.
     """
     lines = _LINE_BREAK.split(text)
     if lines[-1].strip():
         fix = "compare its end with the original; if nothing is missing, add a line break"
         what = "does not end with a line break, so that its last row may be cut off"
         problems.add(name, what, fix, f"line {len(lines)}")
-    header = csv_header(name, text, problems)
+    header = csv_header(name, lines[0], problems, separator) or []
     places = _find_columns(name, header, columns, problems)
     if places is None:
         return
     named = max((k + 1 for k, cell in enumerate(header) if cell), default=0)
     width: int | None = None
     for number, line in enumerate(lines[1:], 2):
-        if not line.strip(", \t"):
+        if not line.strip(f"{separator} \t"):
             continue
-        cells = _cells(name, number, line, problems)
+        cells = _cells(name, number, line, problems, separator)
         if cells is None:
             continue
         if width is None:
@@ -103,18 +109,20 @@ def csv_lines(
             fix = "complete the row"
             problems.add(name, "has a row with too few cells", fix, f"row {number}")
         elif any(cell.strip() for cell in cells[named:]):
-            fix = "put a cell that holds a comma in quotation marks, or delete what is too much"
+            fix = f"put a cell that holds a {SEPARATORS[separator]} in quotation marks, or delete what is too much"
             problems.add(name, "has a row with too many cells", fix, f"row {number}")
         else:
             yield Line(number, [cells[place].strip() for place in places])
 
 
-def _cells(name: str, number: int, line: str, problems: Problems) -> list[str] | None:
+def _cells(
+    name: str, number: int, line: str, problems: Problems, separator: str
+) -> list[str] | None:
     """The cells of one line. A line is parsed alone, so that a stray quotation mark cannot swallow the next rows."""
     if '"' not in line:
-        return line.split(",")
+        return line.split(separator)
     try:
-        return next(csv.reader([line], strict=True))
+        return next(csv.reader([line], delimiter=separator, strict=True))
     except csv.Error:
         what = "has a quotation mark that its line does not close"
         fix = "delete the quotation mark, or the line break inside the cell"

@@ -76,6 +76,12 @@ def identifiers(data: bytes) -> tuple[str, ...]:
     return tuple(sorted((texts | parts) - {""}))
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels by the tags. Raises as `decode`."""
+    dataset = _parse(data, stop_before_pixels=True)
+    return int(_number(dataset, "Columns")), int(_number(dataset, "Rows"))
+
+
 def decode(data: bytes, max_megapixels: int, *, any_view: bool = False) -> Xray:
     """The radiograph in a file. A file without a window is windowed by its grey range, and a note says so.
 

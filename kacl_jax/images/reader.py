@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kacl_jax.images import bmp, dicom, jpeg, png, tiff
-from kacl_jax.images.picture import Header, Kind, Unreadable
+from kacl_jax.images.picture import Kind, Unreadable
+from kacl_jax.images.tiff_fields import exif_orientation
 
 # The first that matches reads the file.
 KINDS: dict[str, Kind] = {"PNG": png.KIND, "JPEG": jpeg.KIND, "TIFF": tiff.KIND, "BMP": bmp.KIND}
@@ -87,13 +88,24 @@ def read_grey8(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> Grey8:
 
 
 def read_size(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> tuple[int, int]:
-    """(width, height) of the picture as it is seen, from the file's header. Raises as `read_image`."""
+    """(width, height) in pixels of a picture as it is seen, DICOM included. Reads the header alone.
+
+    Raises:
+        BrokenImage: the header cannot be read.
+        UserError: it is a DICOM file, and the packages that read these are not installed.
+    """
     try:
-        header = _kind_and_header(_bytes_of(path, max_megapixels), max_megapixels)[1]
+        data = _bytes_of(path, max_megapixels)
+        if dicom.is_dicom(data):
+            return dicom.size(data)
+        kind = _kind_of(data)
+        header = kind.header(data)
+        # Pillow turns a TIFF picture while it decodes, so that its Header leaves nothing to be turned.
+        orientation = exif_orientation(data) if kind is tiff.KIND else header.orientation
     except Unreadable as error:
         raise BrokenImage(path, str(error)) from error
-    turned = header.orientation >= 5
-    return (header.height, header.width) if turned else (header.width, header.height)
+    sides = (header.width, header.height)
+    return sides if orientation < 5 else sides[::-1]
 
 
 def decode_image(data: bytes, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndarray:
@@ -156,25 +168,25 @@ def _bytes_of(path: Path | str, max_megapixels: int) -> bytes:
 
 
 def _decode(data: bytes, max_megapixels: int) -> Picture:
-    kind, header = _kind_and_header(data, max_megapixels)
-    pixels = kind.decode(data)
-    values = _turn(_merge_equal_planes(_without_opacity(pixels)), header.orientation)
-    return Picture(np.ascontiguousarray(values), header.lossy)
-
-
-def _kind_and_header(data: bytes, max_megapixels: int) -> tuple[Kind, Header]:
     if dicom.is_dicom(data):
         raise Unreadable("is a DICOM file; save it as PNG (kacl_jax.predict reads DICOM as it is)")
-    kind = next((kind for kind in KINDS.values() if kind.matches(data)), None)
-    if kind is None:
-        *names, last = KINDS
-        raise Unreadable(f"is not a {', '.join(names)} or {last} file")
+    kind = _kind_of(data)
     header = kind.header(data)
     if not 0 < header.height * header.width <= max_megapixels * 10**6:
         size = f"{header.width} x {header.height} pixels"
         limit = f"the limit is max_megapixels={max_megapixels}"
         raise Unreadable(f"is too large ({size}; {limit})")
-    return kind, header
+    pixels = kind.decode(data)
+    values = _turn(_merge_equal_planes(_without_opacity(pixels)), header.orientation)
+    return Picture(np.ascontiguousarray(values), header.lossy)
+
+
+def _kind_of(data: bytes) -> Kind:
+    kind = next((kind for kind in KINDS.values() if kind.matches(data)), None)
+    if kind is None:
+        *names, last = KINDS
+        raise Unreadable(f"is not a {', '.join(names)} or {last} file")
+    return kind
 
 
 def _without_opacity(pixels: np.ndarray) -> np.ndarray:
