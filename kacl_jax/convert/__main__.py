@@ -12,8 +12,10 @@ the split test. docs/convert.md explains the rest.
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +42,9 @@ _FLAGS_OF = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 1 for a user's mistake, 75 for an interruption."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What pydicom warns of may name a patient, and it names no file.
+    warnings.filterwarnings("ignore", module="pydicom")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     flags = _parser().parse_args(arguments)
     try:
         _refuse_flags_of_others(flags)
@@ -70,32 +75,51 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--in",
         dest="paths",
+        metavar="FILE",
         type=Path,
         required=True,
         action="append",
         help="the file, plain or .gz; chexpert takes several",
     )
-    add("--images", type=Path, help="the folder of the images (default: the folder of --in)")
-    add("--out", type=Path, required=True, help="a new or empty folder")
+    add(
+        "--images",
+        metavar="FOLDER",
+        type=Path,
+        help="the folder of the images (default: the folder of --in)",
+    )
+    add("--out", metavar="FOLDER", type=Path, required=True, help="a new or empty folder")
     add("--copy", action="store_true", help="copy the images instead of linking to them")
-    only = parser.add_argument_group("table")
-    only.add_argument("--columns", help="image=COLUMN,… with the roles " + ", ".join(table.ROLES))
-    only.add_argument("--separator", choices=tuple(_SEPARATORS), help="of cells (default: ,)")
+    only = parser.add_argument_group("table (coco takes --no_finding, too)")
     only.add_argument(
-        "--label_separator", help="letters, each of which separates findings (default: |;,/)"
+        "--columns", metavar="ROLES", help="image=COLUMN,… with the roles " + ", ".join(table.ROLES)
+    )
+    only.add_argument(
+        "--separator",
+        choices=tuple(_SEPARATORS),
+        metavar="SEPARATOR",
+        help="of cells: , ; or tab (default: ,)",
+    )
+    only.add_argument(
+        "--label_separator",
+        metavar="LETTERS",
+        help="letters, each of which separates findings (default: |;,/)",
     )
     only.add_argument(
         "--no_finding",
+        metavar="NAMES",
         help="names that mean no finding; a comma at the end: a blank cell means it, too (default: No Finding,normal)",
     )
-    only.add_argument("--boxes", type=Path, help="a table of boxes, plain or .gz")
+    only.add_argument("--boxes", metavar="FILE", type=Path, help="a table of boxes, plain or .gz")
     only.add_argument(
         "--box_columns",
+        metavar="ROLES",
         help="image=COLUMN,finding=COLUMN,x=COLUMN,y=…,w=…,h=…, or the corners x0=…,y0=…,x1=…,y1=… "
         "(default: columns of these names)",
     )
     only.add_argument("--box_unit", choices=UNITS, help="of the boxes (default: pixels)")
-    only.add_argument("--box_finding", help="the finding of all boxes, if no column has it")
+    only.add_argument(
+        "--box_finding", metavar="NAME", help="the finding of all boxes, if no column has it"
+    )
     group = parser.add_argument_group("chexpert")
     group.add_argument(
         "--any_view", action="store_true", default=None, help="keep the lateral images, too"

@@ -100,13 +100,7 @@ def _cut(
     )
     if any(abs(a - b) > 10**-_DIGITS for a, b in zip((x0, y0, x1, y1), corners, strict=True)):
         collection.drop("parts of boxes, under 1 px, that lay beyond their image", box.where)
-    return Box(box.image, box.finding, x0, y0, _length(x0, x1), _length(y0, y1))
-
-
-def _length(start: float, end: float) -> float:
-    """The rounded length for which start + length, in float64, is not above `end`."""
-    length = round(end - start, _DIGITS)
-    return length if start + length <= end else round(length - 10**-_DIGITS, _DIGITS)
+    return Box(box.image, box.finding, x0, y0, round(x1 - x0, _DIGITS), round(y1 - y0, _DIGITS))
 
 
 def _why_beyond(raw: Sequence[RawBox], inside: int, beyond: int) -> tuple[str, str]:

@@ -81,7 +81,7 @@ def test_two_files_of_one_name_are_refused_with_both_paths(
             "finding 'Masss' is no label: row 3 (a.png Masss). Fix: write 'Mass'",
         ),
         ("b.png,Mass,10,10,5,5", "has a box of a finding that its image does not have"),
-        ("sub/c.png,Mass,10,10,5,5", "has a box of an image without a row"),
+        ("sub2/c.png,Mass,10,10,5,5", "has a box of an image without a row"),
         ("q.png,Mass,10,10,5,5", "names an image that does not exist: row 3"),
         ('"a.png,Mass,10,10,5,5', "has a quotation mark that its line does not close: row 3"),
     ],
@@ -89,7 +89,7 @@ def test_two_files_of_one_name_are_refused_with_both_paths(
 def test_a_wrong_box_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str, message: str
 ) -> None:
-    arguments = small_table(tmp_path, IMAGE_ROWS, [*BOX_ROWS, row])
+    arguments = small_table(tmp_path, [*IMAGE_ROWS, "sub/c.png,3,Mass"], [*BOX_ROWS, row])
     text = refusal(arguments, capsys, tmp_path / "out")
     assert message in text
     assert "b.csv: " in text
@@ -165,6 +165,20 @@ def test_a_folder_with_files_is_not_touched(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
     (tmp_path / "out" / "mine.txt").unlink()
     assert convert(*arguments) == 0
+
+
+def test_an_interruption_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    arguments = [*small_table(tmp_path, IMAGE_ROWS, BOX_ROWS), "--copy"]
+    monkeypatch.setattr(shutil, "copyfile", stop)
+    before = set(tmp_path.iterdir())
+    assert convert(*arguments) == 75
+    assert set(tmp_path.iterdir()) == before
+    assert "Stopped. Nothing was written." in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_copied_leaves_no_folder(

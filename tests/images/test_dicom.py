@@ -14,7 +14,7 @@ from PIL import Image
 
 from kacl_jax.images import dicom
 from kacl_jax.images.picture import Unreadable
-from kacl_jax.images.reader import BrokenImage, read_grey, read_image
+from kacl_jax.images.reader import BrokenImage, read_grey, read_image, read_size
 from kacl_jax.runtime.errors import UserError
 
 pydicom = pytest.importorskip("pydicom")
@@ -442,3 +442,11 @@ def test_real_files(odd_root: Path) -> None:
     with pytest.raises(Unreadable, match=r"is no chest by its tag BodyPartExamined \(HIP\)"):
         dicom.decode((odd_root / "RG2_J2KR.dcm").read_bytes(), 64)
     assert not dicom.is_dicom((odd_root / "16747_3_1.jpg").read_bytes())
+
+
+def test_the_size_comes_from_the_tags(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(to_bytes(make(picture(12), 12)))
+    assert read_size(tmp_path / "a.dcm") == (W, H)
+    (tmp_path / "b.dcm").write_bytes(to_bytes(make(picture(12), 12, Rows=None)))
+    with pytest.raises(BrokenImage, match="no number in its tag Rows"):
+        read_size(tmp_path / "b.dcm")
