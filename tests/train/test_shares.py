@@ -47,7 +47,7 @@ def test_one_process_draws_the_batches_of_two(
         c = config(root, data__shards=SHARDS)
         monkeypatch.setattr(processes, "process_index", lambda: index)
         monkeypatch.setattr(processes, "process_count", lambda: n_processes)
-        return experiment._batches(c, *experiment.read_data(c, tmp_path))
+        return experiment.make_batches(c, *experiment.read_data(c, tmp_path))
 
     one, two = batches(0, 1), [batches(i, 2) for i in range(2)]
     for step in range(5):
