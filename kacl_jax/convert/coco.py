@@ -61,16 +61,18 @@ class _Reader:
         self.claimed: dict[str, tuple[int, int]] = {}
 
     def read(self) -> Collection:
-        findings = {number: item.get("name") for number, item, _ in self._items("categories")}
-        for number, name in findings.items():
-            if not isinstance(name, str):
-                self._report("has a category without a name", "give it one", f"category {number}")
-        texts = [name for name in findings.values() if isinstance(name, str)]
-        if len(set(texts)) < len(texts):
-            twice = next(name for name in texts if texts.count(name) > 1)
+        findings: dict[int | str, str] = {}
+        for number, item, where in self._items("categories"):
+            name = item.get("name")
+            findings[number] = name if isinstance(name, str) else ""
+            if not findings[number]:
+                self._report("has a category without a name", "give it one", where)
+        names = list(findings.values())
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
             self._report("has two categories of one name", "keep one of them", repr(twice))
         self.collection.findings = tuple(
-            name for name in dict.fromkeys(texts) if name.casefold() not in self.no_finding
+            name for name in dict.fromkeys(names) if name.casefold() not in self.no_finding
         )
         self._read_images()
         boxes = list(self._read_annotations(findings))
@@ -124,14 +126,14 @@ class _Reader:
             image = Image(source.name, source, str(patient))
             self.collection.add_image(image, self.file, where, self.problems)
 
-    def _read_annotations(self, findings: dict[int | str, Any]) -> Iterator[RawBox]:
+    def _read_annotations(self, findings: dict[int | str, str]) -> Iterator[RawBox]:
         for _, item, where in self._items("annotations"):
             image, category = item.get("image_id"), item.get("category_id")
             if not _is_id(image) or image not in self.names:
                 self._report("has an annotation of no image", "correct its image_id", where)
             elif not _is_id(category) or category not in findings:
                 self._report("has an annotation of no category", "correct its category_id", where)
-            elif str(findings[category]).casefold() in self.no_finding:
+            elif findings[category].casefold() in self.no_finding:
                 self.collection.drop("annotations of a category that is no finding", where)
             elif (name := self.names[image]) is not None:
                 self.collection.images[name].labels[findings[category]] = POSITIVE

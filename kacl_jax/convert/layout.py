@@ -105,7 +105,7 @@ def summary(collection: Collection, out: Path, *, copy: bool) -> str:
     lines += ["", *collection.notes] if collection.notes else []
     for what, cases in collection.dropped.items():
         more = ", …" if len(cases) > _EXAMPLES else ""
-        lines.append(f"Left out: {len(cases):,} {what}: {', '.join(cases[:_EXAMPLES])}{more}")
+        lines.append(f"Left out: {what}: {len(cases):,} ({', '.join(cases[:_EXAMPLES])}{more})")
     next_command = (
         f"  python -m kacl_jax.main --config=configs/own.py --config.data.root={shlex.quote(str(out))} "
         "--mode=verify"

@@ -50,9 +50,12 @@ def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "image,finding,x,y,w,h\n0.png,Mass,10,20,30.5,40\n0.png,Mass,100,20,30,40\n"
     )
     printed = capsys.readouterr().out
-    assert "Left out: 1 boxes of crowds" in printed
-    assert "Left out: 1 annotations without a box" in printed
-    assert "Left out: 1 annotations of a category that is no finding" in printed
+    assert (
+        "Left out: boxes of crowds (their images keep the finding): 1 (annotations[2] (id 3)"
+        in printed
+    )
+    assert "Left out: annotations without a box" in printed
+    assert "Left out: annotations of a category that is no finding: 1 (annotations[4]" in printed
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,7 @@ def test_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 300, 4]), "1 of 2 boxes lie partly outside"),
         (lambda c: c["categories"][1].update(name="Mass"), "has two categories of one name: 'Mass'"),
         (lambda c: c["categories"][1].update(name="\ud800"), "half a letter"),
+        (lambda c: c["categories"][0].update(name=[]), "has a category without a name: categories[0] (id 7)"),
         (lambda c: c["categories"][1].update(name="a\nb"), "holds a control character"),
     ],
 )  # fmt: skip
@@ -114,7 +118,7 @@ def test_chexpert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "patient64541_study1_view1_frontal.jpg,patient64541,test,M,73,AP,1,0\n"
     )
     printed = capsys.readouterr().out
-    assert "Left out: 1 lateral images" in printed
+    assert "Left out: lateral images (--any_view keeps them): 1 (train.csv row 4" in printed
     assert "train.csv: the column 'No Finding' is no finding" in printed
     assert ["Edema", "1", "0", "1", "1", "0"] in [line.split() for line in printed.splitlines()]
     shutil.rmtree(tmp_path / "out")
