@@ -90,7 +90,7 @@ def command(*arguments: object) -> Answer:
     given = dict(str(a).removeprefix("--").split("=", 1) for a in arguments)
     out = Path(given.get("out", Path(given["images"]).parent / "out.csv"))
     flags = [*map(str, arguments), *([] if "out" in given else [f"--out={out}"])]
-    code, text = _listen(lambda: main(flags))
+    code, text = listen(lambda: main(flags))
     if code != 0:
         return Answer(None, text)
     with out.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -120,10 +120,10 @@ def command_flags() -> str:
     """The command's help: flags differ between versions."""
     from kacl_jax.radiomics.__main__ import main
 
-    return _listen(lambda: main(["--help"]))[1]
+    return listen(lambda: main(["--help"]))[1]
 
 
-def _listen(call: Callable[[], int]) -> tuple[int, str]:
+def listen(call: Callable[[], int]) -> tuple[int, str]:
     """(exit code, all that the user could read)."""
     text = io.StringIO()
     with (

@@ -15,7 +15,7 @@ from kacl_jax.runtime.errors import UserError
 
 _OWN = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
 _NO_FINDING = "No Finding"
-_PATH = re.compile(r"(?:.*/)?((patient\d+)/(study\d+)/([^/]+))")
+_PATH = re.compile(r"(?:.*/)?(patient\d+)/(study\d+)/([^/]+)")
 _SPLITS = {"train": "train", "valid": "test"}
 
 
@@ -83,7 +83,7 @@ class _Rows:
         elif side == "Lateral" and not any_view:
             self.collection.drop("lateral images (--any_view keeps them)", f"{self.file} {where}")
         elif source := self._find(path, where):
-            name, patient = "_".join(match.groups()[1:]), match[2]
+            name, patient = "_".join(match.groups()), match[1]
             image = Image(name, source, patient, self._labels(labels, where), self.split)
             image.sex, image.age, image.view = (
                 parse_sex(sex),
