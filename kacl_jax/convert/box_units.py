@@ -32,7 +32,7 @@ def add_boxes(
     raw: Sequence[RawBox], collection: Collection, unit: str, file: str, problems: Problems
 ) -> None:
     """Adds the boxes to the collection, or Problems."""
-    inside = 0
+    inside: set[Box] = set()
     beyond: list[str] = []
     for box, size in _with_sizes(raw, collection, file, problems):
         x0, y0, x1, y1 = _in_pixels(box.corners, size, unit)
@@ -40,14 +40,18 @@ def add_boxes(
         where = f"{box.where} ({x0:.7g}, {y0:.7g}) to ({x1:.7g}, {y1:.7g}) of {width} x {height}"
         if min(x0, y0) < -_ROUNDING or max(x1 - width, y1 - height) > _ROUNDING:
             beyond.append(where)
-        elif min(x1 - x0, y1 - y0) < 1:
+            continue
+        cut = _cut(box, (x0, y0, x1, y1), size, collection)
+        if min(cut.w, cut.h) < 1:
             fix = f"give it in {unit} (for a table, --box_unit names the unit), or delete it"
             problems.add(file, "has a box that is less than one pixel wide or high", fix, where)
+        elif cut in inside:
+            problems.add(file, "has a box twice", "delete one of the two", where)
         else:
-            inside += 1
-            collection.boxes.append(_cut(box, (x0, y0, x1, y1), size, collection))
+            inside.add(cut)
+            collection.boxes.append(cut)
     if beyond:
-        what, fix = _why_beyond(raw, inside, len(beyond))
+        what, fix = _why_beyond(raw, len(inside), len(beyond))
         for where in beyond:
             problems.add(file, what, fix, where)
 

@@ -90,6 +90,10 @@ class Collection:
                 fix = "name the columns or the file that say what the images show"
                 problems.add(file, "has no finding", fix)
         _check_findings(self.findings, file, problems)
+        blank = [image.name for image in self.images.values() if not image.split]
+        if 0 < len(blank) < len(self.images):
+            fix = "give every image a split, or none"
+            problems.add(file, "has images without a split beside others", fix, blank[0])
         split_of: dict[str, Image] = {}
         for image in self.images.values():
             first = split_of.setdefault(image.patient, image) if image.split else image

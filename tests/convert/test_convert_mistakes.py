@@ -75,6 +75,8 @@ def test_two_files_of_one_name_are_refused_with_both_paths(
         ('a.png,Mass,"10,5",10,5,5', "a decimal has a point, not a comma"),
         ("a.png,Mass,150,10,51,5", "1 of 2 boxes lie partly outside their image, so that they may"),
         ("a.png,Mass,-2,10,51,5", "1 of 2 boxes lie partly outside their image"),
+        (BOX_ROWS[0], "has a box twice: row 3 (a.png Mass)"),
+        ("a.png,Mass,199.4,10,1.1,50", "less than one pixel wide or high"),  # once it is cut
         ("a.png,Mass,0.1,0.1,0.5,0.5", "less than one pixel wide or high"),
         (
             "a.png,Masss,10,10,5,5",
@@ -117,13 +119,15 @@ def test_a_label_a_split_and_a_patient_in_two_splits(
 ) -> None:
     for name in "abc":
         write_image(tmp_path / f"{name}.png")
-    rows = ("a.png,7,train,1", "b.png,7,test,yes", "c.png,8,fold1,0")
+    write_image(tmp_path / "d.png")
+    rows = ("d.png,9,,1", "a.png,7,train,1", "b.png,7,test,yes", "c.png,8,fold1,0")
     table = write_table(tmp_path / "t.csv", "image,who,set,Mass", *rows)
     columns = "--columns=image=image,patient=who,split=set,findings=Mass"
     arguments = ["--from=table", f"--in={table}", columns, f"--out={tmp_path / 'out'}"]
     text = refusal(arguments, capsys, tmp_path / "out")
-    assert "has a label that is no number: row 3 (b.png) Mass 'yes'" in text
-    assert "has a split of another name: row 4 (c.png) 'fold1'" in text
+    assert "has a label that is no number: row 4 (b.png) Mass 'yes'" in text
+    assert "has a split of another name: row 5 (c.png) 'fold1'" in text
+    assert "has images without a split beside others: d.png" in text
     assert "has a patient in two splits: 7: a.png train, b.png test" in text
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_sources import convert, rows_of, write_image, write_table
+from made_sources import HEIGHT, WIDTH, convert, rows_of, write_image, write_table
 from PIL import Image
 
+from kacl_jax.data.nih import read_records
 from kacl_jax.images.reader import read_picture, read_size
 
 FINDINGS = ("Bronchiectasis", "Cavity", "Mass")
@@ -182,3 +183,18 @@ def test_a_size_is_that_of_the_picture_as_it_is_seen(
     height, width = read_picture(tmp_path / f"a.{ending}").values.shape
     assert read_size(tmp_path / f"a.{ending}") == (width, height)
     assert (width < height) == (orientation > 4)
+
+
+def test_the_reader_of_own_data_has_no_objection(clinic: Path) -> None:
+    """And reads the labels, patients and boxes that were written."""
+    assert convert(*clinic_arguments(clinic)) == 0
+    records = read_records(clinic / "out", findings="all")
+    assert records.findings == FINDINGS
+    assert [str(name) for name in records.names] == [f"x{k:02d}.jpg" for k in range(40)]
+    expected = [[int(name in labels(k)) for name in FINDINGS] for k in range(40)]
+    np.testing.assert_array_equal(records.labels, expected)
+    boxes = records.boxes[0, FINDINGS.index("Cavity"), :2] * [WIDTH, HEIGHT, WIDTH, HEIGHT]
+    np.testing.assert_allclose(boxes, [[10, 20, 110.5, 60], [120, 20, 200, 120]], rtol=1e-6)
+    np.testing.assert_array_equal(
+        records.patients, np.arange(40) // 2
+    )  # their names become numbers
