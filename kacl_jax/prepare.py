@@ -126,6 +126,8 @@ def prepare_root(
     target = bucket_files.open_folder(str(out), "--out")
     records = nih.read_records(
         Path(root).expanduser().absolute(),
+        findings="all",
+        uncertain="ignore",  # a run decides; the pictures do not depend on it
         allow_missing=allow_missing,
         max_megapixels=max_megapixels,
     )

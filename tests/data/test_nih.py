@@ -54,7 +54,7 @@ def test_records_say_what_the_files_say(tmp_path: Path) -> None:
     assert records.view.tolist() == ["PA", "AP"] * 4
     assert set(records.sex) == {"M"}
     dtypes = {key: getattr(records, key).dtype for key in ("patients", "labels", "boxes")}
-    assert dtypes == {"patients": np.int64, "labels": np.uint8, "boxes": np.float32}
+    assert dtypes == {"patients": np.int64, "labels": np.int8, "boxes": np.float32}
 
 
 def test_folders_names_and_gz_make_no_difference(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_no_finding_is_dropped(tmp_path: Path) -> None:
     assert eight.has_box[0, FINDINGS_8.index("Infiltration")]
     assert eight.boxes[0, FINDINGS_8.index("Infiltration")].tolist() == [[0, 0, 1, 0.5]]
     assert eight.age.tolist() == [58, -1]
-    assert "must be 8 or 14" in message(root, findings=9)
+    assert "findings=9 does not fit" in message(root, findings=9)
 
 
 @pytest.mark.parametrize(
