@@ -320,9 +320,9 @@ def false_boxes_per_image(
 ) -> Table:
     """AFP (Wang et al. 2017): false boxes per image of the test part, rule `single`.
 
-    A predicted-positive (image, finding) gives one box. It is false unless its IoU
-    with a scored truth box of that pair is > 0.1. Pairs that have the label but no scored box cannot be judged: such an
-    image counts neither in the numerator nor in the denominator of that finding.
+    A predicted-positive (image, finding) gives one box. It is false unless its IoU with a scored truth box of that pair
+    is > 0.1. Pairs that have the label but no scored box cannot be judged: such an image counts neither in the
+    numerator nor in the denominator of that finding.
     """
     ids = outputs.image_id[outputs.rows(split.test)]
     can_be_judged = (records.labels[ids] == 0) | split.scored[ids]
