@@ -133,7 +133,9 @@ def test_a_fold_follows_from_the_names_of_the_patients(tmp_path: Path) -> None:
     }  # fmt: skip
     records = read(write(tmp_path / "all", rows, boxes))
     split = make_split(records, **options)
-    renamed = read(write(tmp_path / "renamed", [row.replace(".png,P", ".png,Q") for row in rows], boxes))
+    renamed = read(
+        write(tmp_path / "renamed", [row.replace(".png,P", ".png,Q") for row in rows], boxes)
+    )
     assert make_split(renamed, **options).test.tolist() != split.test.tolist()
     batch = next(ShardBatches(records, split, image_size=16, batch_size=4, seed=0))
     assert batch["boxes"].shape == (4, 2, 1, 4)
