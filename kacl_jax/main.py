@@ -28,6 +28,11 @@ _MODE = flags.DEFINE_enum(
     ["train", "eval", "verify"],
     "train: train or resume, then test. eval: test the best checkpoint again. verify: only check the data root.",
 )
+_TEST_ROOT = flags.DEFINE_string(
+    "test_root",
+    None,
+    "With --mode=eval: another data set, on which the finished run is tested. Its results go to WORKDIR/test_<name>.",
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
@@ -64,6 +69,16 @@ def _run(config: ConfigDict, workdir: Path) -> int:
 
         return verify_run(config, workdir)
     from kacl_jax.evaluation import terminal_table
+
+    if _TEST_ROOT.value:
+        if _MODE.value != "eval":
+            raise UserError("--test_root needs --mode=eval, which tests a finished run")
+        from kacl_jax.train.external_test import evaluate_elsewhere
+
+        elsewhere, folder = evaluate_elsewhere(config, workdir, Path(_TEST_ROOT.value))
+        print(terminal_table.format_table(elsewhere))
+        print(f"\nWritten to {folder}: report.html, results.json, predictions.csv, boxes.csv")
+        return DONE
     from kacl_jax.train.job import evaluate_only, train_and_evaluate
 
     job = train_and_evaluate if _MODE.value == "train" else evaluate_only

@@ -21,7 +21,7 @@ from kacl_jax.data.nih import Records
 from kacl_jax.runtime.errors import UserError
 
 Floors = tuple[tuple[np.ndarray, np.ndarray], ...]
-_PROTOCOL_NAMES = {"A": "weak", "B": "semi", "C": "pooled"}
+_PROTOCOL_NAMES = {"A": "weak", "B": "semi", "C": "pooled", "E": "external"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,8 @@ class Split:
             prior is scored on a patient whose boxes it uses; the training or test part is empty.
     """
 
-    protocol: str  # 'A' | 'B' | 'C'
-    fold: int | None  # None under A
+    protocol: str  # 'A' | 'B' | 'C', or 'E': another data set, which a finished run is tested on
+    fold: int | None  # None under A and E
     name: str  # 'A-weak', 'B-semi-fold0of5', 'C-pooled-fold0of5'
     names: np.ndarray  # [n] str, all image names of the root; part of the hash
     patients: np.ndarray  # [n] int64, the patient of each image
@@ -88,7 +88,7 @@ class Split:
                 raise UserError(f"split {self.name}: {part} has an image id that does not exist")
             if np.unique(ids).size != ids.size:
                 raise UserError(f"split {self.name}: {part} has an image twice")
-        for part in ("train", "test"):
+        for part in ("test",) if self.protocol == "E" else ("train", "test"):
             if not parts[part].size:
                 raise UserError(f"split {self.name}: the {part} part has no images")
         for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -136,7 +136,7 @@ class Split:
                 raise UserError(
                     f"split {self.name}: a prior is scored on a box twice or not at all"
                 )
-            if self.protocol != "A" and (source_boxes & self.scored).any():
+            if self.protocol not in "AE" and (source_boxes & self.scored).any():
                 raise UserError(f"split {self.name}: a prior is made of boxes that are scored")
             scored_before |= scored_boxes
 
@@ -208,6 +208,27 @@ def make_split(
         annotated=records.has_box & (train & has_annotation)[:, None],
         scored=scored,
         floors=floors,
+    )
+
+
+def external_split(records: Records, *, folds: int, split_seed: int) -> Split:
+    """All images and all boxes of a data set are tested; nothing of it trains. The priors are as under A."""
+    n = len(records.names)
+    nothing = np.zeros(0, np.int64)
+    names = zip(records.patients.tolist(), records.patient_names.tolist(), strict=True)
+    order = _PatientOrder(split_seed, dict(names))
+    return Split(
+        protocol="E",
+        fold=None,
+        name="E-external",
+        names=records.names,
+        patients=records.patients,
+        train=nothing,
+        val=nothing,
+        test=np.arange(n),
+        annotated=np.zeros_like(records.has_box),
+        scored=records.has_box,
+        floors=_floors_by_fold(order, records.patients, records.has_box, folds),
     )
 
 

@@ -6,6 +6,7 @@ boxes are scored. No result depends on the order of the rows of `Outputs`. resul
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,12 +63,27 @@ def evaluate_outputs(
     """
     points = choose_operating_points(val, records, split)
     scalings = _fit_scalings(val, records, split)
+    evaluation = evaluate_test(test, records, split, points, scalings, reading, resamples=resamples)
+    return dataclasses.replace(evaluation, val=val)
+
+
+def evaluate_test(
+    test: Outputs,
+    records: Records,
+    split: Split,
+    points: tuple[OperatingPoint, ...],
+    scalings: tuple[PlattScaling, ...],
+    reading: Reading,
+    *,
+    resamples: int = metrics.RESAMPLES,
+) -> Evaluation:
+    """All tables, with given thresholds and Platt scaling, by finding. `Evaluation.val` has no images."""
     grid = test.class_maps().shape[2:]
     predicted_boxes = localization.predict_boxes(test, records, split, points, reading)
     truth = localization.scored_truth(predicted_boxes, records, resamples)
     priors = localization.score_priors(truth, records, split)
     return Evaluation(
-        val=val,
+        val=Outputs(np.zeros(0, np.int64), np.zeros((0, len(records.findings)), np.float32)),
         test=test,
         classification=_classify(test, records, split, points, scalings, resamples),
         localization=localization.score_boxes(

@@ -87,6 +87,16 @@ class Inference:
             maps = maps - center
         return Outputs(arrays["image_id"], arrays["logits"], maps)
 
+    def hashed_outputs(
+        self, state: Any, ids: np.ndarray, *, center: np.ndarray | None
+    ) -> tuple[Outputs, np.ndarray]:
+        """`outputs`, and pixel_hash uint8 [m 16] of the same images, from `hash_pixels`."""
+        arrays = self._gather_rows(
+            list(self._output_batches(state, ids, ("logits", "maps"), hashes=True))
+        )
+        maps = arrays["maps"] if center is None else arrays["maps"] - center
+        return Outputs(arrays["image_id"], arrays["logits"], maps), arrays["pixel_hash"]
+
     def survey(self, state: Any, ids: np.ndarray) -> Survey:
         """What is kept of the images a network was trained or tuned on, in one pass over them."""
         total, batches = np.zeros(()), []

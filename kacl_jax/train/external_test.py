@@ -1,0 +1,229 @@
+"""--mode=eval --test_root=OTHER: tests a finished run on another data set, with the run's own thresholds."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from kacl_jax.config.stored import check_config, read_config, write_or_check_config
+from kacl_jax.data.batches import BrokenFiles
+from kacl_jax.data.findings import UNKNOWN_LABEL
+from kacl_jax.data.nih import Records, read_records
+from kacl_jax.data.splits import Split, external_split
+from kacl_jax.evaluation import evaluate, result_files
+from kacl_jax.evaluation.inference import Inference
+from kacl_jax.evaluation.localization import Reading
+from kacl_jax.evaluation.operating_points import OperatingPoint
+from kacl_jax.evaluation.outputs import Outputs
+from kacl_jax.evaluation.results import Results, read_results
+from kacl_jax.report import run_page
+from kacl_jax.report.gallery import ReportInputs
+from kacl_jax.runtime import compilation, files, provenance
+from kacl_jax.runtime.devices import DataParallel
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.workdir import lock_workdir
+from kacl_jax.train.experiment import identify_data
+from kacl_jax.train.trained_network import TrainedNetwork, read_network
+
+_NIH_NAME = re.compile(r"(\d{8})_\d{3}\.png")  # the digits are the patient
+_log = logging.getLogger(__name__)
+
+
+def evaluate_elsewhere(config: ConfigDict, run: Path, root: Path) -> tuple[Results, Path]:
+    """The results on all images of `root`, and the folder in the run's workdir that has their files.
+
+    Findings are matched by name. Thresholds and calibration are those of the run's validation part.
+
+    Args:
+      config: how the images are read and how many resamples are drawn; all else comes from the run.
+
+    Raises:
+      UserError: the run is not finished, no finding matches, or the run was trained or tuned on images or patients of
+        `root`.
+    """
+    run, root = run.absolute(), root.expanduser().absolute()
+    network, trained = read_network(run), read_results(run / "results.json")
+    folder = run / f"test_{root.name}"
+    records = _match_findings(_read(config, root), network.findings)
+    _refuse_known_patients(records, network)
+    split = external_split(records, folds=config.folds, split_seed=config.data.split_seed)
+    stored, data = read_config(run) | {"data.root": str(root)}, identify_data(records, split)
+    check_config(folder, stored, data)
+    compilation.use_cache(run / "compilation_cache")
+    with lock_workdir(folder, hold=True):
+        parallel, broken = DataParallel(network.parallel_mode), BrokenFiles()
+        outputs = _run_network(config, network, parallel, records, split, broken)
+        write_or_check_config(folder, stored, data)
+        evaluation = evaluate.evaluate_test(
+            outputs,
+            records,
+            split,
+            _operating_points(trained),
+            tuple(network.facts.scalings[name] for name in network.findings),
+            Reading(network.rule.size, network.rule.relu, network.rule.threshold),
+            resamples=config.eval.bootstrap,
+        )
+        results = result_files.build_results(
+            evaluation,
+            records,
+            split,
+            seed=trained.seed,
+            feedback=trained.feedback,
+            throughput=trained.throughput,
+            best_step=trained.best_step,
+            trained_steps=trained.trained_steps,
+        )
+        result_files.write_predictions(
+            folder / "predictions.csv", records, split, val=evaluation.val, test=outputs
+        )
+        result_files.write_boxes(
+            folder / "boxes.csv", records, evaluation.predicted_boxes, evaluation.prior_map_iou
+        )
+        files.write_json(
+            folder / "run.json",
+            {
+                **provenance.collect(parallel.devices),
+                "trained_in": str(run),
+                "split": split.name,
+                "split_hash": split.hash,
+                "checksums": records.checksums,
+                "images_missing": len(records.missing),
+                "images_unreadable": {str(path): why for path, why in broken.as_dict().items()},
+            },
+        )
+        files.write_json(folder / "results.json", results.to_json())
+        inputs = _report_inputs(config, network, records, outputs, evaluation)
+        run_page.write_run(folder, results, inputs)
+    return results, folder
+
+
+def _read(config: ConfigDict, root: Path) -> Records:
+    data = config.data
+    return read_records(
+        root,
+        findings="all",
+        uncertain=data.uncertain,
+        allow_missing=data.allow_missing,
+        max_megapixels=data.max_megapixels,
+    )
+
+
+def _match_findings(records: Records, findings: tuple[str, ...]) -> Records:
+    """The records with the run's findings. One that the root does not have is unknown for every image.
+
+    Raises:
+      UserError: the root has none of them.
+    """
+    common = [name for name in findings if name in records.findings]
+    if not common:
+        raise UserError(
+            f"{records.root} has none of the run's findings ({', '.join(findings)}); it has "
+            f"{', '.join(records.findings)}"
+        )
+    for whose, names, others in (
+        ("the run", findings, records.findings),
+        ("the test data", records.findings, findings),
+    ):
+        if only := [name for name in names if name not in others]:
+            _log.info(
+                "Only %s has these findings, so they are not scored: %s", whose, ", ".join(only)
+            )
+    n, (_, _, k, _) = len(records.names), records.boxes.shape
+    labels = np.full((n, len(findings)), UNKNOWN_LABEL, np.int8)
+    boxes = np.zeros((n, len(findings), k, 4), np.float32)
+    mine = [findings.index(name) for name in common]
+    theirs = [records.findings.index(name) for name in common]
+    labels[:, mine], boxes[:, mine] = records.labels[:, theirs], records.boxes[:, theirs]
+    has_box = np.zeros(labels.shape, bool)
+    has_box[:, mine] = records.has_box[:, theirs]
+    return dataclasses.replace(
+        records, findings=findings, labels=labels, boxes=boxes, has_box=has_box
+    )
+
+
+def _refuse_known_patients(records: Records, network: TrainedNetwork) -> None:
+    """Raises UserError for a patient of the run's training or validation, where both sets have NIH's file names."""
+    known = {
+        m[1] for name in network.facts.training_images.names if (m := _NIH_NAME.fullmatch(name))
+    }
+    tested = [m[1] if (m := _NIH_NAME.fullmatch(str(name))) else "" for name in records.names]
+    shared = sorted(known.intersection(tested))
+    if shared:
+        raise UserError(
+            f"the run was trained or tuned on {len(shared)} patient(s) of {records.root}, such as {shared[0]}; test on "
+            "other patients"
+        )
+    if not (known and all(tested)):
+        _log.info(
+            "The patients of the two data sets cannot be compared. The pixels of the images are."
+        )
+
+
+def _run_network(
+    config: ConfigDict,
+    network: TrainedNetwork,
+    parallel: DataParallel,
+    records: Records,
+    split: Split,
+    broken: BrokenFiles,
+) -> Outputs:
+    """Logits and maps of all images. Raises UserError for an image that the run was trained or tuned on."""
+    inference = Inference(
+        parallel.on_this_process(),
+        network.eval_step,
+        records,
+        image_size=network.rule.size,
+        batch_size=network.batch_size,
+        on_error=config.data.on_error,
+        threads=config.data.threads,
+        broken=broken,
+    )
+    state = parallel.replicate(network.state)
+    outputs, pixel_hashes = inference.hashed_outputs(
+        state, split.test, center=network.facts.map_center
+    )
+    name_of_pixels = network.facts.training_images.name_of_pixels
+    known = [
+        str(records.names[image])
+        for image, pixels in zip(outputs.image_id, pixel_hashes, strict=True)
+        if pixels.tobytes().hex() in name_of_pixels
+    ]
+    if known:
+        raise UserError(
+            f"the run was trained or tuned on {len(known)} image(s) of {records.root}, such as {known[0]}; test on "
+            "other patients"
+        )
+    return outputs
+
+
+def _operating_points(trained: Results) -> tuple[OperatingPoint, ...]:
+    points = trained.classification.operating_point
+    return tuple(
+        OperatingPoint(points[name].value, points[name].youden_j, points[name].reason)
+        for name in trained.findings
+    )
+
+
+def _report_inputs(
+    config: ConfigDict,
+    network: TrainedNetwork,
+    records: Records,
+    outputs: Outputs,
+    evaluation: evaluate.Evaluation,
+) -> ReportInputs:
+    return ReportInputs(
+        records=records,
+        outputs=outputs,
+        located=evaluation.predicted_boxes,
+        rule=network.rule,
+        moments=network.moments,
+        bin_width=network.bin_width,
+        backend=config.radiomics.backend,
+        max_images=config.eval.report_images,
+        resamples=config.eval.bootstrap,
+    )
