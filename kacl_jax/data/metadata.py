@@ -16,11 +16,11 @@ _PER_YEAR = {
     **dict.fromkeys(("w", "week", "weeks"), 52),
     **dict.fromkeys(("d", "day", "days"), 365),
 }
-_FIXES = {
-    "Patient Age": "write years, as 58 or 058Y; leave an unknown age blank",
-    "Patient Gender": "write M or F; leave an unknown sex blank",
-    "View Position": "write PA or AP; leave an unknown view blank",
-}
+_FIXES = (
+    "write years, as 58 or 058Y; leave an unknown age blank",
+    "write M or F; leave an unknown sex blank",
+    "write PA or AP; leave an unknown view blank",
+)
 _PATIENT = re.compile(r"0*([0-9]{1,10})")
 _SEX = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F"}
 _VIEW = {"posteroanterior": "PA", "anteroposterior": "AP", "pa": "PA", "ap": "AP"}
@@ -54,18 +54,23 @@ def parse_view(text: str) -> str:
 
 
 class Reader:
-    """Reads the three columns, and reports one whose cells mostly have no known meaning."""
+    """Reads three columns, and reports one whose cells mostly have no known meaning.
 
-    def __init__(self) -> None:
+    columns: the names of the columns of age, sex and view in the file.
+    """
+
+    def __init__(self, columns: tuple[str, str, str]) -> None:
+        self._fixes = dict(zip(columns, _FIXES, strict=True))
         self._cells: Counter[str] = Counter()  # of each column, without blank ones
-        self._unclear = {column: Counter[str]() for column in _FIXES}
+        self._unclear = {column: Counter[str]() for column in columns}
 
     def read(self, age_text: str, sex_text: str, view_text: str) -> tuple[int, str, str]:
         """Age in years, sex and view of one row."""
         age, sex, view = parse_age(age_text), parse_sex(sex_text), parse_view(view_text)
-        self._count("Patient Age", age_text, age != UNKNOWN_AGE)
-        self._count("Patient Gender", sex_text, sex in _SEX.values())
-        self._count("View Position", view_text, view in _VIEW.values())
+        age_column, sex_column, view_column = self._fixes
+        self._count(age_column, age_text, age != UNKNOWN_AGE)
+        self._count(sex_column, sex_text, sex in _SEX.values())
+        self._count(view_column, view_text, view in _VIEW.values())
         return age, sex, view
 
     def _count(self, column: str, text: str, known: bool) -> None:
@@ -80,4 +85,4 @@ class Reader:
             if 2 * n > cells:
                 what = f"{n} of {cells} cells of {column!r} have no known meaning"
                 examples = ", ".join(repr(text) for text, _ in texts.most_common(3))
-                problems.add(file, what, _FIXES[column], examples)
+                problems.add(file, what, self._fixes[column], examples)

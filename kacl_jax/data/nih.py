@@ -137,7 +137,7 @@ def finding_names(chosen: int | str, tables: Tables) -> tuple[str, ...]:
     Raises:
         UserError: the label file does not know one of them.
     """
-    if chosen == "all":
+    if chosen == "all" or not tables.findings:  # a Problem says why the label file has none
         return tables.findings
     numbered = {8: FINDINGS_8, 14: FINDINGS_14}
     names = tuple(chosen.split(",")) if isinstance(chosen, str) else numbered.get(chosen, ())

@@ -58,7 +58,7 @@ _LABEL_COLUMNS = (
 
 def _parse_labels(name: str, text: str, tables: Tables, problems: Problems) -> None:
     findings_of: dict[str, frozenset[str]] = {}  # text of the label cell → its findings
-    reader = metadata.Reader()
+    reader = metadata.Reader(("Patient Age", "Patient Gender", "View Position"))
     for number, cells in csv_lines(name, text, _LABEL_COLUMNS, problems):
         image, labels, patient_text, *age_sex_view = cells
         where = f"row {number} ({image})"

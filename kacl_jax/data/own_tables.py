@@ -26,17 +26,21 @@ def read_own_tables(tables: Tables, problems: Problems, uncertain: str) -> None:
     uncertain: what −1 becomes: 'ignore' (unknown), 'positive', 'negative'; with 'refuse' it is a Problem.
     """
     tables.label_file, tables.box_file, tables.own_frames = LABEL_FILE, BOX_FILE, True
+    tables.findings = ()
     text = read_table(LABEL_FILE, tables, problems)
     if text is not None:
         _parse_images(text, uncertain, tables, problems)
-    if find_plain_or_gz(tables.root, BOX_FILE) is not None:
+    # Without a finding or a row every box would be wrong. A Problem says why there is none.
+    if tables.findings and tables.labelled_images and find_plain_or_gz(tables.root, BOX_FILE):
         text = read_table(BOX_FILE, tables, problems)
         if text is not None:
             _parse_boxes(text, tables, problems)
 
 
 def _parse_images(text: str, uncertain: str, tables: Tables, problems: Problems) -> None:
-    header = csv_header(LABEL_FILE, text, problems) or []
+    header = csv_header(LABEL_FILE, text, problems)
+    if header is None:
+        return
     present = [name for name in (*_REQUIRED, *_OPTIONAL) if name in header or name in _REQUIRED]
     tables.findings = tuple(name for name in header if name and name not in present)
     for finding in tables.findings:
@@ -46,20 +50,25 @@ def _parse_images(text: str, uncertain: str, tables: Tables, problems: Problems)
         fix = "add one column per finding, with 1, 0, -1 or blank"
         problems.add(LABEL_FILE, "has no column of a finding", fix)
     columns = [(name,) for name in (*present, *tables.findings)]
-    reader = metadata.Reader()
+    reader = metadata.Reader(("age", "sex", "view"))
     parts: dict[str, set[str]] = {split: set() for split in _SPLITS}
     for number, cells in csv_lines(LABEL_FILE, text, columns, problems):
         cell = dict(zip((*present, *tables.findings), cells, strict=True))
         image, split = cell["image"], cell.get("split", "").casefold()
         where = f"row {number} ({image})"
-        wrong = _objection(image, cell["patient"], split)
-        if wrong is not None:
-            problems.add(LABEL_FILE, wrong[0], wrong[1], where)
+        name_objection = image_names.objection(image)
+        if name_objection is not None:
+            what, fix = name_objection
+            problems.add(LABEL_FILE, f"image {what}", fix, where)
             continue
         if image in tables.labelled_images:
             problems.add(LABEL_FILE, "has an image twice", "keep one row per image", where)
             continue
         tables.labelled_images.add(image)
+        objection = _objection(cell["patient"], split)
+        if objection is not None:
+            problems.add(LABEL_FILE, *objection, where)
+            continue
         parts[split].add(image)
         values = _parse_labels(cell, where, uncertain, tables, problems)
         if values is not None:
@@ -72,17 +81,16 @@ def _parse_images(text: str, uncertain: str, tables: Tables, problems: Problems)
                 view,
                 frozenset(name for name, value in values.items() if value is None),
             )
+    if not tables.labelled_images:
+        problems.add(LABEL_FILE, "has no row that can be read", "write one row per image")
     reader.report(LABEL_FILE, problems)
-    if "split" in header:
+    if any(parts[split] for split in _SPLITS if split):
         _check_splits(parts, problems)
         tables.lists = {"train": parts["train"] | parts["val"], "test": parts["test"]}
 
 
-def _objection(image: str, patient: str, split: str) -> tuple[str, str] | None:
-    """(what is wrong with the names of a row, the fix), or None."""
-    wrong = image_names.objection(image)
-    if wrong is not None:
-        return f"image {wrong[0]}", wrong[1]
+def _objection(patient: str, split: str) -> tuple[str, str] | None:
+    """(what is wrong with the patient or the split of a row, the fix), or None."""
     if not patient:
         return "has no patient", "write a name or a number, the same for all images of a patient"
     if formula := file_names.objection(patient):
@@ -116,7 +124,7 @@ def _parse_labels(
 
 
 def _check_splits(parts: dict[str, set[str]], problems: Problems) -> None:
-    if parts[""] and any(parts[name] for name in _SPLITS[1:]):
+    if parts[""]:
         fix = "write train, val or test in every row, or in none"
         problems.add(LABEL_FILE, "has rows without a split", fix, ", ".join(sorted(parts[""])[:3]))
 

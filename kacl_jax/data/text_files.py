@@ -143,7 +143,11 @@ def _find_columns(
             fix = "keep one of them"
             problems.add(name, "has a column twice", fix, " and ".join(header[p] for p in found))
         else:
-            hint = "; its cells are separated by ';'" if header and ";" in header[0] else ""
-            fix = f"give the header NIH's column names, separated by commas{hint}"
+            hint = (
+                "; its cells are separated by ';', not by commas"
+                if header and ";" in header[0]
+                else ""
+            )
+            fix = f"write this name into the header{hint}"
             problems.add(name, "has no column", fix, " or ".join(map(repr, spellings)))
     return places if len(places) == len(columns) else None

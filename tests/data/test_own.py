@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,40 @@ def test_a_split_column_gives_the_official_parts(tmp_path: Path) -> None:
     records = read(write(tmp_path, rows, header=header))
     assert records.official_test is not None
     assert records.official_test.tolist() == [False, False, True, True]
+
+
+def test_a_blank_split_column_gives_no_parts(tmp_path: Path) -> None:
+    header = HEADER.replace("patient,", "patient,split,")
+    rows = [",".join([*row.split(",", 2)[:2], "", row.split(",", 2)[2]]) for row in ROWS]
+    assert read(write(tmp_path, rows, header=header)).official_test is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("Rib", "Rib \udcfc", "images.csv: is not UTF-8 text"),
+        ("image,", '"image,', "images.csv: has a quotation mark that its line does not close"),
+        ("patient", "person", "has no column: 'patient'. Fix: write this name into the header"),
+        ("Opacity,", "Opacity,Opacity,", "images.csv: has a column twice: Opacity and Opacity"),
+        ("M,,AP,0", "M,born 1950,AP,0", "2 of 3 cells of 'age' have no known meaning: "),
+        ("b.png,P-1", "b.png,", "has no patient: row 3 (b.png)"),
+    ],
+)
+def test_only_the_mistake_in_the_labels_is_listed(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    """Not what follows from it for the boxes, nor that NIH's findings are other ones."""
+    root = write(tmp_path)
+    text = (root / "images.csv").read_text()
+    assert old in text
+    text = text.replace(old, new, 1).replace("58 years", "?")
+    (root / "images.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError) as caught:
+        read(root, findings="Opacity")
+    assert expected in str(caught.value)
+    assert not re.search("Cardiomegaly|NIH|no label row|does not fit", str(caught.value))
+    found = check(root, findings="Opacity", uncertain="ignore").problems
+    assert expected in "\n".join(map(str, found))
 
 
 def test_a_prepared_set_of_own_x_rays_is_the_same_data(tmp_path: Path) -> None:
