@@ -41,6 +41,10 @@ MANY_WAYS = (
     "table_row",
     "table_byte",
     "prepared_byte",
+    "own_label_cell",
+    "own_box_cell",
+    "own_row",
+    "own_byte",
 )
 BATCH = 25
 SECONDS = 120  # of a case; the first of a batch may compile

@@ -17,7 +17,7 @@ from typing import TextIO
 
 import numpy as np
 
-from benchmarks.fuzz import arrays, convert, dicom, folders, jpeg, png, prepared, tables, tiff
+from benchmarks.fuzz import arrays, convert, dicom, folders, jpeg, own, png, prepared, tables, tiff
 from benchmarks.fuzz.judge import TRACEBACK, judge
 from benchmarks.fuzz.scene import Kind
 
@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = {
     **arrays.KINDS,
     **tables.KINDS,
     **prepared.KINDS,
+    **own.KINDS,
     **convert.KINDS,
 }
 ADDRESS_SPACE = 6 << 30  # bytes; jax alone reserves 2.5 GiB

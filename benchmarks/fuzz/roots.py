@@ -6,7 +6,7 @@ import functools
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,6 +40,13 @@ _SILENT = np.zeros((0, 0))  # what verify gives for a root without a problem
 _NO_REGION = np.zeros(0, bool)
 
 
+Join = Callable[[Iterable[Sequence[str]]], bytes]
+
+
+def join_rows(rows: Iterable[Sequence[str]]) -> bytes:
+    return "".join(",".join(row) + "\n" for row in rows).encode()
+
+
 class Tables(NamedTuple):
     """The cells of the four text files; the first row of `labels` and of `boxes` is the header."""
 
@@ -48,17 +55,14 @@ class Tables(NamedTuple):
     train_val: list[str]
     test: list[str]
 
-    def files(self) -> dict[str, bytes]:
+    def files(self, join: Join = join_rows) -> dict[str, bytes]:
+        """join: writes the label table and the box table."""
         return {
-            LABELS: join_rows(self.labels),
-            BOXES: join_rows(self.boxes),
+            LABELS: join(self.labels),
+            BOXES: join(self.boxes),
             TRAIN_VAL: join_rows([name] for name in self.train_val),
             TEST: join_rows([name] for name in self.test),
         }
-
-
-def join_rows(rows: Iterable[Sequence[str]]) -> bytes:
-    return "".join(",".join(row) + "\n" for row in rows).encode()
 
 
 def small_tables(random: Random, boxes: int = 12) -> Tables:
@@ -165,7 +169,7 @@ def _numbers(image: Image) -> list[float]:
     ]
 
 
-def _encode_records(records: object) -> np.ndarray:
+def _encode_records(records: Any) -> np.ndarray:
     """The same numbers of the program's Records."""
     columns = [records.findings.index(finding) for finding in FINDINGS]
     codes = [zlib.crc32(str(name).encode("utf-8", "surrogateescape")) for name in records.names]
@@ -182,25 +186,32 @@ def _encode_records(records: object) -> np.ndarray:
 # ---- the doors -------------------------------------------------------------------------------------------------
 
 
-def doors(root: Path, truth: np.ndarray | None = None, picture_side: int = 0) -> Answer:
+def doors(
+    root: Path,
+    truth: np.ndarray | None = None,
+    picture_side: int = 0,
+    encode_records: Callable[[Any], np.ndarray] = _encode_records,
+    **options: Any,
+) -> Answer:
     """Row 0: what verify says of the root. Row 1: the Records with which training begins, [n k].
 
-    picture_side: if it is above 0, the pixels of each image stand behind its numbers. Where training refuses a root in
-    which verify has seen nothing, row 0 has no reason.
+    picture_side: if it is above 0, the pixels of each image stand behind its numbers. options: of both doors; NIH's 14
+    findings without any. Where training refuses a root in which verify has seen nothing, row 0 has no reason.
     """
     from kacl_jax.data.nih import read_records
     from kacl_jax.data.verify import check
     from kacl_jax.images.reader import BrokenImage
     from kacl_jax.runtime.errors import UserError
 
+    options = options or {"findings": 14}
     try:
-        seen = " ".join(map(str, check(root, findings=14).problems))
+        seen = " ".join(map(str, check(root, **options).problems))
     except UserError as error:
         seen = str(error)
     values, reason = None, ""
     try:
-        records = read_records(root, findings=14)
-        values = _encode_records(records)
+        records = read_records(root, **options)
+        values = encode_records(records)
         if picture_side:
             pixels = [records.images.read(i, picture_side).ravel() for i in range(len(values))]
             values = np.hstack([values, pixels])

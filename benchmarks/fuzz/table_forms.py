@@ -6,15 +6,16 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.fuzz import strict
 from benchmarks.fuzz.judge import Case
+from benchmarks.fuzz.own_roots import OwnTables
 from benchmarks.fuzz.roots import (
-    BOXES,
     LABELS,
     NAMES,
     TEST,
@@ -28,7 +29,6 @@ from benchmarks.fuzz.roots import (
 from benchmarks.fuzz.scene import Random, take
 from benchmarks.fuzz.table_cases import (
     AGE,
-    ALL_FILES,
     LABEL,
     NAME,
     PATIENT,
@@ -38,22 +38,26 @@ from benchmarks.fuzz.table_cases import (
     must_read,
 )
 
-
-def quoted(random: Random, tables: Tables) -> Files:
-    def quote(rows: list[list[str]]) -> bytes:
-        out = io.StringIO()
-        csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
-        return out.getvalue().encode()
-
-    return tables.files() | {LABELS: quote(tables.labels), BOXES: quote(tables.boxes)}
+AnyTables = Tables | OwnTables
+Form = Callable[[Random, Any], Files]
 
 
-def _in_files(change: Callable[[Random, bytes], bytes]) -> Callable[[Random, Tables], Files]:
-    """The change in some of the four files."""
+def quote(rows: Iterable[Sequence[str]]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
+    return out.getvalue().encode()
 
-    def changed(random: Random, tables: Tables) -> Files:
+
+def _some(random: Random, files: Files) -> set[str]:
+    return set(random.choice([*files], int(random.integers(1, len(files) + 1)), replace=False))
+
+
+def _in_files(change: Callable[[Random, bytes], bytes]) -> Form:
+    """The change in some of the files."""
+
+    def changed(random: Random, tables: AnyTables) -> Files:
         files = tables.files()
-        for name in random.choice(ALL_FILES, int(random.integers(1, 5)), replace=False):
+        for name in sorted(_some(random, files)):
             files[name] = change(random, files[name])
         return files
 
@@ -62,19 +66,18 @@ def _in_files(change: Callable[[Random, bytes], bytes]) -> Callable[[Random, Tab
 
 def _in_tables(
     change: Callable[[Random, list[list[str]]], list[list[str]]],
-) -> Callable[[Random, Tables], Files]:
+) -> Form:
     """The change in the cells of the label table and of the box table."""
     return lambda random, tables: tables._replace(
         labels=change(random, tables.labels), boxes=change(random, tables.boxes)
     ).files()
 
 
-def _packed(random: Random, tables: Tables) -> Files:
-    chosen = set(random.choice(ALL_FILES, int(random.integers(1, 5)), replace=False))
-    return {
-        f"{name}.gz" if name in chosen else name: gzip.compress(data) if name in chosen else data
-        for name, data in tables.files().items()
-    }
+def _packed(random: Random, tables: AnyTables) -> Files:
+    files = tables.files()
+    for name in _some(random, files):
+        files[f"{name}.gz"] = gzip.compress(files.pop(name))
+    return files
 
 
 def _blank_lines(random: Random, data: bytes) -> bytes:
@@ -137,22 +140,26 @@ def _unknown_cells(random: Random, tables: Tables) -> Files:
     return tables.files()
 
 
-def _any(random: Random, tables: Tables) -> Files:
+def _any(random: Random, tables: AnyTables) -> Files:
     return tables.files()
 
 
-_HARMLESS: dict[str, Callable[[Random, Tables], Files]] = {
+# Of any layout.
+FORMS: dict[str, Form] = {
     "unchanged": _any,
-    "quotation marks": quoted,
+    "quotation marks": lambda random, tables: tables.files(quote),
     "CRLF": _in_files(lambda random, data: data.replace(b"\n", b"\r\n")),
     "BOM": _in_files(lambda random, data: b"\xef\xbb\xbf" + data),
     "gz": _packed,
     "blank lines": _in_files(_blank_lines),
     "blank rows": _in_tables(_blank_rows),
     "spaces": _in_files(_spaces),
-    "more columns": _in_tables(_more_columns),
     "another order of the columns": _in_tables(_other_order),
     "blank cells at the end": _in_tables(_blank_cells),
+}
+_HARMLESS: dict[str, Form] = {
+    **FORMS,
+    "more columns": _in_tables(_more_columns),
     "few columns": _few_columns,
     "of 2020": _of_2020,
     "lists without a line break at the end": _open_list_ends,

@@ -23,7 +23,7 @@ from benchmarks.fuzz.table_cases import (
     line_of,
     must_refuse,
 )
-from benchmarks.fuzz.table_forms import quoted
+from benchmarks.fuzz.table_forms import AnyTables, quote
 
 
 def _layout(random: Random, folder: Path, turn: int) -> Case:
@@ -152,7 +152,13 @@ def _row(random: Random, folder: Path, turn: int) -> Case:
     """One line of one of the four files, which may be the header."""
     file = str(random.choice(ALL_FILES))
     files = small_tables(random).files()
-    lines = files[file].decode().splitlines()
+    what, files[file] = change_line(random, files[file], turn)
+    return by_strict(f"{file}: {what}", folder, files)
+
+
+def change_line(random: Random, data: bytes, turn: int) -> tuple[str, bytes]:
+    """(what, the text with one line deleted, repeated, swapped, cut, joined, broken or with a quotation mark)."""
+    lines = data.decode().splitlines()
     k = int(random.integers(len(lines) - 1))
     cut = int(random.integers(len(lines[k]) + 1))
     way = take(("delete", "repeat", "swap", "cut", "join", "quote", "break"), turn)
@@ -169,8 +175,7 @@ def _row(random: Random, folder: Path, turn: int) -> Case:
         lines[k : k + 2] = [lines[k] + lines[k + 1]]
     else:
         lines[k] = lines[k][:cut] + {"quote": '"', "break": "\n"}[way] + lines[k][cut:]
-    files[file] = "".join(f"{line}\n" for line in lines).encode()
-    return by_strict(f"{file}: {way} line {k + 1} at {cut}", folder, files)
+    return f"{way} line {k + 1} at {cut}", "".join(f"{line}\n" for line in lines).encode()
 
 
 def damage(random: Random, data: bytes, turn: int, end: int | None = None) -> tuple[str, bytes]:
@@ -198,13 +203,20 @@ def damage(random: Random, data: bytes, turn: int, end: int | None = None) -> tu
 
 def _byte(random: Random, folder: Path, turn: int) -> Case:
     file = str(random.choice(ALL_FILES))
-    tables = small_tables(random)
+    what, files = change_bytes(random, small_tables(random), file, turn)
+    return by_strict(what, folder, files)
+
+
+def change_bytes(
+    random: Random, tables: AnyTables, file: str, turn: int
+) -> tuple[str, dict[str, bytes]]:
+    """(what, the files of the tables with damage in one of them: in a plain, a quoted or a .gz file)."""
     form = str(random.choice(["plain", "plain", "quoted", "gz"]))
-    files = quoted(random, tables) if form == "quoted" else tables.files()
+    files = tables.files(quote) if form == "quoted" else tables.files()
     data = files.pop(file)
     stored = f"{file}.gz" if form == "gz" else file
     what, changed = damage(random, gzip.compress(data, mtime=0) if form == "gz" else data, turn)
-    return by_strict(f"{stored} {form}: {what}", folder, {**files, stored: changed})
+    return f"{stored} {form}: {what}", {**files, stored: changed}
 
 
 KINDS: dict[str, Kind] = {

@@ -80,7 +80,7 @@ _LABEL_CELLS: tuple[tuple[int, str, int | None], ...] = (
 )
 
 
-def _cell(text: str) -> str:
+def in_quotes(text: str) -> str:
     return f'"{text}"' if "," in text else text
 
 
@@ -89,7 +89,7 @@ def _label_cell(random: Random, folder: Path, turn: int) -> Case:
     tables = small_tables(random)
     row = int(random.integers(1, len(NAMES) + 1))
     name = tables.labels[row][NAME]
-    tables.labels[row][column] = _cell(text)
+    tables.labels[row][column] = in_quotes(text)
     what = f"{tables.labels[0][column]} is {text[:40]!r} in line {row + 1}"
     if code is None:
         place = line_of("", row + 1, name, text if column == NAME else "")
@@ -110,7 +110,7 @@ def _long_cell(random: Random, folder: Path, turn: int) -> Case:
     return by_strict(f"{way} of {len(row[column])} digits", folder, tables.files())
 
 
-_BAD_NUMBERS = (
+BAD_NUMBERS = (
     "1_0",
     "nan",
     "inf",
@@ -128,7 +128,7 @@ _BAD_NUMBERS = (
 _BAD_PLACES = ("-0.5", "-1", "1025", "1020", "1e4")
 _BAD_SIZES = ("0", "-30", "0.25", "7.9", "1025", "-0")
 _BOX_CELLS: tuple[tuple[str, str], ...] = (
-    *(("any side", text) for text in _BAD_NUMBERS),
+    *(("any side", text) for text in BAD_NUMBERS),
     *(("x or y", text) for text in _BAD_PLACES),
     *(("w or h", text) for text in _BAD_SIZES),
     *(("label", text) for text in ("No Pneumonia", "Noddule", "", "No Finding", "Mass|Nodule")),
@@ -165,14 +165,14 @@ def _box_cell(random: Random, folder: Path, turn: int) -> Case:
             "label": (1,),
             "image": (0,),
         }
-        cells[int(random.choice(columns[where]))] = _cell(text)
+        cells[int(random.choice(columns[where]))] = in_quotes(text)
     must_say = line_of(BOXES, row + 1, name, text if where == "image" else "")
     return must_refuse(
         f"{where}: {text[:40]!r} in line {row + 1}", folder, tables.files(), must_say
     )
 
 
-_NAME_FORMS = (
+NAME_FORMS = (
     *("sub/{}", "../{}", "/{}", "sub\\{}", ".{}", "={}", "+{}", "@{}"),
     *("0\t{}", "0\x01{}", "0\x7f{}", "0\x1b{}", "0\x1c{}", "0\x0b{}"),
 )
@@ -180,7 +180,7 @@ _NAME_FORMS = (
 
 def _name(random: Random, folder: Path, turn: int) -> Case:
     """An image has an odd name, and everything uses this name: the table, the boxes, its list and its file."""
-    form = take(_NAME_FORMS, turn)
+    form = take(NAME_FORMS, turn)
     tables = small_tables(random)
     row = int(random.integers(1, len(NAMES) + 1))
     old, new = tables.labels[row][NAME], form.format(tables.labels[row][NAME])

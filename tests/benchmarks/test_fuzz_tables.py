@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.fuzz import __main__ as fuzz
-from benchmarks.fuzz import prepared, strict, tables
+from benchmarks.fuzz import own, own_roots, own_strict, prepared, strict, tables
 from benchmarks.fuzz.judge import RIGHT, SENTENCE, WRONG, judge
 from benchmarks.fuzz.roots import BOXES, LABELS, NAMES, TEST, TRAIN_VAL, doors, small_tables
-from kacl_jax.data import nih, verify
+from kacl_jax.data import nih, png_folder, verify
 from kacl_jax.runtime.errors import UserError
 
 Files = dict[str, bytes]
@@ -26,6 +26,10 @@ def test_a_few_cases_have_the_verdict_that_is_due() -> None:
         "prepared_harmless:0",
         "prepared_harmless:2",
         "prepared_manifest:0",
+        "own_harmless:0",
+        "own_harmless:14",
+        "own_harmless:18",
+        "own_uncertain:1",
     ]
     sentences = [
         "table_layout:4",
@@ -33,6 +37,10 @@ def test_a_few_cases_have_the_verdict_that_is_due() -> None:
         "table_list:2",
         "table_box_cell:1",
         "prepared_missing:9",
+        "own_label_cell:0",
+        "own_box_cell:1",
+        "own_box_cell:2",
+        "own_uncertain:3",
     ]
     reports = fuzz.run([*right, *sentences])
     verdicts = {f"{report['kind']}:{report['seed']}": report["verdict"] for report in reports}
@@ -65,15 +73,37 @@ def test_the_strict_parser_refuses(what: str, files: Files) -> None:
         strict.read(files | {name: change(files[name])}, NAMES)
 
 
+OWN_CHANGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "a quotation mark": (own_roots.LABELS, lambda data: data.replace(b"P-1", b'"P-1', 1)),
+    "no line break": (own_roots.BOXES, lambda data: data[:-1]),
+    "a box twice": (own_roots.BOXES, lambda data: data + data.splitlines(keepends=True)[-1]),
+    "a box outside its image": (own_roots.BOXES, lambda data: data[:-1] + b"99\n"),
+    "an image without a file": (own_roots.LABELS, lambda data: data.replace(b"02", b"03", 1)),
+    "a label": (own_roots.LABELS, lambda data: data[:-1] + b"2\n"),
+    "a split": (own_roots.LABELS, lambda data: data.replace(b"train", b"", 1)),
+}
+
+
+@pytest.mark.parametrize("what", OWN_CHANGES)
+def test_the_strict_parser_of_the_simple_layout_refuses(what: str) -> None:
+    files = own_roots.own_tables(np.random.default_rng(3)).files()
+    own_strict.read(files, own_roots.SIZES, "ignore")
+    name, change = OWN_CHANGES[what]
+    with pytest.raises(strict.Refused):
+        own_strict.read(files | {name: change(files[name])}, own_roots.SIZES, "ignore")
+
+
 def _case(folder: Path, kind: str = "table_harmless", turn: int = 0):
-    kinds = tables.KINDS | prepared.KINDS
+    kinds = tables.KINDS | prepared.KINDS | own.KINDS
     return kinds[kind](np.random.default_rng(turn), folder, turn)
 
 
 @pytest.mark.parametrize(
-    "field, value", [("has_box", False), ("age", 7), ("sex", "M"), ("boxes", 0.5), ("patients", 1)]
+    "field, value",
+    [("has_box", False), ("age", 7), ("sex", "M"), ("boxes", 0.5), ("patients", 1), ("labels", 0)],
 )
-def test_other_values_are_wrong(field: str, value, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("kind", ["table_harmless", "own_harmless"])
+def test_other_values_are_wrong(kind: str, field: str, value, tmp_path: Path, monkeypatch) -> None:
     read_records = nih.read_records
 
     def other(root: Path, **options) -> nih.Records:
@@ -82,9 +112,20 @@ def test_other_values_are_wrong(field: str, value, tmp_path: Path, monkeypatch) 
         array[:] = value
         return dataclasses.replace(records, **{field: array})
 
-    case = _case(tmp_path)
+    case = _case(tmp_path, kind)
     assert judge(case, case.call()) == (RIGHT, "")
     monkeypatch.setattr(nih, "read_records", other)
+    assert judge(case, case.call())[0] == WRONG
+
+
+def test_the_size_of_a_file_that_is_not_turned_gives_wrong_boxes(
+    tmp_path: Path, monkeypatch
+) -> None:
+    case = _case(tmp_path, "own_harmless")
+    assert judge(case, case.call()) == (RIGHT, "")
+    size = png_folder.PngFolder.size
+    monkeypatch.setattr(png_folder.PngFolder, "size", lambda *args: size(*args)[::-1])
+    monkeypatch.setattr(nih, "check_own_boxes", lambda *_: None)
     assert judge(case, case.call())[0] == WRONG
 
 
