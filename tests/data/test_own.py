@@ -106,6 +106,7 @@ def test_findings_are_chosen_by_name(tmp_path: Path) -> None:
         ({"rows": ["a.jpg,,F,61,PA,1,0", *ROWS[1:]]}, "has no patient: row 2 (a.jpg)"),
         ({"rows": ["a.jpg,=1,F,61,PA,1,0", *ROWS[1:]]}, "patient begins with '='"),
         ({"header": HEADER.replace("Opacity", "@Opacity"), "boxes": []}, "has a finding that begins with '@'"),
+        ({"rows": [], "boxes": []}, "images.csv: has no row that can be read"),
         ({"boxes": ["a.jpg,Mass,1,1,9,9"]}, "unknown finding 'Mass': row 2 (a.jpg Mass)"),
         ({"boxes": ["a.png,Opacity,1,1,9,9"]}, "writes an image name with another ending"),
         ({"boxes": ["a.jpg,Opacity,90,1,20,9"]}, "a box leaves its image: a.jpg Opacity (90, 1, 20, 9) in 100 x 80 px"),
