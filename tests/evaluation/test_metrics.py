@@ -188,7 +188,7 @@ def test_too_few_positive_patients_give_no_interval_but_a_reason() -> None:
 def test_a_score_that_is_not_finite_is_an_error(bad: float) -> None:
     with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
         metrics.auroc(np.array([0.1, bad, 0.3]), np.array([0, 1, 1]))
-    with pytest.raises(ValueError, match="labels must be 0 or 1"):
+    with pytest.raises(ValueError, match="labels must be 1, 0 or -1"):
         metrics.auroc(np.zeros(2), np.array([0, 2]))
 
 
