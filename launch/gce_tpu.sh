@@ -8,7 +8,7 @@ source "$HOUSE/launch/tpu_loop.sh"
 
 usage() {
   cat <<END
-Train on Compute Engine TPUs (v5p, v6e, TPU7x) in a managed instance group; after a pre-emption create it anew and go on.
+Train on Compute Engine TPUs (v5p, v6e, TPU7x) in a managed instance group; after a pre-emption create it again and resume.
 For v5e and older: launch/tpu_vm.sh.
 
   bash launch/gce_tpu.sh --machine=ct6e-standard-8t --zone=us-central1-b --config=configs/nih.py \\

@@ -12,7 +12,7 @@ Train on the GPUs of this host; one process drives them all. Installs into .venv
   CUDA_VISIBLE_DEVICES=0,1 takes some of them. Over ssh, start it in tmux: a lost connection interrupts the run.
   --dry-run     print every command and run none; alone, with placeholders
 
-Exit code: that of the run. After 75 (interrupted) the same command goes on.
+Exit code: that of the run. After 75 (interrupted) run the same command again to resume.
 END
 }
 

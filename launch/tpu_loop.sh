@@ -22,12 +22,12 @@ COMMON_USAGE="  --zone=…      where; the project is gcloud's own (gcloud confi
   --on-demand   not spot: dearer, not pre-empted
   --attempts=…  how often to start at most, first start included; default 20
   --logs=…      where the workers' logs come to while they run; default runs/launch/NAME
-  --keep        do not delete the machine at the end; it goes on costing money
+  --keep        do not delete the machine at the end; it keeps costing money
   --dry-run     print every command and run none; alone, with placeholders
 
 Exit code: that of the run (0 done, 1 a mistake to mend, 75 interrupted too often, 76 not finite).
 Whatever ends this script deletes the machine, also one that it found there; Ctrl-C asks first. Closing the terminal ends
-it, too: start it in tmux. If your computer dies, the run goes on (and costs money); the same command finds it again."
+it, too: start it in tmux. If your computer dies, the run continues (and costs money); the same command finds it again."
 
 say() { printf '\n» %s\n' "$*"; }
 die() {
@@ -97,7 +97,7 @@ main() {
       [ "$STATE" != ready ] || die 1 "Installing failed; what was said is in $LOGS"
     fi
   done
-  die 75 "Interrupted $ATTEMPTS times. The same command goes on; --attempts=… allows more."
+  die 75 "Interrupted $ATTEMPTS times. Run the same command again to resume; --attempts=… allows more."
 }
 
 get_ready() {
@@ -220,7 +220,7 @@ leave() {
   rm -rf "${PACKED:-}"
   $MAY_COST || exit "$code"
   if $STOPPED && ! $KEEP && [ -t 0 ]; then
-    read -r -p "Delete $NAME now? If not, it goes on training and costing money. [Y/n] " answer || true
+    read -r -p "Delete $NAME now? If not, it keeps training and costing money. [Y/n] " answer || true
     case $answer in [nN]*) KEEP=true ;; esac
   fi
   if $KEEP; then

@@ -8,7 +8,7 @@ source "$HOUSE/launch/tpu_loop.sh"
 
 usage() {
   cat <<END
-Train on a Cloud TPU VM (v2 to v6e) through a queued resource; after a pre-emption ask again and go on.
+Train on a Cloud TPU VM (v2 to v6e) through a queued resource; after a pre-emption ask again and resume.
 
   bash launch/tpu_vm.sh --type=v5litepod-8 --zone=us-central1-a --config=configs/nih.py \\
       --workdir=gs://BUCKET/RUN --config.data.root=gs://BUCKET/DATA

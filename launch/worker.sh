@@ -62,7 +62,7 @@ body() {
     bucket=$workdir workdir=$here/workdir
     mkdir -p "$workdir"
     if [ "$number" = 0 ]; then # the process that alone reads and writes what outlives the run
-      # It can be written, and is there to be read: told now and not after hours.
+      # It can be written, and is there to be read: so this is said now and not after hours.
       gcloud storage cp - "$bucket/launched.txt" <<<"$(date)" || finish 1
       # Once: later this machine is ahead of the bucket.
       [ -e "$here/fetched" ] || gcloud storage rsync -r "$bucket" "$workdir" || finish 1
