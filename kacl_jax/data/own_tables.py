@@ -30,11 +30,21 @@ def read_own_tables(tables: Tables, problems: Problems, uncertain: str) -> None:
     text = read_table(LABEL_FILE, tables, problems)
     if text is not None:
         _parse_images(text, uncertain, tables, problems)
+    _report_misspelt_box_file(tables, problems)
     # Without a finding or a row every box would be wrong. A Problem says why there is none.
     if tables.findings and tables.labelled_images and find_plain_or_gz(tables.root, BOX_FILE):
         text = read_table(BOX_FILE, tables, problems)
         if text is not None:
             _parse_boxes(text, tables, problems)
+
+
+def _report_misspelt_box_file(tables: Tables, problems: Problems) -> None:
+    """The box file may be absent. Another name for it must not lose the boxes."""
+    if find_plain_or_gz(tables.root, BOX_FILE) is not None:
+        return
+    for path in sorted(tables.root.iterdir()):
+        if path.name.casefold().startswith(("annotation", "box", "bbox")):
+            problems.add(path.name, f"is not read; boxes are in {BOX_FILE}", f"name it {BOX_FILE}")
 
 
 def _parse_images(text: str, uncertain: str, tables: Tables, problems: Problems) -> None:

@@ -126,6 +126,14 @@ def test_a_mistake_is_one_sentence_for_verify_and_for_training(
     assert expected in "\n".join(map(str, found))
 
 
+@pytest.mark.parametrize("name", ["Annotations.csv", "boxes.csv"])
+def test_boxes_under_another_name_are_not_lost_in_silence(tmp_path: Path, name: str) -> None:
+    root = write(tmp_path)
+    (root / "annotations.csv").rename(root / name)
+    with pytest.raises(UserError, match=rf"{name}: is not read; boxes are in annotations\.csv"):
+        read(root)
+
+
 def test_a_fold_follows_from_the_names_of_the_patients(tmp_path: Path) -> None:
     """Not from their numbers, which depend on who else is in the root."""
     rows = [f"{i:02d}.png,P{i:02d},F,50,PA,{i % 2},0" for i in range(20)]
