@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import fcntl
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -48,6 +47,7 @@ from kacl_jax.data.prepared.reader import (
     Shard,
     file_sha256,
     read_utf8,
+    text_sha256,
 )
 from kacl_jax.data.problems import Problems
 from kacl_jax.images.reader import MAX_MEGAPIXELS
@@ -135,7 +135,7 @@ def prepare_root(
         raise UserError(f"{records.root} is already prepared; give NIH's folder by --root")
     names = [str(name) for name in records.names]
     job = Job(
-        str(records.root), size, RESIZE_NAME, records.checksums, _sha256(_join_lines(names))
+        str(records.root), size, RESIZE_NAME, records.checksums, text_sha256(_join_lines(names))
     )  # fmt: skip
     existing = _read_finished_manifest(target, job)
     if existing is not None:
@@ -284,7 +284,7 @@ def _publish_dataset(out: epath.Path, job: Job, parts: Sequence[Part]) -> Manife
             job=job,
             images=sum(shard.images for shard in shards),
             resized=sum(part.resized for part in nonempty),
-            names_sha256=_sha256(listing),
+            names_sha256=text_sha256(listing),
             shards=shards,
             broken={file: reason for part in parts for file, reason in part.broken.items()},
             files={file: file_sha256(out / file) for file in (FACTS_FILE, *DESCRIPTION_FILES)},
@@ -366,10 +366,6 @@ class _Progress:
 
 def _join_lines(names: Sequence[str]) -> str:
     return "".join(f"{name}\n" for name in names)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class Manifest:
     def to_json(self) -> str:
         """With a digest of all the rest, so that no flipped bit is read."""
         content = asdict(self)
-        return _dump(content | {_DIGEST: _sha256(_dump(content))})
+        return _dump(content | {_DIGEST: text_sha256(_dump(content))})
 
     @classmethod
     def from_json(cls, text: str, path: Any) -> Manifest:
@@ -132,7 +132,7 @@ class Manifest:
                     f"{_MANIFEST_FORMAT}; prepare the data set again"
                 )
             digest = content.pop(_DIGEST, None)
-            if digest is not None and digest != _sha256(_dump(content)):
+            if digest is not None and digest != text_sha256(_dump(content)):
                 raise ValueError("its content does not match its digest")
             job = Job(**content.pop("job"))
             shards = tuple(Shard(**shard) for shard in content.pop("shards"))
@@ -160,7 +160,7 @@ def _dump(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _sha256(text: str) -> str:
+def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -205,13 +205,15 @@ class PreparedFolder:
         path = root / MANIFEST_FILE
         self.manifest = Manifest.from_json(read_utf8(path), path)
         text = read_utf8(root / NAMES_FILE) if (root / NAMES_FILE).is_file() else ""
-        if _sha256(text) != self.manifest.names_sha256:
+        if text_sha256(text) != self.manifest.names_sha256:
             problems.add(NAMES_FILE, "is missing or damaged", _HOW_TO_REPAIR)
+        self._damaged: set[str] = set()
         for file in self.manifest.files or DESCRIPTION_FILES:
             path = root / file
             digest = self.manifest.files.get(file)
             if not path.is_file() or (digest is not None and file_sha256(path) != digest):
                 problems.add(file, "is missing or damaged", _HOW_TO_REPAIR)
+                self._damaged.add(file)
         self._record_index = {name: k for k, name in enumerate(text.split("\n")[:-1])}
         png_root = Path(self.manifest.job.root)
         self.broken = {
@@ -278,12 +280,9 @@ class PreparedFolder:
     @cached_property
     def _facts(self) -> dict[str, ImageFacts]:
         """Of the original files; empty where FACTS_FILE was never made, or is damaged, which `__init__` reports."""
-        path = self.root / FACTS_FILE
-        if FACTS_FILE not in self.manifest.files:
+        if FACTS_FILE not in self.manifest.files or FACTS_FILE in self._damaged:
             return {}
-        if not path.is_file() or file_sha256(path) != self.manifest.files[FACTS_FILE]:
-            return {}
-        with path.open(encoding="utf-8", newline="") as file:
+        with (self.root / FACTS_FILE).open(encoding="utf-8", newline="") as file:
             _, *rows = csv.reader(file)
         return {name: ImageFacts(*map(int, values)) for name, *values in rows}
 
