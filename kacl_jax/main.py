@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    output.silence_pydicom()
     # The training loop has handlers of its own while it runs.
     signals.exit_on_signals(
         "Stopped. Run the same command again to resume from the last checkpoint."

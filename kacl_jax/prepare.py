@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 1 for a user's mistake, 75 for an interruption."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
+    output.silence_pydicom()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(
         prog="python -m kacl_jax.prepare", description=__doc__.splitlines()[0]

@@ -12,10 +12,8 @@ the split test. docs/convert.md explains the rest.
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,9 +40,7 @@ _FLAGS_OF = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 1 for a user's mistake, 75 for an interruption."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # What pydicom warns of may name a patient, and it names no file.
-    warnings.filterwarnings("ignore", module="pydicom")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    output.silence_pydicom()
     flags = _parser().parse_args(arguments)
     try:
         _refuse_flags_of_others(flags)

@@ -3,7 +3,7 @@
 calibration.json      Platt scaling of each finding
 familiarity.json      the distance to the training images
 map_center.json       the mean map that is subtracted from every map, with cam.center=mean
-training_images.csv   image,part,pixels: the images it was trained (train) and tuned (val) on
+training_images.csv   image,patient,part,pixels: the images it was trained (train) and tuned (val) on
 
 Each JSON file names the step of its checkpoint and has a digest of its content.
 """
@@ -34,6 +34,7 @@ class TrainingImages:
     """The images of the training and the validation part. name_of_pixels: by `inference.hash_pixels` in hex."""
 
     names: frozenset[str]
+    patients: frozenset[str]
     name_of_pixels: Mapping[str, str]
 
 
@@ -54,7 +55,7 @@ def write_trained_facts(
     scalings: Mapping[str, PlattScaling],
     familiarity: Familiarity,
     map_center: np.ndarray | None,
-    training_images: Sequence[tuple[str, str, str]],
+    training_images: Sequence[tuple[str, str, str, str]],
 ) -> None:
     """step: of the checkpoint. training_images: rows of training_images.csv."""
     by_finding = {name: dataclasses.asdict(scaling) for name, scaling in scalings.items()}
@@ -78,7 +79,9 @@ def write_trained_facts(
         }
         write_sealed(workdir / "map_center.json", content)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("image", "part", "pixels"), *training_images])
+    csv.writer(text, lineterminator="\n").writerows(
+        [("image", "patient", "part", "pixels"), *training_images]
+    )
     files.write_text(workdir / "training_images.csv", text.getvalue())
 
 
@@ -130,9 +133,11 @@ def _to_familiarity(content: Mapping[str, Any]) -> Familiarity:
 def _read_training_images(path: Path) -> TrainingImages:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [(row["image"], row["pixels"]) for row in csv.DictReader(file)]
+            rows = [(row["image"], row["patient"], row["pixels"]) for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error!r}); {_FIX}") from error
     return TrainingImages(
-        frozenset(name for name, _ in rows), {pixels: name for name, pixels in rows}
+        frozenset(name for name, _, _ in rows),
+        frozenset(patient for _, patient, _ in rows),
+        {pixels: name for name, _, pixels in rows},
     )

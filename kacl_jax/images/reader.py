@@ -1,7 +1,7 @@
 """Reads one image file for everybody, or says why it cannot be read.
 
 Two rules for grey values:
-* Training, evaluation and prepared data scale a file to 8 bits: `read_image`.
+* Training, evaluation and prepared data scale a file to 8 bits, or show it as its DICOM says: `read_image`.
 * Radiomics measures a file's own values and scales nothing, as pyradiomics does: `read_grey`.
 """
 
@@ -71,16 +71,17 @@ def read_image(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> np.nda
     """The picture as uint8 [h w], 0 black … 255 white: training's rule.
 
     Fewer than 8 bits span the full range, 16 bits are divided by 257 and rounded; no value is clipped. RGB becomes
-    ITU-R 601 luma, as Pillow's `convert('L')`.
+    ITU-R 601 luma, as Pillow's `convert('L')`. A DICOM file is shown with its window: `dicom.decode`.
 
     Raises:
-        BrokenImage: as `read_picture`; or the file holds neither 8 nor 16 bits.
+        BrokenImage: as `read_picture`; or the file holds neither 8 nor 16 bits; or a DICOM is no frontal chest X-ray.
+        UserError: it is a DICOM file, and the packages that read these are not installed.
     """
     return read_grey8(path, max_megapixels).pixels
 
 
 def read_grey8(path: Path | str, max_megapixels: int = MAX_MEGAPIXELS) -> Grey8:
-    """`read_image`, and how many bits a value has in the file: 8 or 16. Raises the same."""
+    """`read_image`, and how many bits a value had before: 8 or 16; 8 for DICOM. Raises the same."""
     try:
         return _grey8(_bytes_of(path, max_megapixels), max_megapixels)
     except Unreadable as error:
@@ -114,6 +115,8 @@ def decode_image(data: bytes, max_megapixels: int = MAX_MEGAPIXELS) -> np.ndarra
 
 
 def _grey8(data: bytes, max_megapixels: int) -> Grey8:
+    if dicom.is_dicom(data):
+        return Grey8(dicom.decode(data, max_megapixels).pixels, 8)
     values = _decode(data, max_megapixels).values
     if values.dtype not in (np.uint8, np.uint16):
         raise Unreadable(f"holds {values.dtype} values; save it in 8 or 16 bits")
@@ -169,7 +172,7 @@ def _bytes_of(path: Path | str, max_megapixels: int) -> bytes:
 
 def _decode(data: bytes, max_megapixels: int) -> Picture:
     if dicom.is_dicom(data):
-        raise Unreadable("is a DICOM file; save it as PNG (kacl_jax.predict reads DICOM as it is)")
+        raise Unreadable("is a DICOM file; save the grey values that you want to measure as PNG")
     kind = _kind_of(data)
     header = kind.header(data)
     if not 0 < header.height * header.width <= max_megapixels * 10**6:

@@ -15,7 +15,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -43,9 +42,7 @@ _INDEX_EVERY_S = 10  # it grows with the number of images
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 an image has findings, 1 a user's mistake, 3 no image has findings, 75 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    # What it warns of names no file, and may name a patient; a file that it cannot read is a row.
-    warnings.filterwarnings("ignore", module="pydicom")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    output.silence_pydicom()
     flags = _parser().parse_args(arguments)
     signals.exit_on_signals("Stopped. Run the same command again to resume.")
     try:

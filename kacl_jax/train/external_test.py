@@ -30,7 +30,7 @@ from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.train.experiment import identify_data
 from kacl_jax.train.trained_network import TrainedNetwork, read_network
 
-_NIH_NAME = re.compile(r"(\d{8})_\d{3}\.png")  # the digits are the patient
+_NIH_NAME = re.compile(r"\d{8}_\d{3}\.png")
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +50,7 @@ def evaluate_elsewhere(config: ConfigDict, run: Path, root: Path) -> tuple[Resul
     network, trained = read_network(run), read_results(run / "results.json")
     folder = run / f"test_{root.name}"
     records = _match_findings(_read(config, root), network.findings)
-    _refuse_known_patients(records, network)
+    _compare_patients(records, network)
     split = external_split(records, folds=config.folds, split_seed=config.data.split_seed)
     stored, data = read_config(run) | {"data.root": str(root)}, identify_data(records, split)
     check_config(folder, stored, data)
@@ -146,22 +146,28 @@ def _match_findings(records: Records, findings: tuple[str, ...]) -> Records:
     )
 
 
-def _refuse_known_patients(records: Records, network: TrainedNetwork) -> None:
-    """Raises UserError for a patient of the run's training or validation, where both sets have NIH's file names."""
-    known = {
-        m[1] for name in network.facts.training_images.names if (m := _NIH_NAME.fullmatch(name))
-    }
-    tested = [m[1] if (m := _NIH_NAME.fullmatch(str(name))) else "" for name in records.names]
-    shared = sorted(known.intersection(tested))
-    if shared:
+def _compare_patients(records: Records, network: TrainedNetwork) -> None:
+    """Looks for patients of the run's training or validation among those of the test data.
+
+    Raises:
+      UserError: there is one, and both sets have NIH's file names, so that an equal name is the same person.
+    """
+    trained = network.facts.training_images
+    shared = sorted(trained.patients.intersection(map(str, records.patient_names)))
+    if not shared:
+        _log.info("No patient of the run's training has a name that occurs in %s.", records.root)
+        return
+    names = [*trained.names, *map(str, records.names)]
+    if not network.drawn and all(map(_NIH_NAME.fullmatch, names)):
         raise UserError(
             f"the run was trained or tuned on {len(shared)} patient(s) of {records.root}, such as {shared[0]}; test on "
             "other patients"
         )
-    if not (known and all(tested)):
-        _log.info(
-            "The patients of the two data sets cannot be compared. The pixels of the images are."
-        )
+    _log.warning(
+        "%d patients of the run's training have names that occur in %s, too, such as %s. The program cannot know "
+        "whether they are the same people. If they are, test on other patients.",
+        len(shared), records.root, shared[0]
+    )  # fmt: skip
 
 
 def _run_network(

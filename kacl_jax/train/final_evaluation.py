@@ -90,14 +90,14 @@ def _write_facts(
 
 def _training_image_rows(
     experiment: Experiment, training: Survey, validation: Survey
-) -> list[tuple[str, str, str]]:
-    """name, part, hash of the pixels; sorted by part, then by name."""
-    names = experiment.records.names
+) -> list[tuple[str, str, str, str]]:
+    """name, patient, part, hash of the pixels; sorted by part, then by name."""
+    names, patients = experiment.records.names, experiment.records.patient_names
     return [
         row
         for part, survey in (("train", training), ("val", validation))
         for row in sorted(
-            (str(names[image]), part, pixels.tobytes().hex())
+            (str(names[image]), str(patients[image]), part, pixels.tobytes().hex())
             for image, pixels in zip(survey.outputs.image_id, survey.pixel_hashes, strict=True)
         )
     ]

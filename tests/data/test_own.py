@@ -9,12 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from dicom_file import write_dicom
 
 from kacl_jax import config as config_keys
 from kacl_jax.data.batches import ShardBatches
 from kacl_jax.data.nih import Records, read_records
 from kacl_jax.data.splits import make_split
 from kacl_jax.data.verify import check
+from kacl_jax.images.resizing import resize
 from kacl_jax.prepare import prepare_root
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.train.experiment import check_mean_maps
@@ -209,6 +211,21 @@ def test_a_prepared_set_of_own_x_rays_is_the_same_data(tmp_path: Path) -> None:
     report = check(tmp_path / "prepared", findings="all", uncertain="ignore")
     assert not report.problems
     assert report.summary["boxes"] == {"Opacity": 3, "Rib fracture": 1}
+
+
+def test_a_dicom_is_an_image_like_others(tmp_path: Path) -> None:
+    """Its picture is the one its window gives; verify, training and a prepared set see the same."""
+    root = write(tmp_path / "root")
+    for table in ("images.csv", "annotations.csv"):
+        text = (root / table).read_text()
+        (root / table).write_text(text.replace("d.png", "d.dcm"))
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 100), np.uint8)
+    write_dicom(root / "images" / "d.dcm", pixels)
+    assert not check(root, findings="all", uncertain="ignore").problems
+    prepare_root(root=root, out=tmp_path / "prepared", size=16, workers=1)
+    for records in (read(root), read(tmp_path / "prepared")):
+        np.testing.assert_array_equal(records.images.read(3, 16), resize(pixels, 16))
+        np.testing.assert_allclose(records.boxes[3, 1, 0], [0.05, 0.0625, 0.15, 0.1875], rtol=1e-6)
 
 
 def test_a_mean_map_needs_an_image_of_each_finding() -> None:

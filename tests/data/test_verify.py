@@ -7,13 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from dicom_file import write_dicom
 from PIL import Image
 from small_root import small_root
 
 from kacl_jax.data.findings import FINDINGS_8
 from kacl_jax.data.nih import read_records
 from kacl_jax.data.verify import check, format_problems, format_summary
-from kacl_jax.images.reader import BrokenImage
+from kacl_jax.images.reader import BrokenImage, read_image
 from kacl_jax.prepare import prepare_root
 from kacl_jax.runtime.errors import UserError
 
@@ -322,11 +323,18 @@ def test_the_check_picture_shows_the_boxes(tmp_path: Path) -> None:
     assert check(text.write(tmp_path / "none")).picture is not None
 
 
-def test_a_dicom_among_the_images_is_named(tmp_path: Path) -> None:
+def test_a_dicom_that_is_no_chest_x_ray_counts_as_broken(tmp_path: Path) -> None:
     root = small_root().write(tmp_path)
-    (root / "images" / "00000001_000.png").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
+    file = root / "images" / "00000001_000.png"
+    pixels = read_image(file)
+    write_dicom(file, pixels)
+    assert not check(root).problems
+    file.write_bytes(file.read_bytes().replace(b"PA", b"LL"))
     (problem,) = check(root).problems
-    assert "is a DICOM file; save it as PNG (kacl_jax.predict reads DICOM as it is)" in str(problem)
+    assert "00000001_000.png is no frontal view by its tag ViewPosition (LL)" in str(problem)
+    file.write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
+    (problem,) = check(root).problems
+    assert "00000001_000.png has no pixels" in str(problem)
 
 
 def test_real_roots_pass(nih_root: Path, nih_original_root: Path) -> None:

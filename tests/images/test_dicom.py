@@ -416,12 +416,13 @@ def test_only_dicom_is_dicom(tmp_path: Path) -> None:
     assert not any(map(dicom.is_dicom, others))
 
 
-def test_training_and_radiomics_say_what_it_is(tmp_path: Path) -> None:
+def test_training_sees_what_a_person_sees_and_radiomics_ask_for_the_values(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(to_bytes(make(picture(12), 12)))
-    for read in (read_image, read_grey):
-        with pytest.raises(BrokenImage, match="is a DICOM file; save it as PNG"):
-            read(path)
+    data = to_bytes(make(picture(12), 12))
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_image(path), dicom.decode(data, 1).pixels)
+    with pytest.raises(BrokenImage, match="is a DICOM file; save the grey values"):
+        read_grey(path)
 
 
 # ---- real files -----------------------------------------------------------------------------------------------

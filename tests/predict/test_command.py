@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from dicom_file import write_dicom
 from PIL import Image
 
 from kacl_jax.predict import __main__ as command
@@ -246,26 +247,6 @@ def test_a_list_and_one_file_work_too(run: Path, images: Path, tmp_path) -> None
     one = rows(tmp_path / "b" / "findings.csv")[0]
     two = rows(tmp_path / "a" / "findings.csv")[1]
     assert {**one, "image": ""} == {**two, "image": ""}
-
-
-def write_dicom(path: Path, pixels: np.ndarray) -> None:
-    """A chest X-ray of Jane Doe, patient 4711."""
-    pydicom = pytest.importorskip("pydicom")
-    dataset = pydicom.Dataset()
-    dataset.PatientName, dataset.PatientID = "DOE^JANE", "4711"
-    dataset.AccessionNumber, dataset.StudyInstanceUID = "ACC99", "1.2.3.4.5.6.7"
-    dataset.SOPInstanceUID = "1.2.3.4.5.6.7.8"
-    dataset.SOPClassUID = pydicom.uid.ComputedRadiographyImageStorage
-    dataset.Modality, dataset.BodyPartExamined, dataset.ViewPosition = "CR", "CHEST", "PA"
-    dataset.PhotometricInterpretation, dataset.SamplesPerPixel = "MONOCHROME2", 1
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.BitsAllocated = dataset.BitsStored = 8
-    dataset.HighBit, dataset.PixelRepresentation = 7, 0
-    dataset.WindowCenter, dataset.WindowWidth = 128, 256
-    dataset.PixelData = pixels.tobytes()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset.save_as(path, enforce_file_format=True)
 
 
 def test_no_identifier_of_a_dicom_reaches_an_output(run: Path, images: Path, tmp_path) -> None:

@@ -90,21 +90,22 @@ def test_the_numbers_are_those_of_the_network_and_its_own_thresholds(
 
 
 def test_images_and_patients_of_the_training_are_refused(
-    run: Path, root: Path, tmp_path: Path
+    run: Path, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(UserError, match=r"trained or tuned on \d+ patient\(s\)"):
         evaluate_elsewhere(config(root), run, root)
     assert not (run / "test_root").exists()
-    # The same pixels under other names.
+    # The same pixels under other names. Patients of two hospitals may have the same number.
     own = tmp_path / "renamed"
     (own / "images").mkdir(parents=True)
     names = sorted(path.name for path in (root / "images").iterdir())
     for name in names:
         shutil.copy(root / "images" / name, own / "images" / f"x{name}")
-    table = "".join(f"x{name},p{k},{k % 2}\n" for k, name in enumerate(names))
+    table = "".join(f"x{name},{int(name[:8])},{k % 2}\n" for k, name in enumerate(names))
     (own / "images.csv").write_text(f"image,patient,Mass\n{table}")
     with pytest.raises(UserError, match=r"trained or tuned on \d+ image\(s\)"):
         evaluate_elsewhere(config(root), run, own)
+    assert "patients of the run's training have names that occur in" in caplog.text
 
 
 def test_a_data_set_without_a_common_finding_is_refused(
