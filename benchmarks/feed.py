@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from kacl_jax.data.batches import eval_batches
-from kacl_jax.data.nih import Records, read_records
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.prepare import prepare_root
 
 SIZE, BATCH = 512, 32

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 from tqdm import tqdm
 
-from kacl_jax.data import layouts, nih
+from kacl_jax.data import layouts
 from kacl_jax.data.image_facts import ImageFacts, check_grey
 from kacl_jax.data.png_folder import PngFiles
 from kacl_jax.data.prepared.reader import (
@@ -50,6 +50,7 @@ from kacl_jax.data.prepared.reader import (
     text_sha256,
 )
 from kacl_jax.data.problems import Problems
+from kacl_jax.data.records import read_records
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 from kacl_jax.images.resizing import RESIZE_NAME
 from kacl_jax.runtime import bucket_files, output
@@ -125,7 +126,7 @@ def prepare_root(
             f"(gcloud storage cp -r {root} FOLDER)"
         )
     target = bucket_files.open_folder(str(out), "--out")
-    records = nih.read_records(
+    records = read_records(
         Path(root).expanduser().absolute(),
         findings="all",
         uncertain="ignore",  # a run decides; the pictures do not depend on it

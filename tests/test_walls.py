@@ -157,7 +157,7 @@ def test_leaves_never_see_a_config() -> None:
 def test_what_workers_and_readers_import_is_free_of_jax() -> None:
     code = (
         "import sys; import kacl_jax, kacl_jax.radiomics.host, kacl_jax.feedback.worker, "
-        "kacl_jax.feedback.visibility, kacl_jax.feedback.feature_cache, kacl_jax.data.nih, "
+        "kacl_jax.feedback.visibility, kacl_jax.feedback.feature_cache, kacl_jax.data.records, "
         "kacl_jax.data.splits, kacl_jax.data.batches, kacl_jax.data.phantom.demo, "
         "kacl_jax.evaluation.metrics, kacl_jax.evaluation.predictions, kacl_jax.sweep.page, "
         "kacl_jax.sweep.__main__, kacl_jax.convert.__main__, kacl_jax.main; print('jax' in sys.modules)"

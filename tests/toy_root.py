@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from kacl_jax.data.findings import FINDINGS_8
-from kacl_jax.data.nih import Records
 from kacl_jax.data.png_folder import PngFiles
+from kacl_jax.data.records import Records
 from kacl_jax.data.splits import Split, make_split
 from kacl_jax.evaluation.outputs import Outputs
 

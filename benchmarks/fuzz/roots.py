@@ -198,7 +198,7 @@ def doors(
     picture_side: if it is above 0, the pixels of each image stand behind its numbers. options: of both doors; NIH's 14
     findings without any. Where training refuses a root in which verify has seen nothing, row 0 has no reason.
     """
-    from kacl_jax.data.nih import read_records
+    from kacl_jax.data.records import read_records
     from kacl_jax.data.verify import check
     from kacl_jax.images.reader import BrokenImage
     from kacl_jax.runtime.errors import UserError

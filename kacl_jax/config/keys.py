@@ -241,7 +241,7 @@ KEYS: dict[str, Key] = {
     "roi.truth_boxes": Key(
         True,
         anything(),
-        "The region of a training image with a box is that box, also under whole, but not under random.",
+        "The region of a training image with boxes is their union, also under whole, but not under random.",
     ),
     "feedback.lag": Key(
         8,

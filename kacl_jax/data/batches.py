@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kacl_jax.data.image_facts import image_facts
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.images.reader import BrokenImage, Grey8
 from kacl_jax.runtime.errors import UserError

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.runtime.errors import UserError
 
 Floors = tuple[tuple[np.ndarray, np.ndarray], ...]

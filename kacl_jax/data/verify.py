@@ -13,8 +13,8 @@ import numpy as np
 from kacl_jax.data.box_checks import check_box_frame, check_own_boxes
 from kacl_jax.data.check_picture import choose_sample, draw_check_picture
 from kacl_jax.data.image_source import open_image_store
-from kacl_jax.data.nih import finding_names, missing_images, read_checked_tables
 from kacl_jax.data.problems import Problem, Problems
+from kacl_jax.data.records import finding_names, missing_images, read_checked_tables
 from kacl_jax.data.tables import Progress, RootCheck, Tables
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 

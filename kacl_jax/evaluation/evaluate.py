@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import localization, metrics, platt
 from kacl_jax.evaluation.localization import PredictedBoxes, Reading

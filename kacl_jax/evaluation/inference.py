@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kacl_jax.data.batches import BrokenFiles, eval_batches
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.runtime import processes
 from kacl_jax.runtime.devices import DataParallel

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import IOBB_THRESHOLDS, IOU_THRESHOLDS, Table, TruthBoxes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import Table

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from kacl_jax.data.batches import OnError, eval_batches
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kacl_jax.data.nih import Records, to_nih_pixels
+from kacl_jax.data.records import Records, to_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation.evaluate import Evaluation
 from kacl_jax.evaluation.localization import AFP_IOU, PredictedBoxes

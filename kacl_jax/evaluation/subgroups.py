@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import Table
 from kacl_jax.evaluation.outputs import Outputs, labelled_scores

@@ -19,8 +19,15 @@ def format_table(results: Results) -> str:
         f" · seed {results.seed} · {results.evaluation.images.test:,} test images"
     )
     lines = [head, "", *_ranking_lines(results.classification, names), ""]
-    lines += [*_finding_lines(localization, names), "", *_mean_lines(localization), ""]
+    if _has_truth_boxes(localization):
+        lines += [*_finding_lines(localization, names), "", *_mean_lines(localization), ""]
+    else:
+        lines += ["localization: no test image has a truth box", ""]
     return "\n".join([*lines, *_notes(results)]).rstrip()
+
+
+def _has_truth_boxes(localization: Localization) -> bool:
+    return localization.iou[IOU_THRESHOLDS[0]].mean.counts["n"] > 0
 
 
 def _ranking_lines(classification: Classification, names: Sequence[str]) -> list[str]:
@@ -118,29 +125,35 @@ def _value_and_interval(estimate: Estimate) -> str:
 
 def _notes(results: Results) -> list[str]:
     """Explanations that a reader needs before quoting a number."""
-    evaluation, localization = results.evaluation, results.localization
-    u, v = evaluation.grid
-    notes = [
-        "single: the component that holds the map's peak",
-        "best_of: the component with the best overlap, chosen with the truth box, so the result is optimistic",
-        f"random_map: smooth noise on the {u}×{v} grid, the same rule",
-        "prior_box, prior_map: boxes of other patients, no image; a useful map is above prior_map",
-        f"grid_ceiling: the best box made of whole cells of the {u}×{v} map",
-        f"false boxes: positive predictions, no truth box or IoU ≤ {threshold(evaluation.afp_iou)}; "
-        "labelled images without a box do not count",
-    ]
-    for label, table in (
-        ("AUROC", results.classification.auroc),
-        ("false boxes", localization.afp),
-        ("localization", localization.iou[IOU_THRESHOLDS[0]]),
-    ):
+    classification, localization = results.classification, results.localization
+    notes, scored = [], {"AUROC": classification.auroc}
+    if _has_truth_boxes(localization):
+        notes += _localization_notes(results)
+        scored |= {
+            "false boxes": localization.afp,
+            "localization": localization.iou[IOU_THRESHOLDS[0]],
+        }
+    for label, table in scored.items():
         for name, estimate in zip(results.findings, table.findings, strict=True):
             if not estimate.is_defined:
                 notes.append(f"– {label} of {name}: {estimate.reason}")
-    skipped = evaluation.skipped
+    skipped = results.evaluation.skipped
     if skipped.val or skipped.test or skipped.boxes:
         notes.append(
             f"left out, because an image could not be read: {skipped.val} validation images, "
             f"{skipped.test} test images, {skipped.boxes} truth boxes"
         )
     return notes
+
+
+def _localization_notes(results: Results) -> list[str]:
+    u, v = results.evaluation.grid
+    return [
+        "single: the component that holds the map's peak",
+        "best_of: the component with the best overlap, chosen with the truth box, so the result is optimistic",
+        f"random_map: smooth noise on the {u}×{v} grid, the same rule",
+        "prior_box, prior_map: boxes of other patients, no image; a useful map is above prior_map",
+        f"grid_ceiling: the best box made of whole cells of the {u}×{v} map",
+        f"false boxes: positive predictions, no truth box or IoU ≤ {threshold(results.evaluation.afp_iou)}; "
+        "labelled images without a box do not count",
+    ]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from kacl_jax.data import nih
+from kacl_jax.data.records import Records
 from kacl_jax.evaluation.localization import PredictedBoxes
 from kacl_jax.evaluation.number_format import interval, short
 from kacl_jax.evaluation.outputs import Outputs
@@ -41,7 +41,7 @@ class ReportInputs:
     resamples: of patients, for intervals.
     """
 
-    records: nih.Records
+    records: Records
     outputs: Outputs
     located: PredictedBoxes
     rule: RegionRule

@@ -22,7 +22,7 @@ from absl import app, flags
 from kacl_jax import config as config_keys
 from kacl_jax.config import command_line
 from kacl_jax.config.stored import read_config
-from kacl_jax.data import nih
+from kacl_jax.data.records import read_records
 from kacl_jax.runtime import output
 from kacl_jax.runtime.errors import (
     DONE,
@@ -74,7 +74,7 @@ def check_points(plan: Plan, points: list[Point], finished: FinishedPoints) -> N
     data = plan.config.data
     if data.root not in ("", "phantom"):
         try:
-            nih.read_records(
+            read_records(
                 data.root,
                 findings=data.findings,
                 uncertain=data.uncertain,

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
-from kacl_jax.data import nih, splits
+from kacl_jax.data import splits
 from kacl_jax.data.batches import (
     ProcessBatches,
     ShardBatches,
@@ -22,6 +22,7 @@ from kacl_jax.data.batches import (
     shards_of_process,
 )
 from kacl_jax.data.phantom import demo
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.evaluation import metrics, pixel_probe
 from kacl_jax.evaluation.inference import Inference
 from kacl_jax.feedback.feature_cache import FeatureCache
@@ -49,7 +50,7 @@ class Experiment:
 
     config: ConfigDict
     workdir: Path
-    records: nih.Records
+    records: Records
     split: splits.Split
     batches: ProcessBatches
     parallel: DataParallel
@@ -226,10 +227,10 @@ def _needs_pool(config: ConfigDict) -> bool:
     return uses_radiomics and config.radiomics.backend == "pyradiomics"
 
 
-def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Split]:
+def read_data(config: ConfigDict, workdir: Path) -> tuple[Records, splits.Split]:
     """The tables of the data root and the split that the protocol makes of them."""
     data = config.data
-    records = nih.read_records(
+    records = read_records(
         data_root(config, workdir),
         findings=data.findings,
         uncertain=data.uncertain,
@@ -249,7 +250,7 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[nih.Records, splits.Sp
     return records, split
 
 
-def identify_data(records: nih.Records, split: splits.Split) -> dict[str, str]:
+def identify_data(records: Records, split: splits.Split) -> dict[str, str]:
     """What must be equal for a run to go on: the tables' checksums, and the split's hash."""
     return {**records.checksums, "split": split.hash}
 
@@ -272,7 +273,7 @@ def data_root(config: ConfigDict, workdir: Path) -> Path:
     return root
 
 
-def make_batches(config: ConfigDict, records: nih.Records, split: splits.Split) -> ProcessBatches:
+def make_batches(config: ConfigDict, records: Records, split: splits.Split) -> ProcessBatches:
     """The batches of this process. Raises UserError if the training part does not fill one."""
     shards = config.data.shards
     own = _own_shards(shards)

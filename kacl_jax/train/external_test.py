@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from kacl_jax.config.stored import check_config, read_config, write_or_check_config
 from kacl_jax.data.batches import BrokenFiles
 from kacl_jax.data.findings import UNKNOWN_LABEL
-from kacl_jax.data.nih import Records, read_records
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.data.splits import Split, external_split
 from kacl_jax.evaluation import evaluate, result_files
 from kacl_jax.evaluation.inference import Inference

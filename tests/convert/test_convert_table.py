@@ -11,7 +11,7 @@ import pytest
 from made_sources import HEIGHT, WIDTH, convert, rows_of, write_image, write_table
 from PIL import Image
 
-from kacl_jax.data.nih import read_records
+from kacl_jax.data.records import read_records
 from kacl_jax.images.reader import read_picture, read_size
 
 FINDINGS = ("Bronchiectasis", "Cavity", "Mass")

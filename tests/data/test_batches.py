@@ -13,7 +13,7 @@ import pytest
 from small_root import small_root
 
 from kacl_jax.data.batches import Batch, BrokenFiles, ProcessBatches, ShardBatches, eval_batches
-from kacl_jax.data.nih import Records, read_records
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.data.splits import Split, make_split
 from kacl_jax.images.reader import read_image
 from kacl_jax.images.resizing import resize

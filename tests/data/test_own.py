@@ -13,7 +13,7 @@ from dicom_file import write_dicom
 
 from kacl_jax import config as config_keys
 from kacl_jax.data.batches import ShardBatches
-from kacl_jax.data.nih import Records, read_records
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.data.splits import make_split
 from kacl_jax.data.verify import check
 from kacl_jax.images.resizing import resize

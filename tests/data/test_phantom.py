@@ -20,8 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from kacl_jax.data.findings import FINDINGS_8
-from kacl_jax.data.nih import Records, read_records
 from kacl_jax.data.phantom import demo
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.images.reader import read_image
 from kacl_jax.runtime.errors import UserError
 

@@ -19,7 +19,7 @@ from small_root import small_root
 from kacl_jax import config as config_keys
 from kacl_jax.config.stored import write_or_check_config
 from kacl_jax.data.batches import Batch, BrokenFiles, ShardBatches, eval_batches
-from kacl_jax.data.nih import Records, read_records
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.data.splits import make_split
 from kacl_jax.data.verify import check, format_problems
 from kacl_jax.images.reader import read_image

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_root import small_root
 
-from kacl_jax.data.nih import Records, read_records
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.data.splits import Split, make_split
 from kacl_jax.runtime.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 from small_root import SmallRoot, small_root
 
 from kacl_jax.data.findings import FINDINGS_14, NO_FINDING, how_to_write
-from kacl_jax.data.nih import Records, read_records
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.data.verify import check
 from kacl_jax.runtime.errors import UserError
 

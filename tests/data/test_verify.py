@@ -12,7 +12,7 @@ from PIL import Image
 from small_root import small_root
 
 from kacl_jax.data.findings import FINDINGS_8
-from kacl_jax.data.nih import read_records
+from kacl_jax.data.records import read_records
 from kacl_jax.data.verify import check, format_problems, format_summary
 from kacl_jax.images.reader import BrokenImage, read_image
 from kacl_jax.prepare import prepare_root

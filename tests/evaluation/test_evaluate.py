@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 from toy_root import toy_outputs, toy_records, toy_split
 
-from kacl_jax.data.nih import Records, from_nih_pixels, read_records, to_nih_pixels
+from kacl_jax.data.records import Records, from_nih_pixels, read_records, to_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import evaluate, localization, metrics, operating_points
 from kacl_jax.evaluation.evaluate import Evaluation

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from toy_root import toy_outputs, toy_records, toy_split
 
-from kacl_jax.data.nih import Records, from_nih_pixels
+from kacl_jax.data.records import Records, from_nih_pixels
 from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import metrics, number_format, result_files, terminal_table
 from kacl_jax.evaluation.evaluate import Evaluation, evaluate_outputs
@@ -361,6 +362,15 @@ def test_the_terminal_table_explains_every_dash(without_positives) -> None:
     assert "mean of 7" in text
     assert "AUROC of Infiltration: no positive" in text
     assert "localization of Infiltration: no truth box of this finding is scored" in text
+
+
+def test_the_terminal_table_of_a_set_without_boxes_has_no_dashes() -> None:
+    records = toy_records()
+    split = toy_split(records)
+    split = dataclasses.replace(split, scored=np.zeros_like(split.scored), floors=())
+    text = terminal_table.format_table(evaluate_toy(records, split).results())
+    assert "localization: no test image has a truth box" in text
+    assert not re.search("prior_map|–|truth box of", text)
 
 
 @pytest.mark.parametrize("most_boxes", [1, 2])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from toy_root import toy_outputs, toy_records, toy_split
 
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.evaluation import result_files, terminal_table
 from kacl_jax.evaluation.evaluate import evaluate_outputs
 from kacl_jax.evaluation.localization import Reading

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from toy_root import toy_outputs, toy_records, toy_split
 
-from kacl_jax.data.nih import Records
+from kacl_jax.data.records import Records
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.evaluation.subgroups import subgroup_auroc

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import kacl_jax
-from kacl_jax.data.nih import to_nih_pixels
+from kacl_jax.data.records import to_nih_pixels
 from kacl_jax.evaluation import metrics
 from kacl_jax.predict.model import Model, load
 from kacl_jax.radiomics import FEATURE_NAMES

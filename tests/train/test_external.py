@@ -13,8 +13,8 @@ import pytest
 from same_run import config
 from sklearn.metrics import roc_auc_score
 
-from kacl_jax.data.nih import read_records
 from kacl_jax.data.phantom import demo
+from kacl_jax.data.records import read_records
 from kacl_jax.evaluation.results import read_results
 from kacl_jax.predict.model import Model
 from kacl_jax.runtime.errors import UserError

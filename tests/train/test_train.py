@@ -28,8 +28,8 @@ import tiny_run
 from same_run import assert_same_run, comparable, config, metric_lines
 
 from kacl_jax.config import keys
-from kacl_jax.data import nih
 from kacl_jax.data.batches import ShardBatches
+from kacl_jax.data.records import Records, read_records
 from kacl_jax.evaluation.results import FeedbackSummary
 from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.models.encoders import ENCODERS
@@ -621,13 +621,12 @@ def test_a_box_that_is_given_twice_trains_as_one_and_is_scored_as_two(
 ) -> None:
     changes = {"loss__box_weight": 0.5, "train__epochs": 2, "eval__report_images": 4}
     once = run_here(**changes)
-    read_records = nih.read_records
 
-    def read_twice(*args: Any, **options: Any) -> nih.Records:
+    def read_twice(*args: Any, **options: Any) -> Records:
         records = read_records(*args, **options)
         return dataclasses.replace(records, boxes=np.repeat(records.boxes, 2, axis=2))
 
-    monkeypatch.setattr(nih, "read_records", read_twice)
+    monkeypatch.setattr(experiment, "read_records", read_twice)
     twice = run_here(**changes)
     for key in ("loss", "box", "focal"):
         values, same = ([line[key] for line in metric_lines(w, "train")] for w in (once, twice))

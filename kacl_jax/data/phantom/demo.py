@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 
 from kacl_jax.data.findings import FINDINGS_8
-from kacl_jax.data.nih import to_nih_pixels
 from kacl_jax.data.phantom import anatomy, film, findings
 from kacl_jax.data.phantom.anatomy import Anatomy, Frame, Pose
 from kacl_jax.data.phantom.findings import Finding
+from kacl_jax.data.records import to_nih_pixels
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 

@@ -13,7 +13,7 @@ from PIL import Image
 from small_root import BOX_HEADER, LABEL_HEADER, small_root
 
 from kacl_jax.data.findings import FINDINGS_8, FINDINGS_14
-from kacl_jax.data.nih import Records, from_nih_pixels, read_records, to_nih_pixels
+from kacl_jax.data.records import Records, from_nih_pixels, read_records, to_nih_pixels
 from kacl_jax.images.reader import read_image
 from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
