@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from kacl_jax.data.records import read_records
 from kacl_jax.evaluation.results import read_results
 from kacl_jax.predict.model import Model
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.train import external_test
 from kacl_jax.train.external_test import evaluate_elsewhere
 
 
@@ -106,6 +108,20 @@ def test_images_and_patients_of_the_training_are_refused(
     with pytest.raises(UserError, match=r"trained or tuned on \d+ image\(s\)"):
         evaluate_elsewhere(config(root), run, own)
     assert "patients of the run's training have names that occur in" in caplog.text
+
+
+def test_a_drawn_patient_is_no_patient_of_nih(
+    run: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo set has NIH's file names. Its patient 1 is not NIH's patient 1."""
+    nih = elsewhere.parent / "nih"  # drawn from another seed, so that no picture is known
+    trained = external_test.read_network(run)
+    with pytest.raises(UserError, match="patient"):
+        evaluate_elsewhere(config(nih), run, nih)
+    drawn = dataclasses.replace(trained, drawn=True)
+    monkeypatch.setattr(external_test, "read_network", lambda _: drawn)
+    _, folder = evaluate_elsewhere(config(nih), run, nih)
+    shutil.rmtree(folder)
 
 
 def test_a_data_set_without_a_common_finding_is_refused(
