@@ -3,6 +3,14 @@
 # This top level imports no jax: a mistyped flag and --help answer at once. --help prints the docstring above.
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the slow imports, during which a signal may come
+    from kacl_jax.runtime import huge_pages, output, signals
+
+    # The training loop has handlers of its own while it runs.
+    signals.exit_on_signals("Stopped. Run the same command again to go on.")
+    huge_pages.restart_with_huge_pages()
+    output.prepare_streams()
+
 import logging
 import sys
 from pathlib import Path
@@ -11,7 +19,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from kacl_jax.config import command_line
-from kacl_jax.runtime import connection, huge_pages, output, processes, signals
+from kacl_jax.runtime import connection, output, processes
 from kacl_jax.runtime.errors import (
     DONE,
     USER_ERROR,
@@ -49,10 +57,6 @@ def main(argv: list[str]) -> int:
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     output.silence_pydicom()
-    # The training loop has handlers of its own while it runs.
-    signals.exit_on_signals(
-        "Stopped. Run the same command again to resume from the last checkpoint."
-    )
     try:
         if len(argv) > 1:
             raise UserError(
@@ -97,6 +101,4 @@ def _run(config: ConfigDict, workdir: Path) -> int:
 
 
 if __name__ == "__main__":
-    output.replace_unprintable()
-    huge_pages.restart_with_huge_pages()
     app.run(main, flags_parser=command_line.parse)

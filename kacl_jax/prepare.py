@@ -371,5 +371,5 @@ def _join_lines(names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    output.replace_unprintable()
+    output.prepare_streams()
     sys.exit(main())

@@ -183,5 +183,5 @@ def _read_table(
 
 
 if __name__ == "__main__":
-    output.replace_unprintable()
+    output.prepare_streams()
     sys.exit(main())

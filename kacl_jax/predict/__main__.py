@@ -10,6 +10,12 @@ read is a row with its reason. After an interruption, run the same command again
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the slow imports, during which a signal may come
+    from kacl_jax.runtime import output, signals
+
+    signals.exit_on_signals("Stopped. Run the same command again to resume.")
+    output.prepare_streams()
+
 import argparse
 import logging
 import os
@@ -23,7 +29,7 @@ from typing import TYPE_CHECKING
 from kacl_jax.images.reader import MAX_MEGAPIXELS, BrokenImage
 from kacl_jax.predict import inputs
 from kacl_jax.predict.inputs import Failed, Listed, Xray
-from kacl_jax.runtime import output, signals
+from kacl_jax.runtime import output
 from kacl_jax.runtime.errors import DONE, USER_ERROR, UserError, exit_code
 from kacl_jax.runtime.files import user_cache_folder
 from kacl_jax.runtime.progress import image_progress_bar
@@ -44,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     output.silence_pydicom()
     flags = _parser().parse_args(arguments)
-    signals.exit_on_signals("Stopped. Run the same command again to resume.")
     try:
         return _predict(flags)
     except UserError as error:
@@ -187,5 +192,4 @@ def _print_summary(output: OutputFolder, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    output.replace_unprintable()
     sys.exit(main())

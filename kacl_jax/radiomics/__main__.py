@@ -195,5 +195,5 @@ def _print_summary(summary: Summary, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    output.replace_unprintable()
+    output.prepare_streams()
     sys.exit(main())

@@ -10,6 +10,8 @@ import os
 import platform
 import sys
 
+from kacl_jax.runtime import signals
+
 TUNABLE = "glibc.malloc.hugetlb"
 
 
@@ -22,4 +24,5 @@ def restart_with_huge_pages() -> None:
     if TUNABLE in tunables or platform.libc_ver()[0] != "glibc":
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
+    signals.block()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

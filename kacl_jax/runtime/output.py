@@ -1,18 +1,57 @@
-"""What the commands print: a terminal that lacks a letter shows another one instead of ending the program."""
+"""What the commands print: no letter that a terminal lacks and no reader that has gone ends the program."""
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import os
 import sys
 import warnings
+from typing import Any
+
+_NOBODY_READS = (
+    errno.EPIPE,
+    errno.EIO,
+)  # a pipe whose reader has ended, a terminal that was closed
 
 
-def replace_unprintable() -> None:
-    """Prints '?' for a letter that the terminal's encoding lacks, as '≥' in Latin-1."""
-    for stream in (sys.stdout, sys.stderr):
+def prepare_streams() -> None:
+    """Prints '?' for a letter that the terminal's encoding lacks, and goes on when nobody reads any more.
+
+    A stream that is closed at the start is opened on /dev/null. Otherwise the next file would get its number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.flush()
+            patient = io.TextIOWrapper(
+                io.BufferedWriter(_PatientFile(stream.fileno(), "wb", closefd=False)),
+                encoding=stream.encoding,
+                errors="replace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, patient)
+
+
+class _PatientFile(io.FileIO):
+    """Drops what nobody reads."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in _NOBODY_READS:
+                raise
+            return len(data)
 
 
 def silence_pydicom() -> None:

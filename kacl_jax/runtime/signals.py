@@ -10,20 +10,28 @@ from types import FrameType
 
 from kacl_jax.runtime.errors import INTERRUPTED
 
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
 
 def exit_on_signals(message: str) -> None:
     """From now on Ctrl-C and SIGTERM end this process at once, with a message. It loses no more than by `kill -9`.
 
     It exits instead of raising: jax has a garbage collector callback, and Python ignores an exception that a signal
-    raises while such a callback runs.
+    raises while such a callback runs. Signals that `block` held back arrive now.
     """
 
     def exit_now(number: int, frame: FrameType | None) -> None:
         os.write(2, f"\n{message}\n".encode())
         os._exit(INTERRUPTED)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _NUMBERS:
         signal.signal(number, exit_now)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _NUMBERS)
+
+
+def block() -> None:
+    """Holds Ctrl-C and SIGTERM back until `exit_on_signals`, also across os.exec*, which forgets the handlers."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
 
 
 class Interrupt:
@@ -35,8 +43,7 @@ class Interrupt:
     @contextmanager
     def listening(self) -> Iterator[Interrupt]:
         """Receive the signals inside the context, then restore the handlers that were there before."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._receive) for number in numbers}
+        before = {number: signal.signal(number, self._receive) for number in _NUMBERS}
         try:
             yield self
         finally:

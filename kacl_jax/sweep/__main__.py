@@ -187,5 +187,5 @@ def _select_points(sweep: Sweep) -> list[Point]:
 
 
 if __name__ == "__main__":
-    output.replace_unprintable()
+    output.prepare_streams()
     app.run(main, flags_parser=command_line.parse)

@@ -19,13 +19,11 @@ from kacl_jax.predict import __main__ as command
 from kacl_jax.predict import inputs, outputs
 from kacl_jax.predict.model import Model
 from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.runtime import signals
 
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch, model: Model) -> None:
-    """Without the handlers of a program of its own; the network is loaded once."""
-    monkeypatch.setattr(signals, "exit_on_signals", lambda message: None)
+    """The network is loaded once."""
     monkeypatch.setattr("kacl_jax.predict.model.load", lambda run: model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kacl_jax.runtime import files, provenance, signals, workdir
+from kacl_jax.runtime import files, huge_pages, provenance, signals, workdir
 from kacl_jax.runtime.errors import INTERRUPTED, UserError, WorkdirInUseError
 from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.train.log import MetricLog
@@ -135,6 +136,60 @@ def test_a_signal_before_training_stops_wherever_it_comes(number: signal.Signals
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (INTERRUPTED, "")
     assert done.stderr == "\nStopped\n"
+
+
+def test_a_signal_during_the_imports_or_while_the_command_starts_itself_again_stops_it(
+    tmp_path: Path,
+) -> None:
+    importing = (
+        "import os, runpy, signal, sys\n"
+        "class Hook:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'ml_collections': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Hook)\n"
+        "runpy.run_module('kacl_jax.main', run_name='__main__', alter_sys=True)\n"
+    )
+    restarting = (
+        "import os, platform, signal, sys\n"
+        "from kacl_jax.runtime import huge_pages, signals\n"
+        "if 'again' in sys.argv: signals.exit_on_signals('Stopped')\n"
+        "execv = os.execv\n"
+        "def stopped_execv(path, argv):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    execv(path, [path, __file__, 'again'])\n"
+        "os.execv = stopped_execv\n"
+        "platform.libc_ver = lambda: ('glibc', '')\n"
+        "huge_pages.restart_with_huge_pages()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    for code, tunables in ((importing, f"{huge_pages.TUNABLE}=0"), (restarting, "")):
+        (tmp_path / "command.py").write_text(code)
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "command.py")],
+            capture_output=True, text=True, timeout=60,
+            env={**environment, "GLIBC_TUNABLES": tunables, "PYTHONPATH": str(Path.cwd())},
+        )  # fmt: skip
+        assert done.returncode == INTERRUPTED, done.stderr
+        assert done.stderr.strip().startswith("Stopped")
+
+
+def test_a_program_goes_on_when_nobody_reads_it(tmp_path: Path) -> None:
+    """A pipe whose reader has gone, and streams that were closed at the start, as by 2>&-."""
+    code = (
+        "import sys; from kacl_jax.runtime import output\n"
+        "output.prepare_streams()\n"
+        f"with open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "    for k in range(9999): print(k, '\\u2265'); print(k, file=sys.stderr)\n"
+        "    print('end', file=file)\n"
+    )
+    for redirect in ("| true", "2>&1 | true", ">&- 2>&-", "<&- 2>&-"):
+        (tmp_path / "file").unlink(missing_ok=True)
+        command = (
+            f"set -o pipefail; {shlex.quote(sys.executable)} -c {shlex.quote(code)} {redirect}"
+        )
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, "Error" in done.stderr) == (0, False), redirect
+        assert (tmp_path / "file").read_text() == "end\n", redirect
 
 
 def test_signals_go_back_to_who_had_them() -> None:
