@@ -20,9 +20,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return _read(workdir)[0]
 
 
-def write_or_check_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) -> None:
-    """Write config.json on the first run; on a later one `check_config` first."""
-    check_config(workdir, config, data)
+PIXELS = "pixels of 16 images"  # this name in `data` is younger than the others
+
+
+def write_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) -> None:
+    """Write config.json. What was there must have passed `check_config`."""
     files.write_json(workdir / "config.json", {"config": config, "data": data})
 
 
@@ -31,14 +33,16 @@ def check_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) ->
 
     Args:
       config: dotted key → value.
-      data: what identifies the data: the tables' checksums and the split's hash, which covers the images that are
-        there and their parts. With equal ones `data.root` may have moved.
+      data: what identifies the data: the tables' checksums, the split's hash, which covers the images that are
+        there and their parts, and a hash of some pixels. With equal ones `data.root` may have moved.
 
     Raises:
       UserError: as `read_config`, or with one line per changed key.
     """
     if (workdir / "config.json").exists():
         old_config, old_data = _read(workdir)
+        if PIXELS in data:
+            old_data.setdefault(PIXELS, data[PIXELS])
         free = [key for key in FREE_KEYS if key != "data.root" or old_data == data]
         changed = describe_changed_keys(old_config, config, free)
         changed += [

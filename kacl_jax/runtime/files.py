@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
     """Raises UserError naming the file if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it or delete it") from error
 
 
@@ -60,19 +60,39 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without a last line that a kill has cut short. No file gives no lines.
 
     Raises:
-      UserError: another line is not JSON.
+      UserError: another line is not a JSON object with a whole number `step` and a text `kind`.
     """
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); restore it or delete it"
+        ) from error
     lines = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            lines += [json.loads(line)] if line else []
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON ({error}); restore the file, or delete the line"
-            ) from error
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        if line:
+            try:
+                lines.append(_metric_line(line))
+            except ValueError as error:
+                raise UserError(
+                    f"{path}, line {number}: {error}; restore the file, or delete the line"
+                ) from error
     return lines
+
+
+def _metric_line(line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(content, dict) or (type(content.get("step")), type(content.get("kind"))) != (
+        int,
+        str,
+    ):
+        raise ValueError("not an object with a step and a kind")
+    return content
 
 
 def user_cache_folder() -> Path:

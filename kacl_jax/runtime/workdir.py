@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,14 @@ def lock_workdir(workdir: Path, *, hold: bool = True, option: str = "--workdir")
     option: of the command, which names another folder.
 
     Raises:
-      UserError: the folder cannot be made or written.
+      UserError: the folder is in a bucket, or cannot be made or written.
       WorkdirInUseError: another process holds it.
     """
+    if bucket := re.search("[a-z][a-z0-9]+:/+(.*)", str(workdir)):
+        raise UserError(
+            f"{option} names a bucket ({bucket[1]}), where a run can neither lock nor append to its files. Choose a "
+            "folder on a disk. Copy it when the run is done, for example with gcloud storage cp -r"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("wb")
@@ -44,6 +50,17 @@ def lock_workdir(workdir: Path, *, hold: bool = True, option: str = "--workdir")
         yield
 
 
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """The steps of a run's checkpoints, ascending. A checkpoint is a folder whose name is its step."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(
+        int(path.name)
+        for path in checkpoints.iterdir()
+        if re.fullmatch("[0-9]{8,9}", path.name) and path.is_dir()
+    )
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether there is a checkpoint to resume from. Then the pretrained weights are not needed."""
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    return bool(checkpoint_steps(workdir / "checkpoints"))

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kacl_jax.runtime import processes
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime import processes, workdir
+from kacl_jax.runtime.errors import NonFiniteError, UserError
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,13 +50,13 @@ class Checkpoints:
         self.damaged: list[str] = []
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.iterdir() if processes.is_leader() else ():
-            if _HALF_WRITTEN in path.name:
+            if _HALF_WRITTEN in path.name and path.is_dir():
                 shutil.rmtree(path)
         self._orbax = _open_orbax()
 
     def steps(self) -> list[int]:
         """The steps on disk, ascending."""
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        return workdir.checkpoint_steps(self.directory)
 
     def save(self, step: int, arrays: Arrays, meta: dict[str, Any], *, best: int | None) -> None:
         """Write a checkpoint, then drop all but the last two and the best.
@@ -68,13 +68,19 @@ class Checkpoints:
           best: the step to keep besides, None if there is none yet.
 
         Raises:
+          NonFiniteError: an array holds a number that is not finite; nothing was written.
           UserError: the checkpoint could not be written; older ones are intact.
         """
         path = self._path(step)
+        if name := _non_finite(arrays):
+            raise NonFiniteError(
+                f"After step {step} {name} is not finite. {self.describe_newest()} Try a lower "
+                "config.train.learning_rate."
+            )
         # orbax refuses arrays without elements: their names, dtypes and shapes travel in the JSON part.
         empty = {k: [a.dtype.str, list(a.shape)] for k, a in arrays.items() if a.size == 0}
         content = {k: a for k, a in arrays.items() if a.size > 0}
-        head = {"digest": _digest(arrays, meta), "empty": empty, "meta": meta}
+        head = {"digest": _digest(arrays, meta, step), "step": step, "empty": empty, "meta": meta}
         try:
             if path.exists():
                 shutil.rmtree(path)
@@ -86,7 +92,7 @@ class Checkpoints:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"The checkpoint {path} cannot be written ({error}). Older ones are intact. Free some disk space "
+                f"The checkpoint {path} cannot be written ({error}). {self.describe_newest()} Free some disk space "
                 "and run the same command again."
             ) from error
         # Checkpoints of later steps are damaged: a run resumes from the newest intact one. They go, too.
@@ -117,6 +123,15 @@ class Checkpoints:
                 "Restore them from a copy, or delete the folder to start again."
             )
         return None
+
+    def describe_newest(self) -> str:
+        """A sentence for a message about something that went wrong."""
+        steps = self.steps()
+        return (
+            f"The checkpoint of step {steps[-1]} is there."
+            if steps
+            else "There is no checkpoint yet."
+        )
 
     def _path(self, step: int) -> Path:
         return _path(self.directory, step)
@@ -203,8 +218,8 @@ def _read(orbax: ocp.Checkpointer, path: Path) -> Restored:
         head = read["head"]
         for name, (dtype, shape) in head["empty"].items():
             arrays[name] = np.zeros(shape, dtype)
-        meta = head["meta"]
-        intact = head["digest"] == _digest(arrays, meta)
+        meta, step = head["meta"], head.get("step")  # an older checkpoint does not say its step
+        intact = head["digest"] == _digest(arrays, meta, step)
     # What a damaged file makes orbax raise depends on where the damage is; missing parts are damage too.
     except Exception as error:
         if isinstance(error, (MemoryError, OSError)) and not isinstance(error, _MISSING):
@@ -217,6 +232,10 @@ def _read(orbax: ocp.Checkpointer, path: Path) -> Restored:
         raise DamagedError(
             f"The checkpoint {path} is damaged: its content does not match its digest"
         )
+    if step not in (None, int(path.name)):
+        raise DamagedError(f"The checkpoint {path} is a copy of that of step {step}")
+    if name := _non_finite(arrays):
+        raise DamagedError(f"The checkpoint {path} holds numbers that are not finite ({name})")
     return Restored(int(path.name), arrays, meta)
 
 
@@ -224,8 +243,17 @@ def _name(prefix: str, path: Any) -> str:
     return "/".join([prefix, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
 
 
-def _digest(arrays: Arrays, meta: dict[str, Any]) -> str:
+def _non_finite(arrays: Arrays) -> str:
+    """The name of the first array with a number that is not finite, or ''."""
+    return next(
+        (k for k, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()), ""
+    )
+
+
+def _digest(arrays: Arrays, meta: dict[str, Any], step: int | None) -> str:
     digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16)
+    if step is not None:
+        digest.update(f"step {step}".encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

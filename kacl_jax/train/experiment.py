@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import os
 import socket
 from contextlib import ExitStack
@@ -14,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
+from kacl_jax.config.stored import PIXELS
 from kacl_jax.data import splits
 from kacl_jax.data.batches import (
     ProcessBatches,
@@ -29,6 +32,7 @@ from kacl_jax.feedback.feature_cache import FeatureCache
 from kacl_jax.feedback.feature_table import FeatureTable
 from kacl_jax.feedback.pool import RadiomicsPool
 from kacl_jax.feedback.visibility import Feedback
+from kacl_jax.images.reader import BrokenImage
 from kacl_jax.images.resizing import RESIZE_NAME
 from kacl_jax.models import pretrained
 from kacl_jax.radiomics import host
@@ -250,9 +254,24 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[Records, splits.Split]
     return records, split
 
 
-def identify_data(records: Records, split: splits.Split) -> dict[str, str]:
-    """What must be equal for a run to go on: the tables' checksums, and the split's hash."""
-    return {**records.checksums, "split": split.hash}
+def identify_data(records: Records, split: splits.Split, image_size: int) -> dict[str, str]:
+    """What must be equal for a run to go on: the tables' checksums, the split's hash, and some pixels."""
+    return {
+        **records.checksums,
+        "split": split.hash,
+        PIXELS: _hash_some_pixels(records, image_size),
+    }
+
+
+def _hash_some_pixels(records: Records, image_size: int) -> str:
+    """Of 16 images, evenly over the names; one that cannot be read is left out."""
+    digest = hashlib.sha256()
+    for image in np.unique(np.linspace(0, len(records.names) - 1, 16).astype(int)):
+        with contextlib.suppress(BrokenImage):
+            pixels = records.images.read(image, image_size)
+            digest.update(f"{records.names[image]} {pixels.shape}".encode())
+            digest.update(np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()
 
 
 def data_root(config: ConfigDict, workdir: Path) -> Path:

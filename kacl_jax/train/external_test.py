@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from kacl_jax.config.stored import check_config, read_config, write_or_check_config
+from kacl_jax.config.stored import check_config, read_config, write_config
 from kacl_jax.data.batches import BrokenFiles
 from kacl_jax.data.findings import UNKNOWN_LABEL
 from kacl_jax.data.records import Records, read_records
@@ -52,13 +52,14 @@ def evaluate_elsewhere(config: ConfigDict, run: Path, root: Path) -> tuple[Resul
     records = _match_findings(_read(config, root), network.findings)
     _compare_patients(records, network)
     split = external_split(records, folds=config.folds, split_seed=config.data.split_seed)
-    stored, data = read_config(run) | {"data.root": str(root)}, identify_data(records, split)
+    stored = read_config(run) | {"data.root": str(root)}
+    data = identify_data(records, split, network.rule.size)
     check_config(folder, stored, data)
     compilation.use_cache(run / "compilation_cache")
     with lock_workdir(folder, hold=True):
         parallel, broken = DataParallel(network.parallel_mode), BrokenFiles()
         outputs = _run_network(config, network, parallel, records, split, broken)
-        write_or_check_config(folder, stored, data)
+        write_config(folder, stored, data)
         evaluation = evaluate.evaluate_test(
             outputs,
             records,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
-from kacl_jax.config.stored import write_or_check_config
+from kacl_jax.config.stored import check_config, write_config
 from kacl_jax.evaluation.results import Results, read_results
 from kacl_jax.runtime import compilation, processes
 from kacl_jax.runtime.errors import UserError
@@ -17,6 +18,9 @@ from kacl_jax.train import checkpoint, final_evaluation, resume
 from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment, build_experiment, identify_data
 from kacl_jax.train.loop import train
+
+# What config.json holds: the config by dotted keys, and what identifies the data.
+Identity = tuple[dict[str, Any], dict[str, str]]
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
@@ -35,7 +39,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     """
     workdir = workdir.absolute()
     with lock_workdir(workdir, hold=processes.is_leader()):
-        experiment = _prepare_experiment(config, workdir)
+        experiment, identity = _prepare_experiment(config, workdir)
         finished = _finished_results(experiment)
         if finished is not None:
             logging.info("%s is finished; nothing to do. Its results:", workdir)
@@ -43,6 +47,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
                 logging.info("report.html is missing. Write it with --mode=eval.")
             return finished
         if processes.is_leader():
+            write_config(workdir, *identity)
             final_evaluation.write_run_json(experiment, experiment.batches.broken_files())
         logging.info(experiment.describe())
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
@@ -60,29 +65,31 @@ def evaluate_only(config: ConfigDict, workdir: Path) -> Results:
     """
     workdir = workdir.absolute()
     with lock_workdir(workdir, hold=processes.is_leader()):
-        experiment = _prepare_experiment(config, workdir)
+        experiment, identity = _prepare_experiment(config, workdir)
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
         latest = checkpoint.restore_on_all(checkpoints.restore_latest)
         if latest is None:
             raise UserError(
                 f"{workdir} has no checkpoint; train first with the same command and --mode=train"
             )
+        if processes.is_leader():
+            write_config(workdir, *identity)
         return final_evaluation.score_best_checkpoint(
             experiment, checkpoints, RunCounters(**latest.meta[resume.COUNTERS]), steps=latest.step
         )
 
 
-def _prepare_experiment(config: ConfigDict, workdir: Path) -> Experiment:
-    """Build the experiment and write config.json, or refuse a config that differs from the one there."""
+def _prepare_experiment(config: ConfigDict, workdir: Path) -> tuple[Experiment, Identity]:
+    """Build the experiment; refuse a config that differs from the one in the workdir. Writes no file of the run."""
     compilation.use_cache(workdir / "compilation_cache")
     experiment = build_experiment(config, workdir)
     keys = config_keys.flatten(config)
-    data = identify_data(experiment.records, experiment.split)
+    data = identify_data(experiment.records, experiment.split, config.data.image_size)
     processes.refuse_differences({**keys, **data}, free=config_keys.FREE_KEYS)
     if processes.is_leader():
-        write_or_check_config(workdir, keys, data)
+        check_config(workdir, keys, data)
     processes.barrier()
-    return experiment
+    return experiment, (keys, data)
 
 
 def _finished_results(experiment: Experiment) -> Results | None:

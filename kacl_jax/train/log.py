@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +29,42 @@ class MetricLog:
 
     def __init__(self, workdir: Path, step: int) -> None:
         self._path = path = workdir / "metrics.jsonl"
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
-        files.write_text(path, "".join(line + "\n" for line in kept))
-        with self._errors_name_the_file():
+        files.write_text(path, "".join(line + "\n" for line in _lines_up_to(step, path)))
+        with _errors_name(path):
             self._lines = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._event_folder = workdir / "tensorboard"
+        with _errors_name(self._event_folder):
+            self._events = SummaryWriter(str(self._event_folder), purge_step=step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
         """One line; a value that is not finite is null. Raises UserError when it cannot be written."""
         clean = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
-        with self._errors_name_the_file():
+        with _errors_name(self._path):
             self._lines.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
             self._lines.flush()
-        for name, value in clean.items():
-            if value is not None:
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+        with _errors_name(self._event_folder):
+            for name, value in clean.items():
+                if value is not None:
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        with self._errors_name_the_file():
+        """Raises UserError when the last lines cannot be written."""
+        with (
+            _errors_name(self._event_folder),
+            contextlib.closing(self._events),
+            _errors_name(self._path),
+        ):
             self._lines.close()
-        self._events.close()
 
-    @contextmanager
-    def _errors_name_the_file(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self._path} cannot be written ({error}); free some disk space and run the same command again"
-            ) from error
+
+@contextlib.contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error}); free some disk space and run the same command again"
+        ) from error
 
 
 _EVERY_S = 15.0  # between two lines where there is no terminal
@@ -117,11 +124,14 @@ class StepProgress:
             self._bar.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
-    """The complete lines of a file that a kill may have cut short."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+def _lines_up_to(step: int, path: Path) -> list[str]:
+    """The complete lines of these steps; a kill may have cut the last line short.
+
+    Raises:
+      UserError: a line is not what a run writes.
+    """
+    lines = files.read_json_lines(path)
+    return [json.dumps(line) for line in lines if line["step"] <= step]
 
 
 def _format_duration(seconds: float) -> str:

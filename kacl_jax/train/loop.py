@@ -232,8 +232,9 @@ class TrainingLoop:
         messages = processes.gather(self.experiment.records.names[batch["image_id"]].tolist())
         names = [name for message in messages for name in message.meta]
         raise NonFiniteError(
-            f"Loss or gradients of step {step} are not finite. The update was not taken, and the last good "
-            f"checkpoint is intact. Its images: {', '.join(names)}. Try a lower config.train.learning_rate."
+            f"Loss or gradients of step {step} are not finite. The update was not taken. "
+            f"{self.checkpoints.describe_newest()} The step's images: {', '.join(names)}. Try a lower "
+            "config.train.learning_rate."
         )
 
     # ---- between the steps ------------------------------------------------------------------------------------
@@ -248,8 +249,9 @@ class TrainingLoop:
         if bad.any():
             names = experiment.records.names[outputs.image_id[bad]]
             raise NonFiniteError(
-                f"After step {steps_done} the logits of {len(names)} validation images are not finite. The last "
-                f"good checkpoint is intact. The first image: {names[0]}. Try a lower config.train.learning_rate."
+                f"After step {steps_done} the logits of {len(names)} validation images are not finite. "
+                f"{self.checkpoints.describe_newest()} The first image: {names[0]}. Try a lower "
+                "config.train.learning_rate."
             )
         table = evaluate.classification_auroc(
             outputs, experiment.records, experiment.split.val, resamples=0

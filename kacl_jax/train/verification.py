@@ -92,7 +92,8 @@ def _check_start(config: ConfigDict, workdir: Path) -> str:
     batches = experiment.make_batches(config, records, split)
     experiment.check_mean_maps(config, len(records.findings))
     experiment.check_that_features_are_seen(config, batches.steps_per_epoch)
-    check_config(workdir, config_keys.flatten(config), experiment.identify_data(records, split))
+    data = experiment.identify_data(records, split, config.data.image_size)
+    check_config(workdir, config_keys.flatten(config), data)
     return split.describe(records)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from kacl_jax import config as config_keys
 from kacl_jax.config import keys
-from kacl_jax.config.stored import read_config, write_or_check_config
+from kacl_jax.config.stored import PIXELS, check_config, read_config, write_config
 from kacl_jax.runtime.errors import UserError
 
 CONFIG = {**config_keys.flatten(config_keys.default()), "data.root": "/a"}
@@ -24,29 +24,42 @@ def store(workdir: Path, config: dict[str, Any]) -> None:
     (workdir / "config.json").write_text(json.dumps({"config": config, "data": SUMS}))
 
 
+def start(workdir: Path, config: dict[str, Any], data: dict[str, str]) -> None:
+    check_config(workdir, config, data)
+    write_config(workdir, config, data)
+
+
 def change_default(patch: pytest.MonkeyPatch, key: str, value: Any) -> None:
     patch.setitem(keys.KEYS, key, dataclasses.replace(keys.KEYS[key], default=value))
 
 
 def test_a_changed_config_is_refused_with_its_changes(tmp_path: Path) -> None:
-    write_or_check_config(tmp_path, CONFIG, SUMS)
-    write_or_check_config(tmp_path, CONFIG, SUMS)
+    start(tmp_path, CONFIG, SUMS)
+    start(tmp_path, CONFIG, SUMS)
     with pytest.raises(UserError, match="seed: 0 → 1") as told:
-        write_or_check_config(tmp_path, {**CONFIG, "seed": 1, "data.root": "/b"}, SUMS)
+        start(tmp_path, {**CONFIG, "seed": 1, "data.root": "/b"}, SUMS)
     assert "data.root" not in str(told.value)
 
 
 def test_what_cannot_change_a_result_may_change(tmp_path: Path) -> None:
-    write_or_check_config(tmp_path, CONFIG, SUMS)
-    write_or_check_config(tmp_path, {**CONFIG, "feedback.workers": 4, "data.root": "/b"}, SUMS)
+    start(tmp_path, CONFIG, SUMS)
+    start(tmp_path, {**CONFIG, "feedback.workers": 4, "data.root": "/b"}, SUMS)
 
 
 def test_a_root_with_other_tables_is_another_data_set(tmp_path: Path) -> None:
-    write_or_check_config(tmp_path, CONFIG, SUMS)
+    start(tmp_path, CONFIG, SUMS)
     with pytest.raises(UserError, match=r"data\.root: '/a' → '/b'"):
-        write_or_check_config(
-            tmp_path, {**CONFIG, "data.root": "/b"}, {"BBox_List_2017.csv": "ffff"}
-        )
+        start(tmp_path, {**CONFIG, "data.root": "/b"}, {"BBox_List_2017.csv": "ffff"})
+
+
+def test_other_pixels_are_another_data_set_and_an_older_workdir_gets_their_hash(
+    tmp_path: Path,
+) -> None:
+    start(tmp_path, CONFIG, SUMS)
+    start(tmp_path, {**CONFIG, "data.root": "/b"}, {**SUMS, PIXELS: "1234"})
+    assert json.loads((tmp_path / "config.json").read_text())["data"] == {**SUMS, PIXELS: "1234"}
+    with pytest.raises(UserError, match=f"{PIXELS} of data.root: 1234 → 5678"):
+        start(tmp_path, CONFIG, {**SUMS, PIXELS: "5678"})
 
 
 @pytest.mark.parametrize("content", [{}, CONFIG, []])
@@ -55,7 +68,7 @@ def test_a_config_of_another_form_is_told(tmp_path: Path, content: Any) -> None:
     with pytest.raises(UserError, match=r"config\.json was written by another version.*--workdir"):
         read_config(tmp_path)
     with pytest.raises(UserError, match=r"config\.json was written by another version.*--workdir"):
-        write_or_check_config(tmp_path, CONFIG, SUMS)
+        start(tmp_path, CONFIG, SUMS)
 
 
 def test_a_key_that_every_version_wrote_is_missed(tmp_path: Path) -> None:
@@ -91,9 +104,9 @@ def test_a_new_default_is_refused_where_the_code_did_something_else(
     assert read_config(tmp_path)[key] == did
     typed_again = {**config_keys.flatten(config_keys.default()), **OLDEST["config"]}
     with pytest.raises(UserError) as told:
-        write_or_check_config(tmp_path, typed_again, SUMS)
+        start(tmp_path, typed_again, SUMS)
     assert str(told.value).splitlines()[1:-1] == [f"  {key}: {did!r} → {new_default!r}"]
-    write_or_check_config(tmp_path, {**typed_again, key: did}, SUMS)
+    start(tmp_path, {**typed_again, key: did}, SUMS)
     assert json.loads((tmp_path / "config.json").read_text())["config"][key] == did
 
 

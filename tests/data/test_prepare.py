@@ -17,7 +17,7 @@ from PIL import Image
 from small_root import small_root
 
 from kacl_jax import config as config_keys
-from kacl_jax.config.stored import write_or_check_config
+from kacl_jax.config.stored import check_config, write_config
 from kacl_jax.data.batches import Batch, BrokenFiles, ShardBatches, eval_batches
 from kacl_jax.data.records import Records, read_records
 from kacl_jax.data.splits import make_split
@@ -145,7 +145,8 @@ def test_another_image_size_is_another_data_set(
 
     def settle(records: Records) -> None:
         (tmp_path / "run").mkdir(exist_ok=True)
-        write_or_check_config(tmp_path / "run", config, records.checksums)
+        check_config(tmp_path / "run", config, records.checksums)
+        write_config(tmp_path / "run", config, records.checksums)
 
     settle(read_records(root, image_size=SIZE))
     settle(records)  # a run may go on with the other form

@@ -61,12 +61,28 @@ def test_damaged_files_of_a_workdir_are_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"results\.json cannot be read"):
             files.read_json(tmp_path / "results.json")
     log = tmp_path / "metrics.jsonl"
-    log.write_bytes(b'{"step": 1}\n\n{"step"')  # the last line was cut short by a kill
-    assert files.read_json_lines(log) == [{"step": 1}]
-    for torn in (b"\0\0", b"\xff", b"{"):
-        log.write_bytes(b'{"step": 1}\n' + torn + b'\n{"step": 3}\n')
-        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not JSON"):
+    line = b'{"step": 1, "kind": "train"}\n'
+    log.write_bytes(line + b'\n{"step"')  # the last line was cut short by a kill
+    assert files.read_json_lines(log) == [{"step": 1, "kind": "train"}]
+    for torn in (b"\0\0", b"\xff", b"{", b"3", b"[]", b'{"step": 1}', b"[" * 9999):
+        log.write_bytes(line + torn + b"\n" + line)
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not (JSON|an object)"):
             files.read_json_lines(log)
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
+            MetricLog(tmp_path, 1)
+
+
+def test_a_bucket_is_refused_as_a_workdir_and_no_folder_gs_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("gs://bucket/run"), Path("gs://bucket/run").absolute()):
+        with (
+            pytest.raises(UserError, match=r"--workdir names a bucket \(bucket/run\)"),
+            lock_workdir(path),
+        ):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_is_valid_and_whole(tmp_path: Path) -> None:

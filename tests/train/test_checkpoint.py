@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.errors import NonFiniteError, UserError
+from kacl_jax.runtime.workdir import has_checkpoint
 from kacl_jax.train import checkpoint
 from kacl_jax.train.checkpoint import Checkpoints
 
@@ -178,7 +180,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.errors import NonFiniteError, UserError
+from kacl_jax.runtime.workdir import has_checkpoint
 from kacl_jax.train.checkpoint import Checkpoints
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -222,3 +225,63 @@ def test_a_damaged_checkpoint_ahead_of_the_run_is_not_one_of_the_last_two(tmp_pa
     shutil.rmtree(checkpoints.directory / "00000006" / "arrays")
     checkpoints.save(5, arrays(5), META, best=None)
     assert checkpoints.steps() == [4, 5]
+
+
+def test_a_copy_of_a_checkpoint_is_not_taken_for_another_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = saved(tmp_path, 1, 2)
+    shutil.copytree(checkpoints.directory / "00000002", checkpoints.directory / "00000099")
+    back = checkpoints.restore_latest()
+    assert back is not None
+    assert back.step == 2
+    assert "00000099 is a copy of that of step 2" in caplog.text
+
+
+def test_an_older_checkpoint_does_not_say_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = checkpoint._digest
+    monkeypatch.setattr(
+        checkpoint, "_digest", lambda arrays, meta, step: digest(arrays, meta, None)
+    )
+    checkpoints = saved(tmp_path, 1)
+    head = next(checkpoints.directory.rglob("head/metadata"))
+    content = json.loads(head.read_text())
+    del content["step"]
+    head.write_text(json.dumps(content))
+    monkeypatch.undo()
+    assert equal(checkpoints.restore(1).arrays, arrays(1))
+
+
+def test_numbers_that_are_not_finite_are_neither_saved_nor_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = saved(tmp_path, 1)
+    bad = arrays(2)
+    name = next(k for k, a in bad.items() if a.dtype.kind == "f" and a.size)
+    bad[name] = np.full_like(bad[name], np.inf)
+    with pytest.raises(
+        NonFiniteError, match=f"{name} is not finite. The checkpoint of step 1 is there"
+    ):
+        checkpoints.save(2, bad, {}, best=None)
+    assert checkpoints.steps() == [1]
+    with monkeypatch.context() as patch:  # as by a version that did not look
+        patch.setattr(checkpoint, "_non_finite", lambda arrays: "")
+        checkpoints.save(2, bad, {}, best=None)
+    back = checkpoints.restore_latest()
+    assert back is not None
+    assert back.step == 1
+
+
+def test_files_that_are_no_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    for name in ("00000007", "notes.txt", "²²²²²²²²", "0.orbax-checkpoint-tmp"):
+        (checkpoints.directory / name).write_text("mine")
+    again = Checkpoints(checkpoints.directory)
+    assert again.steps() == [1]
+    assert has_checkpoint(tmp_path)
+    again.save(2, arrays(2), {}, best=None)
+    shutil.rmtree(checkpoints.directory / "00000001")
+    shutil.rmtree(checkpoints.directory / "00000002")
+    assert not has_checkpoint(tmp_path)

@@ -426,9 +426,18 @@ def test_the_arms_keys_reach_the_parts_of_a_run(tiny: None, root: Path, tmp_path
 
 
 def test_a_finished_run_is_left_alone_and_a_changed_config_refused(
-    plain: Path, tiny: None, root: Path
+    plain: Path, tiny: None, root: Path, tmp_path: Path
 ) -> None:
-    before = comparable(plain)
+    """Also where the data have moved. One changed picture makes other data."""
+    before, written = comparable(plain), (plain / "config.json").read_bytes()
+    moved = tmp_path / "moved"
+    shutil.copytree(root, moved)
+    job.train_and_evaluate(config(moved), plain)
+    assert (plain / "config.json").read_bytes() == written
+    first = min((moved / "images").iterdir())
+    first.write_bytes(max((moved / "images").iterdir()).read_bytes())
+    with pytest.raises(UserError, match=r"pixels of 16 images of data\.root"):
+        job.train_and_evaluate(config(moved), plain)
     again = job.train_and_evaluate(config(root), plain)
     assert again.to_json() == json.loads((plain / "results.json").read_text())
     with pytest.raises(UserError, match=r"loss\.temperature: 0\.5 → 0\.1"):
