@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     output.silence_pydicom()
+    output.silence_late_answers()
     try:
         if len(argv) > 1:
             raise UserError(

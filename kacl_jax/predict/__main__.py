@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 an image has findings, 1 a user's mistake, 3 no image has findings, 75 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     output.silence_pydicom()
+    output.silence_late_answers()
     flags = _parser().parse_args(arguments)
     try:
         return _predict(flags)

@@ -58,3 +58,17 @@ def silence_pydicom() -> None:
     """Silences pydicom for the whole program: what it warns of names no file, and may name a patient."""
     warnings.filterwarnings("ignore", module="pydicom")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+def silence_late_answers() -> None:
+    """After a failed read or write of a checkpoint, tensorstore still answers to an event loop that orbax has closed.
+
+    Each answer would print a traceback, up to a minute later. Other exceptions that cannot be raised print theirs.
+    """
+    report = sys.unraisablehook
+
+    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = report_others

@@ -7,11 +7,12 @@ restores flipped bytes silently. Of several processes only the first reads and w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,16 +85,17 @@ class Checkpoints:
         try:
             if path.exists():
                 shutil.rmtree(path)
-            self._orbax.save(
-                path,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(content), head=ocp.args.JsonSave(head)
-                ),
-            )
+            with _without_tracebacks():
+                self._orbax.save(
+                    path,
+                    args=ocp.args.Composite(
+                        arrays=ocp.args.StandardSave(content), head=ocp.args.JsonSave(head)
+                    ),
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"The checkpoint {path} cannot be written ({error}). {self.describe_newest()} Free some disk space "
-                "and run the same command again."
+                f"The checkpoint {path} cannot be written ({_first_line(error)}). {self.describe_newest()} Free some "
+                "disk space and run the same command again."
             ) from error
         # Checkpoints of later steps are damaged: a run resumes from the newest intact one. They go, too.
         keep = {*[taken for taken in self.steps() if taken <= step][-2:], best}
@@ -190,6 +192,22 @@ def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
     return jax.tree_util.tree_map_with_path(take, template)
 
 
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """What goes wrong in a thread of orbax reaches the caller as an exception; orbax logs its traceback as well."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _open_orbax() -> ocp.Checkpointer:
     # Else orbax would wait for the other processes, which do not call it.
     alone = ocp.options.MultiprocessingOptions(
@@ -210,10 +228,13 @@ def _path(directory: Path, step: int) -> Path:
 def _read(orbax: ocp.Checkpointer, path: Path) -> Restored:
     """See `read_checkpoint`."""
     try:
-        read = orbax.restore(
-            path,
-            args=ocp.args.Composite(arrays=ocp.args.StandardRestore(), head=ocp.args.JsonRestore()),
-        )
+        with _without_tracebacks():
+            read = orbax.restore(
+                path,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(), head=ocp.args.JsonRestore()
+                ),
+            )
         arrays = {name: np.asarray(value) for name, value in read["arrays"].items()}
         head = read["head"]
         for name, (dtype, shape) in head["empty"].items():
@@ -227,7 +248,7 @@ def _read(orbax: ocp.Checkpointer, path: Path) -> Restored:
                 f"The checkpoint {path} cannot be read now ({error!r}). Nothing was changed. Run the same command "
                 "again when the file can be read."
             ) from error
-        raise DamagedError(f"The checkpoint {path} is damaged: {error}") from error
+        raise DamagedError(f"The checkpoint {path} is damaged: {_first_line(error)}") from error
     if not intact:
         raise DamagedError(
             f"The checkpoint {path} is damaged: its content does not match its digest"

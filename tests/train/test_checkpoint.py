@@ -180,10 +180,11 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from kacl_jax.runtime.errors import NonFiniteError, UserError
-from kacl_jax.runtime.workdir import has_checkpoint
+from kacl_jax.runtime import output
+from kacl_jax.runtime.errors import UserError
 from kacl_jax.train.checkpoint import Checkpoints
 
+output.silence_late_answers()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 checkpoints = Checkpoints(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -205,6 +206,9 @@ def test_a_disk_that_takes_no_more_leaves_the_older_checkpoint(tmp_path: Path) -
         timeout=120,
     )
     assert "00000002 cannot be written" in done.stdout, done.stderr
+    assert "File too large" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
     again = Checkpoints(checkpoints.directory)
     assert [p.name for p in again.directory.iterdir()] == ["00000001"]
     back = again.restore_latest()
