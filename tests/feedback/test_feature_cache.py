@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,26 +121,53 @@ def test_a_corrupt_row_is_deleted_counted_and_forgotten(damage, tmp_path) -> Non
     cache.close()
 
 
-def test_a_file_that_is_not_ours_is_named_and_left_alone(tmp_path) -> None:
-    text = tmp_path / "notes.txt"
-    text.write_text("not a database, " * 100)
-    with pytest.raises(UserError, match=r"notes\.txt.*delete the file"):
-        _open(text)
-    foreign = tmp_path / "foreign.sqlite"
-    with sqlite3.connect(foreign) as file:
+def _damaged_memo(path: Path) -> None:
+    cache = _open(path)
+    cache.put((_key(cache, seed), _result(seed)) for seed in range(500))
+    cache.close()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _text(path: Path) -> None:
+    path.write_text("not a database, " * 100)
+
+
+def _foreign(path: Path) -> None:
+    with sqlite3.connect(path) as file:
         file.execute("CREATE TABLE songs (name TEXT)")
     file.close()
-    before = foreign.read_bytes()
-    with pytest.raises(UserError, match=r"foreign\.sqlite is an SQLite file of another program"):
-        _open(foreign)
-    assert foreign.read_bytes() == before
-    future = tmp_path / "future.sqlite"
-    with sqlite3.connect(future) as file:
+
+
+def _of_the_future(path: Path) -> None:
+    with sqlite3.connect(path) as file:
         file.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         file.execute("PRAGMA user_version = 99")
     file.close()
-    with pytest.raises(UserError, match=r"future\.sqlite has layout 99.*delete the file"):
-        _open(future)
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+    (path / "a").write_text("mine")
+
+
+@pytest.mark.parametrize("make", [_damaged_memo, _text, _foreign, _of_the_future, _folder])
+def test_a_file_that_is_not_ours_gets_another_name_and_the_work_goes_on(
+    make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "f.sqlite"
+    make(path)
+    before = None if path.is_dir() else path.read_bytes()
+    cache = _open(path)
+    for seed in range(500):  # a file that is cut off may open, and fail at its first missing page
+        cache.get(_key(cache, seed))
+    cache.put([(b"k" * 16, _result(1))])
+    cache.put([(b"k" * 16, _result(1))])
+    assert cache.get(b"k" * 16) is not None
+    cache.close()
+    aside = tmp_path / "f.sqlite.unusable-1"
+    assert "f.sqlite (the memo of radiomic features) cannot be used: " in caplog.text
+    assert f"Its name is now {aside.name}" in caplog.text
+    assert (aside / "a").read_text() == "mine" if before is None else aside.read_bytes() == before
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path) -> None:
