@@ -7,7 +7,7 @@ if __name__ == "__main__":  # before the slow imports, during which a signal may
     from kacl_jax.runtime import huge_pages, output, signals
 
     # The training loop has handlers of its own while it runs.
-    signals.exit_on_signals("Stopped. Run the same command again to go on.")
+    signals.exit_on_signals("Stopped. Run the same command again to continue.")
     huge_pages.restart_with_huge_pages()
     output.prepare_streams()
 

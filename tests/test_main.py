@@ -246,7 +246,7 @@ def test_a_workdir_in_use_and_a_changed_config_are_refused(root: Path, tmp_path:
 def test_a_run_that_explodes_has_an_exit_code_of_its_own(root: Path, tmp_path: Path) -> None:
     """Here the validation images tell it; where the loss does: test_train."""
     script = str(REPO / "tests" / "tiny_run.py")
-    flags = ("--config.train.epochs=3", "--config.train.learning_rate=3e38")
+    flags = ("--config.train.epochs=3", "--config.train.learning_rate=1e38")
     done = call(
         f"--config={script}",
         f"--config.data.root={root}",

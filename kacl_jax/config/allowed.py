@@ -34,31 +34,20 @@ def some_of(names: Collection[str]) -> Allowed:
     )
 
 
-def at_least(bound: int) -> Allowed:
-    """A number ≥ bound."""
-    return Allowed(f"≥ {bound}".replace("-", "−"), lambda value: value >= bound)
-
-
-def above(bound: int) -> Allowed:
-    """A number > bound."""
-    return Allowed(f"> {bound}", lambda value: value > bound)
-
-
 def interval(text: str, unit: str = "") -> Allowed:
     """A number in an interval that is written as in mathematics: '[0, 1)' contains 0 but not 1."""
     low, high = map(float, text[1:-1].split(","))
     is_above = {"[": operator.ge, "(": operator.gt}[text[0]]
     is_below = {"]": operator.le, ")": operator.lt}[text[-1]]
-    return Allowed(
-        f"in {text} {unit}".rstrip(), lambda value: is_above(value, low) and is_below(value, high)
-    )
+    words = f"in {text} {unit}".rstrip().replace("-", "−")
+    return Allowed(words, lambda value: is_above(value, low) and is_below(value, high))
 
 
-def multiple_of(step: int, smallest: int) -> Allowed:
-    """A multiple of `step` from `smallest` on."""
+def multiple_of(step: int, smallest: int, largest: int) -> Allowed:
+    """A multiple of `step`, both ends included."""
     return Allowed(
-        f"a multiple of {step}, ≥ {smallest}",
-        lambda value: value >= smallest and value % step == 0,
+        f"a multiple of {step} from {smallest} to {largest}",
+        lambda value: smallest <= value <= largest and value % step == 0,
     )
 
 

@@ -14,9 +14,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from kacl_jax.config.allowed import (
     Allowed,
-    above,
     anything,
-    at_least,
     findings_rule,
     interval,
     multiple_of,
@@ -70,7 +68,7 @@ def _is_trace(steps: tuple[Any, ...]) -> bool:
 KEYS: dict[str, Key] = {
     "seed": Key(
         0,
-        at_least(0),
+        interval("[0, 4294967295]"),
         "Seed of the first weights, the order of the images, the augmentation and the random regions.",
     ),
     "protocol": Key(
@@ -80,10 +78,14 @@ KEYS: dict[str, Key] = {
         "folds in training (semi-supervised). C: patient folds over all images (pooled).",
     ),
     "folds": Key(
-        5, at_least(2), "Number of patient folds; under A only the image-free prior uses them."
+        5,
+        interval("[2, 1000]"),
+        "Number of patient folds; under A only the image-free prior uses them.",
     ),
     "fold": Key(0, anything("0 … folds − 1"), "The fold that is tested; 0 under A."),
-    "log_every": Key(10, at_least(1), "Steps from one line of metrics.jsonl to the next."),
+    "log_every": Key(
+        10, interval("[1, 1000000]"), "Steps from one line of metrics.jsonl to the next."
+    ),
     "data.root": Key(
         "",
         anything("a folder in NIH's layout, or phantom"),
@@ -91,7 +93,9 @@ KEYS: dict[str, Key] = {
         free=True,
     ),
     "data.image_size": Key(
-        224, multiple_of(32, 64), "Side of the square images that the network sees, in pixels."
+        224,
+        multiple_of(32, 64, 4096),
+        "Side of the square images that the network sees, in pixels.",
     ),
     "data.findings": Key(
         8,
@@ -118,7 +122,7 @@ KEYS: dict[str, Key] = {
     ),
     "data.max_megapixels": Key(
         64,
-        at_least(1),
+        interval("[1, 4000]"),
         "The largest image that can be read, in million pixels. The file may have 8 bytes for each of these pixels. A "
         "radiograph of 5000×4000 has 20 million.",
         before=134,
@@ -135,10 +139,10 @@ KEYS: dict[str, Key] = {
     "data.split_seed": Key(
         0, anything(), "Seed of the choice between patients for folds and parts."
     ),
-    "data.threads": Key(2, at_least(1), "Threads that decode images.", free=True),
+    "data.threads": Key(2, interval("[1, 512]"), "Threads that decode images.", free=True),
     "data.shards": Key(
         1,
-        at_least(1),
+        interval("[1, 4096]"),
         "A batch is the concatenation of one batch from each shard of the images; a multiple of the number of "
         "processes. One process with s shards gets the same batches as s processes with one shard each.",
         before=1,
@@ -165,25 +169,31 @@ KEYS: dict[str, Key] = {
         "Pixels per map cell; 16 leaves out the last stride: a CAM grid twice as fine.",
     ),
     "model.projection_dim": Key(
-        128, at_least(2), "Length of the projections that the contrastive loss compares."
+        128, interval("[2, 65536]"), "Length of the projections that the contrastive loss compares."
     ),
     "model.dtype": Key(
         "float32",
         one_of("float32", "bfloat16"),
         "Type of the image encoder's computation; parameters, statistics and losses stay float32.",
     ),
-    "train.epochs": Key(20, at_least(1), "Epochs of the whole run."),
-    "train.batch_size": Key(64, at_least(1), "Images per step, over all devices together."),
-    "train.learning_rate": Key(1e-4, above(0), "Adam's learning rate; with one_cycle its peak."),
+    "train.epochs": Key(20, interval("[1, 100000]"), "Epochs of the whole run."),
+    "train.batch_size": Key(
+        64, interval("[1, 65536]"), "Images per step, over all devices together."
+    ),
+    "train.learning_rate": Key(
+        1e-4, interval("(0, 1e38]"), "Adam's learning rate; with one_cycle its peak."
+    ),
     "train.schedule": Key(
         "constant",
         one_of("constant", "one_cycle"),
         "How the learning rate changes over the run's steps.",
     ),
-    "train.weight_decay": Key(1e-5, at_least(0), "Coupled L2, as in torch's Adam."),
-    "train.warmup_epochs": Key(1, at_least(0), "First epochs, without the contrastive loss."),
+    "train.weight_decay": Key(1e-5, interval("[0, 1e6]"), "Coupled L2, as in torch's Adam."),
+    "train.warmup_epochs": Key(
+        1, interval("[0, 100000]"), "First epochs, without the contrastive loss."
+    ),
     "train.checkpoint_every": Key(
-        0, at_least(0), "Steps between checkpoints; 0: only at the end of each epoch."
+        0, interval("[0, 1000000]"), "Steps between checkpoints; 0: only at the end of each epoch."
     ),
     "loss.focal_weight": Key(
         0.8,
@@ -200,15 +210,15 @@ KEYS: dict[str, Key] = {
         0.25, interval("(0, 1)"), "α of the focal loss: the weight of a positive label."
     ),
     "loss.focal_gamma": Key(
-        2.0, at_least(0), "γ of the focal loss: how little an easy label counts."
+        2.0, interval("[0, 100]"), "γ of the focal loss: how little an easy label counts."
     ),
-    "loss.temperature": Key(0.5, above(0), "Temperature of NT-Xent."),
+    "loss.temperature": Key(0.5, interval("(0, 1000]"), "Temperature of NT-Xent."),
     "loss.mask_same_patient": Key(
         True, anything(), "Another image of the same patient is no negative in NT-Xent."
     ),
     "loss.box_weight": Key(
         0.0,
-        at_least(0),
+        interval("[0, 1e6]"),
         "w of the box guidance, by which training boxes pull the map (B and C); 0 in the paper's configuration.",
     ),
     "cam.center": Key(
@@ -245,11 +255,14 @@ KEYS: dict[str, Key] = {
     ),
     "feedback.lag": Key(
         8,
-        at_least(-1),
+        interval("[-1, 1000000]"),
         "Steps until a radiomics result is used; 0: synchronous, as in the paper; −1: one epoch.",
     ),
     "feedback.workers": Key(
-        0, at_least(0), "Radiomics processes; 0: the number of cores minus one.", free=True
+        0,
+        interval("[0, 1024]"),
+        "Radiomics processes; 0: the number of cores minus one.",
+        free=True,
     ),
     "feedback.late": Key(
         "wait",
@@ -257,7 +270,10 @@ KEYS: dict[str, Key] = {
         "If a result has not arrived after the lag: wait for it, or continue without it.",
     ),
     "feedback.timeout_s": Key(
-        60.0, above(0), "Seconds after which the radiomics of a region count as failed.", free=True
+        60.0,
+        interval("[0.1, 86400]", "seconds"),
+        "Seconds after which the radiomics of a region count as failed.",
+        free=True,
     ),
     "radiomics.backend": Key(
         "pyradiomics",
@@ -265,7 +281,7 @@ KEYS: dict[str, Key] = {
         "pyradiomics: in processes beside the step, used feedback.lag steps later. jax: inside the step.",
     ),
     "radiomics.bin_width": Key(
-        25.0, above(0), "Width of a bin of grey levels, in grey levels of 0 … 255."
+        25.0, interval("(0, 1000]"), "Width of a bin of grey levels, in grey levels of 0 … 255."
     ),
     "radiomics.families": Key(
         ",".join(FAMILIES),
@@ -277,12 +293,14 @@ KEYS: dict[str, Key] = {
         "shard_map", one_of("shard_map", "pmap"), "How jax runs the same step on all devices."
     ),
     "eval.batch_size": Key(
-        64, at_least(1), "Images per step of validation and test, over all devices."
+        64, interval("[1, 65536]"), "Images per step of validation and test, over all devices."
     ),
-    "eval.bootstrap": Key(2000, at_least(1), "Resamples of the patients for each 95 % interval."),
+    "eval.bootstrap": Key(
+        2000, interval("[1, 100000]"), "Resamples of the patients for each 95 % interval."
+    ),
     "eval.report_images": Key(
         400,
-        at_least(0),
+        interval("[0, 1000000]"),
         "Test images whose regions report.html measures; 0: none.",
         before=0,
         free=True,
