@@ -101,8 +101,13 @@ def _find_files(root: Path, problems: Problems) -> dict[str, Path]:
     """File name → path of all files in the image folders."""
     files: dict[str, Path] = {}
     for folder in _image_folders(root):
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries]
+        except OSError as error:
+            what = f"cannot be read ({error.strerror})"
+            problems.add(f"{folder.relative_to(root)}/", what, "allow this user to read the folder")
+            continue
         for name in names:
             if name in files:
                 fix = "keep one of the two files"

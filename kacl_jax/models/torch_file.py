@@ -88,6 +88,9 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
 
 def _read_zip(path: Path) -> tuple[dict[str, _Tensor], dict[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
+        # torch.save compresses nothing. A small file that unpacks to gigabytes would fill the memory.
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("the archive is compressed, which torch.save never does")
         members = archive.namelist()
         roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -141,5 +144,7 @@ def _copy_from_storage(tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarra
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if math.prod(shape) and last >= flat.size:
         raise ValueError("a tensor reaches past its storage")
+    if math.prod(shape) > flat.size:
+        raise ValueError("a tensor has more numbers than its storage")
     steps = [step * flat.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False).copy()

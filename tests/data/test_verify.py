@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from dicom_file import write_dicom
 from PIL import Image
 from small_root import small_root
 
+from kacl_jax.data import png_folder
 from kacl_jax.data.findings import FINDINGS_8
 from kacl_jax.data.records import read_records
 from kacl_jax.data.verify import check, format_problems, format_summary
@@ -335,6 +337,20 @@ def test_a_dicom_that_is_no_chest_x_ray_counts_as_broken(tmp_path: Path) -> None
     file.write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
     (problem,) = check(root).problems
     assert "00000001_000.png has no pixels" in str(problem)
+
+
+def test_a_folder_that_may_not_be_read_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = small_root().write(tmp_path)
+
+    def refuse(folder: Path) -> None:  # root, who runs tests, may read everything
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(png_folder.os, "scandir", refuse)
+    assert "images/: cannot be read (Permission denied)" in "\n".join(
+        map(str, check(root).problems)
+    )
 
 
 def test_real_roots_pass(nih_root: Path, nih_original_root: Path) -> None:

@@ -290,6 +290,15 @@ class Payload:
         return os.mkdir, (str(self.target),)
 
 
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/data.pkl", tensor_pickle())
+        archive.writestr("weights/data/0", bytes(10**6))
+    with pytest.raises(UserError, match="the archive is compressed"):
+        read_pth(path)
+
+
 def write_zip(path: Path, pickled: bytes, storages: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("weights/data.pkl", pickled)
@@ -346,6 +355,7 @@ def test_the_hand_written_pickle_is_a_good_file(tmp_path: Path) -> None:
         (tensor_pickle(stride="I-1\n"), 24, "impossible layout"),
         (tensor_pickle(stride="I1\nI1\n"), 24, "impossible layout"),
         (tensor_pickle(), 20, "truncated: it has 5 of 6"),
+        (tensor_pickle(shape="I99999999\n", stride="I0\n"), 24, "more numbers than its storage"),
         (tensor_pickle(storage="UntypedStorage"), 24, "torch.UntypedStorage"),
         (tensor_pickle()[:-20], 24, "cannot be read as a PyTorch state dict"),
         (pickle.dumps({"epoch": 3}), 24, "'epoch' is no tensor"),
