@@ -22,12 +22,14 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 
 from kacl_jax.feedback.result import Result, result_from_features
 from kacl_jax.feedback.worker import RAISED, READY, REFUSED, SECONDS, SHAPE
 from kacl_jax.radiomics.host import crop
+from kacl_jax.runtime.errors import InterruptedRunError, UserError
 
 START_LIMIT_S = 180.0  # importing pyradiomics takes about 1 s; a cold network disk may need more
 START_FAILURES_PER_WORKER = 3
@@ -69,7 +71,10 @@ class RadiomicsPool:
         self.restarts = 0  # workers replaced because they were lost
         self.worker_busy_s = 0.0  # seconds inside the extractor, summed over workers
         self._start_failures = 0  # in a row, over all workers
-        self._ended: str | None = None  # why the pool accepts no more tasks; None while it does
+        self._has_started = False  # whether any worker was ever ready
+        self._ended: Exception | None = (
+            None  # why the pool accepts no more tasks; None while it does
+        )
         self._tasks: deque[_Task] = deque()
         self._changed = threading.Condition()  # guards everything above and _workers
         self._workers: list[_Worker | None] = [None] * workers
@@ -84,8 +89,8 @@ class RadiomicsPool:
     def submit(self, pixels: np.ndarray, mask: np.ndarray) -> Future[Result]:
         """Queue one region: pixels uint8 [h w], mask bool [h w]. Returns at once.
 
-        Raises RuntimeError when the pool is closed or its workers cannot start; the future of a
-        task that was waiting then raises the same.
+        Raises RuntimeError when the pool is closed, UserError when its workers never started, and InterruptedRunError
+        when they no longer do. The future of a task that was waiting then raises the same.
         """
         pixels, mask = crop(pixels, mask)
         message = b"".join(
@@ -99,7 +104,7 @@ class RadiomicsPool:
         return task.future
 
     def check(self) -> None:
-        """Raise RuntimeError if the pool is closed or has given up, so that no task will be answered."""
+        """Raise as `submit` if the pool is closed or has given up, so that no task will be answered."""
         with self._changed:
             self._raise_if_ended()
 
@@ -110,7 +115,7 @@ class RadiomicsPool:
 
     def close(self) -> None:
         """Ends all workers and threads; what was not answered yet raises. May be called twice."""
-        self._end("the radiomics pool is closed")
+        self._end(RuntimeError("the radiomics pool is closed"))
         for thread in self._threads:
             thread.join()
         atexit.unregister(self.close)
@@ -136,7 +141,9 @@ class RadiomicsPool:
         except _PoolEndedError:
             pass
         except BaseException:  # a bug here must not leave anybody waiting for an answer
-            self._end(f"a thread of the radiomics pool broke: {traceback.format_exc()}")
+            self._end(
+                RuntimeError(f"a thread of the radiomics pool broke: {traceback.format_exc()}")
+            )
         finally:
             self._stop(index)
 
@@ -155,6 +162,7 @@ class RadiomicsPool:
             else:
                 with self._changed:
                     self._start_failures = 0
+                    self._has_started = True
                 return
 
     def _count_start_failure(self, problem: str) -> None:
@@ -162,10 +170,13 @@ class RadiomicsPool:
             self._start_failures += 1
             failures = self._start_failures
         if failures >= START_FAILURES_PER_WORKER * len(self._workers):
-            self._end(
-                f"radiomics workers do not start, {failures} failures in a row: {problem} (see the "
-                "messages above)"
-            )
+            problem = f"The radiomics workers do not start, {failures} failures in a row: {problem} (see above). "
+            if self._has_started:
+                self._end(InterruptedRunError(problem + "Run the same command again to resume."))
+            else:
+                self._end(
+                    UserError(problem + "Is pyradiomics installed, and is there enough memory?")
+                )
 
     def _next_task(self) -> _Task:
         with self._changed:
@@ -190,7 +201,7 @@ class RadiomicsPool:
                 with self._changed:
                     self.restarts += 1
             except _PoolEndedError:
-                task.future.set_exception(RuntimeError(self._ended))
+                task.future.set_exception(self._why_ended())
                 raise
             else:
                 task.future.set_result(result)
@@ -224,7 +235,7 @@ class RadiomicsPool:
             with self._changed:
                 self._workers[index] = None
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: Exception) -> None:
         """Take no task any more, fail the waiting ones, kill the workers. The first reason stays.
 
         The threads find out from their broken pipes and stop their own workers.
@@ -239,11 +250,16 @@ class RadiomicsPool:
             self._changed.notify_all()
         for task in waiting:
             if task.future.set_running_or_notify_cancel():
-                task.future.set_exception(RuntimeError(self._ended))
+                task.future.set_exception(self._why_ended())
 
-    def _raise_if_ended(self, error: type[Exception] = RuntimeError) -> None:
+    def _raise_if_ended(self, error: type[Exception] | None = None) -> None:
         if self._ended is not None:
-            raise error(self._ended)
+            raise self._why_ended() if error is None else error
+
+    def _why_ended(self) -> Exception:
+        """A new exception each time, because each that is raised collects a traceback."""
+        assert self._ended is not None
+        return type(self._ended)(*self._ended.args)
 
 
 class _Worker:
@@ -268,7 +284,12 @@ class _Worker:
         self.asked = 0
 
     def wait_until_ready(self) -> None:
-        said = self._receive(START_LIMIT_S)
+        deadline = time.monotonic() + START_LIMIT_S
+        while not self._connection.poll(1.0):
+            # One that was stopped while it starts never will be ready; the limit is for slow disks.
+            if _is_stopped(self.process.pid) or time.monotonic() > deadline:
+                raise _WorkerLostError("timed out")
+        said = self._receive(0)
         if said[:1] != READY:
             raise _WorkerLostError(said[1:].decode())
 
@@ -296,6 +317,15 @@ class _Worker:
         self._connection.close()
         self.process.kill()
         self.process.wait()  # leaves no zombie
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process (proc(5)); False where there is no /proc."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in ("T", "t")
 
 
 def _worker_environment() -> dict[str, str]:

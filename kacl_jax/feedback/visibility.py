@@ -137,7 +137,7 @@ class Feedback:
     def lookup(self, step: int, image_id: np.ndarray) -> Lookup:
         """What is visible at `step` for the images image_id int [b].
 
-        Raises RuntimeError when the workers cannot start any more.
+        Raises UserError or InterruptedRunError when the workers do not start.
         """
         if step < self._looked_up_step:
             raise ValueError(f"lookup of step {step} after one of step {self._looked_up_step}")

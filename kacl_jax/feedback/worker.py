@@ -9,6 +9,7 @@ that says its kind, and, after READY and NO_START, which stand alone, SECONDS.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import struct
@@ -24,6 +25,7 @@ import numpy as np
 from kacl_jax.radiomics.host import Extractor, RadiomicsError
 
 WATCHDOG_S = 1.0  # how often a worker checks that its parent is still running
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 SHAPE = struct.Struct("<II")
 SECONDS = struct.Struct("<d")
 # The first byte of a worker's reply says its kind.
@@ -38,6 +40,7 @@ def serve(build: Callable[[], Callable[[np.ndarray, np.ndarray], np.ndarray]]) -
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     fd, parent = (int(word) for word in sys.argv[-2:])
+    _die_with_parent()
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     connection = Connection(fd)
     try:
@@ -66,6 +69,12 @@ def _reply(extract: Callable[[np.ndarray, np.ndarray], np.ndarray], message: byt
     except Exception as error:  # not the region's fault: the parent replaces this worker
         kind, payload = RAISED, f"raised {type(error).__name__}: {error}".encode()
     return kind + SECONDS.pack(time.perf_counter() - started) + payload
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to kill this process when the parent's thread that made it ends: also a process that was stopped."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _exit_with_parent(parent: int) -> None:

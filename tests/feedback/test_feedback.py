@@ -19,6 +19,7 @@ from kacl_jax.feedback.pool import RadiomicsPool
 from kacl_jax.feedback.result import Result
 from kacl_jax.feedback.visibility import Feedback
 from kacl_jax.radiomics.host import settings_key
+from kacl_jax.runtime.errors import UserError
 
 IMAGES = 6
 
@@ -320,7 +321,7 @@ def test_a_pool_that_cannot_start_is_loud_in_the_loop() -> None:
                 feedback.lookup(step, np.array([0]))
                 _submit(feedback, step, [0], [11])
 
-        with pytest.raises(RuntimeError, match="do not start"):
+        with pytest.raises(UserError, match="do not start"):
             loop()
         feedback._cache.close()
 

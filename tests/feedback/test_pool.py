@@ -18,6 +18,7 @@ import pytest
 from kacl_jax.feedback.pool import RadiomicsPool
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.radiomics.host import Extractor
+from kacl_jax.runtime.errors import InterruptedRunError, UserError
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -251,13 +252,40 @@ class CannotImport(RadiomicsPool):
 def test_workers_that_never_start_end_in_an_error(kind, why, capfd) -> None:
     with kind(2, bin_width=25.0) as pool:
         future = pool.submit(*_region())
-        with pytest.raises(RuntimeError, match=f"do not start.*{why}"):
+        with pytest.raises(UserError, match=f"do not start.*{why}"):
             future.result(60)
-        with pytest.raises(RuntimeError, match="do not start"):
+        with pytest.raises(UserError, match="do not start"):
             pool.submit(*_region())
-        with pytest.raises(RuntimeError, match="do not start"):
+        with pytest.raises(UserError, match="do not start"):
             pool.check()
     assert ("Traceback" in capfd.readouterr().err) == (kind is CannotImport)
+
+
+def test_workers_that_no_longer_start_interrupt_the_run(tmp_path) -> None:
+    """As when the memory has run out: a supervisor starts the run again."""
+    with ObedientPool(tmp_path, 1) as pool:
+        pool.order(OK).result(60)
+        pool._words = [sys.executable, "-c", "raise SystemExit(9)"]
+        with pytest.raises(
+            InterruptedRunError, match=r"do not start.*same command again to resume"
+        ):
+            pool.order(DIE).result(60)
+        with pytest.raises(InterruptedRunError):
+            pool.check()
+
+
+def test_a_worker_that_is_stopped_while_it_starts_is_replaced_soon(tmp_path) -> None:
+    with ObedientPool(tmp_path, 1) as pool:
+        words, pool._words = pool._words, [sys.executable, "-c", "import time; time.sleep(999)"]
+        pool.order(OK).result(60)  # the first worker has started; the next one will not be ready
+        task = pool.order(DIE)
+        first = pool.pids()
+        _until(lambda: pool.pids() not in ([], first))
+        pool._words = words
+        os.kill(pool.pids()[0], signal.SIGSTOP)
+        started = time.monotonic()
+        assert task.result(60).reason == "worker died"
+        assert time.monotonic() - started < 30
 
 
 def test_close_leaves_nothing_behind(tmp_path) -> None:
@@ -303,15 +331,20 @@ def _parent(folder: Path, then: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("then", ["time.sleep(1000)", "sys.exit(0)"], ids=["kill -9", "exit"])
-def test_workers_do_not_outlive_their_parent(then, tmp_path) -> None:
-    """Idle or in the middle of a task, after kill -9 or an exit that forgot close()."""
+@pytest.mark.parametrize(
+    ("then", "stopped"),
+    [("time.sleep(1000)", False), ("time.sleep(1000)", True), ("sys.exit(0)", False)],
+)
+def test_workers_do_not_outlive_their_parent(then, stopped, tmp_path) -> None:
+    """Idle, in the middle of a task, or stopped; after kill -9 or an exit that forgot close()."""
     with _parent(tmp_path, then) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2
         if "sleep" in then:
             assert all(_alive(pid) for pid in pids)
+            for pid in pids if stopped else ():
+                os.kill(pid, signal.SIGSTOP)
             parent.kill()
         parent.wait(timeout=60)
         _until(lambda: not any(_alive(pid) for pid in pids))
