@@ -61,6 +61,17 @@ class RunCounters:
         if math.isfinite(auroc) and (self.best_auroc is None or auroc > self.best_auroc):
             self.best_auroc, self.best_step = auroc, steps_done
 
+    def warning(self) -> str:
+        """A sentence if half of the regions gave no features, else ''. Those of the last steps may not be counted yet."""
+        marked, failed = sum(self.regions.values()), sum(self.failures.values())
+        if not failed or 2 * failed < marked:
+            return ""
+        reason, count = max(self.failures.items(), key=lambda item: item[1])
+        return (
+            f"{failed:,} of {marked:,} regions gave no radiomic features ({count:,} times: {reason}). Their images had "
+            "no radiomic partner in the loss."
+        )
+
     def feedback(self) -> FeedbackSummary:
         """The feedback part of the results."""
         if not self.rows:

@@ -271,7 +271,7 @@ class TrainingLoop:
         if self.feedback is not None:
             self._counters.take_from(self.feedback)
         self._counters.throughput = self._reporting.throughput()
-        return resume.save_run(
+        counted = resume.save_run(
             self.experiment,
             self.checkpoints,
             self.feedback,
@@ -279,6 +279,9 @@ class TrainingLoop:
             counters=self._counters,
             steps_done=steps_done,
         )
+        if warning := counted.warning():
+            self._reporting.warn(warning)
+        return counted
 
     def _profile(self, step: int) -> None:
         first, last = self.experiment.config.profile.steps

@@ -79,6 +79,11 @@ class Reporting:
             f"(best {best_auroc or float('nan'):.3f})"
         )
 
+    def warn(self, sentence: str) -> None:
+        """Show a sentence that a reader of the results must know."""
+        if self._progress is not None:
+            self._progress.say(f"Warning: {sentence}")
+
     def throughput(self) -> dict[str, Any]:
         """Rates and waits of this process. The first two steps compile: images are counted from the third on."""
         clock = self._clock

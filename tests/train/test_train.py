@@ -464,6 +464,17 @@ def test_a_run_of_an_older_commit_goes_on_as_its_code_did(
     assert after == before
 
 
+def test_a_run_whose_features_all_fail_says_so(
+    run_here: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = run_here(radiomics__bin_width=1e-12, train__epochs=2)
+    results = json.loads((workdir / "results.json").read_text())
+    failures, regions = (results["feedback"][name] for name in ("failures", "regions"))
+    assert results["feedback"]["hit_rate"] == 0
+    warning = f"Warning: {sum(failures.values())} of {sum(regions.values())} regions gave no radiomic features"
+    assert warning in capsys.readouterr().err
+
+
 def test_a_lag_that_no_feature_outlives_is_refused(run_here: Runner) -> None:
     with pytest.raises(UserError, match=r"feedback\.lag is 50"):
         run_here(feedback__lag=50)
