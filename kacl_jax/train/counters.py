@@ -62,7 +62,7 @@ class RunCounters:
             self.best_auroc, self.best_step = auroc, steps_done
 
     def warning(self) -> str:
-        """A sentence if half of the regions gave no features, else ''. Those of the last steps may not be counted yet."""
+        """A sentence if half of the regions gave no features, else ''. The last ones may not be counted yet."""
         marked, failed = sum(self.regions.values()), sum(self.failures.values())
         if not failed or 2 * failed < marked:
             return ""
