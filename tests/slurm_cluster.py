@@ -6,15 +6,16 @@ they resolve without /etc/hosts. Each node says that it has eight GPUs, which ar
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
         time.sleep(0.2)
 
 
-@contextmanager
+@contextlib.contextmanager
 def slurm_cluster(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
     """Start a cluster whose files lie in `folder`; at the end cancel its jobs and stop it.
 
@@ -106,11 +107,12 @@ def slurm_cluster(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
     names = [f"127.{i + 1}" for i in range(nodes)]
     conf = _write_files(folder, names)
     cluster = Cluster(conf)
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         munge = [f"--{kind}-file={folder}/munge.{kind}" for kind in ("key", "log", "pid", "seed")]
         socket_ = f"--socket={folder}/munge.socket"
         stack.enter_context(_daemon("munged", "--foreground", "--force", socket_, *munge))
         wait_until((folder / "munge.socket").exists, 30, "munged listens")
+        stack.callback(_kill_rest, conf)
         stack.enter_context(_daemon("slurmctld", "-D", "-f", str(conf)))
         for name in names:
             stack.enter_context(_daemon("slurmd", "-D", "-N", name, "-f", str(conf)))
@@ -162,7 +164,7 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
-@contextmanager
+@contextlib.contextmanager
 def _daemon(*command: str) -> Iterator[None]:
     """A daemon that also ends if this process is killed."""
     quiet = subprocess.DEVNULL  # they write logs
@@ -188,3 +190,11 @@ def _cancel_all(cluster: Cluster) -> None:
         cluster.call("scancel", "--full", "--signal=KILL", number)
         cluster.call("scancel", number)
     wait_until(lambda: not jobs(), 60, "all jobs have ended")
+
+
+def _kill_rest(conf: Path) -> None:
+    """End what a job left behind, and daemons of steps."""
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # gone, or of another user
+            if f"SLURM_CONF={conf}\0".encode() in environ.read_bytes():
+                os.kill(int(environ.parent.name), signal.SIGKILL)
