@@ -4,8 +4,9 @@
 
 is `kacl_jax.main` with a two-layer image encoder in place of ResNet-18. AT='turn:5:SIGKILL' in the environment
 sends that signal to the process itself at that point: 'turn' after step 5 was dispatched, 'saving' while the
-checkpoint of step 5 is being written, 'saved' right after, 'testing' before the tables are written. HEARTBEAT_S is
-`connection.HEARTBEAT_S`.
+checkpoint of step 5 is being written, 'saved' right after, 'testing' before the tables are written. Where the
+folder HOLD has a folder 5, each process leaves a file INDEX.ID there after step 5 and waits until the folder is gone.
+HEARTBEAT_S is `connection.HEARTBEAT_S`.
 """
 
 from __future__ import annotations
@@ -130,6 +131,24 @@ def _struck(at: str) -> None:
         around(final_evaluation.result_files, "write_boxes", before=True)
 
 
+def _held(folder: Path) -> None:
+    """Make the loop wait after each step that has a folder in `folder`."""
+    from kacl_jax.runtime import processes
+    from kacl_jax.train import loop
+
+    inner = loop.TrainingLoop.run_step
+
+    def run_step(self: loop.TrainingLoop, step: int) -> None:
+        inner(self, step)
+        here = folder / str(step + 1)
+        if here.exists():
+            (here / f"{processes.process_index()}.{os.getpid()}").touch()
+            while here.exists():
+                time.sleep(0.05)
+
+    loop.TrainingLoop.run_step = run_step  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     from absl import app
 
@@ -142,4 +161,6 @@ if __name__ == "__main__":
     ENCODERS["resnet18"] = tiny_encoder()
     if os.environ.get("AT"):
         _struck(os.environ["AT"])
+    if os.environ.get("HOLD"):
+        _held(Path(os.environ["HOLD"]))
     app.run(main.main, argv=sys.argv, flags_parser=command_line.parse)

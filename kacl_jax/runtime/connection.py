@@ -48,9 +48,10 @@ def connect_processes(mode: str) -> Iterator[None]:
         return
     import jax
 
-    store = _initialise(arguments)
-    monitor = process_end.ProcessMonitor(store, HEARTBEAT_S)
+    state = _initialise(arguments)
+    monitor = process_end.ProcessMonitor(state, HEARTBEAT_S)
     try:
+        _open_channels(state.client)
         yield
         processes.barrier()
     except BaseException as error:
@@ -60,7 +61,7 @@ def connect_processes(mode: str) -> Iterator[None]:
 
 
 def _initialise(arguments: dict[str, Any]) -> Any:
-    """Connect; return the key-value store of the connected processes."""
+    """Connect; return jax's state of the connection."""
     import jax
 
     state = private_jax().distributed_state
@@ -75,8 +76,7 @@ def _initialise(arguments: dict[str, Any]) -> Any:
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{process_end.NOT_CONNECTED} ({error})") from error
-    _open_channels(state.client)
-    return state.client
+    return state
 
 
 def _announce(arguments: dict[str, Any]) -> None:
@@ -106,9 +106,12 @@ def _open_channels(store: Any) -> None:
     import jax
     from jax.experimental import multihost_utils
 
+    from kacl_jax.runtime.devices import all_devices
+
+    found = all_devices()
     store.wait_at_barrier("kacl_jax/met", MEETING_S * 1000)
     multihost_utils.sync_global_devices("kacl_jax")
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    mesh = jax.sharding.Mesh(np.array(found), ("all",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
     ones = jax.make_array_from_callback((mesh.size,), everywhere, lambda _: np.ones(1, np.float32))
     jax.block_until_ready(jax.jit(lambda x: x.sum())(ones))

@@ -21,16 +21,18 @@ AXIS = "data"
 Layout = Literal["replicated", "sharded"]
 
 
-def _all_devices() -> list[jax.Device]:
+def all_devices() -> list[jax.Device]:
+    """Return the devices of all processes. Raises UserError if jax finds none."""
     try:
         return jax.devices()
-    # jax raises AssertionError if the platform's plugin is not installed.
+    # jax raises AssertionError for JAX_PLATFORMS=cuda where it sees no GPU.
     except (RuntimeError, AssertionError) as error:
         wanted = os.environ.get("JAX_PLATFORMS", "")
-        why = str(error).splitlines()[0] if str(error) else "its plugin is not installed"
+        why = str(error).splitlines()[0] if str(error) else "it sees none on this machine"
         raise UserError(
-            f"jax finds no device{f' with JAX_PLATFORMS={wanted}' if wanted else ''} ({why}). Install jax[cuda13] or "
-            "jax[tpu] in this environment, or set JAX_PLATFORMS=cpu"
+            f"jax finds no device{f' with JAX_PLATFORMS={wanted}' if wanted else ''} ({why}). Check the driver and "
+            "install jax[cuda13] or jax[tpu] in this environment, or train on the CPU with JAX_PLATFORMS=cpu (for the "
+            "scripts in launch/: --allow_cpu)"
         ) from error
 
 
@@ -46,7 +48,7 @@ class DataParallel:
     def __init__(
         self, mode: Literal["shard_map", "pmap"], devices: Sequence[jax.Device] | None = None
     ) -> None:
-        self.devices = list(_all_devices() if devices is None else devices)
+        self.devices = list(all_devices() if devices is None else devices)
         self.mode = mode
         this_process = jax.process_index()
         self._own = [device for device in self.devices if device.process_index == this_process]

@@ -18,7 +18,8 @@ class PrivateJax(NamedTuple):
     # The classes with which jax.distributed.initialize() detects a cluster; each has `name`, `is_env_present()` and
     # `get_process_count()`.
     cluster_kinds: list[Any]
-    # Its `client` is the key-value store of the connected processes, None without a connection.
+    # Its `client` is the key-value store of the connected processes, None without a connection. It also has
+    # `process_id` and `num_processes`.
     distributed_state: Any
 
 

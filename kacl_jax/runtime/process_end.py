@@ -17,7 +17,6 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from kacl_jax.runtime import processes
 from kacl_jax.runtime.errors import INTERRUPTED, USER_ERROR, exit_code
 
 NOT_CONNECTED = (
@@ -60,11 +59,12 @@ abort_handler = _AbortHandler()
 class ProcessMonitor:
     """A thread that ends this process when another process ends, and announces the end of this one."""
 
-    def __init__(self, store: Any, heartbeat_s: float) -> None:
-        """store: jax's key-value store of the connected processes. heartbeat_s: how soon jax misses a process."""
-        self._store = store
+    def __init__(self, state: Any, heartbeat_s: float) -> None:
+        """state: jax's, of the connected processes. heartbeat_s: how soon jax misses a process."""
+        self._store = state.client
         self._heartbeat_s = heartbeat_s
-        self._index, self._count = processes.process_index(), processes.process_count()
+        # jax.process_index() would need a device.
+        self._index, self._count = state.process_id, state.num_processes
         self._ending = threading.Lock()  # the thread that ends the process takes it and keeps it
         self._closed = threading.Event()
         abort_handler.exit = INTERRUPTED, _PROCESS_LOST

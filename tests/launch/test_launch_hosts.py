@@ -174,15 +174,29 @@ def test_installing_takes_the_commit_and_only_once_the_packages(worker: Scene) -
 
 @pytest.fixture
 def cluster(scene: Scene) -> Scene:
-    """A house whose packages are installed, so that install.sh has nothing to do."""
-    program(scene.house / ".venv/bin", "python", '#!/bin/sh\nexit "$(cat "$SCENE/ends")"\n')
+    """A house whose packages are installed, so that install.sh has nothing to do.
+
+    `ends`: the exit codes of the run's processes, a line each, or nothing for one that has no time to say it. As the
+    real srun, the one here returns the highest code. test_slurm.py has the real one.
+    """
+    program(
+        scene.house / ".venv/bin",
+        "python",
+        RECORD
+        + 'echo "ids=$JAX_LOCAL_DEVICE_IDS platforms=$JAX_PLATFORMS" >>"$SCENE/devices"\ntouch "$SCENE/up"\n'
+        + 'while [ -e "$SCENE/going" ]; do /bin/sleep 0.02; done\n'
+        + 'code=$(sed -n "$((${SLURM_PROCID:-0} + 1))p" "$SCENE/ends")\n[ -n "$code" ] || kill -9 $PPID\n'
+        + 'exit "$code"\n',
+    )
     (scene.house / ".venv/installed").write_text("numpy\njax[cuda13]\n")
     program(
         scene.bin,
         "srun",
         RECORD
-        + 'echo "$JAX_LOCAL_DEVICE_IDS $JAX_PLATFORMS" >>"$SCENE/devices"\ntouch "$SCENE/up"\n'
-        + 'while [ -e "$SCENE/going" ]; do /bin/sleep 0.02; done\nexit "$(cat "$SCENE/ends")"\n',
+        + "while [[ $1 == --* ]]; do shift; done\nhighest=0\n"
+        + 'for SLURM_PROCID in $(seq 0 $(($(wc -l <"$SCENE/ends") - 1))); do\n'
+        + '  export SLURM_PROCID; code=0; "$@" || code=$?\n  ((code <= highest)) || highest=$code\n'
+        + 'done\nexit "$highest"\n',
     )
     program(scene.bin, "scontrol", RECORD + 'cat "$SCENE/job"\n')
     scene.write("job", "JobId=7 JobState=RUNNING\n")
@@ -196,20 +210,29 @@ def cluster(scene: Scene) -> Scene:
 
 
 @pytest.mark.parametrize(
-    "code, state, restarts, requeued",
+    "ends, code, state, restarts, requeued",
     [
-        (0, "RUNNING", 0, False),
-        (1, "RUNNING", 0, False),
-        (76, "RUNNING", 0, False),
-        (75, "RUNNING", 19, True),
-        (75, "RUNNING", 20, False),
-        (75, "CANCELLED", 0, False),
+        ("0", 0, "RUNNING", 0, False),
+        ("1", 1, "RUNNING", 0, False),
+        ("76", 76, "RUNNING", 0, False),
+        ("77", 77, "RUNNING", 0, False),
+        ("75", 75, "RUNNING", 19, True),
+        ("75", 75, "RUNNING", 20, False),
+        ("75", 75, "CANCELLED", 0, False),
+        ("0\n75", 75, "RUNNING", 0, True),
+        ("137\n75", 75, "RUNNING", 0, True),
+        ("75\n", 75, "RUNNING", 0, True),
+        ("1\n75", 1, "RUNNING", 0, False),
+        ("75\n76", 76, "RUNNING", 0, False),
+        ("75\n77", 77, "RUNNING", 0, False),
+        ("137\n137", 137, "RUNNING", 0, False),
+        ("\n", 137, "RUNNING", 0, False),
     ],
 )
-def test_slurm_requeues_an_interrupted_run_and_nothing_else(
-    cluster: Scene, code: int, state: str, restarts: int, requeued: bool
+def test_slurm_requeues_where_a_process_was_interrupted_and_none_found_a_mistake(
+    cluster: Scene, ends: str, code: int, state: str, restarts: int, requeued: bool
 ) -> None:
-    cluster.write("ends", str(code))
+    cluster.write("ends", f"{ends}\n")
     cluster.write("job", f"JobId=7 JobState={state}\n")
     cluster.environment["SLURM_RESTART_COUNT"] = str(restarts)
     found, text = cluster.run("slurm.sbatch", "--config=c", "--workdir=/a b/run")
@@ -220,11 +243,12 @@ def test_slurm_requeues_an_interrupted_run_and_nothing_else(
         "kacl_jax.main --config=c --workdir=/a\\ b/run --distributed=on --config.data.shards=2"
         in call
     )
-    assert (cluster.here / "devices").read_text() == "0,1,2,3 cuda,cpu\n"
+    devices = (cluster.here / "devices").read_text().splitlines()
+    assert devices == ["ids=0,1,2,3 platforms=cuda"] * len(f"{ends}\n".splitlines())
 
 
 def test_slurm_waits_for_the_run_to_save_when_told_to_stop(cluster: Scene) -> None:
-    cluster.write("ends", "75")
+    cluster.write("ends", "75\n")
     cluster.write("going", "")
     job = cluster.start("slurm.sbatch", "--config=c", "--workdir=/run")
     wait_for(lambda: (cluster.here / "up").exists())
@@ -239,8 +263,20 @@ def test_slurm_waits_for_the_run_to_save_when_told_to_stop(cluster: Scene) -> No
 
 @pytest.mark.parametrize("code", [0, 1, 75, 76])
 def test_one_host_passes_the_exit_code_on(cluster: Scene, code: int) -> None:
-    cluster.write("ends", str(code))
+    cluster.write("ends", f"{code}\n")
     assert cluster.run("multi_gpu.sh", "--config=c")[0] == code
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "multi_gpu.sh"])
+def test_the_cpu_is_taken_only_where_it_is_allowed(cluster: Scene, script: str) -> None:
+    """The flag is the script's own: `srun` and the program never see it."""
+    cluster.write("ends", "0\n")
+    for flags in ((), ("--allow_cpu",)):
+        code, text = cluster.run(script, *flags, "--config=c", "--workdir=/run")
+        assert code == 0, text
+    asked = (cluster.here / "devices").read_text().splitlines()
+    assert [line.partition("platforms=")[2] for line in asked] == ["cuda", ""]
+    assert not cluster.calls("allow_cpu")
 
 
 def test_a_python_that_is_too_old_is_named(scene: Scene) -> None:
