@@ -44,6 +44,7 @@ jaxtyping.install_import_hook(
 # Files are shared out between two processes; a long one that came last would run alone.
 LONG = {
     "test_in_step_radiomics",
+    "test_launch_slurm",
     "test_processes",
     "test_main",
     "test_radiomics_jax",

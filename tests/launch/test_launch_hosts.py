@@ -177,7 +177,7 @@ def cluster(scene: Scene) -> Scene:
     """A house whose packages are installed, so that install.sh has nothing to do.
 
     `ends`: the exit codes of the run's processes, a line each, or nothing for one that has no time to say it. As the
-    real srun, the one here returns the highest code. test_slurm.py has the real one.
+    real srun, the one here returns the highest code. test_launch_slurm.py has the real one.
     """
     program(
         scene.house / ".venv/bin",
