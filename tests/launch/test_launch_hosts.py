@@ -252,12 +252,13 @@ def test_slurm_waits_for_the_run_to_save_when_told_to_stop(cluster: Scene) -> No
     cluster.write("going", "")
     job = cluster.start("slurm.sbatch", "--config=c", "--workdir=/run")
     wait_for(lambda: (cluster.here / "up").exists())
-    job.send_signal(signal.SIGTERM)
+    os.killpg(job.pid, signal.SIGTERM)
     time.sleep(0.2)
     assert job.poll() is None
     (cluster.here / "going").unlink()
-    job.communicate(timeout=60)
+    told, _ = job.communicate(timeout=60)
     assert job.returncode == 75
+    assert told.startswith("\nkacl_jax ended with exit code 75\n")
     assert cluster.calls("scontrol requeue 7")
 
 
