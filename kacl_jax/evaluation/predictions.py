@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,3 +79,24 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
             return list(csv.DictReader(file))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def check_digests(workdir: Path, digests: Mapping[str, str] | None) -> None:
+    """Raises UserError if predictions.csv or boxes.csv is not the file that results.json was computed with.
+
+    digests: of results.json; None in the results of earlier versions, which say nothing.
+    """
+    for name, digest in (digests or {}).items():
+        if file_sha256(workdir / name) != digest:
+            raise UserError(
+                f"{workdir / name} was changed after results.json was written. Restore it, or write both again with "
+                "the run's own command and --mode=eval"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """Raises UserError if the file cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it") from error

@@ -22,6 +22,7 @@ from kacl_jax.evaluation.evaluate import Evaluation
 from kacl_jax.evaluation.localization import AFP_IOU, PredictedBoxes
 from kacl_jax.evaluation.metrics import Table
 from kacl_jax.evaluation.outputs import Outputs, probabilities
+from kacl_jax.evaluation.predictions import file_sha256
 from kacl_jax.evaluation.results import (
     Extent,
     FeedbackSummary,
@@ -31,6 +32,16 @@ from kacl_jax.evaluation.results import (
     Throughput,
 )
 from kacl_jax.runtime import files
+
+
+def write_tables(
+    folder: Path, records: Records, split: Split, evaluation: Evaluation
+) -> dict[str, str]:
+    """Write predictions.csv and boxes.csv. Returns the sha256 of each."""
+    predictions, boxes = folder / "predictions.csv", folder / "boxes.csv"
+    write_predictions(predictions, records, split, val=evaluation.val, test=evaluation.test)
+    write_boxes(boxes, records, evaluation.predicted_boxes, evaluation.prior_map_iou)
+    return {path.name: file_sha256(path) for path in (predictions, boxes)}
 
 
 def write_predictions(
@@ -110,6 +121,7 @@ def build_results(
     trained_steps: int,
     best_step_reason: str = "",
     best_step_lost: int | None = None,
+    digests: dict[str, str] | None = None,
     pixel_probe: Table | None = None,
 ) -> Results:
     """The results of a run: its evaluation, and what only the run knows (see `Results` and `Classification`)."""
@@ -147,6 +159,7 @@ def build_results(
         trained_steps=trained_steps,
         best_step_reason=best_step_reason,
         best_step_lost=best_step_lost,
+        digests=digests,
     )
 
 

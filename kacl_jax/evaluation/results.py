@@ -176,6 +176,8 @@ class Results:
     trained_steps: int
     best_step_reason: str = ""  # why the newest checkpoint stands in for the best one; else empty
     best_step_lost: int | None = None  # the best step, if its checkpoint could not be read
+    # sha256 of predictions.csv and boxes.csv as they were written; None in the results of earlier versions.
+    digests: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json, as plain values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kacl_jax.evaluation.results import Results
 from kacl_jax.runtime import files
 from kacl_jax.sweep import compare, measure, page, table
 from kacl_jax.sweep.hyper import Point
@@ -38,23 +39,38 @@ class FinishedPoints:
     def write_table(self) -> str:
         """Write sweep.csv, sweep.md and report.html of the finished points; return the text of sweep.md.
 
+        A point with a broken file, or without any radiomic features, is named and left out.
+
         Raises:
           UserError: a point that ran with another config; points that cannot be compared.
         """
         plan = self._plan
-        runs = {
-            point: self._measure(point) for point in plan.sweep.points if self.is_finished(point)
-        }
+        runs: dict[Point, measure.RunMeasurements] = {}
+        left_out: dict[Point, str] = {}
+        for point in plan.sweep.points:
+            try:
+                if self.is_finished(point):
+                    runs[point] = self._measure(point)
+            except measure.BrokenRunError as error:
+                left_out[point] = str(error)
+            if point in runs and _measured_nothing(self._files[point].results):
+                left_out[point] = "No region gave radiomic features, so its loss was another one."
+                del runs[point]
         rows = compare.compare_arms(plan.sweep.arms, runs, box_share=plan.config.data.box_share)
         title = f"Sweep {plan.config_name}"
-        text = table.as_markdown(title, plan.sweep.points, runs, rows)
+        text = table.as_markdown(title, plan.sweep.points, runs, rows, left_out)
         files.write_text(plan.workdir / "sweep.csv", table.as_csv(rows))
         files.write_text(plan.workdir / "sweep.md", text)
         if runs:
-            page.write_sweep(plan.workdir, runs)
+            page.write_sweep(plan.workdir, runs, left_out)
         return text
 
     def _measure(self, point: Point) -> measure.RunMeasurements:
         if point not in self._measurements:
             self._measurements[point] = measure.measure_run(self._files[point])
         return self._measurements[point]
+
+
+def _measured_nothing(results: Results) -> bool:
+    """Whether a run that uses radiomics got none. Without radiomics the hit rate is None."""
+    return results.feedback.hit_rate == 0

@@ -20,7 +20,7 @@ from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.contrastive_summary import ContrastiveSummary, summarise_last_epoch
 from kacl_jax.evaluation.metrics.bootstrap import divide, index_patients, remove_bias
 from kacl_jax.evaluation.metrics.ranking import Ranking
-from kacl_jax.evaluation.predictions import SavedPredictions, read_predictions
+from kacl_jax.evaluation.predictions import SavedPredictions, check_digests, read_predictions
 from kacl_jax.evaluation.results import Results, read_results
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
@@ -75,10 +75,26 @@ class RunMeasurements:
     origin: Mapping[str, Any] = field(default_factory=dict)  # run.json
 
 
+class BrokenRunError(UserError):
+    """A file of a run is missing, damaged, or does not belong to the others."""
+
+
 def read_files(workdir: Path) -> RunFiles:
-    """Read a run that was tested. Raises UserError if a file is missing or incomplete."""
+    """Read a run that was tested. Raises BrokenRunError if a file is missing or incomplete."""
+    try:
+        return _read_files(workdir)
+    except UserError as error:
+        raise BrokenRunError(str(error)) from error
+
+
+def _read_files(workdir: Path) -> RunFiles:
     results = read_results(workdir / "results.json")
     origin = files.read_json(workdir / "run.json")
+    if not isinstance(origin, dict) or not {"git", "checksums"} <= origin.keys():
+        raise UserError(
+            f"{workdir / 'run.json'} does not say where the run comes from; write it again with the point's own "
+            "command and --mode=eval"
+        )
     config = read_config(workdir)
     log = files.read_json_lines(workdir / "metrics.jsonl")
     # The first validation ends the first epoch.
@@ -91,10 +107,18 @@ def measure_run(run: RunFiles, *, resamples: int = metrics.RESAMPLES) -> RunMeas
     """Read the predictions and boxes of a run and resample its patients.
 
     Raises:
-      UserError: a file is missing or incomplete, or comes from another evaluation than the others.
+      BrokenRunError: a file is missing or incomplete, or comes from another evaluation than the others.
     """
+    try:
+        check_digests(run.workdir, run.results.digests)
+        predictions = read_predictions(run.workdir, run.results.findings)
+        return _measure(run, predictions, resamples)
+    except UserError as error:
+        raise BrokenRunError(str(error)) from error
+
+
+def _measure(run: RunFiles, predictions: SavedPredictions, resamples: int) -> RunMeasurements:
     config, results, origin = run.config, run.results, run.origin
-    predictions = read_predictions(run.workdir, results.findings)
     weights = patient_weights(config["fold"], index_patients(predictions.patients)[1], resamples)
     metric_values = {
         **resampled_ranking(predictions, weights),

@@ -18,6 +18,7 @@ from kacl_jax.report.charts import Axis, ChartPoint, Line
 from kacl_jax.report.figures import WANG_2017, WANG_LABEL
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep.compare import Runs
+from kacl_jax.sweep.hyper import Point
 
 FAMILY_HEADINGS = {
     "weak": "No boxes in training, and none in choosing how the map is read",
@@ -37,8 +38,10 @@ _NUMBER_COLUMNS = (
 )  # fmt: skip
 
 
-def write_sweep(folder: Path, runs: Runs) -> None:
+def write_sweep(folder: Path, runs: Runs, left_out: Mapping[Point, str] | None = None) -> None:
     """Write report.html beside sweep.csv. runs: the finished points, whose workdirs are in `folder`.
+
+    left_out: finished points that do not count → reason.
 
     Raises:
       UserError: sweep.csv is missing or has a wrong format, or the page cannot be written.
@@ -55,6 +58,7 @@ def write_sweep(folder: Path, runs: Runs) -> None:
             if any(row["family"] == family for row in rows)
         ],
         "explanation": EXPLANATION,
+        "left_out": [f"{point.name}: {why}" for point, why in (left_out or {}).items()],
         "notes": _notes(rows),
         "localization": _localization_charts(_group_by(points, "arm")),
         "wang": WANG_LABEL,

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.number_format import interval, p_value, short, signed, threshold
@@ -70,9 +70,22 @@ def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[Row]) -> str:
-    """The whole table: both sections, what is missing, and which data and code the runs were tested with."""
-    lines = [f"# {title}", "", f"{len(runs)} of {len(points)} points are finished."]
+def as_markdown(
+    title: str,
+    points: Sequence[Point],
+    runs: Runs,
+    rows: Sequence[Row],
+    left_out: Mapping[Point, str] | None = None,
+) -> str:
+    """The whole table: both sections, what is missing, and which data and code the runs were tested with.
+
+    left_out: finished points that do not count → reason.
+    """
+    left_out = left_out or {}
+    finished = f"{len(runs) + len(left_out)} of {len(points)} points are finished."
+    if left_out:
+        finished += f" {len(left_out)} of these are left out, see below."
+    lines = [f"# {title}", "", finished]
     if rows:
         resamples = len(next(iter(runs.values())).metric_values[METRICS[0]].draws)
         lines += ["", f"{EXPLANATION} The intervals use {resamples:,} resamples."]
@@ -96,9 +109,11 @@ def as_markdown(title: str, points: Sequence[Point], runs: Runs, rows: Sequence[
         lines += ["", "## Tested on", "", *_split_table(runs)]
         lines += ["", "## Code", "", *_commit_lines(runs)]
     for heading, notes in (
+        ("Points that are left out", [f"- {p.name}: {why}" for p, why in left_out.items()]),
+        ("Points whose radiomics depended on time", _irreproducible(runs)),
         ("Findings left out of a fold's mean", _undefined_findings(runs)),
         ("Numbers without an interval", _without_interval(rows)),
-        ("Points that are not finished", _unfinished_points(points, runs)),
+        ("Points that are not finished", _unfinished_points(points, {*runs, *left_out})),
     ):
         lines += ["", f"## {heading}", "", *notes] if notes else []
     return "\n".join(lines) + "\n"
@@ -222,10 +237,16 @@ def _without_interval(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _unfinished_points(points: Sequence[Point], runs: Runs) -> list[str]:
+def _irreproducible(runs: Runs) -> list[str]:
+    """A region that times out or comes too late has no features, so that a second run may differ."""
+    points = [point for point, run in runs.items() if run.origin.get("reproducible") is False]
+    return [f"- {point.name}: run.json says that it is not reproducible" for point in points]
+
+
+def _unfinished_points(points: Sequence[Point], finished: Collection[Point]) -> list[str]:
     missing: dict[str, list[str]] = defaultdict(list)
     for point in points:
-        if point not in runs:
+        if point not in finished:
             missing[point.arm.name].append(point.name.split("/")[1])
     arm_of_point = [point.arm.name for point in points]
     return [

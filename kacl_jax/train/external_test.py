@@ -69,6 +69,7 @@ def evaluate_elsewhere(config: ConfigDict, run: Path, root: Path) -> tuple[Resul
             Reading(network.rule.size, network.rule.relu, network.rule.threshold),
             resamples=config.eval.bootstrap,
         )
+        digests = result_files.write_tables(folder, records, split, evaluation)
         results = result_files.build_results(
             evaluation,
             records,
@@ -78,12 +79,7 @@ def evaluate_elsewhere(config: ConfigDict, run: Path, root: Path) -> tuple[Resul
             throughput=trained.throughput,
             best_step=trained.best_step,
             trained_steps=trained.trained_steps,
-        )
-        result_files.write_predictions(
-            folder / "predictions.csv", records, split, val=evaluation.val, test=outputs
-        )
-        result_files.write_boxes(
-            folder / "boxes.csv", records, evaluation.predicted_boxes, evaluation.prior_map_iou
+            digests=digests,
         )
         files.write_json(
             folder / "run.json",

@@ -126,6 +126,7 @@ def _score_and_write(
         Reading(rule.size, rule.relu, rule.threshold),
         resamples=config.eval.bootstrap,
     )
+    digests = result_files.write_tables(workdir, experiment.records, split, evaluation)
     is_lost = counters.best_step is not None and counters.best_step != restored.step
     results = result_files.build_results(
         evaluation,
@@ -139,19 +140,7 @@ def _score_and_write(
         trained_steps=steps,
         best_step_reason=_NO_BEST if counters.best_step is None else "",
         best_step_lost=counters.best_step if is_lost else None,
-    )
-    result_files.write_predictions(
-        workdir / "predictions.csv",
-        experiment.records,
-        split,
-        val=validation.outputs,
-        test=test_outputs,
-    )
-    result_files.write_boxes(
-        workdir / "boxes.csv",
-        experiment.records,
-        evaluation.predicted_boxes,
-        evaluation.prior_map_iou,
+        digests=digests,
     )
     _write_facts(experiment, restored.step, evaluation.scalings, training, validation, center)
     write_run_json(experiment, unreadable, reproducible=counters.reproducible)
