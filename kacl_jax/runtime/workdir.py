@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, and whether it has a checkpoint."""
+"""The folder of a run: its lock, who uses it, and whether it has a checkpoint."""
 
 from __future__ import annotations
 
@@ -59,6 +59,17 @@ def checkpoint_steps(checkpoints: Path) -> list[int]:
         for path in checkpoints.iterdir()
         if re.fullmatch("[0-9]{8,9}", path.name) and path.is_dir()
     )
+
+
+def is_in_use(workdir: Path) -> bool:
+    """Whether another process holds the workdir's lock. Raises UserError as `lock_workdir`."""
+    if not (workdir / ".lock").exists():
+        return False
+    try:
+        with lock_workdir(workdir):
+            return False
+    except WorkdirInUseError:
+        return True
 
 
 def has_checkpoint(workdir: Path) -> bool:

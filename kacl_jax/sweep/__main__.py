@@ -5,7 +5,11 @@ a workdir of its own, WORKDIR/<arm>/fold<f>-seed<s>, so a point that crashes doe
 log.txt there. Finished points are skipped, interrupted points are resumed. After each point sweep.csv, sweep.md and
 report.html are written again, while the next points run. Points share WORKDIR/compilation_cache, and with --parallel=N
 the GPUs and the cores.
-Exit codes are those of a single run: 0 all points are finished · 1 some failed · 75 interrupted, resumable · 77 in use.
+With --on=slurm the points become a job array of Slurm, and the command returns when they are submitted. The same
+command later submits only points that are neither finished nor in the queue. --points=I runs one point, for any other
+scheduler.
+Exit codes are those of a single run: 0 all points are finished (or submitted) · 1 some failed · 75 interrupted,
+resumable · 77 in use.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
@@ -32,8 +38,8 @@ from kacl_jax.runtime.errors import (
     UserError,
     WorkdirInUseError,
 )
-from kacl_jax.runtime.workdir import has_checkpoint, lock_workdir
-from kacl_jax.sweep import jobs
+from kacl_jax.runtime.workdir import has_checkpoint, is_in_use, lock_workdir
+from kacl_jax.sweep import jobs, slurm
 from kacl_jax.sweep.finished import FinishedPoints
 from kacl_jax.sweep.hyper import Point, Sweep
 from kacl_jax.sweep.plan import Plan, expand
@@ -42,8 +48,27 @@ flags.adopt_module_key_flags(command_line)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "List the points, one per line, and run nothing.")
 _TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Write the table again and run nothing.")
 _ONLY = flags.DEFINE_list("only", [], "Run only the points of these arms: arm,arm")
+_POINTS = flags.DEFINE_list(
+    "points",
+    [],
+    "Run only these points and write no table: I or I,J, counted from 0 as --dry_run lists them.",
+)
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "How many points run at once.", lower_bound=1)
+_ON = flags.DEFINE_enum(
+    "on",
+    "local",
+    ["local", "slurm"],
+    "local: run on this machine. slurm: submit the points as a job array.",
+)
+_SLURM = flags.DEFINE_string(
+    "slurm",
+    "",
+    "With --on=slurm: the options of sbatch, for example --slurm='--partition=gpu --gpus=1 --time=4:00:00'.",
+)
+_WAIT = flags.DEFINE_bool("wait", False, "With --on=slurm: stay until all points have ended.")
 _STOPPED = "Stopped. Run the same command again to resume."
+_STOPPED_WAITING = "Stopped waiting. The submitted points stay in the queue."
+_POLL_S = 5.0
 
 COMMAND = (sys.executable, "-m", "kacl_jax.main")
 
@@ -102,37 +127,148 @@ def run_sweep(
       UserError: a point cannot run; raised before the first point starts.
       WorkdirInUseError: another process uses the workdir.
     """
+    with lock_workdir(plan.workdir):
+        finished = FinishedPoints(plan)
+        check_points(plan, points, finished)
+        finished.write_table()
+        outcome = _run_points(plan, points, finished, finished.write_table, parallel, command)
+        has_table = _print_table(plan.workdir, finished)
+    return _report(outcome) or (DONE if has_table else USER_ERROR)
+
+
+def run_alone(
+    plan: Plan, points: list[Point], *, parallel: int = 1, command: tuple[str, ...] = COMMAND
+) -> int:
+    """As `run_sweep`, but other processes may run other points of this sweep meanwhile, and nobody writes the table."""
+    finished = FinishedPoints(plan)
+    check_points(plan, points, finished)
+    return _report(_run_points(plan, points, finished, lambda: None, parallel, command))
+
+
+def submit_sweep(
+    plan: Plan,
+    points: list[Point],
+    options: slurm.Options,
+    *,
+    parallel: int,
+    wait: bool,
+    command: tuple[str, ...],
+) -> int:
+    """Submit the points that are neither finished nor in Slurm's queue; return the exit code.
+
+    wait: return only when the points have left the queue. command: as in `run_sweep`.
+
+    Raises:
+      UserError: a point cannot run, or Slurm refuses the jobs. Nothing is submitted then.
+      WorkdirInUseError: another process uses the workdir.
+    """
     from kacl_jax.runtime import compilation  # imports jax, but takes no device
 
     with lock_workdir(plan.workdir):
         finished = FinishedPoints(plan)
         check_points(plan, points, finished)
         finished.write_table()
-        left = [point for point in points if not finished.is_finished(point)]
-        for point in points:
-            if point not in left:
-                jobs.print_line(f"{point.name} is finished; skipped")
-        queue = [
-            jobs.Job(
-                point.name,
-                [*command, *plan.arguments(point), *_worker_arguments(plan, point, parallel)],
-                plan.point_workdir(point),
+        queued = slurm.queued_points(plan.workdir)
+        left = []
+        for point in _unfinished(points, finished):
+            if point.name in queued:
+                jobs.print_line(f"{point.name} is in the queue as job {queued[point.name]}")
+            else:
+                left.append(plan.job(point, command))
+        if left:
+            environment = compilation.cache_environment(plan.workdir / "compilation_cache")
+            table_command = [sys.executable, "-m", "kacl_jax.sweep", *sys.argv[1:], "--table_only"]
+            submitted = slurm.submit(
+                left,
+                plan.workdir,
+                options,
+                parallel=parallel,
+                environment=environment,
+                table_command=table_command,
             )
+            for job, point_job in zip(submitted, left, strict=True):
+                jobs.print_line(f"{point_job.name} is submitted as job {job.job_id}")
+    return _wait_for_queue(plan, points) if wait else DONE
+
+
+def _wait_for_queue(plan: Plan, points: list[Point]) -> int:
+    """Wait until the points have left Slurm's queue, then write the table; return the exit code."""
+    names = {point.name for point in points}
+    try:
+        while names & slurm.queued_points(plan.workdir).keys():
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        jobs.print_line(_STOPPED_WAITING)
+        return INTERRUPTED
+    finished = FinishedPoints(plan)
+    has_table = _print_table(plan.workdir, finished)
+    outcome = jobs.Outcome()
+    for point in points:
+        if not finished.is_finished(point):
+            lines = plan.job(point, ()).log_tail()
+            outcome.failed[point.name] = lines[-1] if lines else "no message"
+    return _report(outcome) if has_table else USER_ERROR
+
+
+def _run_points(
+    plan: Plan,
+    points: list[Point],
+    finished: FinishedPoints,
+    refresh: Callable[[], object],
+    parallel: int,
+    command: tuple[str, ...],
+) -> jobs.Outcome:
+    """Run the points that are not finished. One that another process runs is waited for.
+
+    refresh: see `jobs.run_jobs`.
+    """
+    from kacl_jax.runtime import compilation  # imports jax, but takes no device
+
+    environment = compilation.cache_environment(plan.workdir / "compilation_cache")
+    outcome = jobs.Outcome()
+    left = _unfinished(points, finished)
+    while left and not outcome.interrupted:
+        _wait_for_others(plan, left)
+        queue = [
+            plan.job(point, command, _worker_arguments(plan, point, parallel))
             for point in left
+            if not finished.is_finished(point)
         ]
-        outcome = jobs.run_jobs(
-            queue,
-            parallel=parallel,
-            refresh=finished.write_table,
-            environment=compilation.cache_environment(plan.workdir / "compilation_cache"),
-        )
-        has_table = _print_table(plan.workdir, finished)
+        last = jobs.run_jobs(queue, parallel=parallel, refresh=refresh, environment=environment)
+        outcome.failed |= last.failed
+        outcome.interrupted = last.interrupted
+        left = [point for point in left if point.name in last.in_use]
+    return outcome
+
+
+def _unfinished(points: list[Point], finished: FinishedPoints) -> list[Point]:
+    """The points that are not finished; the others are printed."""
+    for point in points:
+        if finished.is_finished(point):
+            jobs.print_line(f"{point.name} is finished; skipped")
+    return [point for point in points if not finished.is_finished(point)]
+
+
+def _wait_for_others(plan: Plan, points: list[Point]) -> None:
+    """Wait until no other process runs one of the points.
+
+    A sweep that was killed leaves its points running, on the devices that the next points would get.
+    """
+    for point in points:
+        if is_in_use(plan.point_workdir(point)):
+            jobs.print_line(f"{point.name} still runs in another process; waiting for it to end")
+            while is_in_use(plan.point_workdir(point)):
+                time.sleep(_POLL_S)
+
+
+def _report(outcome: jobs.Outcome) -> int:
+    """Print which points failed; return the exit code."""
     for name, reason in outcome.failed.items():
         jobs.print_line(f"failed: {name}: {reason}")
     if outcome.interrupted:
         jobs.print_line(_STOPPED)
         return INTERRUPTED
-    return DONE if has_table and not outcome.failed else USER_ERROR
+    return USER_ERROR if outcome.failed else DONE
 
 
 def _worker_arguments(plan: Plan, point: Point, parallel: int) -> list[str]:
@@ -169,7 +305,20 @@ def main(argv: list[str]) -> int:
         if _TABLE_ONLY.value:
             print(FinishedPoints(plan).write_table())
             return DONE
-        return run_sweep(plan, points, parallel=_PARALLEL.value)
+        if _ON.value == "slurm":
+            options = slurm.parse_options(_SLURM.value)
+            return submit_sweep(
+                plan,
+                points,
+                options,
+                parallel=_PARALLEL.value,
+                wait=_WAIT.value,
+                command=COMMAND,
+            )
+        if _SLURM.value or _WAIT.value:
+            raise UserError("--slurm and --wait need --on=slurm")
+        run = run_alone if _POINTS.value else run_sweep
+        return run(plan, points, parallel=_PARALLEL.value, command=COMMAND)
     except WorkdirInUseError as error:
         return command_line.print_error(error, WORKDIR_IN_USE)
     except UserError as error:
@@ -183,7 +332,15 @@ def _select_points(sweep: Sweep) -> list[Point]:
     unknown = [name for name in _ONLY.value if name not in known]
     if unknown:
         raise UserError(f"There is no arm {', '.join(unknown)}; choose from: {', '.join(known)}")
-    return [point for point in sweep.points if not _ONLY.value or point.arm.name in _ONLY.value]
+    points = [p for p in sweep.points if not _ONLY.value or p.arm.name in _ONLY.value]
+    if not _POINTS.value:
+        return points
+    wrong = [text for text in _POINTS.value if not text.isdecimal() or int(text) >= len(points)]
+    if wrong:
+        raise UserError(
+            f"--points={','.join(wrong)}: give numbers from 0 to {len(points) - 1}, as --dry_run lists the points"
+        )
+    return [points[number] for number in sorted({int(text) for text in _POINTS.value})]
 
 
 if __name__ == "__main__":

@@ -37,13 +37,50 @@ class Job:
     command: Sequence[str]
     folder: Path
 
+    def log_tail(self, start: int = 0) -> list[str]:
+        """The last lines of the log with anything in them, from byte `start` on."""
+        try:
+            text = (self.folder / LOG).read_bytes()[start:].decode(errors="replace")
+        except OSError as error:
+            text = f"its log cannot be read ({error})"
+        return [line for line in text.splitlines() if line.strip()][-_LOG_TAIL_LINES:]
+
 
 @dataclass
 class Outcome:
     """How the jobs ended."""
 
     failed: dict[str, str] = field(default_factory=dict)  # name → reason
+    in_use: list[str] = field(default_factory=list)  # names; another process had the workdir
     interrupted: bool = False
+
+
+def start_command(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], *, new_session: bool
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the command; its output is appended to the log in `folder`, after a line that shows the command.
+
+    new_session: whether signals to this process's group or terminal must not reach the command.
+
+    Returns:
+      The process, and the byte of the log where its output begins.
+
+    Raises:
+      OSError: the folder or the log cannot be written, or the command does not exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("ab") as log:
+        log.write(f"$ {shlex.join(command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=new_session,
+        )
+        return process, log.tell()
 
 
 def run_jobs(
@@ -149,26 +186,12 @@ class _JobRunner:
 
     def _start_job(self, number: int, job: Job, slot: int) -> _Running:
         print_line(f"[{number}/{self._total}] {job.name}")
+        environment = {**self._environment, **self._slot_variables[slot]}
         try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            with (job.folder / LOG).open("ab") as log:
-                log.write(f"$ {shlex.join(job.command)}\n".encode())
-                log.flush()
-                return _Running(
-                    job,
-                    number,
-                    slot,
-                    subprocess.Popen(
-                        job.command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        env={**self._environment, **self._slot_variables[slot]},
-                        start_new_session=True,
-                    ),
-                    time.monotonic(),
-                    log.tell(),
-                )
+            process, log_start = start_command(
+                job.command, job.folder, environment, new_session=True
+            )
+            return _Running(job, number, slot, process, time.monotonic(), log_start)
         except OSError as error:
             raise UserError(f"{job.name} cannot be started in {job.folder} ({error})") from error
 
@@ -179,6 +202,10 @@ class _JobRunner:
         if code == INTERRUPTED or (code == -signal.SIGTERM and self._n_signals):
             self._outcome.interrupted = True
             print_line(f"{prefix} stopped after {_format_duration(duration_s)}; resumable")
+            return
+        if code == WORKDIR_IN_USE:
+            self._outcome.in_use.append(running.job.name)
+            print_line(f"{prefix} is in use by another process")
             return
         if code:
             self._record_failure(
@@ -193,16 +220,11 @@ class _JobRunner:
         return f"[{running.number}/{self._total}] {running.job.name}"
 
     def _record_failure(self, running: _Running, prefix: str, failure: str) -> None:
-        path = running.job.folder / LOG
-        try:
-            text = path.read_bytes()[running.log_start :].decode(errors="replace")
-        except OSError as error:
-            text = f"its log cannot be read ({error})"
-        lines = [line for line in text.splitlines() if line.strip()][-_LOG_TAIL_LINES:]
+        lines = running.job.log_tail(running.log_start)
         self._outcome.failed[running.job.name] = (
             f"{failure}: {lines[-1] if lines else 'no message'}"
         )
-        print_line(f"{prefix} failed: {failure}; the end of {path}:")
+        print_line(f"{prefix} failed: {failure}; the end of {running.job.folder / LOG}:")
         for line in lines:
             print_line(f"    {line}")
 
@@ -256,11 +278,7 @@ def _device_variables(parallel: int) -> list[dict[str, str]]:
 def _describe_exit_code(code: int) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    descriptions = {
-        NON_FINITE: "the loss was not finite",
-        WORKDIR_IN_USE: "its workdir is in use",
-    }
-    return descriptions.get(code, f"exit code {code}")
+    return "the loss was not finite" if code == NON_FINITE else f"exit code {code}"
 
 
 def _format_duration(seconds: float) -> str:

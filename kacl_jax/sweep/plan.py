@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import runpy
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from kacl_jax.config import command_line, reference
 from kacl_jax.config.stored import describe_changed_keys
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep.hyper import Point, Sweep
+from kacl_jax.sweep.jobs import Job
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,14 @@ class Plan:
             *self.overrides(point),
             f"--workdir={self.point_workdir(point)}",
         ]
+
+    def job(self, point: Point, command: Sequence[str], more_arguments: Sequence[str] = ()) -> Job:
+        """How to run the point: `command` with its arguments, and its log."""
+        return Job(
+            point.name,
+            [*command, *self.arguments(point), *more_arguments],
+            self.point_workdir(point),
+        )
 
     def point_config(self, point: Point) -> ConfigDict:
         """The whole config of a point. Raises UserError on a value of the wrong type."""
