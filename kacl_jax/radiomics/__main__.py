@@ -10,6 +10,9 @@ with the columns image, x, y, w, h in pixels of the image, or with --frame=1024 
 Each row of the table is one region: image, region (its number among the image's boxes, from 0; with --label the label),
 ready, reason, then the 102 features (an empty cell where a feature is NaN).
 
+For very many images run the command N times, with --part=0/N to --part=N-1/N, on as many machines as you like. Each
+call measures a part. Then the same command with --merge=N joins their tables.
+
 A mistake in the arguments or folders ends the command before anything is computed. A problem of one file becomes a row
 that is not ready.
 """
@@ -25,10 +28,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kacl_jax.images.reader import MAX_MEGAPIXELS
+from kacl_jax.radiomics import parts
 from kacl_jax.radiomics.box_file import regions_from_boxes
 from kacl_jax.radiomics.image_folder import Region
 from kacl_jax.radiomics.mask_files import regions_from_masks
-from kacl_jax.radiomics.table_file import Summary, write_table
+from kacl_jax.radiomics.table_file import Summary, parquet_converter, write_table
 from kacl_jax.runtime import output
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.files import user_cache_folder
@@ -40,12 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(arguments)
     try:
         _refuse_repeated(arguments)
-        _measure(flags)
+        _check_flags(flags)
+        if flags.merge is not None:
+            _merge(flags)
+        else:
+            _measure(flags)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nStopped. The finished rows are in {flags.out}.part", file=sys.stderr)
+        print(f"\nStopped. The finished rows are in {_table(flags)}.part", file=sys.stderr)
         return 75
     return 0
 
@@ -56,7 +64,8 @@ def _measure(flags: argparse.Namespace) -> None:
     Raises:
       UserError: for an error in the arguments or input files as a whole, before anything is computed.
     """
-    _check_flags(flags)
+    if flags.out.suffix == ".parquet":
+        parquet_converter()  # is missed before anything is computed
     regions, warnings = _find_regions(flags)
     for line in warnings:
         print(f"Warning: {line}", file=sys.stderr)
@@ -69,7 +78,25 @@ def _measure(flags: argparse.Namespace) -> None:
     }
     if flags.backend == "jax":
         _keep_compiled_programs()
-    _print_summary(write_table(regions, flags.out, options, flags.max_megapixels), flags.out)
+    out = _table(flags)
+    first_line = parts.mark(flags) if flags.part else ""
+    _print_summary(write_table(regions, out, options, flags.max_megapixels, first_line), out)
+
+
+def _table(flags: argparse.Namespace) -> Path:
+    """The table that this call writes."""
+    return parts.parse(flags.part).path(flags.out) if flags.part else flags.out
+
+
+def _merge(flags: argparse.Namespace) -> None:
+    """Join the tables of the parts. Raises UserError if one is missing or belongs to other settings or images."""
+    partial = flags.out.with_name(flags.out.name + ".part")
+    convert_to_parquet = parquet_converter() if flags.out.suffix == ".parquet" else None
+    n_regions = parts.merge(flags.out, flags.merge, parts.mark(flags), partial)
+    if convert_to_parquet is not None:
+        convert_to_parquet(partial)
+    partial.replace(flags.out)
+    print(f"{flags.out}: {n_regions} regions of {flags.merge} parts")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,6 +144,12 @@ def _parser() -> argparse.ArgumentParser:
         default=os.cpu_count() or 1,
         help="how many regions are measured at once (default: the number of cores)",
     )
+    parser.add_argument(
+        "--part", help="I/N: measure only part I of N, from 0, and write it to OUT.IofN"
+    )
+    parser.add_argument(
+        "--merge", type=int, help="N: measure nothing, join the tables of the N parts to OUT"
+    )
     return parser
 
 
@@ -149,14 +182,21 @@ def _check_flags(flags: argparse.Namespace) -> None:
         raise UserError(f"--max_megapixels={flags.max_megapixels} must be at least 1")
     if flags.out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={flags.out} must end in .csv or .parquet")
+    if flags.part is not None and flags.merge is not None:
+        raise UserError("Give either --part or --merge")
+    if flags.part is not None:
+        parts.parse(flags.part)
+    if flags.merge is not None and flags.merge < 1:
+        raise UserError(f"--merge={flags.merge} must be at least 1, the number of parts")
     if flags.boxes is not None and flags.out.resolve() == flags.boxes.resolve():
         raise UserError(f"--out={flags.out} is the file of the boxes; give another name")
 
 
 def _find_regions(flags: argparse.Namespace) -> tuple[list[Region], list[str]]:
     """The regions, and warnings."""
+    part = parts.parse(flags.part) if flags.part else parts.WHOLE
     if flags.masks is None:
-        return regions_from_boxes(flags.images, flags.boxes, flags.frame), []
+        return list(part.select(regions_from_boxes(flags.images, flags.boxes, flags.frame))), []
     return regions_from_masks(
         flags.images,
         flags.masks,
@@ -164,6 +204,7 @@ def _find_regions(flags: argparse.Namespace) -> tuple[list[Region], list[str]]:
         all_labels=flags.label == "all",
         threshold=flags.threshold,
         max_megapixels=flags.max_megapixels,
+        part=part,
     )
 
 

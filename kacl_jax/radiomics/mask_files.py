@@ -14,6 +14,7 @@ from jaxtyping import Bool, Shaped
 
 from kacl_jax.images.reader import BrokenImage, Picture, read_picture
 from kacl_jax.radiomics.image_folder import Region, by_name, list_images
+from kacl_jax.radiomics.parts import WHOLE, Part
 from kacl_jax.runtime.errors import UserError
 
 _MAX_LABELS = 32  # a file with more values is a picture or a soft mask
@@ -61,11 +62,12 @@ def regions_from_masks(
     all_labels: bool,
     threshold: float | None,
     max_megapixels: int,
+    part: Part = WHOLE,
 ) -> tuple[list[Region], list[str]]:
-    """The regions of all images, in the order of the names, and warnings.
+    """The regions of the part's images, in the order of the names, and warnings.
 
-    Reads all masks once, so that what a flag decides is known before anything is computed. A mask that cannot be read
-    keeps its region, whose reading says why.
+    Reads the part's masks once, so that what a flag decides is known before anything is computed. A mask that cannot
+    be read keeps its region, whose reading says why.
 
     Args:
       label: measure this label only. all_labels: one region for each label. threshold: the region is where the mask's
@@ -82,12 +84,14 @@ def regions_from_masks(
     file_from_name = by_name(list_images(images))
     mask_from_name = by_name(list_images(masks))
     _check_that_masks_exist(file_from_name, mask_from_name, masks)
-    shapes = [MaskFile(mask_from_name[name], label, threshold) for name in file_from_name]
+    names = part.select(list(file_from_name))
+    shapes = [MaskFile(mask_from_name[name], label, threshold) for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         surveys = list(pool.map(lambda shape: _survey(shape, max_megapixels), shapes))
     _check_surveys(shapes, surveys, needs_choice=label is None and not all_labels)
     regions = []
-    for file, shape, survey in zip(file_from_name.values(), shapes, surveys, strict=True):
+    for name, shape, survey in zip(names, shapes, surveys, strict=True):
+        file = file_from_name[name]
         if all_labels and survey is not None and survey.labels:
             for each in survey.labels:
                 regions.append(Region(file.name, each, file, replace(shape, label=each)))

@@ -45,7 +45,11 @@ class _Row(NamedTuple):
 
 
 def write_table(
-    regions: Sequence[Region], out: Path, options: Mapping[str, Any], max_megapixels: int
+    regions: Sequence[Region],
+    out: Path,
+    options: Mapping[str, Any],
+    max_megapixels: int,
+    first_line: str = "",
 ) -> Summary:
     """Write one row for each region; one that cannot be read or has no features is not ready, with the reason.
 
@@ -53,7 +57,8 @@ def write_table(
     interruption that file still has the rows computed so far.
 
     Args:
-      out: ends in .csv or .parquet. options: keyword arguments of `extract`.
+      out: ends in .csv or .parquet, or else is a CSV. options: keyword arguments of `extract`. first_line: see
+        `parts.mark`.
 
     Raises:
       UserError: the options are wrong or `out` cannot be written, before anything is computed.
@@ -63,13 +68,14 @@ def write_table(
     if out.is_dir():
         raise UserError(f"--out={out} is a folder; give the name of a file")
     extract([], [], **options)  # checks the options before a file is opened
-    convert_to_parquet = _parquet_converter() if out.suffix == ".parquet" else None
+    convert_to_parquet = parquet_converter() if out.suffix == ".parquet" else None
     partial = out.with_name(out.name + ".part")
     not_ready, few_levels, darkest, brightest = 0, 0, np.nan, np.nan
     with (
         _open_for_writing(partial) as file,
         tqdm(disable=None, total=len(regions), unit="region", desc=str(out)) as progress_bar,
     ):
+        file.write(first_line)
         writer = csv.writer(file)
         writer.writerow(["image", "region", "ready", "reason", *FEATURE_NAMES])
         at_once = _REGIONS_AT_ONCE * max(1, options["workers"] // 16)
@@ -128,7 +134,8 @@ def _open_for_writing(path: Path) -> TextIO:
         ) from error
 
 
-def _parquet_converter() -> Callable[[Path], None]:
+def parquet_converter() -> Callable[[Path], None]:
+    """What replaces a CSV table by a Parquet table. Raises UserError without pyarrow."""
     try:
         from pyarrow import csv as arrow_csv
         from pyarrow import parquet

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,49 @@ def test_any_number_of_workers_writes_the_same_bytes(folder: Path, backend) -> N
         )
         assert run(folder, f"--masks={folder / 'masks'}", *more) == 0
     assert (folder / "1.csv").read_bytes() == (folder / "2.csv").read_bytes()
+
+
+@pytest.mark.parametrize("backend", ["jax", "pyradiomics"])
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_joined_parts_are_the_table_of_one_call(folder: Path, capsys, backend, kind) -> None:
+    """Byte for byte, with more parts than images, too; incomplete or mixed parts are refused."""
+    images, masks = folder / "images", folder / "masks"
+    for name in ("c", "d", "e"):  # a large region, several labels, no image
+        shutil.copy(images / "a.png", images / f"{name}.png")
+        shutil.copy(masks / "b.png", masks / f"{name}.png")
+    cv2.imwrite(str(masks / "d.png"), np.arange(2000, dtype=np.uint8).reshape(40, 50) // 9)
+    (images / "e.png").write_bytes(b"broken")
+    rows = "".join(f"{name}.png,{x},5,20,{9 + x}\n" for x in range(3) for name in "cabc")
+    (folder / "boxes.csv").write_text(f"image,x,y,w,h\n{rows}")
+    flags = [f"--backend={backend}", "--workers=1"]
+    flags += ["--label=all"] * (kind == "masks")
+    flags += [f"--{kind}={masks if kind == 'masks' else folder / 'boxes.csv'}"]
+    assert run(folder, *flags, f"--out={folder / 'one.csv'}") == 0
+    flags += [f"--out={folder / 'all.csv'}"]
+    for n in (1, 3, 7):
+        assert run(folder, *flags, f"--merge={n}") == 1
+        assert not (folder / "all.csv").exists()
+        for part in range(n):
+            assert run(folder, *flags, f"--part={part}/{n}") == 0
+        assert run(folder, *flags, f"--merge={n}") == 0
+        assert (folder / "all.csv").read_bytes() == (folder / "one.csv").read_bytes()
+        (folder / "all.csv").unlink()
+    capsys.readouterr()
+    assert run(folder, *flags, "--bin_width=9", "--part=1/3") == 0
+    assert run(folder, *flags, "--merge=3") == 1
+    assert "all.csv.1of3 was made with other settings" in capsys.readouterr().err
+    for part in (1, 2):
+        (folder / f"all.csv.{part}of3").unlink()
+    assert run(folder, *flags, "--merge=3") == 1
+    said = capsys.readouterr().err
+    assert "all.csv.1of3 is missing; run --part=1/3 (2 of 3 parts are missing: 1, 2)" in said
+    assert not (folder / "all.csv").exists()
+    shutil.copy(images / "a.png", images / "f.png")  # the other parts do not know it
+    shutil.copy(masks / "a.png", masks / "f.png")
+    for part in (1, 2):
+        assert run(folder, *flags, f"--part={part}/3") == 0
+    assert run(folder, *flags, "--merge=3") == 1
+    assert "all.csv.0of3 was made with other settings, images" in capsys.readouterr().err
 
 
 def test_compiled_programs_stay_in_the_users_cache(folder: Path) -> None:
