@@ -186,7 +186,7 @@ def submit_sweep(
                 environment=environment,
                 table_command=table_command,
             )
-            for job, point_job in zip(submitted, left, strict=True):
+            for job, point_job in zip(submitted[:-1], left, strict=True):
                 jobs.print_line(f"{point_job.name} is submitted as job {job.job_id}")
     return _wait_for_queue(plan, points) if wait else DONE
 

@@ -100,7 +100,7 @@ def submit(
       cluster: "local" runs the same code on this machine, all points at once, and takes no options.
 
     Returns:
-      submitit's job of each point.
+      submitit's job of each point, and last that of the table.
 
     Raises:
       UserError: Slurm refuses the jobs, or a file cannot be written. Then nothing stays in the queue.
@@ -131,7 +131,7 @@ def submit(
         files.write_json(workdir / FOLDER / "jobs.json", _read_jobs(workdir) | of_point)
         array = ids[0].partition("_")[0]
         executor.update_parameters(slurm_dependency=f"afterany:{array}")
-        executor.submit(submitit.helpers.CommandFunction(list(table_command)))
+        submitted.append(executor.submit(submitit.helpers.CommandFunction(list(table_command))))
     # submitit raises a RuntimeError where there is no Slurm or sbatch fails.
     except (OSError, RuntimeError, submitit.core.utils.FailedJobError) as error:
         _cancel(submitted)

@@ -72,6 +72,9 @@ if arm == "dies":
 if arm == "vanishes":
     shutil.rmtree(place)
     sys.exit(1)
+if arm == "taken" and not (place / "taken").exists():
+    (place / "taken").touch()
+    sys.exit(77)
 if arm == "explodes":
     sys.exit(76)
 if arm == "killed":
@@ -566,6 +569,89 @@ def test_a_signal_stops_the_running_point_once_and_the_same_command_goes_on(
     assert FinishedPoints(plan).is_finished(points[1])
 
 
+HOLDER = """
+import pathlib, sys, time
+from kacl_jax.runtime.workdir import lock_workdir
+place = pathlib.Path(sys.argv[1])
+with lock_workdir(place):
+    (place / "locked").touch()
+    while not (place / "release").exists():
+        time.sleep(0.01)
+"""
+
+
+def test_a_point_that_another_process_still_runs_is_waited_for(
+    tmp_path: Path, fake: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a sweep that was killed: its points run on. One that they finish is not run again."""
+    plan = plan_of(tmp_path)
+    write_configs(plan)
+    left, finished = plan.sweep.points[:2]
+    holders = [
+        subprocess.Popen([sys.executable, "-c", HOLDER, str(plan.point_workdir(point))], cwd=REPO)
+        for point in (left, finished)
+    ]
+    for point in (left, finished):
+        while not (plan.point_workdir(point) / "locked").exists():
+            time.sleep(0.02)
+    lines = []
+
+    def print_line(line: str) -> None:
+        lines.append(line)
+        for point, holder in zip((left, finished), holders, strict=True):
+            if line == f"{point.name} still runs in another process; waiting for it to end":
+                assert recorded_arguments(plan, left) is None
+                if point is finished:
+                    shutil.copytree(
+                        tmp_path / "fake" / "fold1", plan.point_workdir(point), dirs_exist_ok=True
+                    )
+                (plan.point_workdir(point) / "release").touch()
+                assert holder.wait(60) == 0
+
+    monkeypatch.setattr(jobs, "print_line", print_line)
+    assert sweep.run_sweep(plan, list(plan.sweep.points), command=fake) == DONE
+    assert len([line for line in lines if "still runs" in line]) == 2
+    assert recorded_arguments(plan, left) is not None
+    assert recorded_arguments(plan, finished) is None
+
+
+def test_a_point_that_another_process_starts_first_is_no_failure(
+    tmp_path: Path, fake: tuple[str, ...]
+) -> None:
+    """Its command ends with 77; then it is waited for and started again."""
+    plan = plan_of(tmp_path, "taken")
+    write_configs(plan)
+    points = [p for p in plan.sweep.points if p.arm.name == "taken"]
+    assert sweep.run_sweep(plan, points, command=fake) == DONE
+    for point in points:
+        assert (plan.point_workdir(point) / "log.txt").read_text().count("$ ") == 2
+
+
+def test_single_points_run_beside_others_and_write_no_table(
+    tmp_path: Path, fake: tuple[str, ...]
+) -> None:
+    """As under a scheduler that starts `--points=I` on many machines at once."""
+    plan = plan_of(tmp_path, "dies")
+    write_configs(plan)
+    points = list(plan.sweep.points)
+    with lock_workdir(plan.workdir):  # another process runs the sweep
+        assert sweep.run_alone(plan, points[1:2], command=fake) == DONE
+        assert sweep.run_alone(plan, points[1:2], command=fake) == DONE  # it is finished
+        assert sweep.run_alone(plan, points[-1:], command=fake) == USER_ERROR
+    ran = [point for point in points if recorded_arguments(plan, point)]
+    assert ran == [points[1], points[-1]]
+    assert (plan.point_workdir(points[1]) / "log.txt").read_text().count("$ ") == 1
+    assert not (plan.workdir / "sweep.md").exists()
+    FinishedPoints(plan).write_table()
+    assert "1 of 6 points are finished" in (plan.workdir / "sweep.md").read_text()
+
+
+def test_points_are_numbered_as_a_dry_run_lists_them() -> None:
+    words = (f"--config={ABLATIONS}:main", "--only=simclr,kacl")
+    lines = dry_run(*words)
+    assert dry_run(*words, "--points=7,0") == [lines[0], lines[7]]
+
+
 # ---- what is refused before anything runs -----------------------------------------------------------------------
 
 
@@ -633,6 +719,11 @@ def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) ->
             (f"--config={ABLATIONS}", "--only=kalc"),
             "There is no arm kalc; choose from: focal, kacl,",
         ),
+        (
+            (f"--config={ABLATIONS}:main", "--points=119,120"),
+            "--points=120: give numbers from 0 to 119, as --dry_run lists the points",
+        ),
+        ((f"--config={ABLATIONS}", "--wait"), "--slurm and --wait need --on=slurm"),
         ((f"--config={ABLATIONS}", "--mode=eval"), "Unknown command line flag 'mode'"),
         ((f"--config={ABLATIONS}",), "focal/fold0-seed0 and 524 more: The config cannot be run:"),
     ],
