@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,9 @@ from kacl_jax.sweep import jobs
 
 FOLDER = "slurm"
 _MAX_RESTARTS = 20
-_SIGNAL = "TERM@300"  # time for a point to save before its time limit
+_SIGNAL = "TERM@300"  # so long before its time limit a point is asked to save
+# The last one: the signal came before kacl_jax.main could handle it.
+_RESUMABLE = (INTERRUPTED, WORKDIR_IN_USE, -signal.SIGTERM)
 _OWN_OPTIONS = ("array", "dependency", "error", "output")
 
 Options = Mapping[str, str | bool]  # of sbatch: time → "4:00:00", exclusive → True
@@ -109,17 +112,7 @@ def submit(
 
     submitted: list[Any] = []
     try:
-        executor = submitit.AutoExecutor(workdir / FOLDER, cluster=cluster)
-        executor.update_parameters(
-            name="kacl_sweep",
-            stderr_to_stdout=True,
-            slurm_array_parallelism=parallel,
-            # Since Slurm 22.05 srun takes this number no longer from sbatch.
-            slurm_srun_args=[f"--cpus-per-task={options.get('cpus_per_task')}"]
-            if "cpus_per_task" in options
-            else [],
-            slurm_additional_parameters={"signal": _SIGNAL, "requeue": True, **options},
-        )
+        executor = _executor(workdir, options, parallel, cluster)
         submitted += executor.map_array(
             run_point,
             [list(point.command) for point in points],
@@ -144,10 +137,27 @@ def submit(
     return submitted
 
 
-def run_point(command: list[str], folder: str, environment: dict[str, str]) -> None:
-    """Run the command of a point in a job of Slurm. After an interruption put the job into the queue again.
+def _executor(workdir: Path, options: Options, parallel: int, cluster: str) -> Any:
+    import submitit
 
-    It ends the process with the command's exit code unless that is 0.
+    executor = submitit.AutoExecutor(workdir / FOLDER, cluster=cluster)
+    cpus = options.get("cpus_per_task")
+    executor.update_parameters(
+        name="kacl_sweep",
+        stderr_to_stdout=True,
+        slurm_array_parallelism=parallel,
+        # Since Slurm 22.05 srun does not take this number from sbatch.
+        slurm_srun_args=[f"--cpus-per-task={cpus}"] if cpus else [],
+        slurm_additional_parameters={"signal": _SIGNAL, "requeue": True, **options},
+    )
+    return executor
+
+
+def run_point(command: list[str], folder: str, environment: dict[str, str]) -> None:
+    """Run the command of a point in a job of Slurm. Put the job into the queue again if the point can resume.
+
+    So it is after an interruption, and where another process still runs the point, for example on a node that Slurm
+    has lost. It ends this process with the command's exit code unless that is 0.
     """
     import submitit
 
@@ -157,7 +167,7 @@ def run_point(command: list[str], folder: str, environment: dict[str, str]) -> N
     code = process.wait()
     job = submitit.JobEnvironment()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    if code in (INTERRUPTED, WORKDIR_IN_USE) and restarts < _MAX_RESTARTS and _is_wanted(job):
+    if code in _RESUMABLE and restarts < _MAX_RESTARTS and _is_wanted(job):
         job._requeue(_MAX_RESTARTS - restarts)
     if code:
         sys.exit(code if code > 0 else 128 - code)  # as a shell says that a signal killed it

@@ -49,7 +49,9 @@ name, place = sys.argv[1], pathlib.Path(sys.argv[2])
 print("start of", name, os.environ["CACHE"], flush=True)
 if name != "once" and not (place / "saved").exists():
     (place / "saved").touch()
-    sys.exit(75)
+    if name == "early":
+        os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(77 if name == "elsewhere" else 75)
 if name == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 (place / "done").touch()
@@ -57,7 +59,7 @@ if name == "killed":
 
 
 def test_an_interrupted_task_runs_again_and_each_point_has_its_log(tmp_path: Path) -> None:
-    names = ["once", "again", "killed"]
+    names = ["once", "again", "elsewhere", "early", "killed"]
     points = [
         Job(name, [sys.executable, "-S", "-c", POINT, name, str(tmp_path / name)], tmp_path / name)
         for name in names
@@ -67,7 +69,7 @@ def test_an_interrupted_task_runs_again_and_each_point_has_its_log(tmp_path: Pat
         points,
         tmp_path,
         {},
-        parallel=3,
+        parallel=5,
         environment={"CACHE": "shared"},
         table_command=table,
         cluster="local",
@@ -75,8 +77,8 @@ def test_an_interrupted_task_runs_again_and_each_point_has_its_log(tmp_path: Pat
     for job in (*submitted, after):
         job.wait()
     starts = [(tmp_path / name / "log.txt").read_text().count(f"start of {name}") for name in names]
-    assert starts == [1, 2, 2]
-    assert [(tmp_path / name / "done").exists() for name in names] == [True, True, False]
+    assert starts == [1, 2, 2, 2, 2]
+    assert [(tmp_path / name / "done").exists() for name in names] == [True] * 4 + [False]
     assert "start of once shared" in (tmp_path / "once" / "log.txt").read_text()
     assert after.result() == "the table"
     ids = json.loads((tmp_path / "slurm" / "jobs.json").read_text())
