@@ -183,7 +183,7 @@ class Scene:
         return path.read_text() if path.exists() else ""
 
     def wait_for_log(self, point: str, words: str) -> None:
-        wait_until(lambda: words in self.log(point), 120, f"{point}: {words}")
+        wait_until(lambda: words in self.log(point), 240, f"{point}: {words}")
 
     def process_of(self, point: str) -> int:
         """The process that trains the point."""

@@ -15,9 +15,9 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -212,30 +212,67 @@ def test_a_mistake_in_get_hyper_is_told_with_its_line(
     assert str(path) in str(error.value)
 
 
-DRY_RUN = """
-import atexit, runpy, sys
-atexit.register(lambda: print("jax" in sys.modules))
-runpy.run_module("kacl_jax.sweep", run_name="__main__", alter_sys=True)
+# Many calls of the command, each in a process of its own, that share the time of the imports.
+COMMANDS = """
+import atexit, json, os, sys
+from absl import app
+from kacl_jax.config import command_line
+from kacl_jax.sweep import __main__ as sweep
+
+for number, words in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if not child:
+        sys.argv = ["sweep", *words]
+        for stream in (1, 2):
+            os.dup2(os.open(f"{number}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
+        atexit.register(lambda: print("jax" in sys.modules))
+        os.chdir(REPO)
+        app.run(sweep.main, flags_parser=command_line.parse)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def dry_run(*words: str) -> list[str]:
-    """What a dry run prints; it must not need jax."""
+class Ended(NamedTuple):
+    code: int
+    out: str
+    told: str  # on stderr
+    imported_jax: bool
+
+
+def run_commands(folder: Path, *commands: Sequence[str]) -> list[Ended]:
+    """`python -m kacl_jax.sweep` with each of these words."""
     done = subprocess.run(
-        [sys.executable, "-c", DRY_RUN, "--dry_run", *words],
-        cwd=REPO,
-        capture_output=True,
+        [sys.executable, "-c", f"REPO = {str(REPO)!r}\n{COMMANDS}", json.dumps(commands)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=300,
+        check=True,
     )
-    assert done.returncode == DONE, done.stderr
-    *lines, jax = done.stdout.splitlines()
-    assert jax == "False"
-    return lines
+    ended = []
+    for number, code in enumerate(done.stdout.split()):
+        *out, jax = (folder / f"{number}.1").read_text().splitlines()
+        told = (folder / f"{number}.2").read_text()
+        ended.append(Ended(int(code), "\n".join(out), told, jax == "True"))
+    return ended
+
+
+def dry_runs(folder: Path, *commands: Sequence[str]) -> list[list[str]]:
+    """The lines of a dry run with each of these words; it must not need jax."""
+    ended = run_commands(folder, *(("--dry_run", *words) for words in commands))
+    for each in ended:
+        assert each.code == DONE, each.told
+        assert not each.imported_jax
+    return [each.out.splitlines() for each in ended]
 
 
 def test_a_dry_run_lists_the_points_in_order_and_runs_nothing(tmp_path: Path) -> None:
-    lines = dry_run(f"--config={ABLATIONS}:main", f"--workdir={tmp_path / 'w'}", "--config.folds=6")
+    lines, only = dry_runs(
+        tmp_path,
+        (f"--config={ABLATIONS}:main", f"--workdir={tmp_path / 'w'}", "--config.folds=6"),
+        (f"--config={ABLATIONS}", "--only=kacl_lag0,kacl"),
+    )
     assert not (tmp_path / "w").exists()
     weak = ["focal", "kacl", "kacl_random_roi", "simclr"]
     boxed = ["guided_focal", "guided_kacl", "guided_kacl_random_roi", "kacl_truth_roi"]
@@ -249,7 +286,6 @@ def test_a_dry_run_lists_the_points_in_order_and_runs_nothing(tmp_path: Path) ->
         "--config.loss.box_weight=0.1 --config.cam.relu=False --config.cam.threshold=0.8 "
         "--config.loss.focal_weight=1.0"
     )
-    only = dry_run(f"--config={ABLATIONS}", "--only=kacl_lag0,kacl")
     assert [line.split("  ")[0] for line in only] == (
         [f"kacl/fold{f}-seed{s}" for s in range(3) for f in range(5)]
         + [f"kacl_lag0/fold{f}-seed{s}" for s in range(3) for f in range(5)]
@@ -646,10 +682,10 @@ def test_single_points_run_beside_others_and_write_no_table(
     assert "1 of 6 points are finished" in (plan.workdir / "sweep.md").read_text()
 
 
-def test_points_are_numbered_as_a_dry_run_lists_them() -> None:
+def test_points_are_numbered_as_a_dry_run_lists_them(tmp_path: Path) -> None:
     words = (f"--config={ABLATIONS}:main", "--only=simclr,kacl")
-    lines = dry_run(*words)
-    assert dry_run(*words, "--points=7,0") == [lines[0], lines[7]]
+    lines, two = dry_runs(tmp_path, words, (*words, "--points=7,0"))
+    assert two == [lines[0], lines[7]]
 
 
 # ---- what is refused before anything runs -----------------------------------------------------------------------
@@ -710,32 +746,26 @@ def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) ->
         sweep.check_points(plan, list(plan.sweep.points), FinishedPoints(plan))
 
 
-@pytest.mark.parametrize(
-    "words, told",
-    [
-        ((), "Which config? Give one"),
-        (("--config=configs/nih.py",), "configs/nih.py defines no function get_hyper"),
-        (
-            (f"--config={ABLATIONS}", "--only=kalc"),
-            "There is no arm kalc; choose from: focal, kacl,",
-        ),
-        (
-            (f"--config={ABLATIONS}:main", "--points=119,120"),
-            "--points=120: give numbers from 0 to 119, as --dry_run lists the points",
-        ),
-        ((f"--config={ABLATIONS}", "--wait"), "--slurm and --wait need --on=slurm"),
-        ((f"--config={ABLATIONS}", "--mode=eval"), "Unknown command line flag 'mode'"),
-        ((f"--config={ABLATIONS}",), "focal/fold0-seed0 and 524 more: The config cannot be run:"),
-    ],
-)
-def test_a_mistake_is_told_in_a_sentence(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "kacl_jax.sweep", f"--workdir={tmp_path}", *words],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == USER_ERROR, done.stderr
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
+MISTAKES = [
+    ((), "Which config? Give one"),
+    (("--config=configs/nih.py",), "configs/nih.py defines no function get_hyper"),
+    (
+        (f"--config={ABLATIONS}", "--only=kalc"),
+        "There is no arm kalc; choose from: focal, kacl,",
+    ),
+    (
+        (f"--config={ABLATIONS}:main", "--points=119,120"),
+        "--points=120: give numbers from 0 to 119, as --dry_run lists the points",
+    ),
+    ((f"--config={ABLATIONS}", "--wait"), "--slurm and --wait need --on=slurm"),
+    ((f"--config={ABLATIONS}", "--mode=eval"), "Unknown command line flag 'mode'"),
+    ((f"--config={ABLATIONS}",), "focal/fold0-seed0 and 524 more: The config cannot be run:"),
+]
+
+
+def test_a_mistake_is_told_in_a_sentence(tmp_path: Path) -> None:
+    commands = [[f"--workdir={tmp_path / 'w'}", *words] for words, _ in MISTAKES]
+    for (_, told), ended in zip(MISTAKES, run_commands(tmp_path, *commands), strict=True):
+        assert ended.code == USER_ERROR, ended.told
+        assert told in ended.told
+        assert "Traceback" not in ended.told
