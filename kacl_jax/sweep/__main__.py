@@ -174,7 +174,8 @@ def submit_sweep(
             if point.name in queued:
                 jobs.print_line(f"{point.name} is in the queue as job {queued[point.name]}")
             else:
-                left.append(plan.job(point, command))
+                cores = _worker_arguments(plan, point, options.get("cpus_per_task"))
+                left.append(plan.job(point, command, cores))
         if left:
             environment = compilation.cache_environment(plan.workdir / "compilation_cache")
             table_command = [sys.executable, "-m", "kacl_jax.sweep", *sys.argv[1:], "--table_only"]
@@ -225,12 +226,13 @@ def _run_points(
     from kacl_jax.runtime import compilation  # imports jax, but takes no device
 
     environment = compilation.cache_environment(plan.workdir / "compilation_cache")
+    cores = None if parallel == 1 else max(1, (os.cpu_count() or 1) // parallel)
     outcome = jobs.Outcome()
     left = _unfinished(points, finished)
     while left and not outcome.interrupted:
         _wait_for_others(plan, left)
         queue = [
-            plan.job(point, command, _worker_arguments(plan, point, parallel))
+            plan.job(point, command, _worker_arguments(plan, point, cores))
             for point in left
             if not finished.is_finished(point)
         ]
@@ -243,10 +245,13 @@ def _run_points(
 
 def _unfinished(points: list[Point], finished: FinishedPoints) -> list[Point]:
     """The points that are not finished; the others are printed."""
+    left = []
     for point in points:
         if finished.is_finished(point):
             jobs.print_line(f"{point.name} is finished; skipped")
-    return [point for point in points if not finished.is_finished(point)]
+        else:
+            left.append(point)
+    return left
 
 
 def _wait_for_others(plan: Plan, points: list[Point]) -> None:
@@ -271,11 +276,14 @@ def _report(outcome: jobs.Outcome) -> int:
     return USER_ERROR if outcome.failed else DONE
 
 
-def _worker_arguments(plan: Plan, point: Point, parallel: int) -> list[str]:
-    """Split the cores for radiomics among points that run at once, unless `feedback.workers` sets their number."""
-    if parallel == 1 or plan.point_config(point).feedback.workers:
+def _worker_arguments(plan: Plan, point: Point, cores: object) -> list[str]:
+    """Give the radiomics workers the point's share of the cores, unless `feedback.workers` sets their number.
+
+    cores: the share; None if the point has all cores of its machine.
+    """
+    if cores is None or plan.point_config(point).feedback.workers:
         return []
-    return [f"--config.feedback.workers={max(1, (os.cpu_count() or 1) // parallel)}"]
+    return [f"--config.feedback.workers={cores}"]
 
 
 def _print_table(workdir: Path, finished: FinishedPoints) -> bool:
