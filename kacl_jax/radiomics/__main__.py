@@ -79,8 +79,8 @@ def _measure(flags: argparse.Namespace) -> None:
     if flags.backend == "jax":
         _keep_compiled_programs()
     out = _table(flags)
-    first_line = parts.mark(flags) if flags.part else ""
-    _print_summary(write_table(regions, out, options, flags.max_megapixels, first_line), out)
+    mark = parts.mark(flags) if flags.part else ""
+    _print_summary(write_table(regions, out, options, flags.max_megapixels, mark), out)
 
 
 def _table(flags: argparse.Namespace) -> Path:

@@ -1,12 +1,13 @@
 """A table in parts: each of N calls measures one part of the images, and another call joins their tables.
 
-The first line of a part's table is a mark of what all parts must have in common: the settings, and the list of images
-or boxes. So tables of different calls are never joined.
+The first and the last line of a part's table are a mark of what all parts must have in common: the settings, and the
+list of images or boxes. So neither tables of different calls nor a table that was cut are joined.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -55,7 +56,7 @@ def parse(text: str) -> Part:
 
 
 def mark(flags: Namespace) -> str:
-    """The first line of each part's table. flags: of the command.
+    """The first and the last line of each part's table. flags: of the command.
 
     Raises:
       UserError: the folder or the boxes cannot be read.
@@ -79,8 +80,8 @@ def merge(out: Path, count: int, common: str, joined: Path) -> int:
     out: the table that the parts belong to. common: from `mark`.
 
     Raises:
-      UserError: a part is missing, or was made with other settings, images or boxes; nothing is written then. Or
-        `joined` cannot be written.
+      UserError: a part is missing, is cut, or was made with other settings, images or boxes; nothing is written then.
+        Or `joined` cannot be written.
     """
     paths = [Part(index, count).path(out) for index in range(count)]
     missing = [index for index, path in enumerate(paths) if not path.is_file()]
@@ -91,19 +92,24 @@ def merge(out: Path, count: int, common: str, joined: Path) -> int:
         )
     for index, path in enumerate(paths):
         with path.open("rb") as file:
-            if file.readline() != common.encode():
-                raise UserError(
-                    f"{path} was made with other settings, images or boxes; run --part={index}/{count} again"
-                )
+            first_line = file.readline()
+            file.seek(-min(len(first_line), path.stat().st_size), os.SEEK_END)
+            last_line = file.read()
+        if first_line != common.encode():
+            raise UserError(
+                f"{path} was made with other settings, images or boxes; run --part={index}/{count} again"
+            )
+        if last_line != first_line or path.stat().st_size < 2 * len(first_line):
+            raise UserError(f"{path} is cut; run --part={index}/{count} again")
     try:
-        return _join(paths, joined)
+        return _join(paths, common.encode(), joined)
     except OSError as error:
         raise UserError(
             f"{joined} cannot be written ({error.strerror}); free some disk space or give another --out"
         ) from error
 
 
-def _join(paths: Sequence[Path], joined: Path) -> int:
+def _join(paths: Sequence[Path], common: bytes, joined: Path) -> int:
     """Write the names of the columns once, then the rows of all tables; return the number of rows."""
     n_rows = 0
     with joined.open("wb") as table:
@@ -112,7 +118,7 @@ def _join(paths: Sequence[Path], joined: Path) -> int:
                 file.readline()
                 names = file.readline()
                 table.write(b"" if index else names)
-                for line in file:
-                    table.write(line)
+                for row in itertools.takewhile(lambda line: line != common, file):
+                    table.write(row)
                     n_rows += 1
     return n_rows

@@ -49,7 +49,7 @@ def write_table(
     out: Path,
     options: Mapping[str, Any],
     max_megapixels: int,
-    first_line: str = "",
+    mark: str = "",
 ) -> Summary:
     """Write one row for each region; one that cannot be read or has no features is not ready, with the reason.
 
@@ -57,8 +57,8 @@ def write_table(
     interruption that file still has the rows computed so far.
 
     Args:
-      out: ends in .csv or .parquet, or else is a CSV. options: keyword arguments of `extract`. first_line: see
-        `parts.mark`.
+      out: ends in .csv or .parquet, or else is a CSV. options: keyword arguments of `extract`. mark: a line to write
+        before and after the table.
 
     Raises:
       UserError: the options are wrong or `out` cannot be written, before anything is computed.
@@ -75,7 +75,7 @@ def write_table(
         _open_for_writing(partial) as file,
         tqdm(disable=None, total=len(regions), unit="region", desc=str(out)) as progress_bar,
     ):
-        file.write(first_line)
+        file.write(mark)
         writer = csv.writer(file)
         writer.writerow(["image", "region", "ready", "reason", *FEATURE_NAMES])
         at_once = _REGIONS_AT_ONCE * max(1, options["workers"] // 16)
@@ -90,6 +90,7 @@ def write_table(
                 writer.writerow([region.image, region.number, row.ready, row.reason, *cells])
                 progress_bar.update()
             file.flush()
+        file.write(mark)
     if convert_to_parquet is not None:
         convert_to_parquet(partial)
     partial.replace(out)

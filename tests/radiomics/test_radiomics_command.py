@@ -218,6 +218,12 @@ def test_joined_parts_are_the_table_of_one_call(folder: Path, capsys, backend, k
     assert run(folder, *flags, "--bin_width=9", "--part=1/3") == 0
     assert run(folder, *flags, "--merge=3") == 1
     assert "all.csv.1of3 was made with other settings" in capsys.readouterr().err
+    assert run(folder, *flags, "--part=1/3") == 0
+    whole = (folder / "all.csv.1of3").read_bytes()
+    for length in (len(whole) - 1, whole.rindex(b"{"), whole.index(b"\n") + 1):
+        (folder / "all.csv.1of3").write_bytes(whole[:length])
+        assert run(folder, *flags, "--merge=3") == 1
+        assert "all.csv.1of3 is cut; run --part=1/3 again" in capsys.readouterr().err
     for part in (1, 2):
         (folder / f"all.csv.{part}of3").unlink()
     assert run(folder, *flags, "--merge=3") == 1

@@ -228,6 +228,11 @@ def test_a_sweep_over_two_nodes_has_the_table_of_one_that_ran_alone(
     assert last[interrupted]["Restarts"] == "1"
     assert {job["NodeList"] for job in last.values()} >= {"127.1", "127.2"}
 
+    wait_until(lambda: not cluster.call("squeue", "--noheader"), 240, "the tables are written")
+    ended = cluster.call("squeue", "--states=all", "--noheader", "--array", "--format=%i %T")
+    # One job for the tables after each of the two arrays; only jobs of arrays have a "_".
+    assert re.findall(r"^\d+ (\w+)$", ended, re.M) == ["COMPLETED"] * 2
+
     alone = scene.sweep("alone", "--parallel=2")
     told = alone.communicate(timeout=300)[1]
     assert alone.returncode == DONE, told
