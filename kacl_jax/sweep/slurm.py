@@ -22,7 +22,7 @@ from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import INTERRUPTED, WORKDIR_IN_USE, UserError
 from kacl_jax.sweep import jobs
 
-FOLDER = "slurm"
+_FOLDER = "slurm"
 _MAX_RESTARTS = 20
 _SIGNAL = "TERM@300"  # so long before its time limit a point is asked to save
 # The last one: the signal came before kacl_jax.main could handle it.
@@ -121,7 +121,7 @@ def submit(
         )
         ids = [job.job_id for job in submitted]
         of_point = dict(zip((point.name for point in points), ids, strict=True))
-        files.write_json(workdir / FOLDER / "jobs.json", _read_jobs(workdir) | of_point)
+        files.write_json(workdir / _FOLDER / "jobs.json", _read_jobs(workdir) | of_point)
         array = ids[0].partition("_")[0]
         executor.update_parameters(slurm_dependency=f"afterany:{array}")
         submitted.append(executor.submit(submitit.helpers.CommandFunction(list(table_command))))
@@ -140,7 +140,7 @@ def submit(
 def _executor(workdir: Path, options: Options, parallel: int, cluster: str) -> Any:
     import submitit
 
-    executor = submitit.AutoExecutor(workdir / FOLDER, cluster=cluster)
+    executor = submitit.AutoExecutor(workdir / _FOLDER, cluster=cluster)
     cpus = options.get("cpus_per_task")
     executor.update_parameters(
         name="kacl_sweep",
@@ -184,7 +184,7 @@ def _is_wanted(job: Any) -> bool:
 
 
 def _read_jobs(workdir: Path) -> dict[str, str]:
-    path = workdir / FOLDER / "jobs.json"
+    path = workdir / _FOLDER / "jobs.json"
     return files.read_json(path) if path.exists() else {}
 
 
