@@ -75,7 +75,7 @@ def test_what_is_read_is_what_was_written(
 
 
 def test_results_of_earlier_versions_are_read() -> None:
-    """The first runs did not count where their regions came from."""
+    """The first runs did not count where their regions came from, and have no digests of their tables."""
     counted = []
     with tarfile.open(REPO / "docs/evidence/nih/guided_focal.tar.xz") as archive:
         for member in archive:
@@ -84,7 +84,7 @@ def test_results_of_earlier_versions_are_read() -> None:
                 read = Results.from_json(content).to_json()
                 counted.append("regions" in content["feedback"])
                 content["feedback"] = {**read["feedback"], **content["feedback"]}
-                assert json.dumps(read) == json.dumps(content)
+                assert json.dumps(read) == json.dumps({**content, "digests": None})
     assert not all(counted)
 
 

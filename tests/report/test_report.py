@@ -493,8 +493,7 @@ def test_results_are_written_before_the_page_is_made(
     monkeypatch.setattr(final_evaluation, "evaluate", MagicMock())
     for name in ("write_run_json", "_write_facts"):
         monkeypatch.setattr(final_evaluation, name, MagicMock())
-    for name in ("write_predictions", "write_boxes"):
-        monkeypatch.setattr(result_files, name, MagicMock())
+    monkeypatch.setattr(result_files, "write_tables", MagicMock())
     monkeypatch.setattr(
         result_files,
         "build_results",

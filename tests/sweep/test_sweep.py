@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -502,6 +502,57 @@ def test_each_point_is_read_once_however_many_follow(
         assert names == dict.fromkeys(
             ("results.json", "run.json", "metrics.jsonl", "predictions.csv", "boxes.csv"), 1
         )
+
+
+def test_a_broken_point_and_one_without_features_are_named_and_left_out(
+    tmp_path: Path, fake: tuple[str, ...]
+) -> None:
+    plan = plan_of(tmp_path)
+    write_configs(plan)
+    points = list(plan.sweep.points)
+    assert sweep.run_sweep(plan, points, command=fake) == DONE
+    good = plan.workdir / points[0].name
+    faults: list[tuple[str, Callable[[bytes], bytes], str]] = [
+        ("results.json", lambda old: b"[]", "does not hold the results of a run"),
+        (
+            "results.json",
+            lambda old: old.replace(b'"findings"', b'"f"'),
+            "does not hold the results",
+        ),
+        ("run.json", lambda old: b"[]", "run.json does not say where the run comes from"),
+        ("metrics.jsonl", lambda old: b"3\n" + old, "metrics.jsonl, line 1"),
+        ("boxes.csv", lambda old: b"\xff", "does not fit"),
+        (
+            "results.json",
+            _with_digest,
+            "predictions.csv was changed after results.json was written",
+        ),
+        ("results.json", _without_features, "No region gave radiomic features"),
+    ]
+    for name, change, says in faults:
+        path = good / name
+        whole = path.read_bytes()
+        path.write_bytes(change(whole))
+        table = FinishedPoints(plan).write_table()
+        assert (
+            f"{len(points)} of {len(points)} points are finished. 1 of these are left out" in table
+        )
+        (line,) = (line for line in table.splitlines() if line.startswith(f"- {points[0].name}: "))
+        assert says in line
+        assert points[0].name in (plan.workdir / "report.html").read_text()
+        path.write_bytes(whole)
+    assert "are left out" not in FinishedPoints(plan).write_table()
+
+
+def _with_digest(results: bytes) -> bytes:
+    """Of another predictions.csv."""
+    return json.dumps(json.loads(results) | {"digests": {"predictions.csv": "0" * 64}}).encode()
+
+
+def _without_features(results: bytes) -> bytes:
+    content = json.loads(results)
+    content["feedback"] |= {"hit_rate": 0.0, "failures": {"too few pixels": 9}}
+    return json.dumps(content).encode()
 
 
 def test_the_next_points_run_during_a_refresh_and_share_the_next_one(
