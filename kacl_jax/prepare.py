@@ -9,6 +9,12 @@ may be a bucket path (gs://…). To train from it, copy it to a disk.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the slow imports, during which a signal may come
+    from kacl_jax.runtime import output, signals
+
+    signals.exit_on_signals("Stopped. Run the same command again to continue.")
+    output.prepare_streams()
+
 import argparse
 import csv
 import fcntl
@@ -18,7 +24,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -53,7 +58,7 @@ from kacl_jax.data.problems import Problems
 from kacl_jax.data.records import read_records
 from kacl_jax.images.reader import MAX_MEGAPIXELS
 from kacl_jax.images.resizing import RESIZE_NAME
-from kacl_jax.runtime import bucket_files, output
+from kacl_jax.runtime import bucket_files, output, signals
 from kacl_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     output.silence_pydicom()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals.raise_keyboard_interrupt()
     parser = argparse.ArgumentParser(
         prog="python -m kacl_jax.prepare", description=__doc__.splitlines()[0]
     )
@@ -371,5 +376,4 @@ def _join_lines(names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    output.prepare_streams()
     sys.exit(main())

@@ -11,8 +11,13 @@ the split test. docs/convert.md explains the rest.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the slow imports, during which a signal may come
+    from kacl_jax.runtime import output, signals
+
+    signals.exit_on_signals("Stopped. Run the same command again to continue.")
+    output.prepare_streams()
+
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +27,7 @@ from kacl_jax.convert.box_units import UNITS
 from kacl_jax.convert.checked_rows import Collection, raise_problems
 from kacl_jax.convert.image_folder import ImageFolder
 from kacl_jax.data.problems import Problems
-from kacl_jax.runtime import output
+from kacl_jax.runtime import output, signals
 from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR, UserError
 
 _SEPARATORS = {",": ",", ";": ";", "tab": "\t"}
@@ -39,7 +44,7 @@ _FLAGS_OF = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 1 for a user's mistake, 75 for an interruption."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals.raise_keyboard_interrupt()
     output.silence_pydicom()
     flags = _parser().parse_args(arguments)
     try:
@@ -183,5 +188,4 @@ def _read_table(
 
 
 if __name__ == "__main__":
-    output.prepare_streams()
     sys.exit(main())

@@ -19,6 +19,12 @@ that is not ready.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the slow imports, during which a signal may come
+    from kacl_jax.runtime import output, signals
+
+    signals.exit_on_signals("Stopped. Run the same command again to continue.")
+    output.prepare_streams()
+
 import argparse
 import math
 import os
@@ -33,13 +39,14 @@ from kacl_jax.radiomics.box_file import regions_from_boxes
 from kacl_jax.radiomics.image_folder import Region
 from kacl_jax.radiomics.mask_files import regions_from_masks
 from kacl_jax.radiomics.table_file import Summary, parquet_converter, write_table
-from kacl_jax.runtime import output
+from kacl_jax.runtime import signals
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.files import user_cache_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 a user's mistake, 75 interrupted."""
+    signals.raise_keyboard_interrupt()
     arguments = sys.argv[1:] if arguments is None else arguments
     flags = _parser().parse_args(arguments)
     try:
@@ -236,5 +243,4 @@ def _print_summary(summary: Summary, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    output.prepare_streams()
     sys.exit(main())

@@ -29,6 +29,12 @@ def exit_on_signals(message: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _NUMBERS)
 
 
+def raise_keyboard_interrupt() -> None:
+    """From now on Ctrl-C and SIGTERM raise KeyboardInterrupt, for a command that has something to put away first."""
+    for number in _NUMBERS:
+        signal.signal(number, signal.default_int_handler)
+
+
 def block() -> None:
     """Holds Ctrl-C and SIGTERM back until `exit_on_signals`, also across os.exec*, which forgets the handlers."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)

@@ -14,9 +14,14 @@ resumable · 77 in use.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the slow imports, during which a signal may come
+    from kacl_jax.runtime import output, signals
+
+    signals.exit_on_signals("Stopped. Run the same command again to continue.")
+    output.prepare_streams()
+
 import os
 import shlex
-import signal
 import sys
 import time
 from collections import defaultdict
@@ -29,7 +34,7 @@ from kacl_jax import config as config_keys
 from kacl_jax.config import command_line
 from kacl_jax.config.stored import read_config
 from kacl_jax.data.records import read_records
-from kacl_jax.runtime import output
+from kacl_jax.runtime import signals
 from kacl_jax.runtime.errors import (
     DONE,
     INTERRUPTED,
@@ -299,7 +304,7 @@ def _print_table(workdir: Path, finished: FinishedPoints) -> bool:
 
 def main(argv: list[str]) -> int:
     """Parse the command line, run the sweep, and turn every UserError into one message and an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals.raise_keyboard_interrupt()
     try:
         if len(argv) > 1:
             raise UserError(f"Unknown argument {', '.join(argv[1:])}; see --help")
@@ -352,5 +357,4 @@ def _select_points(sweep: Sweep) -> list[Point]:
 
 
 if __name__ == "__main__":
-    output.prepare_streams()
     app.run(main, flags_parser=command_line.parse)
