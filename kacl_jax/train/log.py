@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.progress import bar_columns
+from kacl_jax.train.tensorboard import EventFile
 
 
 class MetricLog:
@@ -34,7 +34,7 @@ class MetricLog:
             self._lines = path.open("a", encoding="utf-8")
         self._event_folder = workdir / "tensorboard"
         with _errors_name(self._event_folder):
-            self._events = SummaryWriter(str(self._event_folder), purge_step=step + 1)
+            self._events = EventFile(self._event_folder, step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
         """One line; a value that is not finite is null. Raises UserError when it cannot be written."""

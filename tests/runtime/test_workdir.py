@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from kacl_jax.runtime import files, huge_pages, provenance, signals, workdir
 from kacl_jax.runtime.errors import INTERRUPTED, UserError, WorkdirInUseError
 from kacl_jax.runtime.workdir import lock_workdir
 from kacl_jax.train.log import MetricLog
+from kacl_jax.train.tensorboard import EventFile
 
 
 def test_a_workdir_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
@@ -118,6 +122,39 @@ def test_metric_lines_past_the_restored_step_are_cut(tmp_path: Path) -> None:
     ]
     assert lines(tmp_path)[0]["age"] is None
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_tensorboards_file_holds_the_same_events_as_tensorboardx_would_write(
+    tmp_path: Path,
+) -> None:
+    events = EventFile(tmp_path / "ours", 5)
+    events.add_scalar("train/loss", 0.25, 6)
+    events.close()
+    theirs = EventsWriter(str(tmp_path / "events"))
+    content = next((tmp_path / "ours").iterdir()).read_bytes()
+    records = []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        records.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    for record in records[1:]:  # the first one names the version
+        theirs.write_event(record)
+    theirs.close()
+    first = 16 + len(records[0].SerializeToString())
+    (ours,) = (tmp_path / "ours").iterdir()
+    (other,) = tmp_path.glob("events*")
+    assert ours.read_bytes()[first:] == other.read_bytes()[-len(ours.read_bytes()[first:]) :]
+    assert [record.step for record in records] == [0, 5, 6]
+    assert records[2].summary.value[0].simple_value == 0.25
+
+
+def test_a_full_disk_under_tensorboards_file_is_a_sentence(tmp_path: Path) -> None:
+    log = MetricLog(tmp_path, 0)
+    log._events._file.close()
+    log._events._file = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115
+    with pytest.raises(UserError, match=r"tensorboard cannot be written .*No space left"):
+        log.write(1, "train", {"loss": 1.0})
+    log.close()
 
 
 def test_one_signal_asks_and_a_second_one_ends_at_once() -> None:
