@@ -7,6 +7,7 @@ c findings · k boxes of a finding · f radiomic features.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -60,13 +61,18 @@ class InStepRadiomics:
         """
         masks, origin = self.rule.mark_on_device(cam, box_finding, boxes)
         table = bins.level_table(self.bin_width)
-        features, problem = tiles.region_features(
+        measure = functools.partial(
+            tiles.region_features,
+            side=self.rule.size + 2,
+            n_levels=min(int(table.max()), _MAX_LEVELS),
+        )
+        # The device that the program is compiled for decides, which need not be one of this machine.
+        features, problem = jax.lax.platform_dependent(
             images,
             masks,
             jnp.asarray(table),
-            side=self.rule.size + 2,
-            n_levels=min(int(table.max()), _MAX_LEVELS),
-            formulation="scatter" if jax.default_backend() == "cpu" else "matmul",
+            cpu=functools.partial(measure, formulation="scatter"),
+            default=functools.partial(measure, formulation="matmul"),
         )
         non_finite = ~jnp.isfinite(features)
         non_finite_failure = jnp.where(
