@@ -218,7 +218,7 @@ def describe(name: str, report: dict[str, Any], device: jax.Device) -> list[str]
     for when, kinds in report["collectives"].items():
         sent = ", ".join(f"{n['number']} {kind} {n['bytes']:,} B" for kind, n in kinds.items())
         if sent:
-            lines.append(f"{'':10}sent {when}: {sent}")
+            lines.append(f"{'':10}sent, {when}: {sent}")
     return lines
 
 

@@ -102,11 +102,11 @@ class Program:
         return list(self._parts(self._entry, "entry", None))
 
     def collectives(self) -> dict[str, dict[str, Sent]]:
-        """'always' or 'in a branch' → kind → the collectives. One in a loop counts once."""
+        """When → kind → the collectives. A step that is logged takes a branch. What a loop sends counts once."""
         in_branches = self._in_branches()
-        sent: dict[str, dict[str, Sent]] = {"always": {}, "in a branch": {}}
+        sent: dict[str, dict[str, Sent]] = {"every step": {}, "more when logged": {}}
         for name, instructions in self._computations.items():
-            kinds = sent["in a branch" if name in in_branches else "always"]
+            kinds = sent["more when logged" if name in in_branches else "every step"]
             for x in instructions:
                 if kind := _COLLECTIVE.fullmatch(x.operation):
                     before = kinds.get(kind[1], Sent(0, 0))

@@ -12,7 +12,6 @@ Only the last is an estimate. Nothing was measured on the machines that it lists
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import sys
 import time
@@ -29,7 +28,7 @@ import cv2
 import jax
 import numpy as np
 
-from benchmarks import bare
+from benchmarks import bare, hlo
 from kacl_jax.radiomics.host import Extractor
 from kacl_jax.runtime.devices import DataParallel
 from kacl_jax.step import regions
@@ -73,7 +72,7 @@ def count_numbers(tree: Any) -> int:
 
 def compile_step(encoder: str, size: int, b: int) -> Any:
     """The train step as XLA compiles it for the devices of this machine."""
-    program = bare.make_programs(encoder, depthwise="grouped")
+    program = bare.make_programs(encoder)
     step = DataParallel("shard_map").compile(
         program.train_step, ("replicated", "replicated", "sharded")
     )
@@ -103,32 +102,10 @@ def flops(b: int = 8) -> None:
 def collectives(b: int = 32) -> None:
     """Bytes that enter each kind of collective, per device: in every step, and more in a step that is logged."""
     for encoder in ENCODERS:
-        for when, sent in _collectives(compile_step(encoder, 64, b).as_text()).items():
-            sizes = "  ".join(f"{kind} {n:,} B" for kind, n in sorted(sent.items()))
+        program = hlo.Program(compile_step(encoder, 64, b).as_text())
+        for when, sent in program.collectives().items():
+            sizes = "  ".join(f"{kind} {total.bytes:,} B" for kind, total in sorted(sent.items()))
             print(f"{encoder:20}{when:20}{sizes}", flush=True)
-
-
-def _collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """When → kind → bytes of the results of all such collectives in compiled HLO text.
-
-    What is logged is computed in a branch of the step's only conditional.
-    """
-    width = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
-    branches = ", ".join(re.findall(r"branch_computations=\{(.*?)\}", hlo)).split(", ")
-    sent: dict[str, dict[str, int]] = {"every step": {}, "more when logged": {}}
-    when = "every step"
-    for line in hlo.splitlines():
-        if computation := re.match(r"(?:ENTRY )?(%\S+) .*\{$", line):
-            when = "more when logged" if computation[1] in branches else "every step"
-        operation = re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter)(-start)?\(", line)
-        if operation:
-            arrays = re.findall(r"(\w+)\[([\d,]*)\]", operation[1])
-            sizes = [
-                width[t] * int(np.prod([int(n) for n in d.split(",") if n])) for t, d in arrays
-            ]
-            kind = operation[2]
-            sent[when][kind] = sent[when].get(kind, 0) + sum(sizes)
-    return sent
 
 
 def host(folder: str) -> None:

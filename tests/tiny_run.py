@@ -70,7 +70,6 @@ def tiny_encoder() -> Any:
         output_stride: int
         dtype: Any
         axis_name: str | None
-        depthwise: str
 
         @nn.compact
         def __call__(self, images: Any, train: bool, part: str = "whole") -> Any:

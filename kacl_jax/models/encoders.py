@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from kacl_jax.models.layers import Conv, Depthwise, DepthwiseConv, batch_norm, max_pool
+from kacl_jax.models.layers import Conv, DepthwiseConv, batch_norm, max_pool
 
 EncoderPart = Literal["whole", "early", "last"]
 
@@ -129,7 +129,6 @@ class InvertedBottleneck(nn.Module):
     expansion: int
     dtype: Any
     axis_name: str | None
-    depthwise: Depthwise
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b u v k"]:
@@ -142,9 +141,7 @@ class InvertedBottleneck(nn.Module):
             wide = x.shape[-1] * self.expansion
             y = Conv(wide, 1, 1, "SAME", self.dtype, name="expand_conv")(y)
             y = nn.relu6(norm("bn0")(y))
-        y = DepthwiseConv(
-            self.kernel, self.stride, self.depthwise, self.dtype, name="depthwise_conv"
-        )(y)
+        y = DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")(y)
         y = nn.relu6(norm("bn1")(y))
         y = Conv(self.features, 1, 1, "SAME", self.dtype, name="project_conv")(y)
         y = norm("bn2")(y)
@@ -160,7 +157,6 @@ class EfficientNetLite0(nn.Module):
     output_stride: int = 32
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    depthwise: Depthwise = "shifted"
 
     @nn.compact
     def __call__(
@@ -198,7 +194,6 @@ class EfficientNetLite0(nn.Module):
                     expansion,
                     self.dtype,
                     self.axis_name,
-                    self.depthwise,
                     name=f"block{block}",
                 )(x, train)
                 block += 1
@@ -208,13 +203,13 @@ class EfficientNetLite0(nn.Module):
 class Encoder(NamedTuple):
     """An image encoder that `config.model.encoder` can name.
 
-    build: (output_stride 16 or 32, dtype, axis_name, depthwise) → the module.
+    build: (output_stride 16 or 32, dtype, axis_name) → the module.
     published_layer: modules of a variable's path, ('layer1_0', 'conv1') → the layer's name in the weight files.
     torchvision_file, torchvision_sha256: of ImageNet weights, among torchvision's.
     package: the Python package that holds ImageNet weights.
     """
 
-    build: Callable[[int, Any, str | None, Depthwise], nn.Module]
+    build: Callable[[int, Any, str | None], nn.Module]
     published_layer: Callable[[Sequence[str]], str]
     torchvision_file: str = ""
     torchvision_sha256: str = ""
@@ -223,8 +218,8 @@ class Encoder(NamedTuple):
 
 def _resnet(
     stage_sizes: tuple[int, ...], bottleneck: bool
-) -> Callable[[int, Any, str | None, Depthwise], nn.Module]:
-    def build(stride: int, dtype: Any, axis_name: str | None, depthwise: Depthwise) -> nn.Module:
+) -> Callable[[int, Any, str | None], nn.Module]:
+    def build(stride: int, dtype: Any, axis_name: str | None) -> nn.Module:
         return ResNet(stage_sizes, bottleneck, stride, dtype, axis_name)
 
     return build

@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float32
 
 from kacl_jax.models.encoders import ENCODERS
-from kacl_jax.models.layers import BATCH_NORM_MOMENTUM, Depthwise
+from kacl_jax.models.layers import BATCH_NORM_MOMENTUM
 
 # With fewer ready rows over all devices the radiomics encoder's running statistics do not change, and the train step
 # computes no contrastive loss.
@@ -48,7 +48,6 @@ class KACL(nn.Module):
     output_stride: 32, or 16 to leave out the last stage's stride (grid twice as fine, same weights).
     dtype: what the image encoder computes in; parameters, heads and every output are float32.
     axis_name: mesh axis over which BatchNorm statistics are shared in training.
-    depthwise: 'shifted' (for CPU) or 'grouped' (for accelerators); both compute the same function.
     """
 
     encoder: str
@@ -57,7 +56,6 @@ class KACL(nn.Module):
     projection_dim: int = 128
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    depthwise: Depthwise = "shifted"
 
     def setup(self) -> None:
         if self.encoder not in ENCODERS or self.output_stride not in (16, 32):
@@ -65,7 +63,7 @@ class KACL(nn.Module):
                 f"there is no encoder {self.encoder!r} with output stride {self.output_stride}"
             )
         self.image_encoder = ENCODERS[self.encoder].build(
-            self.output_stride, self.dtype, self.axis_name, self.depthwise
+            self.output_stride, self.dtype, self.axis_name
         )
         bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
         self.classifier = Dense(self.n_findings, bias_init=nn.initializers.constant(bias))

@@ -44,8 +44,6 @@ def programs(
         projection_dim=config.model.projection_dim,
         dtype=jnp.dtype(config.model.dtype),
         axis_name=AXIS,
-        # XLA's grouped convolution is slow on CPU and right on accelerators.
-        depthwise="shifted" if jax.default_backend() == "cpu" else "grouped",
     )
     rate: Any = config.train.learning_rate
     if config.train.schedule == "one_cycle":

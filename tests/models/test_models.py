@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from kacl_jax.models import layers
 from kacl_jax.models.encoders import ENCODERS, ResNet
 from kacl_jax.models.kacl import (
     KACL,
@@ -131,19 +132,34 @@ def test_shifted_and_grouped_depthwise_are_the_same_function(
 ) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, size, size + 3, 6)).astype(np.float32)
-    layers = [DepthwiseConv(kernel, stride, mode, jnp.float32) for mode in ("shifted", "grouped")]
-    variables = {"params": {"kernel": rng.normal(size=(kernel, kernel, 1, 6)).astype(np.float32)}}
+    weights = rng.normal(size=(kernel, kernel, 6)).astype(np.float32)
     results = []
-    for layer in layers:
-
-        def run(variables: Any, x: Any, layer: DepthwiseConv = layer) -> Any:
-            out, pull = jax.vjp(layer.apply, variables, x)
-            return out, *pull(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
-
-        results.append(jax.jit(run)(variables, x))
+    for form, gradients in (
+        (layers._shifted_depthwise, layers._shifted_depthwise_gradients),
+        (layers._grouped_depthwise, layers._grouped_depthwise_gradients),
+    ):
+        out = jax.jit(partial(form, stride=stride))(x, weights)
+        cotangent = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
+        results.append((out, *jax.jit(partial(gradients, stride=stride))(x, weights, cotangent)))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), results[0], results[1]
     )
+
+
+@pytest.mark.parametrize("platform,convolutions", [("cpu", 0), ("tpu", 3), ("cuda", 3)])
+def test_the_device_that_a_program_is_compiled_for_chooses_the_form_of_depthwise(
+    platform: str, convolutions: int
+) -> None:
+    """Grouped on an accelerator, forward and in both gradients, although a CPU traces the program."""
+    layer, x = DepthwiseConv(3, 2, jnp.float32), jnp.zeros((2, 8, 8, 6))
+    variables = {"params": {"kernel": jnp.zeros((3, 3, 1, 6))}}
+
+    def run(variables: Any, x: Any) -> Any:
+        out, pull = jax.vjp(layer.apply, variables, x)
+        return out, *pull(out)
+
+    lowered = jax.jit(run).trace(variables, x).lower(lowering_platforms=(platform,))
+    assert lowered.as_text().count("stablehlo.convolution") == convolutions
 
 
 def pulled(function: Any, *arguments: Any) -> Any:
@@ -310,8 +326,7 @@ def test_the_batch_norm_gradient_on_four_devices_is_that_of_the_global_batch() -
 @pytest.mark.parametrize(
     "layer,channels",
     [
-        (DepthwiseConv(3, 2, "shifted", jnp.float32), (1, 3)),
-        (DepthwiseConv(3, 2, "grouped", jnp.float32), (1, 3)),
+        (DepthwiseConv(3, 2, jnp.float32), (1, 3)),
         (Conv(4, 1, 2, 0, jnp.float32), (3, 4)),
     ],
 )

@@ -137,3 +137,15 @@ def test_a_region_without_features_is_not_ready_and_told_why(monkeypatch) -> Non
     assert {ORIGINS[k] for k in found.origin} == {"truth"}
     assert (found.radiomics[~found.ready] == 0).all()
     assert (found.radiomics[found.ready] != 0).any(1).all()
+
+
+@pytest.mark.parametrize("platform,formulation", [("cpu", "scatter"), ("tpu", "matmul")])
+def test_the_device_that_a_program_is_compiled_for_chooses_how_to_count(
+    platform: str, formulation: str
+) -> None:
+    """A CPU traces the program. Only the one-hot matrices, whose products count on a TPU, are bfloat16."""
+    given = batch(0)
+    cam, finding = np.zeros((B, 2, 2), np.float32), np.full(B, -1, np.int32)
+    traced = jax.jit(FRESH.measure).trace(given["image"][..., 0], cam, finding, given["boxes"])
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("bf16" in text) == (formulation == "matmul")
