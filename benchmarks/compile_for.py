@@ -17,8 +17,11 @@ from __future__ import annotations
 
 import os
 
-if __name__ == "__main__":  # before jax is imported; libtpu asks for a TPU's own environment
+if (
+    __name__ == "__main__"
+):  # before jax is imported; libtpu asks for a TPU's own environment and locks the machine
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -168,7 +171,7 @@ def compile_task(task: Task, parallel: DataParallel, images: int) -> tuple[dict[
         "memory_bytes": {**held, "together": sum(held.values())},
         "flop_per_image": costs["flops"] / images if costs else None,
         "parts": [_part_numbers(part, images) for part in parts],
-        "main_bytes_per_image": _main_bytes(parts) / images,
+        "main_bytes_per_image": main_bytes(parts) / images,
         "collectives": {
             when: {kind: sent._asdict() for kind, sent in kinds.items()}
             for when, kinds in program.collectives().items()
@@ -187,7 +190,7 @@ def _part_numbers(part: Part, images: int) -> dict[str, Any]:
     }
 
 
-def _main_bytes(parts: list[Part]) -> int:
+def main_bytes(parts: list[Part]) -> int:
     """What the entry and its loops move in main memory; a loop without a known number of turns turns once."""
     turns = {part.path: part.turns or 1 for part in parts}
     total = 0
@@ -200,7 +203,7 @@ def _main_bytes(parts: list[Part]) -> int:
 
 
 def describe(name: str, report: dict[str, Any], device: jax.Device) -> list[str]:
-    """The report for people: a line for the program, one for each of its loops and branches, one for its messages."""
+    """The report for people: the program, the loops and branches that move a hundredth of its bytes, the messages."""
     if not report["compiles"]:
         return [f"{name:10}does not compile: {report['why']}"]
     chip = devices.memory(device)
@@ -213,6 +216,8 @@ def describe(name: str, report: dict[str, Any], device: jax.Device) -> list[str]
         + f", {_kernels(entry)}; at most {chip.speed / moved:,.0f} images/s a chip"
     ]
     for part in inner:
+        if _moved(part) < _moved(entry) / 100:
+            continue
         turns = f", {part['turns']} turns" if part["turns"] else ""
         lines.append(f"{'':10}{part['path'].removeprefix('entry/')}: {_kernels(part)}{turns}")
     for when, kinds in report["collectives"].items():
@@ -220,6 +225,10 @@ def describe(name: str, report: dict[str, Any], device: jax.Device) -> list[str]
         if sent:
             lines.append(f"{'':10}sent, {when}: {sent}")
     return lines
+
+
+def _moved(part: dict[str, Any]) -> float:
+    return part["main_bytes_per_image"] + part["on_chip_bytes_per_image"]
 
 
 def _kernels(part: dict[str, Any]) -> str:

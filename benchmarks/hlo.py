@@ -33,6 +33,7 @@ _CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(
     r"(?:branch_computations=\{|true_computation=|false_computation=)([%\w.\-, ]+)"
 )
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _TURNS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\](?:\{([\d,]*)([^}]*)\})?")
 
@@ -102,16 +103,23 @@ class Program:
         return list(self._parts(self._entry, "entry", None))
 
     def collectives(self) -> dict[str, dict[str, Sent]]:
-        """When → kind → the collectives. A step that is logged takes a branch. What a loop sends counts once."""
-        in_branches = self._in_branches()
+        """When → kind → the collectives. A step that is logged takes a branch. What a loop sends counts once.
+
+        A TPU may send in the background of a chain of kernels, each of which names the same collective.
+        """
+        in_branches, chains = self._in_branches(), set[str]()
         sent: dict[str, dict[str, Sent]] = {"every step": {}, "more when logged": {}}
         for name, instructions in self._computations.items():
             kinds = sent["more when logged" if name in in_branches else "every step"]
             for x in instructions:
-                if kind := _COLLECTIVE.fullmatch(x.operation):
-                    before = kinds.get(kind[1], Sent(0, 0))
-                    size = sum(array.bytes for array in _arrays(x.type, padded=False))
-                    kinds[kind[1]] = Sent(before.number + 1, before.bytes + size)
+                kind, chain = _COLLECTIVE.fullmatch(x.operation), _CHAIN.search(x.attributes)
+                if not kind or (chain and chain[1] in chains):
+                    continue
+                if chain:
+                    chains.add(chain[1])
+                before = kinds.get(kind[1], Sent(0, 0))
+                size = sum(array.bytes for array in _arrays(x.type, padded=False))
+                kinds[kind[1]] = Sent(before.number + 1, before.bytes + size)
         return sent
 
     def _parts(self, computation: str, path: str, turns: int | None) -> Iterator[Part]:

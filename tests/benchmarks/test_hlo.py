@@ -97,3 +97,24 @@ ENTRY %main (x: f32[6]) -> f32[6] {
 }
 """
     assert Program(text).collectives()["every step"] == {"all-gather": Sent(1, 48)}
+
+
+def test_a_message_that_a_chain_of_kernels_sends_is_counted_once() -> None:
+    text = """
+%first (x: f32[6]) -> f32[12] {
+  %x = f32[6]{0} parameter(0)
+  ROOT %a = f32[12]{0} all-gather(%x), dimensions={0}, frontend_attributes={chain_id="1"}
+}
+
+%second (x: f32[6]) -> f32[12] {
+  %x = f32[6]{0} parameter(0)
+  ROOT %b = f32[12]{0} all-gather(%x), dimensions={0}, frontend_attributes={chain_id="1"}
+}
+
+ENTRY %main (x: f32[6]) -> f32[12] {
+  %x = f32[6]{0} parameter(0)
+  %c = f32[12]{0} fusion(%x), kind=kCustom, calls=%first
+  ROOT %d = f32[12]{0} fusion(%x), kind=kCustom, calls=%second
+}
+"""
+    assert Program(text).collectives()["every step"] == {"all-gather": Sent(1, 48)}
