@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import os
 
-if (
-    __name__ == "__main__"
-):  # before jax is imported; libtpu asks for a TPU's own environment and locks the machine
+# Before jax is imported. libtpu asks for a TPU's own environment, and lets one process load it unless this is said.
+if __name__ == "__main__":
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost"}
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")

@@ -30,9 +30,7 @@ _COLLECTIVE = re.compile(
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
-_BRANCHES = re.compile(
-    r"(?:branch_computations=\{|true_computation=|false_computation=)([%\w.\-, ]+)"
-)
+_BRANCHES = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _TURNS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\](?:\{([\d,]*)([^}]*)\})?")
@@ -199,8 +197,11 @@ def _split_call(text: str) -> tuple[str, str]:
 
 
 def _branches(x: _Instruction) -> list[str]:
-    names = ", ".join(_BRANCHES.findall(x.attributes)) if x.operation == "conditional" else ""
-    return re.findall(r"[\w.\-]+", names)
+    if x.operation != "conditional":
+        return []
+    return re.findall(
+        r"[\w.\-]+", " ".join(" ".join(pair) for pair in _BRANCHES.findall(x.attributes))
+    )
 
 
 def _arrays(type_: str, *, padded: bool = True) -> list[_Array]:

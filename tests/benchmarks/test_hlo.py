@@ -49,6 +49,7 @@ ENTRY %main (a: bf16[3,5], x: f32[4], rows: f32[100,8]) -> f32[100,8] {
   %state = (s32[], f32[100,8]{1,0}) tuple(%zero, %rows)
   %looped = (s32[], f32[100,8]{1,0}) while(%state), body=%body, backend_config={"known_trip_count":{"n":"100"}}
   %d = f32[4]{0} conditional(%zero, %x, %x), branch_computations={%skipped, %logged}
+  %f = f32[4]{0} conditional(%zero, %x, %x), true_computation=%logged, false_computation=%skipped
   %e = (f32[5]{0}, pred[7]{0}) all-gather(%x, %b), dimensions={0}
   ROOT %result = f32[100,8]{1,0} get-tuple-element(%looped), index=1
 }
@@ -63,6 +64,8 @@ def test_kernels_and_bytes_of_the_entry_the_loop_and_the_branches() -> None:
         Part("entry/loop 1", 2, Bytes((32 + 4 + 32) + (32 + 4 + 32), 0), 100),
         Part("entry/branch 1", 0, Bytes(0, 0), None),
         Part("entry/branch 2", 1, Bytes(16 + 16, 0), None),
+        Part("entry/branch 3", 1, Bytes(16 + 16, 0), None),
+        Part("entry/branch 4", 0, Bytes(0, 0), None),
     ]
 
 
