@@ -4,9 +4,9 @@
 
 `cost_analysis()["bytes accessed"]` counts the operands inside fusions too, which never leave the chip. Here a kernel is
 one scheduled instruction. It reads its operands and writes its results, once each. Of an operand that it only slices or
-gathers from, it reads what it takes; of a result that it updates in place, it writes the update. That is an upper
-bound, because a cache may hold an operand. An array is as large as its padded tiles, and an array that XLA places in a
-TPU's fast memory is counted apart.
+gathers from, it reads what it takes; of a result that it updates in place, it writes the update. A GPU's cache may hold
+what is counted here, and a convolution may read an operand twice. An array is as large as its padded tiles, and an
+array that XLA places in a TPU's fast memory is counted apart.
 """
 
 from __future__ import annotations

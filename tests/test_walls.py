@@ -150,6 +150,12 @@ def test_what_jax_keeps_private_has_one_door() -> None:
     assert users == ["jax_private.py"]
 
 
+def test_no_program_asks_which_device_traces_it() -> None:
+    """`extraction.py` asks for the device that it is about to run on."""
+    asks = [path.name for path in FILES if "default_backend" in path.read_text(encoding="utf-8")]
+    assert asks == ["extraction.py"]
+
+
 def test_leaves_never_see_a_config() -> None:
     assert rooms_that_import("ml_collections") <= {"config", "train", "sweep", "main.py"}
 
