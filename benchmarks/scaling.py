@@ -55,7 +55,7 @@ MACHINES = {
     "v4-32": (275, 16, 4, 480),
     "8×H100": (989, 8, 1, 104),
 }
-MFU = (0.05, 0.15)  # assumed; the memory of v5e-8 allows ResNet-18 no more, see docs/scaling.md
+MFU = (0.05, 0.12)  # assumed; the memory of v4-32 allows ResNet-18 no more, see docs/scaling.md
 # Images of NIH's training list without a tenth for validation; the default number of epochs.
 TRAINING, EPOCHS = 77_900, 20
 
