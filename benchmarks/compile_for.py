@@ -243,6 +243,7 @@ def main(arguments: list[str]) -> None:
     config = config_keys.default()
     config.model.encoder, config.model.dtype = flags.encoder, flags.dtype
     config.data.image_size, config.train.batch_size = flags.image_size, flags.batch_size
+    config.eval.batch_size = flags.batch_size
     config.parallel.mode, config.radiomics.backend = flags.parallel, flags.radiomics
     config.data.root = "phantom"  # nothing is read
     config_keys.check(config, n_devices=len(target))
