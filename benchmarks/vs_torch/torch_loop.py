@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.vs_torch import torch_kacl
-from kacl_jax.data import nih
+from kacl_jax.data.records import read_records
 from kacl_jax.radiomics import FEATURE_NAMES, LOG_COLUMNS
 from kacl_jax.radiomics.host import Extractor, RadiomicsError
 
@@ -34,7 +34,7 @@ class Images(torch.utils.data.Dataset):
 
     def __init__(self, root: str, size: int) -> None:
         self.size = size
-        records = nih.read_records(Path(root), findings=8, allow_missing=True)
+        records = read_records(Path(root), findings=8, allow_missing=True)
         self.paths = [str(Path(root) / "images" / name) for name in records.names]
         self.labels = torch.from_numpy(records.labels.astype(np.float32))
         self.patients = torch.from_numpy(records.patients)

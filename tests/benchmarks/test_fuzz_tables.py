@@ -13,7 +13,8 @@ from benchmarks.fuzz import __main__ as fuzz
 from benchmarks.fuzz import own, own_roots, own_strict, prepared, strict, tables
 from benchmarks.fuzz.judge import RIGHT, SENTENCE, WRONG, judge
 from benchmarks.fuzz.roots import BOXES, LABELS, NAMES, TEST, TRAIN_VAL, doors, small_tables
-from kacl_jax.data import nih, png_folder, verify
+from kacl_jax.data import png_folder, verify
+from kacl_jax.data import records as records_module
 from kacl_jax.runtime.errors import UserError
 
 Files = dict[str, bytes]
@@ -104,9 +105,9 @@ def _case(folder: Path, kind: str = "table_harmless", turn: int = 0):
 )
 @pytest.mark.parametrize("kind", ["table_harmless", "own_harmless"])
 def test_other_values_are_wrong(kind: str, field: str, value, tmp_path: Path, monkeypatch) -> None:
-    read_records = nih.read_records
+    read_records = records_module.read_records
 
-    def other(root: Path, **options) -> nih.Records:
+    def other(root: Path, **options) -> records_module.Records:
         records = read_records(root, **options)
         array = getattr(records, field).copy()
         array[:] = value
@@ -114,7 +115,7 @@ def test_other_values_are_wrong(kind: str, field: str, value, tmp_path: Path, mo
 
     case = _case(tmp_path, kind)
     assert judge(case, case.call()) == (RIGHT, "")
-    monkeypatch.setattr(nih, "read_records", other)
+    monkeypatch.setattr(records_module, "read_records", other)
     assert judge(case, case.call())[0] == WRONG
 
 
@@ -125,7 +126,7 @@ def test_the_size_of_a_file_that_is_not_turned_gives_wrong_boxes(
     assert judge(case, case.call()) == (RIGHT, "")
     size = png_folder.PngFolder.size
     monkeypatch.setattr(png_folder.PngFolder, "size", lambda *args: size(*args)[::-1])
-    monkeypatch.setattr(nih, "check_own_boxes", lambda *_: None)
+    monkeypatch.setattr(records_module, "check_own_boxes", lambda *_: None)
     assert judge(case, case.call())[0] == WRONG
 
 
@@ -141,6 +142,6 @@ def test_a_traceback_is_no_sentence(tmp_path: Path, monkeypatch) -> None:
         raise UserError("Traceback (most recent call last): …")
 
     case = _case(tmp_path, "table_list", 0)
-    monkeypatch.setattr(nih, "read_records", fail)
+    monkeypatch.setattr(records_module, "read_records", fail)
     assert doors(tmp_path / "root").rows[1] == (None, "")
     assert judge(case, case.call())[0] == WRONG
