@@ -5,6 +5,7 @@ It alone decodes JPEG lossless, JPEG-LS and JPEG of 12 bits under a licence that
 
 from __future__ import annotations
 
+import atexit
 import io
 import struct
 from queue import Empty, SimpleQueue
@@ -17,7 +18,14 @@ from kacl_jax.runtime.piped_process import EndedError, PipedProcess, serve
 _HEADER = struct.Struct(
     "<2sII"
 )  # numpy's code of the dtype, height, width; all 0: it cannot be decoded
-_idle: SimpleQueue[PipedProcess] = SimpleQueue()  # they end with this process
+_idle: SimpleQueue[PipedProcess] = SimpleQueue()
+
+
+@atexit.register
+def _end_idle_processes() -> None:
+    """They would end with this process in any case, but Python would warn of each."""
+    while not _idle.empty():
+        _idle.get().end()
 
 
 def decode_by_gdcm(data: bytes) -> np.ndarray:
