@@ -6,15 +6,17 @@ pixel or more. Axes: n regions · s side of the tile · f radiomic features.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32, Integer, Real, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int32, Real, UInt8
 
 from kacl_jax.radiomics import FAMILIES, FEATURE_NAMES
 from kacl_jax.radiomics.counts import matrices
-from kacl_jax.radiomics.counts.matrices import Formulation, Matrices
+from kacl_jax.radiomics.counts.bincount import Formulation
+from kacl_jax.radiomics.counts.matrices import Matrices
 from kacl_jax.radiomics.families import firstorder, glcm, gldm, glrlm, glszm, ngtdm, shape2d
 
 PROBLEMS = ("", "a line", "larger than the tile", "too many grey levels")
@@ -22,7 +24,7 @@ PROBLEMS = ("", "a line", "larger than the tile", "too many grey levels")
 
 def features(
     pixels: Real[Array, "n s s"],
-    level: Integer[Array, "n s s"],
+    level: UInt8[Array, "n s s"],
     *,
     n_levels: int,
     formulation: Formulation,
@@ -34,26 +36,24 @@ def features(
       pixels: uint8 or float, grey values; those outside of the region have no influence.
       level: grey levels 1 … `n_levels` inside the region, 0 outside and on the rim.
       n_levels: the highest grey level that may occur.
-      formulation: see `matrices`. 'scatter' computes the regions one after the other (their tiles stay in the cache),
-        'matmul' all together.
+      formulation: see `bincount`. 'scatter' computes the regions one after the other (their tiles stay in the cache),
+        the others all together.
       used: how many of the n tiles hold a region (the first ones); the features of the others are undefined.
 
     Returns:
       the features in jax's default precision; NaN where pyradiomics gives NaN.
     """
 
-    def count_one(pixels: Real[Array, "s s"], level: Integer[Array, "s s"]) -> Matrices:
-        return matrices.count_matrices(pixels, level, n_levels=n_levels, formulation=formulation)
-
-    if formulation == "matmul":
-        counts = jax.vmap(count_one)(pixels, level)
+    count = functools.partial(matrices.count_matrices, n_levels=n_levels, formulation=formulation)
+    if formulation == "scatter":
+        counts = _map_sequentially(count, (pixels, level), used)
     else:
-        counts = _map_sequentially(count_one, (pixels, level), used)
+        counts = count(pixels, level)
     return features_from_counts(counts, pixels, level)
 
 
 def features_from_counts(
-    counts: Matrices, pixels: Real[Array, "n s s"], level: Integer[Array, "n s s"]
+    counts: Matrices, pixels: Real[Array, "n s s"], level: UInt8[Array, "n s s"]
 ) -> Float[Array, "n f"]:
     """Features from the counts of n regions, each array with a leading axis n; pixels and level as in `features`."""
     return jax.vmap(_features_of_region)(counts, pixels, level)
@@ -63,17 +63,17 @@ def _map_sequentially(function: Any, arrays: tuple[Array, ...], used: Array | No
     n = len(arrays[0])
 
     def update_row(row: Array, results: Any) -> Any:
-        result = function(*(x[row] for x in arrays))
+        result = function(*(x[row][None] for x in arrays))
         return jax.tree.map(
-            lambda stacked, row_result: stacked.at[row].set(row_result), results, result
+            lambda stacked, row_result: stacked.at[row].set(row_result[0]), results, result
         )
 
-    shapes = jax.eval_shape(function, *(x[0] for x in arrays))
+    shapes = jax.eval_shape(function, *(x[:1] for x in arrays))
     # Under shard_map the loop state must vary over the devices from the start, as the arrays do: hence "+ zero".
     zero = 0 * arrays[0].ravel()[0].astype(jnp.int32)
     empty = jax.tree.map(
         lambda row_result: (
-            jnp.zeros((n, *row_result.shape), row_result.dtype) + zero.astype(row_result.dtype)
+            jnp.zeros((n, *row_result.shape[1:]), row_result.dtype) + zero.astype(row_result.dtype)
         ),
         shapes,
     )
@@ -81,7 +81,7 @@ def _map_sequentially(function: Any, arrays: tuple[Array, ...], used: Array | No
 
 
 def _features_of_region(
-    counts: Matrices, pixels: Real[Array, "s s"], level: Integer[Array, "s s"]
+    counts: Matrices, pixels: Real[Array, "s s"], level: UInt8[Array, "s s"]
 ) -> Float[Array, "f"]:
     if pixels.dtype == jnp.uint8:
         firstorder_values = firstorder.features_of_histogram(counts.histogram, counts.level_counts)
@@ -119,7 +119,7 @@ def region_features(
       level_table: from `bins.level_table`.
       side: of the tile.
       n_levels: the highest grey level that can be counted.
-      formulation: see `matrices`.
+      formulation: see `bincount`.
 
     Returns:
       (features, problem). problem is an index into `PROBLEMS`: 0 for none, else why the region
@@ -128,23 +128,25 @@ def region_features(
 
     def crop_to_tile(
         image: UInt8[Array, "h w"], mask: Bool[Array, "h w"]
-    ) -> tuple[UInt8[Array, "s s"], Integer[Array, "s s"], Int32[Array, ""]]:
+    ) -> tuple[UInt8[Array, "s s"], UInt8[Array, "s s"], Int32[Array, ""]]:
         (top, height), (left, width) = _extent(mask.any(1)), _extent(mask.any(0))
-        low = jnp.where(mask, image, 255).min()
-        level = jnp.where(mask, level_table[low][image], 0)
+        low, high = jnp.where(mask, image, 255).min(), jnp.where(mask, image, 0).max()
         has_problem = [
             jnp.minimum(height, width) < 2,
             jnp.maximum(height, width) + 2 > side,
-            level.max() > n_levels,
+            level_table[low, high] > n_levels,
         ]
-
-        def cut_tile(x: Shaped[Array, "h w"]) -> Shaped[Array, "s s"]:
-            return jax.lax.dynamic_slice(jnp.pad(x, (1, side)), (top, left), (side, side))
-
         # A region larger than the tile is cut off at the rim; its problem is not 0.
-        inside_rim = jnp.pad(jnp.ones((side - 2, side - 2), bool), 1)
-        tile = jnp.where(inside_rim, jnp.minimum(cut_tile(level), n_levels), 0)
-        return cut_tile(image), tile, jnp.select(has_problem, [1, 2, 3], 0)
+        grey = jnp.where(mask, image.astype(jnp.int16), -1)
+        grey = jnp.pad(grey, (1, side), constant_values=-1)
+        grey = jax.lax.dynamic_slice(grey, (top, left), (side, side))[1:-1, 1:-1]
+        # The barrier keeps XLA from cutting the tile once more for each level.
+        grey = jax.lax.optimization_barrier(jnp.pad(grey, 1, constant_values=-1))
+        # The level is how many of the levels' smallest grey values are not above the pixel's.
+        levels = jnp.arange(1, n_levels + 1)[:, None]
+        smallest = (level_table[low] < levels).sum(1).astype(jnp.int16)
+        level = sum(((grey >= x).astype(jnp.uint8) for x in smallest), jnp.zeros((), jnp.uint8))
+        return grey.astype(jnp.uint8), level, jnp.select(has_problem, [1, 2, 3], 0)
 
     pixels, level, problem = jax.vmap(crop_to_tile)(images, masks)
     values = features(pixels, level, n_levels=n_levels, formulation=formulation)

@@ -16,9 +16,11 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
 from kacl_jax.radiomics import FEATURE_NAMES, tiles
 from kacl_jax.radiomics.counts import bins
+from kacl_jax.radiomics.counts.bincount import Formulation
 from kacl_jax.step.regions import RegionRule
 
 _MAX_LEVELS = 64
+_ON_A_GPU: Formulation = "compare"
 # The reasons in the words of the host path.
 FAILURES = (*tiles.PROBLEMS, *(f"non-finite: {name}" for name in FEATURE_NAMES))
 
@@ -72,7 +74,8 @@ class InStepRadiomics:
             masks,
             jnp.asarray(table),
             cpu=functools.partial(measure, formulation="scatter"),
-            default=functools.partial(measure, formulation="matmul"),
+            tpu=functools.partial(measure, formulation="matmul"),
+            default=functools.partial(measure, formulation=_ON_A_GPU),
         )
         non_finite = ~jnp.isfinite(features)
         non_finite_failure = jnp.where(

@@ -186,18 +186,20 @@ def tile(pixels: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, n
 
 @functools.cache
 def counter(by: str) -> Callable[[np.ndarray, np.ndarray], matrices.Matrices]:
+    method = by_numba.count_matrices
     if by != "numba":
-        return jax.jit(functools.partial(matrices.count_matrices, n_levels=11, formulation=by))
+        method = jax.jit(
+            functools.partial(matrices.count_matrices, formulation=by), static_argnames="n_levels"
+        )
 
     def count(pixels: np.ndarray, level: np.ndarray) -> matrices.Matrices:
-        return jax.tree.map(
-            lambda x: x[0], by_numba.count_matrices(pixels[None], level[None], n_levels=11)
-        )
+        counts = method(pixels[None], level[None], n_levels=11)
+        return jax.tree.map(lambda x: x[0], counts)
 
     return count
 
 
-@pytest.mark.parametrize("by", ["scatter", "matmul", "numba"])
+@pytest.mark.parametrize("by", ["scatter", "matmul", "compare", "numba"])
 def test_counts_are_pyradiomics_own(by) -> None:
     count = counter(by)
     for pixels, mask in made_regions():
@@ -244,7 +246,7 @@ def test_all_ways_count_the_same_on_a_real_region(nih_root) -> None:
     part = np.s_[top : top + 62, left : left + 62]
     made = tile(pixels[part], mask[part], 64)
     assert mask[part].sum() > 500
-    reference, *others = (counter(by)(*made) for by in ("scatter", "matmul", "numba"))
+    reference, *others = (counter(by)(*made) for by in ("scatter", "matmul", "compare", "numba"))
     for other in others:
         jax.tree.map(np.testing.assert_array_equal, reference, other)
 

@@ -1,32 +1,26 @@
 """The matrices from which the features of a region are computed, as exact integer counts.
 
-The region lies in a square tile with an empty rim of at least one pixel, so that a neighbour is found by rolling the
-tile. Grey levels are 1 … g inside the region and 0 outside. All counts are integers, so any order of summation gives
-the same bits. Only the method of counting (the formulation) depends on the platform:
+The region lies in a square tile with an empty rim of one pixel, so that each of its pixels has eight neighbours: a
+neighbour is a slice of the tile. Grey levels are 1 … g inside the region and 0 outside. All counts are integers, so any
+order of summation gives the same bits. Only the method of counting (see `bincount`) depends on the platform.
 
-* ``scatter``, for CPU: one scatter-add per matrix; the arrays for zones are small if the region has few runs.
-* ``matmul``, for accelerators: a histogram is the product of two one-hot matrices.
-
-Axes: s side of the tile · g grey levels · r run lengths · z large zones.
+Axes: n regions · s side of the tile · m = s − 2, the side without the rim · g grey levels · r run lengths · z large
+zones.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, BFloat16, Bool, Int, Int16, Int32, Integer, Real
+from jaxtyping import Array, Bool, Int, Int32, Integer, Real, Shaped, UInt8
 
-from kacl_jax.radiomics.counts import zones
-from kacl_jax.radiomics.counts.zones import Zones, neighbour
-
-Formulation = Literal["scatter", "matmul"]
-
-# (dy, dx) of one of each pair of opposite neighbours at distance 1: the four directions of a 2-D image.
-DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
-
-_EXTRA_BINS = 16
+from kacl_jax.radiomics.counts import runs, zones
+from kacl_jax.radiomics.counts.bincount import Formulation, bincount
+from kacl_jax.radiomics.counts.runs import DIRECTIONS
+from kacl_jax.radiomics.counts.zones import Zones
 
 
 class Matrices(NamedTuple):
@@ -74,113 +68,74 @@ class Outline(NamedTuple):
 
 
 def count_matrices(
-    pixels: Real[Array, "s s"],
-    level: Integer[Array, "s s"],
+    pixels: Real[Array, "n s s"],
+    level: UInt8[Array, "n s s"],
     *,
     n_levels: int,
     formulation: Formulation,
 ) -> Matrices:
-    """All matrices of one region.
+    """The matrices of n regions, each array with a leading axis n.
 
     Args:
       pixels: uint8 grey values (with another dtype the histogram stays empty).
       level: 1 … `n_levels` inside the region, 0 outside and on the rim.
       n_levels: g.
-      formulation: 'scatter' or 'matmul'; the counts are the same.
+      formulation: see `bincount`; the counts are the same.
     """
-    side = len(level)
-    level = level.astype(jnp.int16)
     inside = level > 0
-    links = [inside & (level == neighbour(level, d)) for d in DIRECTIONS]
-    ahead = [_links_ahead(link, d) for link, d in zip(links, DIRECTIONS, strict=True)]
-    level_row = level.astype(jnp.int32) - 1
+    textures = functools.partial(_textures, n_levels=n_levels, formulation=formulation)
+    glcm, glrlm, gldm, tone_difference = jax.vmap(textures)(level)
+    return Matrices(
+        histogram=jax.vmap(functools.partial(_histogram, formulation=formulation))(pixels, inside),
+        level_counts=gldm.sum(2),
+        glcm=glcm + glcm.transpose(0, 1, 3, 2),
+        glrlm=glrlm,
+        valid_directions=_find_valid_directions(inside, glcm.any((2, 3))),
+        zones=zones.find_zones(level, n_levels=n_levels, formulation=formulation),
+        gldm=gldm,
+        tone_difference=tone_difference,
+        outline=jax.vmap(_outline)(inside),
+    )
+
+
+def _textures(
+    level: UInt8[Array, "s s"], *, n_levels: int, formulation: Formulation
+) -> tuple[Int32[Array, "4 g g"], Int32[Array, "4 g r"], Int32[Array, "g 9"], Int32[Array, "g 9"]]:
+    """(pairs, each in one order; runs; dependences; tone differences)."""
+    own = level[1:-1, 1:-1]
+    inside = own > 0
+    near = {
+        (dy, dx): level[1 + dy : len(level) - 1 + dy, 1 + dx : len(level) - 1 + dx]
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+        if (dy, dx) != (0, 0)
+    }
+    row = own.astype(jnp.int16) - 1
 
     def count_by_level(
-        used: Bool[Array, "s s"],
-        columns: Int[Array, "s s"],
+        used: Bool[Array, "m m"],
+        columns: Integer[Array, "m m"],
         width: int,
-        weight: Int32[Array, "s s"] | None = None,
+        weight: Int32[Array, "m m"] | None = None,
     ) -> Int32[Array, "g {width}"]:
-        index = level_row * width + columns.astype(jnp.int32)
+        index = row * width + columns.astype(jnp.int16)
         return bincount(index, used, n_levels * width, formulation, weight).reshape(n_levels, width)
 
-    glcm = [
-        count_by_level(inside & neighbour(inside, d), neighbour(level_row, d), n_levels)
-        for d in DIRECTIONS
-    ]
-    glrlm = [
-        count_by_level(inside & ~_linked_from_behind(link, d), run_length, side)
-        for link, d, run_length in zip(links, DIRECTIONS, ahead, strict=True)
-    ]
-    zero = jnp.zeros((), jnp.int16)
-    n_alike = sum(
-        (
-            link.astype(jnp.int16) + _linked_from_behind(link, d).astype(jnp.int16)
-            for link, d in zip(links, DIRECTIONS, strict=True)
+    n_alike = sum(((own == x).astype(jnp.int16) for x in near.values()), jnp.zeros((), jnp.int16))
+    n_around = sum(((x > 0).astype(jnp.int16) for x in near.values()), jnp.zeros((), jnp.int16))
+    level_sum = sum((x.astype(jnp.int16) for x in near.values()), jnp.zeros((), jnp.int16))
+    difference = jnp.abs(own * n_around - level_sum).astype(jnp.int32)
+    return (
+        jnp.stack(
+            [
+                count_by_level(inside & (near[d] > 0), near[d].astype(jnp.int16) - 1, n_levels)
+                for d in DIRECTIONS
+            ]
         ),
-        zero,
+        runs.count_runs(level, n_levels=n_levels, formulation=formulation),
+        count_by_level(inside, n_alike, 9),
+        count_by_level(inside, n_around, 9, difference),
     )
-    n_around = _neighbour_sum(inside.astype(jnp.int16))
-    tone_difference = jnp.abs(level * n_around - _neighbour_sum(level)).astype(jnp.int32)
-    gldm = count_by_level(inside, n_alike, 9)
-    pairs = jnp.stack(glcm)
-    return Matrices(
-        histogram=_histogram(pixels, inside, formulation),
-        level_counts=gldm.sum(1),
-        glcm=pairs + pairs.transpose(0, 2, 1),
-        glrlm=jnp.stack(glrlm),
-        valid_directions=_find_valid_directions(inside),
-        zones=zones.find_zones(
-            level, links, ahead[0], n_levels=n_levels, compact=formulation == "scatter"
-        ),
-        gldm=gldm,
-        tone_difference=count_by_level(inside, n_around, 9, tone_difference),
-        outline=_outline(inside),
-    )
-
-
-def bincount(
-    index: Int32[Array, "*shape"],
-    used: Bool[Array, "*shape"],
-    length: int,
-    formulation: Formulation,
-    weight: Int32[Array, "*shape"] | None = None,
-) -> Int32[Array, "{length}"]:
-    """How often each of 0 … length − 1 occurs in `index` where `used`.
-
-    weight: ints in 0 … 4095 to add instead of 1. Each sum of weight // 64 and of weight % 64 must stay below 2²⁴.
-    """
-    index, used = index.ravel(), used.ravel()
-    if formulation == "scatter":
-        # Unused entries are spread over several extra bins, because additions to a single bin wait for each other.
-        extra_bins = length + jnp.arange(len(index), dtype=jnp.int32) % _EXTRA_BINS
-        increments = jnp.ones((), jnp.int32) if weight is None else weight.ravel()
-        counts = jnp.zeros(length + _EXTRA_BINS, jnp.int32)
-        return counts.at[jnp.where(used, index, extra_bins)].add(increments)[:length]
-    width = max(1, round(length**0.5))
-    height = -(-length // width)
-    high = _one_hot(jnp.where(used, index // width, height), height)
-    low = _one_hot(index % width, width)
-    if weight is None:
-        return _product(high, low).ravel()[:length]
-    # bfloat16 has 8 significant bits, so the weight is split into two parts.
-    weight = weight.ravel()[:, None]
-    parts = [_product(high, low * part.astype(low.dtype)) for part in (weight // 64, weight % 64)]
-    return (parts[0] * 64 + parts[1]).ravel()[:length]
-
-
-def _one_hot(index: Int32[Array, "pixels"], n: int) -> BFloat16[Array, "pixels {n}"]:
-    return jax.nn.one_hot(index, n, dtype=jnp.bfloat16)
-
-
-def _product(
-    high: BFloat16[Array, "pixels high"], low: BFloat16[Array, "pixels low"]
-) -> Int32[Array, "high low"]:
-    """Σ over pixels, exact because float32 represents all integers below 2²⁴."""
-    total = jax.lax.dot_general(
-        high, low, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return total.astype(jnp.int32)
 
 
 def _histogram(
@@ -188,43 +143,22 @@ def _histogram(
 ) -> Int32[Array, "256"]:
     if pixels.dtype != jnp.uint8:
         return jnp.zeros(256, jnp.int32)
-    return bincount(pixels.astype(jnp.int32), inside, 256, formulation)
+    return bincount(pixels.astype(jnp.int16), inside, 256, formulation)
 
 
-def _linked_from_behind(link: Bool[Array, "s s"], direction: tuple[int, int]) -> Bool[Array, "s s"]:
-    """Whether the pixel one step back has a link to this one."""
-    return neighbour(link, (-direction[0], -direction[1]))
-
-
-def _links_ahead(link: Bool[Array, "s s"], direction: tuple[int, int]) -> Int16[Array, "s s"]:
-    """Number of consecutive links that start at each pixel, by doubling."""
-    if direction == (1, 0):
-        # Transposed, because XLA's CPU backend recomputes every earlier step in the next one unless columns are rolled.
-        return _links_ahead(link.T, (0, 1)).T
-    ahead = link.astype(jnp.int16)
-    step = 1
-    while step < len(link):
-        further = neighbour(ahead, (direction[0] * step, direction[1] * step))
-        ahead = ahead + jnp.where(ahead == step, further, 0)
-        step *= 2
-    return ahead
-
-
-def _neighbour_sum(x: Int16[Array, "s s"]) -> Int16[Array, "s s"]:
-    """Sum over the eight neighbours."""
-    rows = x + neighbour(x, (0, 1)) + neighbour(x, (0, -1))
-    return rows + neighbour(rows, (1, 0)) + neighbour(rows, (-1, 0)) - x
-
-
-def _find_valid_directions(inside: Bool[Array, "s s"]) -> Bool[Array, "4"]:
+def _find_valid_directions(
+    inside: Bool[Array, "n s s"], has_adjacent_pair: Bool[Array, "n 4"]
+) -> Bool[Array, "n 4"]:
     """Whether some line of each direction contains two pixels of the region."""
-    has_adjacent_pair = jnp.stack([(inside & neighbour(inside, d)).any() for d in DIRECTIONS])
 
-    def check_all_lines() -> Bool[Array, "4"]:
+    @jax.vmap
+    def check_all_lines(inside: Bool[Array, "s s"]) -> Bool[Array, "4"]:
         pixels = inside.astype(jnp.int32)
         return jnp.stack([_line_sums(pixels, d).max() > 1 for d in DIRECTIONS])
 
-    return jax.lax.cond(has_adjacent_pair.all(), lambda: has_adjacent_pair, check_all_lines)
+    return jax.lax.cond(
+        has_adjacent_pair.all(), lambda: has_adjacent_pair, lambda: check_all_lines(inside)
+    )
 
 
 def _line_sums(x: Int32[Array, "s s"], direction: tuple[int, int]) -> Int[Array, "lines"]:
@@ -279,3 +213,8 @@ def _first_and_last_columns(
     """First and last set column of each row; (s + 1, −2) for an empty row."""
     x = jnp.arange(len(flags), dtype=jnp.int32)
     return jnp.where(flags, x, len(flags) + 1).min(1), jnp.where(flags, x, -2).max(1)
+
+
+def neighbour(x: Shaped[Array, "s s"], offset: tuple[int, int]) -> Shaped[Array, "s s"]:
+    """x at (y + dy, x + dx) for each pixel of a tile; the values that wrap around come from its empty rim."""
+    return jnp.roll(x, (-offset[0], -offset[1]), (0, 1))

@@ -4,22 +4,27 @@ Zones are the connected components of a graph. Its nodes are horizontal runs of 
 runs with runs of the row above. Each label is lowered by hooking (to the smaller label of an edge) and pointer jumping
 until both ends of every edge have the same label.
 
-Axes: s side of the tile · g grey levels · z large zones.
+Axes: n regions · s side of the tile · m = s − 2, the side without the rim · g grey levels · z large zones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int16, Int32, Shaped
+from jaxtyping import Array, Bool, Int32, UInt8
+
+from kacl_jax.radiomics.counts import bitmap
+from kacl_jax.radiomics.counts.bincount import Formulation, bincount
+from kacl_jax.radiomics.counts.bitmap import Bitmap
 
 SMALL_LIMIT = (
     256  # zones up to this size are counted in a table; the larger ones, which are few, are listed
 )
-_PIXELS_PER_RUN = 6  # an X-ray region rarely has more than s² / 6 runs
+# An X-ray region rarely has more than s² / 6 runs. One region with more is slow, or all regions that are beside it.
+_PIXELS_PER_RUN, _PIXELS_PER_RUN_OF_MANY = 6, 4
 _JUMPS_PER_STEP = 3
 
 
@@ -40,123 +45,108 @@ def max_large_zones(pixels: int) -> int:
     return pixels // (SMALL_LIMIT + 1) + 1
 
 
-def neighbour(x: Shaped[Array, "s s"], offset: tuple[int, int]) -> Shaped[Array, "s s"]:
-    """x at (y + dy, x + dx) for each pixel of a tile; the values that wrap around come from its empty rim."""
-    return jnp.roll(x, (-offset[0], -offset[1]), (0, 1))
+class _Graph(NamedTuple):
+    """The runs and contacts of a region, packed.
+
+    level: without the rim. starts, ends: of runs. contacts: of each pixel with a run of the row above, once for each
+    pair of runs; first those with the pixel above, then with that to its left, then with that to its right.
+    """
+
+    level: UInt8[Array, "m m"]
+    starts: Bitmap
+    ends: Bitmap
+    contacts: Bitmap
 
 
-def find_zones(
-    level: Int16[Array, "s s"],
-    links: Sequence[Bool[Array, "s s"]],
-    ahead: Int16[Array, "s s"],
-    *,
-    n_levels: int,
-    compact: bool,
-) -> Zones:
-    """The zones of one region.
+def find_zones(level: UInt8[Array, "n s s"], *, n_levels: int, formulation: Formulation) -> Zones:
+    """The zones of each region.
 
     Args:
-      level: 0 outside.
-      links: same level as the right, lower, lower right, lower left neighbour.
-      ahead: number of consecutive links to the right.
+      level: 0 outside and on the rim.
       n_levels: g.
-      compact: use smaller arrays if the region's runs fit in them, decided at run time.
+      formulation: see `matrices`.
     """
-    side = len(level)
-    starts, first, second = _starts_and_contacts(level > 0, links)
-    (run_number, contact_number, second_contact_number), (n_runs, n_first, n_second) = (
-        _number_flags(starts, first[0], second)
+    graphs = jax.vmap(_graph)(level)
+    pixels = level.shape[1] ** 2
+    tabulate = functools.partial(
+        _tabulate, n_large=max_large_zones(pixels), n_levels=n_levels, formulation=formulation
     )
-    pixel = jnp.arange(side * side, dtype=jnp.int32).reshape(side, side)
-    n_contacts = n_first + n_second
 
-    def find_with_room(max_runs: int, max_contacts: int) -> Zones:
-        run_pixel = _write_flagged(pixel, starts, run_number, jnp.zeros(max_runs, jnp.int32))
-        # A contact is 4 · pixel + column, 0 … 2, of the touched pixel in the row above.
-        contact = _write_flagged(
-            4 * pixel + first[1], first[0], contact_number, jnp.zeros(max_contacts, jnp.int32)
+    def find_with_room(graphs: _Graph, max_runs: int, max_contacts: int) -> Zones:
+        nodes = functools.partial(
+            _nodes_and_edges, max_runs=max_runs, max_contacts=max_contacts, formulation=formulation
         )
-        contact = _write_flagged(4 * pixel + 2, second, second_contact_number + n_first, contact)
-        lower = jnp.where(jnp.arange(max_contacts) < n_contacts, contact // 4, side + 1)
-        upper = jnp.where(
-            jnp.arange(max_contacts) < n_contacts, lower - side - 1 + contact % 4, side + 1
-        )
-        root = _smallest_nodes(run_number.ravel()[lower], run_number.ravel()[upper], max_runs)
-        is_run = jnp.arange(max_runs) < n_runs
-        length = jnp.where(is_run, ahead.ravel()[run_pixel].astype(jnp.int32) + 1, 0)
-        size = jnp.zeros(max_runs, jnp.int32).at[root].add(length)
-        return _tabulate(level.ravel()[run_pixel].astype(jnp.int32), size, side * side, n_levels)
+        run_level, length, a, b = jax.vmap(nodes)(graphs)
+        # The regions' graphs are one: the number of a run is its place in the runs of all regions.
+        first_run = max_runs * jnp.arange(len(length), dtype=jnp.int32)[:, None]
+        a, b = (first_run + a).ravel(), (first_run + b).ravel()
+        root = _smallest_nodes(a, b, length.size)
+        size = jnp.zeros(length.size, jnp.int32).at[root].add(length.ravel())
+        return jax.vmap(tabulate)(run_level, size.reshape(length.shape))
 
-    if not compact:
-        return find_with_room(side * side, 2 * side * side)
-    room = side * side // _PIXELS_PER_RUN
-    fits = (n_runs <= room) & (n_contacts <= room)
+    def find_one(graph: _Graph) -> Zones:
+        alone = jax.tree.map(lambda x: x[None], graph)
+        return jax.tree.map(lambda x: x[0], find_with_room(alone, pixels, 2 * pixels))
+
+    # Several regions at once have room for the one with the most runs.
+    room = pixels // (_PIXELS_PER_RUN if len(level) == 1 else _PIXELS_PER_RUN_OF_MANY)
+    fits = (graphs.starts.total <= room) & (graphs.contacts.total <= room)
     return jax.lax.cond(
-        fits,
-        lambda: find_with_room(room, room),
-        lambda: find_with_room(side * side, 2 * side * side),
+        fits.all(),
+        lambda: find_with_room(graphs, room, room),
+        lambda: jax.lax.map(find_one, graphs),
     )
 
 
-def _starts_and_contacts(
-    inside: Bool[Array, "s s"], links: Sequence[Bool[Array, "s s"]]
-) -> tuple[Bool[Array, "s s"], tuple[Bool[Array, "s s"], Int32[Array, "s s"]], Bool[Array, "s s"]]:
-    """Starts of runs, and the contacts of pixels with a run of the row above.
+def _graph(level: UInt8[Array, "s s"]) -> _Graph:
+    own = level[1:-1, 1:-1]
+    inside = own > 0
 
-    A pair of runs has one contact, at the first pixel that touches. First kind: above or above left, with the column
-    0 (left) or 1 of the touched pixel. Second kind: above right.
-    """
-    right, below, below_right, below_left = links
-    left, above = neighbour(right, (0, -1)), neighbour(below, (-1, 0))
-    above_left, above_right = neighbour(below_right, (-1, -1)), neighbour(below_left, (-1, 1))
-    from_above = above & ~(left & neighbour(above, (0, -1)))
-    first = from_above | (above_left & ~above & ~left)
-    return inside & ~left, (first, from_above.astype(jnp.int32)), above_right & ~above & ~right
+    def same_as(dy: int, dx: int) -> Bool[Array, "m m"]:
+        near = level[1 + dy : len(level) - 1 + dy, 1 + dx : len(level) - 1 + dx]
+        return inside & (near == own)
 
-
-def _number_flags(
-    *flags: Bool[Array, "s s"],
-) -> tuple[list[Int32[Array, "s s"]], list[Int32[Array, ""]]]:
-    """For three arrays: the number of each set flag, 0, 1, … in reading order, and how many are set.
-
-    An unset flag has the number of the last set one before it, −1 if there is none.
-    """
-    # One sum holds three counts of 10 bits: a row has fewer than 1024 set flags of each array.
-    shifts = (0, 10, 20)
-    packed_counts = running_row_sums(
-        sum(
-            (flag.astype(jnp.int32) << shift for flag, shift in zip(flags, shifts, strict=True)),
-            jnp.zeros((), jnp.int32),
-        )
+    left, right = same_as(0, -1), same_as(0, 1)
+    above_left, above, above_right = (same_as(-1, dx) for dx in (-1, 0, 1))
+    contacts = (
+        above & ~(left & above_left),
+        above_left & ~above & ~left,
+        above_right & ~above & ~right,
     )
-    numbers, totals = [], []
-    for shift in shifts:
-        row_counts = (packed_counts >> shift) & 1023
-        row_ends = jnp.cumsum(row_counts[:, -1])
-        numbers.append(row_counts + (row_ends - row_counts[:, -1])[:, None] - 1)
-        totals.append(row_ends[-1])
-    return numbers, totals
+    return _Graph(
+        own,
+        bitmap.pack(inside & ~left),
+        bitmap.pack(inside & ~right),
+        bitmap.pack(jnp.concatenate(contacts)),
+    )
 
 
-def running_row_sums(x: Int32[Array, "h w"]) -> Int32[Array, "h w"]:
-    """Running sums along the rows, by doubling."""
-    column = jnp.arange(x.shape[1])
-    step = 1
-    while step < x.shape[1]:
-        x = x + jnp.where(column >= step, jnp.roll(x, step, 1), 0)
-        step *= 2
-    return x
-
-
-def _write_flagged(
-    value: Int32[Array, "s s"],
-    flags: Bool[Array, "s s"],
-    place: Int32[Array, "s s"],
-    into: Int32[Array, "n"],
-) -> Int32[Array, "n"]:
-    """`into` with the flagged values written to their places; places beyond its end are dropped."""
-    index = jnp.where(flags, place, len(into)).ravel()
-    return into.at[index].set(value.ravel(), mode="drop")
+def _nodes_and_edges(
+    graph: _Graph, *, max_runs: int, max_contacts: int, formulation: Formulation
+) -> tuple[
+    Int32[Array, "{max_runs}"],
+    Int32[Array, "{max_runs}"],
+    Int32[Array, "{max_contacts}"],
+    Int32[Array, "{max_contacts}"],
+]:
+    """(level of each run; its length, 0 where there is no run; the lower and the upper run of each contact)."""
+    side = len(graph.level)
+    row, column = bitmap.places(graph.starts, max_runs, formulation)
+    _, last_column = bitmap.places(graph.ends, max_runs, formulation)
+    is_run = jnp.arange(max_runs, dtype=jnp.int32) < graph.starts.total
+    level = _take(graph.level.ravel(), row * side + column).astype(jnp.int32)
+    contact_row, x = bitmap.places(graph.contacts, max_contacts, formulation)
+    kind, y = contact_row // side, contact_row % side
+    lower = bitmap.number(graph.starts, y, x)
+    x_above = x + (kind == 2) - (kind == 1)
+    upper = bitmap.number(graph.starts, jnp.maximum(y - 1, 0), jnp.clip(x_above, 0, side - 1))
+    is_contact = jnp.arange(max_contacts, dtype=jnp.int32) < graph.contacts.total
+    return (
+        level,
+        jnp.where(is_run, last_column - column + 1, 0),
+        jnp.where(is_contact, lower, 0),
+        jnp.where(is_contact, upper, 0),
+    )
 
 
 def _smallest_nodes(
@@ -172,37 +162,46 @@ def _smallest_nodes(
         state: tuple[Int32[Array, "n"], Int32[Array, "edges"], Int32[Array, "edges"]],
     ) -> tuple[Int32[Array, "n"], Int32[Array, "edges"], Int32[Array, "edges"]]:
         label, label_a, label_b = state
-        label = label.at[jnp.maximum(label_a, label_b)].min(jnp.minimum(label_a, label_b))
+        high, low = jnp.maximum(label_a, label_b), jnp.minimum(label_a, label_b)
+        label = label.at[high].min(low, mode="promise_in_bounds")
         for _ in range(_JUMPS_PER_STEP):
-            label = label[label]
-        return label, label[a], label[b]
+            label = _take(label, label)
+        return label, _take(label, a), _take(label, b)
 
     # "+ 0 * a": under shard_map the loop state must vary over the devices from the start.
     start = (jnp.arange(n, dtype=jnp.int32) + 0 * a[0], a, b)
     return jax.lax.while_loop(lambda state: (state[1] != state[2]).any(), hook_and_jump, start)[0]
 
 
+def _take(x: Int32[Array, "nodes"], index: Int32[Array, "k"]) -> Int32[Array, "k"]:
+    return x.at[index].get(mode="promise_in_bounds")
+
+
 def _tabulate(
-    level: Int32[Array, "n"], size: Int32[Array, "n"], pixels: int, n_levels: int
+    level: Int32[Array, "k"],
+    size: Int32[Array, "k"],
+    *,
+    n_large: int,
+    n_levels: int,
+    formulation: Formulation,
 ) -> Zones:
-    """size: 0 where there is no zone. pixels: s²."""
-    table_index = jnp.where(
-        (size > 0) & (size <= SMALL_LIMIT),
+    """size: 0 where there is no zone. n_large: z."""
+    small = bincount(
         (level - 1) * SMALL_LIMIT + size - 1,
+        (size > 0) & (size <= SMALL_LIMIT),
         n_levels * SMALL_LIMIT,
+        formulation,
+        few=True,
     )
-    table = jnp.zeros(n_levels * SMALL_LIMIT + 1, jnp.int32).at[table_index].add(1)[:-1]
-    capacity = max_large_zones(pixels)
     is_large = size > SMALL_LIMIT
-    width = 64
-    rows = jnp.pad(is_large, (0, -len(is_large) % width)).reshape(-1, width)
-    row_sums = running_row_sums(rows.astype(jnp.int32))
-    row_ends = jnp.cumsum(row_sums[:, -1])
-    rank = (row_sums + (row_ends - row_sums[:, -1])[:, None]).ravel()[: len(is_large)] - 1
-    place = jnp.where(is_large, rank, capacity)
-    empty = jnp.zeros(capacity, jnp.int32)
+    columns = round(len(size) ** 0.5)
+    rows = jnp.pad(is_large, (0, -len(size) % columns)).reshape(-1, columns)
+    packed = bitmap.pack(rows)
+    row, column = bitmap.places(packed, n_large, formulation)
+    place = jnp.minimum(row * columns + column, len(size) - 1)
+    used = jnp.arange(n_large, dtype=jnp.int32) < packed.total
     return Zones(
-        small=table.reshape(n_levels, SMALL_LIMIT),
-        large_level=empty.at[place].set(level, mode="drop"),
-        large_size=empty.at[place].set(size, mode="drop"),
+        small=small.reshape(n_levels, SMALL_LIMIT),
+        large_level=jnp.where(used, _take(level, place), 0),
+        large_size=jnp.where(used, _take(size, place), 0),
     )
