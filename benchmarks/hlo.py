@@ -161,7 +161,8 @@ class Program:
             operands[0], results = [], operands[1]
         elif body:
             for index, taken in _taken_of_parameters(body).items():
-                operands[index] = _resized(operands[index], taken)
+                whole = sum(array.bytes for array in operands[index])
+                operands[index] = _resized(operands[index], min(taken, whole))
             results = [
                 array if update is None else array._replace(bytes=update)
                 for array, update in zip(results, _updates(body, len(results)), strict=True)
