@@ -67,8 +67,8 @@ def programs(**changed: Any) -> Programs:
 
 
 @functools.cache
-def first_state(model: KACL = TINY) -> TrainState:
-    program = programs(model=model)
+def first_state(model: KACL = TINY, **changed: Any) -> TrainState:
+    program = programs(model=model, **changed)
     variables = jax.jit(
         lambda: program.model.init(
             jax.random.key(0),

@@ -84,7 +84,6 @@ def _data_problems(c: ConfigDict) -> Iterator[str]:
 def _loss_problems(c: ConfigDict) -> Iterator[str]:
     """Losses, maps and regions."""
     contrastive = c.loss.focal_weight < 1
-    uses_radiomics = contrastive and c.loss.positive == "radiomics"
     if c.loss.box_weight > 0 and c.cam.center == "mean":
         yield (
             "config.cam.center='mean' subtracts from the map what config.loss.box_weight > 0 teaches it; use only one "
@@ -97,11 +96,6 @@ def _loss_problems(c: ConfigDict) -> Iterator[str]:
         )
     if c.loss.box_weight > 0 and c.cam.stage != 4:
         yield "config.loss.box_weight > 0 changes the last stage's map; use config.cam.stage=4 with it"
-    if c.cam.stage != 4 and uses_radiomics and c.radiomics.backend == "jax":
-        yield (
-            "config.radiomics.backend='jax' marks regions on the last stage's map; use config.cam.stage=4, or "
-            "config.radiomics.backend='pyradiomics'"
-        )
     if c.radiomics.backend == "jax" and c.roi.source == "random":
         yield "config.roi.source='random' works only on the host; use config.radiomics.backend='pyradiomics'"
     if contrastive and c.train.warmup_epochs >= c.train.epochs:

@@ -205,9 +205,13 @@ class Programs:
         """The pass with the features of its own regions in its batch, if the step measures them itself."""
         if self.in_step_radiomics is None:
             return forward
-        batch, feature_map = forward.batch, jax.lax.stop_gradient(forward.feature_map)
-        logits, maps = self._objective.logits_and_maps(state.params, feature_map)
-        rows = self._cams.region_inputs(state, forward, logits, maps)
+        batch = forward.batch
+        still = forward._replace(
+            feature_map=jax.lax.stop_gradient(forward.feature_map),
+            early_map=jax.lax.stop_gradient(forward.early_map),
+        )
+        logits, maps = self._objective.logits_and_maps(state.params, still.feature_map)
+        rows = self._cams.region_inputs(state, still, logits, maps)
         measured = self.in_step_radiomics.measure(
             batch["image"][..., 0], rows["cam"], rows["box_finding"], batch["boxes"]
         )

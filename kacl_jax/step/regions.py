@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from kacl_jax.step.peak_component import peak_component
+
 # A smaller region has no texture: pyradiomics refuses a point and a line.
 MIN_SIDE = 3
 ORIGINS = ("truth", "cam", "fallback", "random", "whole")
@@ -207,8 +209,8 @@ def threshold_maps_on_device(
     usable = finite & (high - low > 1e-6 * jnp.maximum(jnp.abs(low), jnp.abs(high)))
     scale = jnp.where(usable, high - low, 1)[:, None, None]
     hot = (heat - low[:, None, None]) / scale > threshold
-    peak = jnp.argmax(heat.reshape(len(cam), -1), axis=1)[:, None, None]
-    part = _component_on_device(hot, jnp.arange(size * size).reshape(size, size) == peak)
+    peak = jnp.argmax(heat.reshape(len(cam), -1), axis=1).astype(jnp.int32)
+    part = peak_component(hot, peak)
     height, width = _extent_on_device(part.any(2)), _extent_on_device(part.any(1))
     usable &= jnp.minimum(height, width) >= MIN_SIDE
     whole_image = _whole_image_on_device(size)
@@ -310,30 +312,6 @@ def _upsampling(n: int, size: int) -> Float32[np.ndarray, "{size} {n}"]:
     matrix[np.arange(size), first] = 1 - weight
     matrix[np.arange(size), np.minimum(first + 1, n - 1)] += weight
     return matrix
-
-
-def _component_on_device(
-    hot: Bool[Array, "b h w"], seed: Bool[Array, "b h w"]
-) -> Bool[Array, "b h w"]:
-    """The 4-connected component of `hot` that holds the seed, by filling rows and columns in turn."""
-
-    def fill(reached: Array, axis: int, reverse: bool) -> Array:
-        def combine(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
-            return first[0] & second[0], second[1] | (second[0] & first[1])
-
-        return jax.lax.associative_scan(combine, (hot, reached), reverse=reverse, axis=axis)[1]
-
-    def fill_all_directions(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        before, _ = state
-        reached = before
-        for axis in (1, 2):
-            for reverse in (False, True):
-                reached = fill(reached, axis, reverse)
-        return reached, (reached != before).any()
-
-    start = hot & seed
-    # The loop's flag is computed from the data, so that it varies over the same devices as the data.
-    return jax.lax.while_loop(lambda state: state[1], fill_all_directions, (start, start.any()))[0]
 
 
 def _extent_on_device(flags: Bool[Array, "b n"]) -> Int32[Array, "b"]:

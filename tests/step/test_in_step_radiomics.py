@@ -59,11 +59,13 @@ def on_the_host(
 
 
 @functools.cache
-def compiled() -> tuple[DataParallel, Any, Any, Any]:
+def compiled(cam_stage: int) -> tuple[DataParallel, Any, Any, Any]:
     """(two devices; the step with radiomics inside, the one that is fed by the host, and its regions)."""
     parallel = DataParallel("shard_map", jax.devices()[:2])
     views = Augmentation(rotate=8.0, shift=0.05)
-    plain = tiny_step.programs(augmentation=views, center_cam=False, optimizer=sgd(1.0))
+    plain = tiny_step.programs(
+        augmentation=views, center_cam=False, optimizer=sgd(1.0), cam_stage=cam_stage
+    )
     outputs = ("replicated", "replicated", "sharded")
     inside = parallel.compile(
         dataclasses.replace(plain, in_step_radiomics=FRESH).train_step, outputs
@@ -72,10 +74,12 @@ def compiled() -> tuple[DataParallel, Any, Any, Any]:
     return parallel, inside, outside, parallel.compile(plain.region_step, ("sharded",))
 
 
-def steps(n: int, rate: float) -> tuple[TrainState, TrainState, dict[str, np.ndarray]]:
+def steps(
+    n: int, rate: float, cam_stage: int = 4
+) -> tuple[TrainState, TrainState, dict[str, np.ndarray]]:
     """(state after n steps inside, on the host, last metrics inside)."""
-    parallel, inside, outside, region_step = compiled()
-    start = tiny_step.first_state()
+    parallel, inside, outside, region_step = compiled(cam_stage)
+    start = tiny_step.first_state(cam_stage=cam_stage)
     a = b = parallel.replicate(start.replace(opt_state=sgd(rate).init(start.params)))
     for seed in range(n):
         given = batch(seed)
@@ -90,8 +94,9 @@ def steps(n: int, rate: float) -> tuple[TrainState, TrainState, dict[str, np.nda
     )
 
 
-def test_one_step_has_the_gradients_of_the_synchronous_host_loop() -> None:
-    inside, outside, metrics = steps(1, rate=1.0)
+@pytest.mark.parametrize("cam_stage", [3, 4])
+def test_one_step_has_the_gradients_of_the_synchronous_host_loop(cam_stage: int) -> None:
+    inside, outside, metrics = steps(1, rate=1.0, cam_stage=cam_stage)
     assert metrics["ready"] >= 8
     assert metrics["nt_xent"] > 0
     close(inside.feature_mean, outside.feature_mean, within=1e-4)

@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from kacl_jax.step import regions
+from kacl_jax.step.peak_component import peak_component
 from kacl_jax.step.regions import ORIGINS, RegionRule
 
 # ---- map → region ---------------------------------------------------------------------------------------------
@@ -170,11 +171,22 @@ def test_a_winding_region_is_followed_to_its_end() -> None:
             y, x = y + dy, x + dx
         dy, dx = dx, -dy
     spiral[0, y, x] = True
-    seed = np.zeros((1, 9, 9), bool)
-    seed[0, 0, 0] = True
-    np.testing.assert_array_equal(
-        regions._component_on_device(*map(jnp.asarray, (spiral, seed))), spiral
-    )
+    np.testing.assert_array_equal(peak_component(jnp.asarray(spiral), jnp.zeros(1, int)), spiral)
+
+
+@pytest.mark.parametrize("many_runs", [False, True])
+def test_the_component_on_the_device_is_scipys(many_runs: bool) -> None:
+    """With more runs than there is room for all masks at once, each mask has its own."""
+    random = np.random.default_rng(1)
+    sharpness = 0.3 if many_runs else 3.0
+    fields = [cv2.GaussianBlur(random.normal(size=(70, 45)), (0, 0), sharpness) for _ in range(6)]
+    hot = np.stack([field > np.median(field) for field in fields])
+    assert ((hot[:, :, 1:] > hot[:, :, :-1]).sum((1, 2)) > 8 * 70).any() == many_runs
+    peaks = random.integers(0, 70 * 45, 6).astype(np.int32)
+    actual = peak_component(jnp.asarray(hot), jnp.asarray(peaks))
+    for mask, peak, part in zip(hot, peaks, actual, strict=True):
+        labels, _ = ndimage.label(mask)
+        np.testing.assert_array_equal(part, mask & (labels == labels.flat[peak]))
 
 
 # ---- boxes and masks --------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, BFloat16, Bool, Int, Int32
+from jaxtyping import Array, BFloat16, Bool, Int, Int32, Integer
 
 # scatter: one addition per integer. matmul: the product of two one-hot matrices, which a TPU fuses with it. compare:
 # one comparison per integer and bin, without an array of them.
@@ -50,7 +50,7 @@ def bincount(
     return counts.at[jnp.where(used, index, extra_bins)].add(increments)[:length]
 
 
-def _chunks(x: Int[Array, "k"], fill: int) -> Int[Array, "chunks size"]:
+def _chunks(x: Integer[Array, "k"], fill: int) -> Integer[Array, "chunks size"]:
     """x in equal parts that XLA adds up in one kernel on a GPU."""
     n = -(-len(x) // _CHUNK)
     return jnp.pad(x, (0, -len(x) % n), constant_values=fill).reshape(n, -1)
@@ -59,10 +59,11 @@ def _chunks(x: Int[Array, "k"], fill: int) -> Int[Array, "chunks size"]:
 def _by_product(
     index: Int[Array, "k"], used: Bool[Array, "k"], length: int, weight: Int32[Array, "..."] | None
 ) -> Int32[Array, "{length}"]:
-    width = max(1, round(length**0.5))
-    height = -(-length // width)
-    high = _one_hot(jnp.where(used, index // width, height), height)
-    low = _one_hot(index % width, width)
+    # A power of two, because a division is slow.
+    bits = (length - 1).bit_length() // 2
+    height = ((length - 1) >> bits) + 1
+    high = _one_hot(jnp.where(used, index >> bits, height), height)
+    low = _one_hot(index & ((1 << bits) - 1), 1 << bits)
     if weight is None:
         return _product(high, low).ravel()[:length]
     # bfloat16 has 8 significant bits, so the weight is split into two parts.

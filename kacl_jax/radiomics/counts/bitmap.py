@@ -5,13 +5,12 @@ Axes: r rows · c columns · w words of a row · n places.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32, UInt32
-
-from kacl_jax.radiomics.counts.bincount import Formulation
+from jaxtyping import Array, Bool, Int32, Shaped, UInt32
 
 _BITS = 32
 
@@ -23,7 +22,7 @@ class Bitmap(NamedTuple):
     ends: Int32[Array, "r w"]
 
     @property
-    def total(self) -> Int32[Array, ""]:
+    def total(self) -> Int32[Array, "*n"]:
         """How many flags are set."""
         return self.ends[..., -1, -1]
 
@@ -38,39 +37,43 @@ def pack(flags: Bool[Array, "r c"]) -> Bitmap:
     return Bitmap(words, ends + (row_ends - ends[:, -1])[:, None])
 
 
-def places(
-    bitmap: Bitmap, n: int, formulation: Formulation
-) -> tuple[Int32[Array, "{n}"], Int32[Array, "{n}"]]:
+def places(bitmap: Bitmap, n: int) -> tuple[Int32[Array, "{n}"], Int32[Array, "{n}"]]:
     """Row and column of the first n set flags; any place beyond the last one."""
-    # The barriers keep XLA from doing the work once more for each use of the result.
-    if formulation == "matmul":  # a TPU compares faster than it follows indices
-        word = (bitmap.ends.ravel() <= jnp.arange(n, dtype=jnp.int32)[:, None]).sum(1)
-        word = jnp.minimum(word.astype(jnp.int32), bitmap.ends.size - 1)
-        word = jax.lax.optimization_barrier(word)
-        bits, end = _take(bitmap.words.ravel(), word), _take(bitmap.ends.ravel(), word)
-        k = jnp.arange(n, dtype=jnp.int32) - end + _count_bits(bits)
-        place = word * _BITS + _place_of_bit(bits, k)
-    else:
-        bit = jnp.arange(_BITS, dtype=jnp.uint32)
-        shifted = bitmap.words.ravel()[:, None] >> bit
-        index = bitmap.ends.ravel()[:, None] - _count_bits(shifted)
-        index = jnp.where(shifted & 1 == 1, index, n).ravel()
-        place = (
-            jnp.zeros(n, jnp.int32)
-            .at[index]
-            .set(jnp.arange(len(index), dtype=jnp.int32), mode="drop")
-        )
-    columns = bitmap.words.shape[1] * _BITS
+    place = jax.lax.platform_dependent(
+        bitmap,
+        tpu=functools.partial(places_by_search, n=n),
+        default=functools.partial(places_by_scatter, n=n),
+    )
+    # The barrier keeps XLA from doing the work once more for each use of the result.
     place = jax.lax.optimization_barrier(place)
+    columns = bitmap.words.shape[1] * _BITS
     return place // columns, place % columns
+
+
+def places_by_scatter(bitmap: Bitmap, *, n: int) -> Int32[Array, "{n}"]:
+    """`places`, counted over the bits of all words: each set bit writes its place."""
+    shifted = bitmap.words.ravel()[:, None] >> jnp.arange(_BITS, dtype=jnp.uint32)
+    index = bitmap.ends.ravel()[:, None] - _count_bits(shifted)
+    index = jnp.where(shifted & 1 == 1, index, n).ravel()
+    place = jnp.arange(len(index), dtype=jnp.int32)
+    return jnp.zeros(n, jnp.int32).at[index].set(place, mode="drop")
+
+
+def places_by_search(bitmap: Bitmap, *, n: int) -> Int32[Array, "{n}"]:
+    """`places`, counted over the bits of all words: each flag looks for its word, and in it for its bit."""
+    k, ends = jnp.arange(n, dtype=jnp.int32), bitmap.ends.ravel()
+    word = jnp.minimum((ends <= k[:, None]).sum(1, dtype=jnp.int32), len(ends) - 1)
+    word = jax.lax.optimization_barrier(word)
+    bits = take(bitmap.words.ravel(), word)
+    return word * _BITS + _place_of_bit(bits, k - take(ends, word) + _count_bits(bits))
 
 
 def number(bitmap: Bitmap, row: Int32[Array, "n"], column: Int32[Array, "n"]) -> Int32[Array, "n"]:
     """The number of the last set flag up to each place, counted from 0; −1 if there is none."""
     word = row * bitmap.words.shape[1] + column // _BITS
     up_to = (jnp.uint32(2) << (column % _BITS).astype(jnp.uint32)) - jnp.uint32(1)
-    after = _count_bits(_take(bitmap.words.ravel(), word) & ~up_to)
-    return _take(bitmap.ends.ravel(), word) - after - 1
+    after = _count_bits(take(bitmap.words.ravel(), word) & ~up_to)
+    return take(bitmap.ends.ravel(), word) - after - 1
 
 
 def _place_of_bit(bits: UInt32[Array, "n"], k: Int32[Array, "n"]) -> Int32[Array, "n"]:
@@ -89,5 +92,6 @@ def _count_bits(words: UInt32[Array, "*shape"]) -> Int32[Array, "*shape"]:
     return jax.lax.population_count(words).astype(jnp.int32)
 
 
-def _take(x: Array, index: Int32[Array, "n"]) -> Array:
+def take(x: Shaped[Array, "m"], index: Int32[Array, "*n"]) -> Shaped[Array, "*n"]:
+    """x at indices that are all inside of it, which XLA need not check."""
     return x.at[index].get(mode="promise_in_bounds")
