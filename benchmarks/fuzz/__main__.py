@@ -45,6 +45,10 @@ MANY_WAYS = (
     "own_box_cell",
     "own_row",
     "own_byte",
+    "checkpoint_byte",
+    "memo_byte",
+    "run_cell",
+    "flag_value",
 )
 BATCH = 25
 SECONDS = 120  # of a case; the first of a batch may compile
@@ -56,9 +60,9 @@ Report = dict[str, str]
 def case_names(cases: int, seed: int, prefix: str = "") -> list[str]:
     """The kinds take turns; sorted by kind, so that the cases of a batch share what they compile.
 
-    prefix: only kinds whose name begins so.
+    prefix: only kinds whose name begins so, or with one of several that have commas between.
     """
-    turns = [kind for kind in (*KINDS, *MANY_WAYS) if kind.startswith(prefix)]
+    turns = [kind for kind in (*KINDS, *MANY_WAYS) if kind.startswith(tuple(prefix.split(",")))]
     number = Counter(turns[i % len(turns)] for i in range(cases))
     return [f"{kind}:{seed * 1_000_000 + i}" for kind in KINDS for i in range(number[kind])]
 
@@ -182,7 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("cases", type=int, nargs="?", default=1000)
     parser.add_argument("seed", type=int, nargs="?", default=0)
-    parser.add_argument("--kinds", default="", metavar="PREFIX", help="as dicom, only these kinds")
+    parser.add_argument(
+        "--kinds", default="", metavar="PREFIX", help="as dicom or memo,run: only these kinds"
+    )
     parser.add_argument("--only", metavar="KIND:SEED", help="repeat this case alone")
     flags = parser.parse_args(arguments)
     start = time.monotonic()

@@ -17,7 +17,23 @@ from typing import TextIO
 
 import numpy as np
 
-from benchmarks.fuzz import arrays, convert, dicom, folders, jpeg, own, png, prepared, tables, tiff
+from benchmarks.fuzz import (
+    arrays,
+    checkpoints,
+    convert,
+    dicom,
+    flags,
+    folders,
+    jpeg,
+    memo,
+    own,
+    png,
+    points,
+    prepared,
+    run_files,
+    tables,
+    tiff,
+)
 from benchmarks.fuzz.judge import TRACEBACK, judge
 from benchmarks.fuzz.scene import Kind
 
@@ -32,6 +48,11 @@ KINDS: dict[str, Kind] = {
     **prepared.KINDS,
     **own.KINDS,
     **convert.KINDS,
+    **checkpoints.KINDS,
+    **memo.KINDS,
+    **run_files.KINDS,
+    **points.KINDS,
+    **flags.KINDS,
 }
 ADDRESS_SPACE = 6 << 30  # bytes; jax alone reserves 2.5 GiB
 

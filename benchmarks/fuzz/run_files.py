@@ -1,0 +1,433 @@
+"""Mutations of the files of a finished run. What is read must be what the run wrote, or a sentence names the file."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import csv
+import dataclasses
+import functools
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fuzz.finished import (
+    FINDINGS,
+    STEP,
+    Files,
+    ask,
+    made_once,
+    make_tables,
+    row,
+    run_files,
+    use_small_network,
+)
+from benchmarks.fuzz.judge import Case
+from benchmarks.fuzz.scene import Kind, Random, take, write
+from benchmarks.fuzz.table_lines import damage
+
+_FACTS = ("calibration.json", "familiarity.json", "map_center.json", "training_images.csv")
+_RESAMPLES = 20
+_ANY = "read without a traceback"
+_other_run = made_once(lambda folder: make_tables(folder, seed=1))
+
+
+# ---- the doors -------------------------------------------------------------------------------------------------
+
+
+def _measured(workdir: Path) -> Any:
+    """What a sweep takes from the run, and what the page of a run draws of its text files."""
+    from kacl_jax.report import figures
+    from kacl_jax.sweep import measure
+
+    run = measure.read_files(workdir)
+    measured = measure.measure_run(run, resamples=_RESAMPLES)
+    drawn = [figures.key_values(run.results), figures.finding_rows(run.results)]
+    measured = dataclasses.replace(measured, origin={})  # most of run.json is only shown
+    return run.steps_per_epoch, run.contrast, measured, drawn
+
+
+def _facts(workdir: Path) -> Any:
+    from kacl_jax.evaluation.trained_facts import read_trained_facts
+
+    return read_trained_facts(workdir, step=STEP, findings=FINDINGS, centred=True)
+
+
+def _network(workdir: Path) -> Any:
+    from kacl_jax.train.trained_network import read_network
+
+    use_small_network()
+    n = read_network(workdir)
+    return (
+        n.identity,
+        n.findings,
+        n.thresholds,
+        n.facts,
+        n.rule,
+        n.moments,
+        n.bin_width,
+        n.batch_size,
+    )
+
+
+def _resumed(workdir: Path) -> Any:
+    """The config check with which the same command begins, and whether the run is over."""
+    from kacl_jax.config.stored import check_config
+    from kacl_jax.evaluation.results import read_results
+
+    stored = json.loads(run_files()["config.json"])
+    check_config(workdir, stored["config"], stored["data"])
+    return read_results(workdir / "results.json").trained_steps
+
+
+@functools.cache
+def _truth(door: Callable[[Path], Any]) -> Any:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write(folder / "run", run_files())
+    return door(folder / "run")
+
+
+def _case(
+    what: str,
+    folder: Path,
+    files: Files,
+    name: str,
+    door: Callable[[Path], Any],
+    lenient: bool = False,
+) -> Case:
+    """lenient: any value is right, because the file has nothing by which a change could be seen."""
+    write(folder / "run", files)
+    truth = _ANY if lenient else _truth(door)
+
+    def question() -> Any:
+        value = door(folder / "run")
+        return _ANY if lenient else value
+
+    # The config check names the folder and the keys.
+    named = str(folder / "run") if door is _resumed else name.rpartition("/")[2] or name
+    return Case(what, lambda: ask(question, names=named), [row(truth)])
+
+
+# ---- the kinds -------------------------------------------------------------------------------------------------
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, part in items:
+        yield from _places(part, (*path, key))
+
+
+def _sort(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number" if number else type(value).__name__
+
+
+def changed_value(random: Random, content: Any) -> tuple[str, Any]:
+    """One value of another sort, or a key less."""
+    content = copy.deepcopy(content)
+    places = list(_places(content))
+    path = () if random.random() < 0.05 else places[int(random.integers(len(places)))]
+    old, owner = _at(content, path), _at(content, path[:-1]) if path else None
+    if isinstance(owner, dict) and random.random() < 0.2:
+        del owner[path[-1]]
+        return f"{path} is missing", content
+    values = [
+        True,
+        -5,
+        1.5,
+        float("nan"),
+        10**400,
+        "",
+        "x",
+        "\ud800",
+        {},
+        [],
+        [[]],
+        {"a": {}},
+        ["1"] * 4,
+    ]
+    values = [value for value in values if _sort(value) != _sort(old)]
+    value = values[int(random.integers(len(values)))]
+    if owner is None:
+        return f"all is {value!r}", value
+    owner[path[-1]] = value
+    return f"{path}: {str(old)[:20]} → {str(value)[:20]!a}", content
+
+
+def _changed_number(random: Random, content: Any) -> tuple[str, Any]:
+    """Another number."""
+    content = copy.deepcopy(content)
+    places = [path for path in _places(content) if path and _sort(_at(content, path)) == "number"]
+    path = places[int(random.integers(len(places)))] if places else ()
+    values = [-5, -1, 0, 1.5, 2**31, 10**30, 10**400, 1e-300, float("nan"), float("inf")]
+    value = values[int(random.integers(len(values)))]
+    if path:
+        _at(content, path[:-1])[path[-1]] = value
+    return f"{path} → {value!r:.20}", content
+
+
+def _at(content: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        content = content[key]
+    return content
+
+
+def _json_value(name: str, door: Callable[[Path], Any]) -> Kind:
+    def kind(random: Random, folder: Path, turn: int) -> Case:
+        files = dict(run_files())
+        content = json.loads(files[name])
+        other_number = random.random() < 0.3
+        change = _changed_number if other_number else changed_value
+        what, content = change(random, content)
+        files[name] = json.dumps(content).encode()
+        lenient = other_number and door is not _resumed
+        return _case(f"{name} {what}", folder, files, name, door, lenient)
+
+    return kind
+
+
+def _json_byte(random: Random, folder: Path, turn: int) -> Case:
+    """Bytes of a JSON file that has no digest: a strict parser says whether anything is left to read."""
+    files = dict(run_files())
+    name, door = take(
+        [("results.json", _measured), ("config.json", _resumed), ("run.json", _measured), ("config.json", _network)], turn
+    )  # fmt: skip
+    what, data = damage(random, files[name], int(random.integers(4)))
+    try:
+        lenient = json.loads(data) != json.loads(files[name])
+    except ValueError:
+        lenient = False
+    files[name] = data
+    return _case(f"{name}: {what}", folder, files, name, door, lenient)
+
+
+def _facts_byte(random: Random, folder: Path, turn: int) -> Case:
+    files = dict(run_files())
+    name = take(_FACTS, turn)
+    what, files[name] = damage(random, files[name], int(random.integers(4)))
+    return _case(f"{name}: {what}", folder, files, name, _facts)
+
+
+def _missing(random: Random, folder: Path, turn: int) -> Case:
+    """A file is not there, is empty, a folder, of another run, or has the content of another file."""
+    files = dict(run_files())
+    names = [name for name in files if not name.startswith("checkpoints/")]
+    name = take(names, turn)
+    doors = {"config.json": [_measured, _network, _resumed], "results.json": [_measured, _network]}
+    options = [_facts, _network] if name in _FACTS else doors.get(name, [_measured])
+    door = options[int(random.integers(len(options)))]
+    way = str(random.choice(["missing", "empty", "a folder", "another file", "[]", "noise"]))
+    data = files.pop(name)
+    if way == "a folder":
+        files[f"{name}/inside"] = data
+    elif way == "another file":
+        files[name] = files[str(random.choice([other for other in files if other in names]))]
+    elif way != "missing":
+        files[name] = {"empty": b"", "[]": b"[]\n", "noise": random.bytes(50)}[way]
+    # A log without a line is that of a run without an epoch, and the sweep does not call it finished.
+    lenient = name == "metrics.jsonl" or (
+        name == "config.json" and way == "missing" and door is _resumed
+    )
+    return _case(f"{name} is {way}", folder, files, name, door, lenient)
+
+
+def _cell(random: Random, folder: Path, turn: int) -> Case:
+    """A cell of predictions.csv or boxes.csv, a row less, twice or of another run."""
+    files = dict(run_files())
+    name = take(["predictions.csv", "boxes.csv", "training_images.csv"], turn)
+    rows = list(csv.reader(io.StringIO(files[name].decode())))
+    used = range(
+        2 if name == "predictions.csv" else 1, len(rows)
+    )  # the first row of predictions.csv is of val
+    number = int(random.choice(used))
+    if name == "boxes.csv":  # a row without a truth box has no effect on what is read
+        number = int(random.choice([i for i in used if rows[i][7]]))
+    way = str(random.choice(["cell", "cell", "cell", "row less", "row twice", "cut", "other row"]))
+    what = f"{name} row {number}: {way}"
+    if way == "cell":
+        columns = {
+            "predictions.csv": range(6),
+            "boxes.csv": (0, 1, 7, 9),
+            "training_images.csv": range(4),
+        }[name]
+        column = int(random.choice(columns))
+        old = rows[number][column]
+        others = [line[column] for line in rows[1:] if line[column] != old]
+        values = ["", "x", "nan", "inf", "-1", "1e400", "0.123456", "1_0", "２", "\0", *others[:4]]
+        rows[number][column] = value = str(random.choice(values))
+        what += f" column {rows[0][column]} {old} → {value!a}"
+    elif way == "row less":
+        del rows[number]
+    elif way == "row twice":
+        rows.append(rows[number])
+    elif way == "cut":
+        rows[number] = rows[number][: int(random.integers(1, len(rows[number])))]
+    else:
+        other = rows[int(random.choice(used))][1:]
+        what += "" if other != rows[number][1:] else ", equal"
+        rows[number] = [rows[number][0], *other]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files[name] = text.getvalue().encode()
+    return _case(what, folder, files, name, _facts if name in _FACTS else _measured)
+
+
+def _metrics(random: Random, folder: Path, turn: int) -> Case:
+    """metrics.jsonl: a line that is none must be refused by its name; a last line that a kill has cut is dropped."""
+    lines = run_files()["metrics.jsonl"].splitlines(keepends=True)
+    number = int(random.integers(len(lines)))
+    content = json.loads(lines[number])
+    ways: dict[str, bytes] = {
+        "3": b"3\n",
+        "[]": b"[]\n",
+        "null": b"null\n",
+        "text": b"not JSON\n",
+        "open": lines[number][:-3] + b"\n",
+        "deep": b"[" * 100_000 + b"\n",
+        "no UTF-8": lines[number].replace(b'"kind"', b'"k\xff"'),
+        "no step": json.dumps({"kind": "val"}).encode() + b"\n",
+        "a step of text": json.dumps({**content, "step": "x"}).encode() + b"\n",
+        "a step of 1.5": json.dumps({**content, "step": 1.5}).encode() + b"\n",
+        "a step of true": json.dumps({**content, "step": True}).encode() + b"\n",
+        "no kind": json.dumps({"step": 1}).encode() + b"\n",
+        "a kind of 3": json.dumps({**content, "kind": 3}).encode() + b"\n",
+        "a text for a number": json.dumps({**content, "nt_xent": "x", "auroc": []}).encode()
+        + b"\n",
+        "a blank line": lines[number] + b"\n",
+        "a zero byte": b"\0" + lines[number],
+        "a last line that is cut": b"",
+    }
+    way = take(ways, turn)
+    lines[number] = ways[way]
+    cut = b'{"step": 6, "ki' if way == "a last line that is cut" else b""
+    if cut:
+        lines = run_files()["metrics.jsonl"].splitlines(keepends=True)
+    files = {**run_files(), "metrics.jsonl": b"".join(lines) + cut}
+    return _log_case(f"line {number} is {way}", folder, files)
+
+
+def _metrics_byte(random: Random, folder: Path, turn: int) -> Case:
+    files = dict(run_files())
+    what, files["metrics.jsonl"] = damage(random, files["metrics.jsonl"], turn)
+    return _log_case(what, folder, files)
+
+
+def _log_case(what: str, folder: Path, files: Files) -> Case:
+    """Row 0: the lines up to step 5 that are left in the file when the run goes on. Row 1: what a sweep and the page read."""
+    write(folder / "run", files)
+    lines = _strict_lines(files["metrics.jsonl"])
+    kept = None if lines is None else [line for line in lines if line["step"] <= 5]
+
+    def resume() -> Any:
+        from kacl_jax.train.log import MetricLog
+
+        write(folder / "resumed", {"metrics.jsonl": files["metrics.jsonl"]})
+        log = MetricLog(folder / "resumed", 5)
+        log.write(6, "train", {"loss": float("nan")})
+        log.close()
+        text = (folder / "resumed" / "metrics.jsonl").read_bytes()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def show() -> str:
+        from kacl_jax.feedback import pool  # noqa: F401
+        from kacl_jax.report import figures
+        from kacl_jax.runtime import files as texts
+        from kacl_jax.sweep import measure
+
+        run = measure.read_files(folder / "run")
+        log = texts.read_json_lines(folder / "run" / "metrics.jsonl")
+        figures.training_charts(log, run.results.best_step)
+        figures.feedback_section(log, run.results.feedback)
+        return _ANY
+
+    added = {"step": 6, "kind": "train", "loss": None}
+    rows = [row() if kept is None else row([*kept, added], may_refuse=_odd(lines))]
+    rows.append(row() if kept is None else row(_ANY, may_refuse=_odd(lines)))
+    return Case(what, lambda: ask(resume, show, names="metrics.jsonl"), rows)
+
+
+def _strict_lines(data: bytes) -> list[dict[str, Any]] | None:
+    """The lines that must come out, or None where the file must be refused."""
+    lines = []
+    for text in data.split(b"\n")[:-1]:
+        try:
+            line = json.loads(text.decode("utf-8")) if text else None
+        except (ValueError, RecursionError):
+            return None
+        if line is None and not text:
+            continue
+        if (
+            not isinstance(line, dict)
+            or type(line.get("step")) is not int
+            or not isinstance(line.get("kind"), str)
+        ):
+            return None
+        lines.append(line)
+    return lines
+
+
+def _odd(lines: list[dict[str, Any]] | None) -> bool:
+    """Whether a line has other keys or sorts than a run writes, so that it may be refused."""
+    intact = [json.loads(line) for line in run_files()["metrics.jsonl"].splitlines()]
+    known = {(key, _sort(value)) for line in intact for key, value in line.items()}
+    return any((k, _sort(v)) not in known or k != k.strip() for line in lines or () for k, v in line.items()) or len(lines or ()) != len(intact)  # fmt: skip
+
+
+def _network_byte(random: Random, folder: Path, turn: int) -> Case:
+    """Bytes of the checkpoint or of a file beside it, read as kacl_jax.predict reads them."""
+    files = dict(run_files())
+    place = "checkpoints/"
+    name = take([name for name in files if name.startswith(place) or name in _FACTS], turn)
+    way = int(random.integers(5))
+    if way == 4:
+        what = "missing"
+        del files[name]
+    else:
+        what, files[name] = damage(random, files[name], way)
+    case = _case(
+        f"{name}: {what}", folder, files, place if name.startswith(place) else name, _network
+    )
+    return case
+
+
+def _of_another_run(random: Random, folder: Path, turn: int) -> Case:
+    """One of the tables is that of the same arm with another seed."""
+    names = ["predictions.csv", "boxes.csv", "results.json", "config.json"]
+    name = take(names, turn)
+    files = {**run_files(), name: _other_run()[name]}
+    return _case(
+        f"{name} of another run",
+        folder,
+        files,
+        name,
+        _resumed if name == "config.json" else _measured,
+    )
+
+
+KINDS: dict[str, Kind] = {
+    "run_results": _json_value("results.json", _measured),
+    "run_results_predict": _json_value("results.json", _network),
+    "run_config": _json_value("config.json", _resumed),
+    "run_config_predict": _json_value("config.json", _network),
+    "run_origin": _json_value("run.json", _measured),
+    "run_json_byte": _json_byte,
+    "run_facts_byte": _facts_byte,
+    "run_missing": _missing,
+    "run_cell": _cell,
+    "run_metrics": _metrics,
+    "run_metrics_byte": _metrics_byte,
+    "run_network_byte": _network_byte,
+    "run_of_another": _of_another_run,
+}
