@@ -50,7 +50,7 @@ MANY_WAYS = (
     "run_cell",
     "flag_value",
 )
-BATCH = 25
+BATCH = 50
 SECONDS = 120  # of a case; the first of a batch may compile
 IDLE_SECONDS = 20  # without any processor time: it hangs
 MEMORY = 3 << 29  # bytes that a case may add

@@ -17,6 +17,19 @@ from benchmarks.fuzz.table_lines import damage
 
 STEPS = (4, 8, 12)
 _NEWEST = f"{STEPS[-1]:08d}"
+_NAMES = (
+    *(
+        "00000099",
+        "000000012",
+        "0000000000099",
+        "-0000001",
+        "0000001x",
+        "1e6",
+        "١٢٣٤٥٦٧٨",
+        "\udcff",
+    ),
+    *("00000099.orbax-checkpoint-tmp-7", "notes.txt", ".DS_Store", "best"),
+)
 
 
 def _arrays(step: int) -> dict[str, np.ndarray]:
@@ -46,12 +59,12 @@ _files = made_once(_make)
 
 
 def _saved(step: int) -> tuple[Any, ...]:
-    """What comes out where the checkpoint of this step is the newest one that is intact, and every newer one is named."""
+    """What comes out where this step's checkpoint is the newest intact one, and every newer one is named."""
     return "all newer ones are named", step, _arrays(step), _meta(step), "the next one is saved"
 
 
 def _go_on(folder: Path) -> tuple[Any, ...]:
-    """As a run that resumes and saves once more. What it says of checkpoints that it leaves out is part of the answer."""
+    """As a run that resumes and saves once more. Whether it names the checkpoints that it leaves out is part of it."""
     from kacl_jax.train import checkpoint
 
     checkpoints = checkpoint.Checkpoints(folder)
@@ -145,18 +158,14 @@ def _stray(random: Random, folder: Path, turn: int) -> Case:
     """Something in the folder that is no checkpoint costs nothing."""
     place = folder / "checkpoints"
     write(place, _files())
-    name = str(
-        random.choice(
-            ["00000099", "notes.txt", ".DS_Store", "-0000001", "١٢٣٤٥٦٧٨", "0000001x", "best"]
-            + ["00000099.orbax-checkpoint-tmp-7", "000000012", "0000000000099", "1e6", "\udcff"]
-        )
-    )
+    name = str(random.choice(_NAMES))
     ways: dict[str, Callable[[], object]] = {
         "file": lambda: (place / name).write_bytes(b"\0"),
         "folder": lambda: (place / name).mkdir(),
         "folder with a file": lambda: write(place, {f"{name}/{name}": b"{}"}),
         "link to nothing": lambda: (place / name).symlink_to("nowhere"),
         "link to itself": lambda: (place / name).symlink_to(name),
+        "link to a folder": lambda: (place / name).symlink_to(folder),
     }
     way = take(ways, turn)
     ways[way]()
@@ -172,7 +181,7 @@ def _not_finite(random: Random, folder: Path, turn: int) -> Case:
     value = take([np.nan, np.inf, -np.inf], turn)  # type: ignore[type-var]
     arrays = _arrays(STEPS[-1])
     arrays["state/params/w"].flat[int(random.integers(35))] = value
-    with mock.patch.object(checkpoint, "_non_finite", lambda _: "", create=True):
+    with mock.patch.object(checkpoint, "_non_finite", return_value="", create=True):
         checkpoint.Checkpoints(place).save(STEPS[-1], arrays, _meta(STEPS[-1]), best=STEPS[0])
     return _case(f"{value} in the newest", folder, STEPS[1])
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import sys
+import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ _files = made_once(_make)
 
 
 def _rows_of_a(folder: Path) -> list[dict[str, str]]:
-    """The lines of arm a in sweep.csv."""
+    """The lines of arm a in sweep.csv. The table of people goes to stderr."""
     from kacl_jax import config as config_keys
     from kacl_jax.sweep.finished import FinishedPoints
     from kacl_jax.sweep.hyper import Arm, Sweep, points
@@ -45,21 +48,24 @@ def _rows_of_a(folder: Path) -> list[dict[str, str]]:
     return [{name: line[name] for name in columns} for line in rows if line["arm"] == "a"]
 
 
-def _case(what: str, folder: Path, files: Files, pending: bool = False) -> Case:
+def _case(
+    what: str, folder: Path, files: Files, pending: bool = False, may_refuse: bool = False
+) -> Case:
     """pending: nothing is wrong, or the point only seems not to be finished."""
-    truth = _truth(folder)
     must_say = "" if pending else _BROKEN
 
     def call() -> Any:
         return ask(lambda: _rows_of_a(folder / "sweep"), names=_BROKEN)
 
     write(folder / "sweep", files)
-    return Case(what, call, [row(truth, may_refuse=False)], must_say=must_say)
+    return Case(what, call, [row(_truth(), may_refuse=may_refuse)], must_say=must_say)
 
 
-def _truth(folder: Path) -> list[dict[str, str]]:
-    write(folder / "intact", _files())
-    return _rows_of_a(folder / "intact")
+@functools.cache
+def _truth() -> list[dict[str, str]]:
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        write(Path(folder), _files())
+        return _rows_of_a(Path(folder))
 
 
 def _broken(random: Random, folder: Path, turn: int) -> Case:
@@ -96,13 +102,13 @@ def _broken(random: Random, folder: Path, turn: int) -> Case:
 
 
 def _value(random: Random, folder: Path, turn: int) -> Case:
-    """A value of another sort in one of the point's JSON files, which the table may not need."""
+    """A value of another sort in a JSON file: without effect, left out, or points that cannot be compared."""
     files = dict(_files())
     name = take(["results.json", "run.json", "config.json"], turn)
     path = f"{_BROKEN}/{name}"
     what, value = changed_value(random, json.loads(files[path]))
     files[path] = json.dumps(value).encode()
-    return _case(f"{name} {what}", folder, files, pending=True)
+    return _case(f"{name} {what}", folder, files, pending=True, may_refuse=True)
 
 
 def _whole(random: Random, folder: Path, turn: int) -> Case:
