@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from kacl_jax.config.keys import FREE_KEYS, KEYS
+from kacl_jax.config.keys import FREE_KEYS, KEYS, Key
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 
@@ -73,7 +73,8 @@ def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The config, completed, and what identifies the data."""
     path = workdir / "config.json"
     content = files.read_json(path)
-    if not isinstance(content, dict) or not {"config", "data"} <= content.keys():
+    is_dict = isinstance(content, dict)
+    if not is_dict or not all(isinstance(content.get(x), dict) for x in ("config", "data")):
         raise UserError(
             f"{path} was written by another version of kacl_jax; use that version, or choose another folder with "
             "--workdir=…"
@@ -85,4 +86,17 @@ def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, str]]:
             f"{path} has no {', '.join(missing)}, which every version writes; restore the file, or choose another "
             "folder with --workdir=…"
         )
+    if wrong := [name for name, key in KEYS.items() if not _has_type(key, config[name])]:
+        raise UserError(
+            f"{path}: {wrong[0]} is {config[wrong[0]]!r:.40}, which no version writes; restore the file, or choose "
+            "another folder with --workdir=…"
+        )
     return config, content["data"]
+
+
+def _has_type(key: Key, value: Any) -> bool:
+    """Whether the value has the key's type as JSON has it: a pair is a list, and a float may be whole."""
+    kind = type(key.default)
+    in_json = {tuple: (list,), float: (float, int)}.get(kind, (kind,))
+    is_text = key.text_too and isinstance(value, str)
+    return is_text or (isinstance(value, in_json) and isinstance(value, bool) == (kind is bool))

@@ -186,7 +186,7 @@ class Results:
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> Results:
-        """The inverse of `to_json`. Raises AttributeError, KeyError, TypeError or ValueError on any other content."""
+        """The inverse of `to_json`. For any other content raises one of the errors that `read_results` catches."""
         results: Results = _from_json(Results, content, tuple(content["findings"]))
         return results
 
@@ -200,7 +200,7 @@ def read_results(path: Path) -> Results:
     content = files.read_json(path)
     try:
         return Results.from_json(content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} does not hold the results of a run ({error!r}); write it again with the run's own command and "
             "--mode=eval"
@@ -236,8 +236,9 @@ def _from_json(kind: Any, content: Any, findings: Sequence[str]) -> Any:
     if kind is Table:
         return _table_from_json(content, findings)
     if kind is float:
-        return _nan_if_none(content)
+        return _number(content)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        _typed(dict, content)
         parts = {
             name: _from_json(part_kind, content[name], findings)
             for name, part_kind in _field_types(kind).items()
@@ -248,13 +249,13 @@ def _from_json(kind: Any, content: Any, findings: Sequence[str]) -> Any:
     if container is UnionType:
         return None if content is None else _from_json(part_kinds[0], content, findings)
     if container is tuple:
-        return tuple(_from_json(part_kinds[0], part, findings) for part in content)
+        return tuple(_from_json(part_kinds[0], part, findings) for part in _typed(list, content))
     if container is dict:
         key_kind, part_kind = part_kinds
         return {
             key_kind(key): _from_json(part_kind, part, findings) for key, part in content.items()
         }
-    return content
+    return _typed(kind, content)
 
 
 @lru_cache
@@ -299,15 +300,15 @@ def _estimate_to_json(estimate: Estimate, left_out: Sequence[str] = ()) -> dict[
 
 
 def _estimate_from_json(leaf: Mapping[str, Any]) -> Estimate:
-    ends = leaf["ci95"]
+    ends = _typed(list, leaf["ci95"]) if leaf["ci95"] is not None else None
     return Estimate(
-        value=_nan_if_none(leaf["value"]),
-        ci95=None if ends is None else (ends[0], ends[1]),
-        counts={name: n for name, n in leaf.items() if name in _COUNTS},
-        reason=leaf.get("reason", ""),
-        ci_reason=leaf.get("ci_reason", ""),
-        left_out=leaf.get("resamples_left_out", 0),
-        prevalence=_nan_if_none(leaf["prevalence"]) if "prevalence" in leaf else None,
+        value=_number(leaf["value"]),
+        ci95=None if ends is None else (_number(ends[0]), _number(ends[1])),
+        counts={name: _typed(int, n) for name, n in leaf.items() if name in _COUNTS},
+        reason=_typed(str, leaf.get("reason", "")),
+        ci_reason=_typed(str, leaf.get("ci_reason", "")),
+        left_out=_typed(int, leaf.get("resamples_left_out", 0)),
+        prevalence=_number(leaf["prevalence"]) if "prevalence" in leaf else None,
     )
 
 
@@ -315,5 +316,17 @@ def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _nan_if_none(value: float | None) -> float:
-    return math.nan if value is None else value
+def _number(content: Any) -> float:
+    """NaN for null. A whole number stays one, so that `to_json` writes it as it was."""
+    if content is None:
+        return math.nan
+    is_whole = type(content) is int and abs(content) < 2**63
+    number: float = content if is_whole else _typed(float, content)
+    return number
+
+
+def _typed(kind: type, content: Any) -> Any:
+    """The content itself. Raises TypeError if it is of another type."""
+    if type(content) is not kind:
+        raise TypeError(f"{content!r:.40} is not of type {kind.__name__}")
+    return content

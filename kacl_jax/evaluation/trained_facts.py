@@ -26,6 +26,7 @@ from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.sealed_json import decode_float32, encode_float32, read_sealed, write_sealed
 
+_COLUMNS = ("image", "patient", "part", "pixels")  # of training_images.csv
 _FIX = "write it again with the run's own command and --mode=eval"
 
 
@@ -79,9 +80,7 @@ def write_trained_facts(
         }
         write_sealed(workdir / "map_center.json", content)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [("image", "patient", "part", "pixels"), *training_images]
-    )
+    csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *training_images])
     files.write_text(workdir / "training_images.csv", text.getvalue())
 
 
@@ -133,11 +132,13 @@ def _to_familiarity(content: Mapping[str, Any]) -> Familiarity:
 def _read_training_images(path: Path) -> TrainingImages:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [(row["image"], row["patient"], row["pixels"]) for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); {_FIX}") from error
+            header, *rows = csv.reader(file, strict=True)
+        if tuple(header) != _COLUMNS or any(len(row) != len(_COLUMNS) for row in rows):
+            raise ValueError(f"not rows of {','.join(_COLUMNS)}")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); {_FIX}") from error
     return TrainingImages(
-        frozenset(name for name, _, _ in rows),
-        frozenset(patient for _, patient, _ in rows),
-        {pixels: name for name, _, pixels in rows},
+        frozenset(name for name, *_ in rows),
+        frozenset(patient for _, patient, *_ in rows),
+        {pixels: name for name, *_, pixels in rows},
     )

@@ -24,6 +24,7 @@ from kacl_jax.runtime.errors import UserError
 
 APPLICATION_ID = 0x4B41434C  # "KACL" in the file's header
 SCHEMA = 1
+_COLUMNS = ["key", "value", "reason", "crc"]
 _BYTES = 4 * len(FEATURE_NAMES)
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class FeatureCache:
         self._file.close()
 
     def _read(self, key: bytes) -> tuple[bytes, bytes, int] | None:
-        query = "SELECT value, reason, crc FROM memo WHERE key = ?"
+        # SQLite's columns hold values of any type.
+        query = "SELECT CAST(value AS BLOB), CAST(reason AS BLOB), crc FROM memo WHERE key = ?"
         return cast("tuple[bytes, bytes, int] | None", self._file.execute(query, (key,)).fetchone())
 
     def _write(self, rows: list[tuple[bytes, bytes, bytes, int]]) -> None:
@@ -179,6 +181,8 @@ def _prepare(file: sqlite3.Connection) -> None:
         raise _UnusableError("it is an SQLite file of another program")
     elif (schema := pragma("user_version")) != SCHEMA:
         raise _UnusableError(f"it has layout {schema}, and this version writes layout {SCHEMA}")
+    if [column[1] for column in file.execute("PRAGMA table_info(memo)")] != _COLUMNS:
+        raise _UnusableError("its table has other columns")
     file.execute("PRAGMA journal_mode = WAL")
     file.execute("PRAGMA synchronous = NORMAL")
     # So that a read-only file fails now and not in an hour.

@@ -52,7 +52,7 @@ class Checkpoints:
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.iterdir() if processes.is_leader() else ():
             if _HALF_WRITTEN in path.name and path.is_dir():
-                shutil.rmtree(path)
+                _remove(path)
         self._orbax = _open_orbax()
 
     def steps(self) -> list[int]:
@@ -84,7 +84,7 @@ class Checkpoints:
         head = {"digest": _digest(arrays, meta, step), "step": step, "empty": empty, "meta": meta}
         try:
             if path.exists():
-                shutil.rmtree(path)
+                _remove(path)
             with _without_tracebacks():
                 self._orbax.save(
                     path,
@@ -101,7 +101,7 @@ class Checkpoints:
         keep = {*[taken for taken in self.steps() if taken <= step][-2:], best}
         for old in self.steps():
             if old not in keep:
-                shutil.rmtree(self._path(old))
+                _remove(self._path(old))
 
     def restore(self, step: int) -> Restored:
         """See `read_checkpoint`."""
@@ -219,6 +219,14 @@ def _open_orbax() -> ocp.Checkpointer:
         ),
         multiprocessing_options=alone,
     )
+
+
+def _remove(path: Path) -> None:
+    """A checkpoint, or the link to one."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def _path(directory: Path, step: int) -> Path:
