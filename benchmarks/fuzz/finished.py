@@ -12,9 +12,10 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -167,12 +168,12 @@ def make_tables(folder: Path, fold: int = 0, seed: int = 0, **changed: Any) -> N
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
 
 
-def use_small_network() -> None:
-    """ResNet-18 is two convolutions in this process."""
+def small_network() -> AbstractContextManager[object]:
+    """ResNet-18 is two convolutions meanwhile."""
     from kacl_jax.models.encoders import ENCODERS
     from tests.tiny_run import tiny_encoder
 
-    ENCODERS["resnet18"] = tiny_encoder()
+    return mock.patch.dict(ENCODERS, resnet18=tiny_encoder())
 
 
 def _make_run(folder: Path) -> None:
@@ -184,16 +185,16 @@ def _make_run(folder: Path) -> None:
     from kacl_jax.evaluation.trained_facts import write_trained_facts
     from kacl_jax.train import checkpoint, network
 
-    use_small_network()
     small = {"data.image_size": 64, "model.projection_dim": 8, "cam.center": "mean"}
     make_tables(folder, **small)
     config = config_keys.default()
     config.update_from_flattened_dict(small)
     rule = network.region_rule(config)
-    programs = network.programs(config, 1, rule, len(FINDINGS))
-    shapes = jax.eval_shape(
-        lambda: programs.init(network.init_variables(programs, config), rule.size)
-    )
+    with small_network():
+        programs = network.programs(config, 1, rule, len(FINDINGS))
+        shapes = jax.eval_shape(
+            lambda: programs.init(network.init_variables(programs, config), rule.size)
+        )
     random = np.random.default_rng(0)
     state = jax.tree.map(lambda x: random.normal(size=x.shape).astype(x.dtype), shapes)
     checkpoint.Checkpoints(folder / "checkpoints").save(

@@ -48,7 +48,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 _NUMBERS = (-1e38, 3.4e38)  # of any other key: what a float32 holds
 
 
-def _config(words: list[str]) -> Any:
+def _config(file: Path, words: list[str]) -> Any:
     """The config that the words of a command line give, after the check with which every run begins."""
     from absl import flags
     from ml_collections import config_flags
@@ -58,7 +58,7 @@ def _config(words: list[str]) -> Any:
     from kacl_jax.runtime.errors import UserError
 
     values = flags.FlagValues()
-    argv = ["main", "--config=mine.py", *words]
+    argv = ["main", f"--config={file}", *words]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     text = io.StringIO()
     with (
@@ -105,7 +105,7 @@ def _case(
     truths = [] if truth is None else [(type(truth).__name__, repr(truth))]
 
     def question() -> Any:
-        value = _config(words)[key]
+        value = _config(folder / "mine.py", words)[key]
         return type(value).__name__, repr(value)
 
     return Case(what, lambda: ask(question, names=key), [row(*truths, may_refuse=may_refuse)])

@@ -22,7 +22,7 @@ from benchmarks.fuzz.finished import (
     make_tables,
     row,
     run_files,
-    use_small_network,
+    small_network,
 )
 from benchmarks.fuzz.judge import Case
 from benchmarks.fuzz.scene import Kind, Random, take, write
@@ -60,8 +60,8 @@ def _facts(workdir: Path) -> Any:
 def _network(workdir: Path) -> Any:
     from kacl_jax.train.trained_network import read_network
 
-    use_small_network()
-    n = read_network(workdir)
+    with small_network():
+        n = read_network(workdir)
     return (
         n.identity,
         n.findings,
@@ -120,9 +120,8 @@ def _is_table(data: bytes) -> bool:
         rows = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error):
         return False
-    return rows[:1] == [["image", "patient", "part", "pixels"]] and {len(row) for row in rows} == {
-        4
-    }
+    header = ["image", "patient", "part", "pixels"]
+    return rows[:1] == [header] and all(len(row) == len(header) for row in rows)
 
 
 # ---- the kinds -------------------------------------------------------------------------------------------------
@@ -282,7 +281,7 @@ def _cell(random: Random, folder: Path, turn: int) -> Case:
         others = [line[column] for line in rows[1:] if line[column] != old]
         values = ["", "x", "nan", "inf", "-1", "1e400", "0.123456", "1_0", "２", "\0", *others[:4]]
         rows[number][column] = value = str(random.choice(values))
-        what += f" column {rows[0][column]} {old} → {value!a}"
+        what += f" column {column} {old} → {value!a}"
     elif way == "row less":
         del rows[number]
     elif way == "row twice":

@@ -30,14 +30,13 @@ from benchmarks.fuzz.judge import (
 
 HARMLESS = (
     *("png_harmless", "tiff_harmless", "jpeg_harmless", "dicom_harmless"),
-    *("oriented", "extract_plain"),
+    *("oriented", "extract_plain", "memo_harmless", "points_whole", "flag_default"),
 )
 
 
-def test_sixty_cases_have_no_fault() -> None:
+def test_a_case_of_each_kind_has_no_fault() -> None:
     """`python -m benchmarks.fuzz` runs 1,000 cases."""
-    turns = len(KINDS) + len(fuzz.MANY_WAYS)
-    reports = fuzz.run(fuzz.case_names(turns, seed=7))
+    reports = fuzz.run(fuzz.case_names(len(KINDS), seed=7))
     faults = [report for report in reports if report["verdict"] in FAULTS]
     assert not faults, "\n".join(map(str, faults))
     verdicts = defaultdict(set)
