@@ -31,6 +31,7 @@ from benchmarks.fuzz import (
     points,
     prepared,
     run_files,
+    run_log,
     tables,
     tiff,
 )
@@ -51,6 +52,7 @@ KINDS: dict[str, Kind] = {
     **checkpoints.KINDS,
     **memo.KINDS,
     **run_files.KINDS,
+    **run_log.KINDS,
     **points.KINDS,
     **flags.KINDS,
 }

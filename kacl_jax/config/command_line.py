@@ -69,7 +69,7 @@ def parse(argv: list[str]) -> list[str]:
     except SyntaxError as error:
         message = f"{error.filename}, line {error.lineno}: {error.msg}"
     # ml_collections raises one of these for an unknown key.
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = _unknown_key_message(argv, str(error.args[0]), place_in_config_file(error))
     except (ImportError, NameError, OSError) as error:
         message = f"{place_in_config_file(error)}: {error}"

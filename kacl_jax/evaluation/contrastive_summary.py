@@ -33,10 +33,15 @@ def summarise_last_epoch(
 ) -> ContrastiveSummary | None:
     """The summary, or None where the run has no contrastive loss or logged none in its last epoch.
 
+    It is of the lines that have all its values.
+
     Args:
       log: the lines of metrics.jsonl.
       config: the run's config as a flat mapping with dotted keys.
     """
+    uses_radiomics = config["loss.positive"] == "radiomics"
+    names = ["nt_xent", "grad_norm_focal", "grad_norm_nt_xent"]
+    names += ["ready", "hit_rate", "age"] if uses_radiomics else []
     validation_steps = [line["step"] for line in log if line["kind"] == "val"]
     previous_epoch_end = validation_steps[-2] if len(validation_steps) > 1 else 0
     lines = [
@@ -44,8 +49,7 @@ def summarise_last_epoch(
         for line in log
         if line["kind"] == "train"
         and line["step"] > previous_epoch_end
-        and line.get("nt_xent") is not None
-        and line["grad_norm_focal"] is not None
+        and all(line.get(name) is not None for name in names)
     ]
     if not lines:
         return None
@@ -53,7 +57,6 @@ def summarise_last_epoch(
     def mean_of(name: str) -> float:
         return sum(line[name] for line in lines) / len(lines)
 
-    uses_radiomics = config["loss.positive"] == "radiomics"
     n_rows = [line["ready"] if uses_radiomics else config["train.batch_size"] for line in lines]
     weight = config["loss.focal_weight"]
     focal_gradient = weight * mean_of("grad_norm_focal")

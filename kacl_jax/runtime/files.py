@@ -60,7 +60,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without a last line that a kill has cut short. No file gives no lines.
 
     Raises:
-      UserError: another line is not a JSON object with a whole number `step` and a text `kind`.
+      UserError: another line is not a JSON object with a whole number `step`, a text `kind`, and else numbers or null.
     """
     try:
         content = path.read_bytes()
@@ -92,6 +92,10 @@ def _metric_line(line: bytes) -> dict[str, Any]:
         str,
     ):
         raise ValueError("not an object with a step and a kind")
+    if texts := [
+        k for k, v in content.items() if not isinstance(v, int | float | None) and k != "kind"
+    ]:
+        raise ValueError(f"{texts[0]} is no number")
     return content
 
 

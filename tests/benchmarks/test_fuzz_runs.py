@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fuzz import checkpoints, flags, memo, run_files
+from benchmarks.fuzz import checkpoints, flags, memo, run_files, run_log
 from benchmarks.fuzz.finished import ask, picture
 from benchmarks.fuzz.judge import FAULTS, judge
 from kacl_jax.config import rules
@@ -20,7 +20,7 @@ from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep import measure
 from kacl_jax.train import checkpoint
 
-_KINDS = checkpoints.KINDS | memo.KINDS | run_files.KINDS | flags.KINDS
+_KINDS = checkpoints.KINDS | memo.KINDS | run_files.KINDS | run_log.KINDS | flags.KINDS
 
 
 def _verdict(kind: str, turn: int, folder: Path) -> str:
