@@ -71,6 +71,15 @@ def test_a_config_of_another_form_is_told(tmp_path: Path, content: Any) -> None:
         start(tmp_path, CONFIG, SUMS)
 
 
+@pytest.mark.parametrize(
+    "key, value", [("seed", "1"), ("seed", True), ("cam.relu", 1), ("loss.temperature", []), ("profile.steps", "")]
+)  # fmt: skip
+def test_a_value_of_another_type_is_named(tmp_path: Path, key: str, value: Any) -> None:
+    store(tmp_path, {**CONFIG, "loss.temperature": 1, key: value})
+    with pytest.raises(UserError, match=rf"config\.json: {key} is .*restore the file"):
+        read_config(tmp_path)
+
+
 def test_a_key_that_every_version_wrote_is_missed(tmp_path: Path) -> None:
     store(tmp_path, {key: value for key, value in CONFIG.items() if key != "cam.threshold"})
     with pytest.raises(UserError, match=r"config\.json has no cam\.threshold, which every version"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -98,6 +99,7 @@ def test_another_configurations_rows_are_never_seen(tmp_path) -> None:
         "UPDATE memo SET value = zeroblob(408)",
         "UPDATE memo SET value = substr(value, 1, 400)",
         "UPDATE memo SET crc = crc + 1",
+        "UPDATE memo SET value = 'text'",
         "UPDATE memo SET reason = x'6f6f7073'",
     ],
 )
@@ -145,12 +147,20 @@ def _of_the_future(path: Path) -> None:
     file.close()
 
 
+def _other_columns(path: Path) -> None:
+    _open(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("ALTER TABLE memo DROP COLUMN crc")
+
+
 def _folder(path: Path) -> None:
     path.mkdir()
     (path / "a").write_text("mine")
 
 
-@pytest.mark.parametrize("make", [_damaged_memo, _text, _foreign, _of_the_future, _folder])
+@pytest.mark.parametrize(
+    "make", [_damaged_memo, _text, _foreign, _of_the_future, _other_columns, _folder]
+)
 def test_a_file_that_is_not_ours_gets_another_name_and_the_work_goes_on(
     make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -521,6 +521,7 @@ def test_a_broken_point_and_one_without_features_are_named_and_left_out(
         ),
         ("run.json", lambda old: b"[]", "run.json does not say where the run comes from"),
         ("metrics.jsonl", lambda old: b"3\n" + old, "metrics.jsonl, line 1"),
+        ("metrics.jsonl", lambda old: old.replace(b"0.5", b'"0.5"'), "line 1: auroc is no number"),
         ("boxes.csv", lambda old: b"\xff", "does not fit"),
         (
             "results.json",

@@ -58,6 +58,16 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert back.meta == META
 
 
+def test_a_link_to_a_checkpoint_is_dropped_and_what_it_names_stays(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    elsewhere = (checkpoints.directory / "00000001").rename(tmp_path / "elsewhere")
+    (checkpoints.directory / "00000001").symlink_to(elsewhere)
+    for step in (2, 3):
+        checkpoints.save(step, arrays(), META, best=None)
+    assert checkpoints.steps() == [2, 3]
+    assert any(elsewhere.iterdir())
+
+
 def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "checkpoints").restore_latest() is None
 
