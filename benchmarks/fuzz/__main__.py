@@ -196,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     faults = [report for report in reports if report["verdict"] in FAULTS]
     for report in reports if flags.only else faults:
         text = " ".join(f"{report['what']} → {report['text']}".split())[:300]
+        text = text.encode(errors="backslashreplace").decode()  # a lone surrogate
         print(f"{report['verdict']:9} --only {report['kind']}:{report['seed']}  {text}")
     print("\n" + "\n".join(table(reports)))
     print(f"\n{len(faults)} faults in {len(reports)} cases, {time.monotonic() - start:.0f} s")
