@@ -1,4 +1,4 @@
-"""A fuzz of all that reads images, masks, boxes, tables, arrays and arguments: python -m benchmarks.fuzz [cases] [seed]
+"""A fuzz of all that the program reads, from images to flags: python -m benchmarks.fuzz [cases] [seed]
 
 Each case has a known truth. The counts of each kind: right values · a sentence (a row with a reason, or an error that
 the user can read) · and four faults: traceback · crash (signal, hang, too much memory) · wrong (values that are not the
