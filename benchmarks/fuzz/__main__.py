@@ -48,7 +48,6 @@ MANY_WAYS = (
     "checkpoint_byte",
     "memo_byte",
     "run_cell",
-    "flag_value",
 )
 BATCH = 50
 SECONDS = 120  # of a case; the first of a batch may compile

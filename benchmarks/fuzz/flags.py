@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -76,19 +78,20 @@ def _config(file: Path, words: list[str]) -> Any:
 
 
 def _parsed(default: Any, word: str, text_too: bool) -> Any:
-    """The value that the word means, by the key's type; None if it means none."""
+    """The value that the word means, by the key's type and Python's rules for numbers; None if it means none."""
     if isinstance(default, bool):
         return {"true": True, "1": True, "false": False, "0": False}.get(word.lower())
-    if text_too:
-        return int(word) if re.fullmatch("[0-9]+", word) else word
-    if isinstance(default, int):
-        return int(word) if re.fullmatch("-?[0-9]+", word) else None
-    if isinstance(default, float):
-        plain = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?", word)
-        return float(word) if plain else None
     if isinstance(default, tuple):
         return [int(part) for part in re.findall("[0-9]+", word)] if "," in word else None
-    return word
+    with contextlib.suppress(ValueError, SyntaxError):
+        if text_too:
+            value = ast.literal_eval(word)
+            return value if type(value) in (int, str) else None
+        if isinstance(default, int):
+            return int(word, 0)
+        if isinstance(default, float):
+            return float(word)
+    return word if text_too or isinstance(default, str) else None
 
 
 def _is_sane(key: str, value: Any) -> bool:
@@ -99,26 +102,34 @@ def _is_sane(key: str, value: Any) -> bool:
 
 
 def _case(
-    what: str, folder: Path, words: list[str], key: str, truth: Any, may_refuse: bool = True
+    what: str, folder: Path, key: str, truths: dict[str, Any], may_refuse: bool = True
 ) -> Case:
+    """truths: flag → the value that may come out; None: the flag must be refused."""
     write(folder, {"mine.py": _CONFIG_FILE})
-    truths = [] if truth is None else [(type(truth).__name__, repr(truth))]
 
-    def question() -> Any:
-        value = _config(folder / "mine.py", words)[key]
-        return type(value).__name__, repr(value)
+    def question(flag: str) -> Callable[[], Any]:
+        return lambda: _seen(_config(folder / "mine.py", [flag])[key])
 
-    return Case(what, lambda: ask(question, names=key), [row(*truths, may_refuse=may_refuse)])
+    rows = [row(*([] if v is None else [_seen(v)]), may_refuse=may_refuse) for v in truths.values()]
+    # A rule between keys may name another key of the same name, such as warmup_epochs for epochs.
+    named = key.rpartition(".")[2]
+    return Case(what, lambda: ask(*map(question, truths), names=named), rows)
+
+
+def _seen(value: Any) -> tuple[str, str]:
+    return type(value).__name__, repr(value)
 
 
 def _value(random: Random, folder: Path, turn: int) -> Case:
+    """Each word as the value of one key."""
     from kacl_jax.config.keys import KEYS
 
     name = take(KEYS, turn)
-    word = str(random.choice(_WORDS))
-    value = _parsed(KEYS[name].default, word, KEYS[name].text_too)
-    truth = value if _is_sane(name, value) else None
-    return _case(f"{name}={word[:40]!a}", folder, [f"--config.{name}={word}"], name, truth)
+    truths = {}
+    for word in _WORDS:
+        value = _parsed(KEYS[name].default, word, KEYS[name].text_too)
+        truths[f"--config.{name}={word}"] = value if _is_sane(name, value) else None
+    return _case(name, folder, name, truths)
 
 
 def _default(random: Random, folder: Path, turn: int) -> Case:
@@ -129,9 +140,7 @@ def _default(random: Random, folder: Path, turn: int) -> Case:
     default = "phantom" if name == "data.root" else KEYS[name].default
     word = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     truth = list(default) if isinstance(default, tuple) else default
-    return _case(
-        f"{name}={word[:40]}", folder, [f"--config.{name}={word}"], name, truth, may_refuse=False
-    )
+    return _case(name, folder, name, {f"--config.{name}={word}": truth}, may_refuse=False)
 
 
 def _unknown(random: Random, folder: Path, turn: int) -> Case:
@@ -156,7 +165,7 @@ def _unknown(random: Random, folder: Path, turn: int) -> Case:
         key += "y"
     word = str(random.choice(["1", "x", ""]))
     flag = f"--config.{key}={word}" if random.random() < 0.8 else f"--config.{key}"
-    return _case(f"{way}: {flag}", folder, [flag], key, None)
+    return _case(f"{way}: {flag}", folder, key, {flag: None})
 
 
 KINDS: dict[str, Kind] = {"flag_value": _value, "flag_default": _default, "flag_unknown": _unknown}
