@@ -18,6 +18,7 @@ from benchmarks.fuzz.table_lines import damage
 
 _NAME = "features.sqlite"
 _COUNT = 40
+_FORGETS = ("what was put is not there",)
 _ALL, _SOME = ("all come back",), ("some come back, the others are measured again",)
 
 
@@ -67,7 +68,7 @@ def _go_on(path: Path) -> tuple[str]:
     if False in hits + kept + reread:
         return ("other features than those that were kept",)
     if not all(kept + reread):
-        return ("what was put is not there",)
+        return _FORGETS
     return _ALL if all(hits) else _SOME
 
 
@@ -91,7 +92,8 @@ def _byte(random: Random, folder: Path, turn: int) -> Case:
     end = 200 if random.random() < 0.3 else None  # the header decides most
     what, files[name] = damage(random, files[name], int(random.integers(4)), end)
     write(folder, files)
-    return _case(f"{name}: {what}", folder / _NAME, _ALL, _SOME)
+    # SQLite may take a damaged tree for a whole one, in which it does not find all keys. Only time is lost.
+    return _case(f"{name}: {what}", folder / _NAME, _ALL, _SOME, _FORGETS)
 
 
 def _harmless(random: Random, folder: Path, turn: int) -> Case:
