@@ -20,6 +20,7 @@ from kacl_jax.radiomics.counts.bincount import Formulation
 from kacl_jax.step.regions import RegionRule
 
 _MAX_LEVELS = 64
+# No GPU has decided yet: benchmarks/regions.py times this form, and "matmul" and "scatter" in its place.
 _ON_A_GPU: Formulation = "compare"
 # The reasons in the words of the host path.
 FAILURES = (*tiles.PROBLEMS, *(f"non-finite: {name}" for name in FEATURE_NAMES))
