@@ -1,41 +1,33 @@
 """Finished runs of a sweep → metrics of each arm and paired differences, with intervals and p-values.
 
 Pure numpy. An arm's value is the mean over folds of the mean over seeds of its runs' values: values are averaged,
-scores are never pooled. A resample draws the patients of each fold, the same patients for all runs of the fold, and
-the fold's seeds; so a difference of two arms is paired by fold, seed and patient. Only folds and seeds that are
-complete in both arms count. With one seed the intervals show the uncertainty from the patients only. With two or three
-seeds they understate the uncertainty from the seeds, as any bootstrap of so few values does.
+scores are never pooled. A resample draws the patients of each fold, the same patients for all runs of the fold. So a
+difference of two arms is paired by fold, seed and patient. Only folds and seeds that are complete in both arms count.
+`uncertainty.estimate` makes the intervals. With one seed it borrows the variance between runs from the arms of the
+family that have three or more.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 
-from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics.bootstrap import clip_interval_to_unit
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep.hyper import Arm, Point
 from kacl_jax.sweep.measure import FLOORS, METRICS, RunMeasurements
+from kacl_jax.sweep.uncertainty import Estimate, RunVariance, estimate, pool, run_variance
 
 Runs = Mapping[Point, RunMeasurements]
 _Cells = dict[tuple[int, int], RunMeasurements]  # (fold, seed) → run
 PRIOR_MAP = "prior_map"
+MIN_SEEDS_TO_LEND = 3  # of an arm whose variance between runs serves arms with one seed
 _LOCALIZATION_METRICS = tuple(metric for metric in METRICS if metric.startswith("iou_"))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its interval; `note` says why one of them is missing."""
-
-    value: float
-    ci95: tuple[float, float] | None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,6 @@ class Difference:
 
     baseline: str
     estimate: Estimate
-    p: float | None  # two-sided; None: no run in common, or undefined
     folds: tuple[int, ...]
     seeds: tuple[int, ...]
     p_holm: float | None = None  # corrected for `planned` differences
@@ -81,7 +72,8 @@ def compare_arms(arms: Sequence[Arm], runs: Runs, *, box_share: float = 0.0) -> 
         arm.name: {(p.fold, p.seed): run for p, run in runs.items() if p.arm.name == arm.name}
         for arm in arms
     }
-    rows = [row for arm in arms if by_arm[arm.name] for row in _arm_rows(arm, by_arm)]
+    lent = _lent_variances(arms, by_arm)
+    rows = [row for arm in arms if by_arm[arm.name] for row in _arm_rows(arm, by_arm, lent)]
     return [*_add_holm_p_values(rows, arms, box_share), *_floor_rows(runs)]
 
 
@@ -153,51 +145,37 @@ def holm(p_values: Sequence[float], planned: int) -> list[float]:
     return adjusted
 
 
-def two_sided_p(draws: np.ndarray) -> float | None:
-    """The two-sided p-value: twice the smaller share of resamples [B] on one side of 0.
-
-    The observed sample counts as one of the resamples. None if more than the share `metrics.MAX_UNDEFINED_SHARE` of
-    them is undefined, or if all are equal and not 0. Equal arms have p = 1.
-    """
-    usable = draws[np.isfinite(draws)]
-    if not _is_mostly_defined(draws) or usable.min() == usable.max() != 0:
-        return None
-    tail = min(int((usable <= 0).sum()), int((usable >= 0).sum()))
-    return min(1.0, 2 * (tail + 1) / (len(usable) + 1))
+_Lent = Mapping[tuple[str, str], RunVariance | None]  # by family and metric
 
 
-def estimate_from_resamples(value: float, draws: np.ndarray) -> Estimate:
-    """A value with the 95 % percentile interval of its resamples [B], by the rules of `metrics`."""
-    usable = draws[np.isfinite(draws)]
-    if not math.isfinite(value):
-        return Estimate(math.nan, None, "no finding could be scored in some fold")
-    if not _is_mostly_defined(draws):
-        undefined = len(draws) - len(usable)
-        return Estimate(value, None, f"undefined in {undefined} of {len(draws)} resamples")
-    if usable.min() == usable.max():
-        return Estimate(value, None, "the same in every resample")
-    low, high = np.percentile(usable, [2.5, 97.5])
-    return Estimate(value, (float(low), float(high)))
+def _lent_variances(arms: Sequence[Arm], by_arm: Mapping[str, _Cells]) -> _Lent:
+    """The variance between runs of one arm: the mean over the arms of a family that have enough seeds."""
+    variances: dict[tuple[str, str], list[RunVariance | None]] = defaultdict(list)
+    for arm in arms:
+        cells = by_arm[arm.name]
+        folds, seeds = complete_folds_and_seeds(cells)
+        share = next(iter(cells.values())).box_share if cells else 0.0
+        for metric in METRICS if len(seeds) >= MIN_SEEDS_TO_LEND else ():
+            of_arm = run_variance(*_stack_values(cells, folds, seeds, metric))
+            variances[arm_family(arm, share), metric].append(of_arm)
+    return {key: pool(lenders) for key, lenders in variances.items()}
 
 
-def _is_mostly_defined(draws: np.ndarray) -> bool:
-    left_out = int((~np.isfinite(draws)).sum())
-    return left_out < len(draws) and left_out <= metrics.MAX_UNDEFINED_SHARE * len(draws)
-
-
-def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells]) -> list[Row]:
+def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells], lent: _Lent) -> list[Row]:
     cells = by_arm[arm.name]
     folds, seeds = complete_folds_and_seeds(cells)
     share = next(iter(cells.values())).box_share
+    family = arm_family(arm, share)
     rows = []
     for metric in METRICS:
         values, draws = _stack_values(cells, folds, seeds, metric)
-        estimate = estimate_from_resamples(float(values.mean()), _average_draws(draws, folds))
+        of_arm = lent.get((family, metric))
+        level = estimate(values, draws, of_arm)
         row = Row(
             arm=arm.name,
-            family=arm_family(arm, share),
+            family=family,
             metric=metric,
-            estimate=replace(estimate, ci95=clip_interval_to_unit(estimate.ci95)),
+            estimate=replace(level, ci95=clip_interval_to_unit(level.ci95)),
             sd=float(values.mean(axis=0).std(ddof=1)) if len(seeds) > 1 else None,
             folds=folds,
             seeds=seeds,
@@ -207,9 +185,13 @@ def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells]) -> list[Row]:
             box_share=share,
             selection_boxes=arm.selection_boxes,
         )
-        pairs = [_compare_pair(cells, by_arm[other], other, metric) for other in arm.against]
-        if metric in _LOCALIZATION_METRICS:
-            pairs.append(_compare_pair(cells, _prior_map_runs(cells), PRIOR_MAP, metric))
+        of_pair = of_arm.times(2) if of_arm else None
+        pairs = [
+            _compare_pair(cells, by_arm[other], other, metric, of_pair) for other in arm.against
+        ]
+        if metric in _LOCALIZATION_METRICS:  # prior_map is the same for every seed
+            floor_runs = _prior_map_runs(cells)
+            pairs.append(_compare_pair(cells, floor_runs, PRIOR_MAP, metric, of_arm))
         rows += [replace(row, difference=pair) for pair in pairs] or [row]
     return rows
 
@@ -220,18 +202,15 @@ def _prior_map_runs(cells: _Cells) -> _Cells:
 
 
 def _compare_pair(
-    arm_runs: _Cells, baseline_runs: _Cells, baseline: str, metric: str
+    arm_runs: _Cells, baseline_runs: _Cells, baseline: str, metric: str, lent: RunVariance | None
 ) -> Difference:
     folds, seeds = complete_folds_and_seeds(arm_runs.keys() & baseline_runs.keys())
     if not folds:
-        return Difference(
-            baseline, Estimate(math.nan, None, "no point in common yet"), None, (), ()
-        )
+        return Difference(baseline, Estimate(math.nan, None, "no point in common yet"), (), ())
     arm_values, arm_draws = _stack_values(arm_runs, folds, seeds, metric)
     baseline_values, baseline_draws = _stack_values(baseline_runs, folds, seeds, metric)
-    draws = _average_draws(arm_draws - baseline_draws, folds)
-    estimate = estimate_from_resamples(float((arm_values - baseline_values).mean()), draws)
-    return Difference(baseline, estimate, two_sided_p(draws), folds, seeds)
+    difference = estimate(arm_values - baseline_values, arm_draws - baseline_draws, lent)
+    return Difference(baseline, difference, folds, seeds)
 
 
 def _stack_values(
@@ -245,21 +224,6 @@ def _stack_values(
     )
 
 
-def _average_draws(draws: np.ndarray, folds: Sequence[int]) -> np.ndarray:
-    """Resamples [folds seeds B] → [B]: the mean over a fold's resampled seeds, then over folds."""
-    _, n_seeds, resamples = draws.shape
-    weights = np.array([seed_weights(fold, n_seeds, resamples) for fold in folds])
-    return np.einsum("fsb,fsb->b", draws, weights) / (len(folds) * n_seeds)
-
-
-@lru_cache(maxsize=256)
-def seed_weights(fold: int, n_seeds: int, resamples: int) -> np.ndarray:
-    """float64 [seeds B]: how often each resample draws each seed's run of a fold."""
-    rng = np.random.default_rng((fold, n_seeds, 1))
-    weights = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples)
-    return weights.T.astype(np.float64)
-
-
 _HolmGroup = tuple[str, bool, str, bool]  # family, exploratory, metric, against the floor
 
 
@@ -271,10 +235,10 @@ def _add_holm_p_values(rows: list[Row], arms: Sequence[Arm], box_share: float) -
     differences_of_group: dict[_HolmGroup, list[tuple[int, Difference, float]]] = {}
     for i, row in enumerate(rows):
         pair = row.difference
-        if pair is not None and pair.p is not None:
+        if pair is not None and pair.estimate.p is not None:
             to_floor = pair.baseline == PRIOR_MAP
             group = row.family, exploratory[row.arm], row.metric, to_floor
-            differences_of_group.setdefault(group, []).append((i, pair, pair.p))
+            differences_of_group.setdefault(group, []).append((i, pair, pair.estimate.p))
     corrected = list(rows)
     for (family, is_exploratory, _, to_floor), members in differences_of_group.items():
         planned = sum(

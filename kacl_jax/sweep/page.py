@@ -26,7 +26,10 @@ FAMILY_HEADINGS = {
 }
 EXPLANATION = (
     "Each number is a mean over folds of means over findings. ± is the standard deviation over seeds. Square brackets"
-    " hold 95 % intervals over resamples of each fold's test patients and of the seeds (n × 1: of the patients only)."
+    " hold 95 % intervals (Student's t). They cover other test patients (resamples of each fold's patients) and other "
+    "runs (the spread over seeds, less the part of it that comes from the patients). An arm with one seed (n × 1) has "
+    "the runs' part of its section's arms with three or more seeds. Without such arms its intervals cover the patients "
+    "only, and it has no p-value."
     " IoU above T is the share of a finding's truth boxes that the predicted box overlaps with an IoU above T. "
     "Differences are paired by fold, seed and patient. p is two-sided; Holm's p is in round brackets. Holm counts the"
     " differences that the sweep plans in that section and metric, finished or not. It counts differences to "

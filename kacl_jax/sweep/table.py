@@ -58,7 +58,7 @@ def _difference_columns(pair: Difference) -> dict[str, object]:
         "difference": _none_if_nan(pair.estimate.value),
         "difference_ci_low": low,
         "difference_ci_high": high,
-        "p": pair.p,
+        "p": pair.estimate.p,
         "p_holm": pair.p_holm,
         "n_planned": pair.planned or None,
         "n_common_folds": len(pair.folds),
@@ -112,7 +112,7 @@ def as_markdown(
         ("Points that are left out", [f"- {p.name}: {why}" for p, why in left_out.items()]),
         ("Points whose radiomics depended on time", _irreproducible(runs)),
         ("Findings left out of a fold's mean", _undefined_findings(runs)),
-        ("Numbers without an interval", _without_interval(rows)),
+        ("Notes on intervals", _interval_notes(rows)),
         ("Points that are not finished", _unfinished_points(points, {*runs, *left_out})),
     ):
         lines += ["", f"## {heading}", "", *notes] if notes else []
@@ -223,7 +223,7 @@ def _undefined_findings(runs: Runs) -> list[str]:
     ]
 
 
-def _without_interval(rows: Sequence[Row]) -> list[str]:
+def _interval_notes(rows: Sequence[Row]) -> list[str]:
     names: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         names[row.estimate.note, row.metric].append(row.arm)
@@ -273,9 +273,9 @@ def _value_cell(row: Row | None) -> str:
 def _difference_cell(pair: Difference | None) -> str:
     if pair is None:
         return ""
-    p = "" if pair.p is None else f", p {p_value(pair.p)}"
-    holm = "" if pair.p_holm is None else f" ({p_value(pair.p_holm)})"
     estimate = pair.estimate
+    p = "" if estimate.p is None else f", p {p_value(estimate.p)}"
+    holm = "" if pair.p_holm is None else f" ({p_value(pair.p_holm)})"
     interval_text = interval(estimate.ci95, write=signed)
     return f"{signed(estimate.value)} {interval_text}".rstrip() + p + holm
 
