@@ -18,7 +18,7 @@ import numpy as np
 from kacl_jax.config.stored import read_config
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.contrastive_summary import ContrastiveSummary, summarise_last_epoch
-from kacl_jax.evaluation.metrics.bootstrap import divide, index_patients, remove_bias
+from kacl_jax.evaluation.metrics.bootstrap import divide, index_patients
 from kacl_jax.evaluation.metrics.ranking import Ranking
 from kacl_jax.evaluation.predictions import SavedPredictions, check_digests, read_predictions
 from kacl_jax.evaluation.results import Results, read_results
@@ -191,7 +191,8 @@ def patient_weights(fold: int, n_patients: int, resamples: int) -> np.ndarray:
 def resampled_ranking(
     predictions: SavedPredictions, weights: np.ndarray
 ) -> dict[str, ResampledValue]:
-    """AUROC and AUPRC, means over findings. AUPRC is average precision; its resamples are `remove_bias`.
+    """AUROC and AUPRC, means over findings. AUPRC is average precision. Resampling biases its resamples upwards, which
+    matters to no interval here: they take the spread of the resamples only.
 
     weights: from `patient_weights`.
     """
@@ -207,7 +208,6 @@ def resampled_ranking(
         for start in range(0, weights.shape[1], _RESAMPLES_AT_ONCE):
             chunk = slice(start, start + _RESAMPLES_AT_ONCE)
             areas[:, c, chunk] = ranked.areas(weights[:, chunk], precision=True).T
-    areas[1, :, 1:] = remove_bias(areas[1, :, 1:], areas[1, :, 0])
     return {
         "auroc": _mean_over_findings(areas[0], undefined),
         "auprc": _mean_over_findings(areas[1], undefined),
