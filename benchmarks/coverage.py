@@ -1,11 +1,11 @@
 """How often a sweep's intervals hold the truth, and how often its p-values see a difference: a simulation.
 
-    python -m benchmarks.coverage [repetitions]
+    python -m benchmarks.coverage [repetitions [spread]]
 
 Each repetition draws labels, images and the scores of networks, and gives the runs to `kacl_jax.sweep.uncertainty`.
 Arm 0 and arm 1 are equally good. For the power, the difference of their runs is shifted by `EFFECT`. Three more arms
 lend their variance between runs to a comparison of one seed. The rule "before" resamples patients and seeds crosswise
-and takes percentiles.
+and takes percentiles. spread: the standard deviation of the AUROC between runs, without the noise of patients.
 """
 
 from __future__ import annotations
@@ -25,30 +25,32 @@ FOLDS, SEEDS, LENDERS, LENDERS_SEEDS = 5, 5, 3, 3
 PATIENTS, RESAMPLES = 278, 400  # of a fold
 _PREVALENCE = np.linspace(0.05, 0.25, 8)  # of each finding
 _SKILL = 0.86  # gives a mean AUROC near 0.68
-# Standard deviations of the scores: of an image, of an arm and an image, of a run and an image; and of a run's skill.
-_IMAGE, _ARM, _RUN, _RUN_SKILL = 1.0, 0.25, 0.8, 0.03
+_AUROC_OF_SKILL = 0.194  # its derivative there
+# Standard deviations of the scores: of an image, of an arm and an image, and of a run and an image.
+_IMAGE, _ARM, _RUN = 1.0, 0.25, 0.8
 
 
-def main(repetitions: int = 2000) -> None:
+def main(repetitions: str = "2000", spread: str = "0.006") -> None:
     print("| folds × seeds | rule | rejects at 0.05 | covers 0 | power at +0.01 | covers AUROC |")
     print("|---|---|---|---|---|---|")
-    for (folds, seeds, rule), rates in measure_rates(repetitions).items():
+    for (folds, seeds, rule), rates in measure_rates(int(repetitions), float(spread)).items():
         cells = " | ".join(f"{rate:.3f}" for rate in rates)
         print(f"| {folds} × {seeds} | {rule} | {cells} |")
 
 
 def measure_rates(
-    repetitions: int, *, seed: int = 0
+    repetitions: int, spread: float, *, seed: int = 0
 ) -> dict[tuple[int, int, str], tuple[float, float, float, float]]:
     """(folds, seeds, rule) → shares of repetitions: a difference of 0 is rejected at 0.05, the interval holds it, a
     difference of `EFFECT` is seen, and the interval of one arm holds the AUROC of endlessly many patients and runs.
     """
     rng = np.random.default_rng(seed)
     outcomes: dict[tuple[int, int, str], list[tuple[bool, ...]]] = defaultdict(list)
-    spread = 2 * (_IMAGE**2 + _ARM**2 + _RUN**2) + _RUN_SKILL**2
-    truth = float(special.ndtr(_SKILL / np.sqrt(spread)))
+    spread_of_skill = spread / _AUROC_OF_SKILL
+    variance = 2 * (_IMAGE**2 + _ARM**2 + _RUN**2) + spread_of_skill**2
+    truth = float(special.ndtr(_SKILL / np.sqrt(variance)))
     for _ in range(repetitions):
-        values, draws = simulate(rng)
+        values, draws = simulate(rng, spread_of_skill)
         for folds in (3, 5):
             for seeds in (1, 2, 3, 5):
                 part = values[:, :folds, :seeds], draws[:, :folds, :seeds]
@@ -61,8 +63,8 @@ def measure_rates(
     return {key: tuple(np.mean(found, axis=0).tolist()) for key, found in sorted(outcomes.items())}
 
 
-def simulate(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC [arms folds seeds], mean over findings, and its resamples [arms folds seeds B].
+def simulate(rng: np.random.Generator, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC [arms folds seeds], mean over findings, and its resamples [arms folds seeds B]. spread: of a run's skill.
 
     The resamples are linear in the patients' weights (the jackknife's influence values), which saves hours.
     """
@@ -71,7 +73,7 @@ def simulate(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     draws = np.zeros((arms, FOLDS, SEEDS, RESAMPLES))
     for fold in range(FOLDS):
         weights = np.ascontiguousarray(patient_weights(fold, PATIENTS, RESAMPLES)[:, 1:])
-        skill = _SKILL + _RUN_SKILL * rng.normal(size=shape)
+        skill = _SKILL + spread * rng.normal(size=shape)
         influence = np.zeros((*shape, PATIENTS))
         for prevalence in _PREVALENCE:
             positive = rng.permutation(PATIENTS) < round(prevalence * PATIENTS)
@@ -138,4 +140,4 @@ def _holds(interval: Sequence[float] | None, value: float) -> bool:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -7,11 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-COLUMNS = ("arm", "points", "NT-Xent", "by chance", "gradient ratio", "rows with a partner", "age")
+COLUMNS = (
+    *("arm", "points", "NT-Xent", "by chance", "at best", "gradient ratio", "rows with a partner"),
+    "age",
+)
 READING = (
     "Means over the logged steps of the last epoch. By chance: NT-Xent if every other row were the partner with the "
-    "same probability, ln(2n − 1). Gradient ratio: the weighted gradient of NT-Xent at the feature map, divided by "
-    "that of the focal loss. Age: steps since the partner's region was marked."
+    "same probability, ln(2n − 1). At best: NT-Xent if partners were equal and all others as far apart as they can be. "
+    "Gradient ratio: the weighted gradient of NT-Xent at the feature map, divided by that of the focal loss. Age: "
+    "steps since the partner's region was marked."
 )
 
 
@@ -23,6 +27,7 @@ class ContrastiveSummary:
     chance_loss: (
         float  # NT-Xent if every other row were equally likely the partner: ln(2n − 1), in nats
     )
+    best_loss: float  # NT-Xent if partners are equal and the n pairs a regular simplex, in nats
     gradient_ratio: float  # (1 − λ) · NT-Xent's gradient norm at the feature map ÷ (λ · the focal loss's); ∞ for λ = 0
     partner_share: float  # share of the rows that had a partner
     age: float  # mean number of steps since the partners' regions were marked
@@ -63,12 +68,20 @@ def summarise_last_epoch(
     return ContrastiveSummary(
         loss=mean_of("nt_xent"),
         chance_loss=sum(math.log(2 * n - 1) for n in n_rows) / len(n_rows),
+        best_loss=sum(_best_loss(n, config["loss.temperature"]) for n in n_rows) / len(n_rows),
         gradient_ratio=(1 - weight) * mean_of("grad_norm_nt_xent") / focal_gradient
         if focal_gradient
         else math.inf,
         partner_share=mean_of("hit_rate") if uses_radiomics else math.nan,
         age=mean_of("age") if uses_radiomics else math.nan,
     )
+
+
+def _best_loss(pairs: float, temperature: float) -> float:
+    """The least NT-Xent of n pairs: the cosine of partners is 1, that of all others −1 / (n − 1)."""
+    if pairs <= 1:
+        return 0.0
+    return math.log1p((2 * pairs - 2) * math.exp(-pairs / (pairs - 1) / temperature))
 
 
 def mean_summary(summaries: Sequence[ContrastiveSummary]) -> ContrastiveSummary:
@@ -98,6 +111,7 @@ def format_cells(summary: ContrastiveSummary) -> list[str]:
     texts = (
         f"{summary.loss:.2f}",
         f"{summary.chance_loss:.2f}",
+        f"{summary.best_loss:.2f}",
         f"{summary.gradient_ratio:.2f}",
         f"{100 * summary.partner_share:.0f} %",
         f"{summary.age:.0f}",

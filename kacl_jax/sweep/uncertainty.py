@@ -81,8 +81,9 @@ def estimate(values: np.ndarray, draws: np.ndarray, borrowed: RunVariance | None
     """The mean of values [folds seeds] with its interval and p-value, from their resamples [folds seeds B].
 
     The interval is the value ± t · SE. SE² = variance of the mean over resamples + `RunVariance.runs` / (folds ·
-    seeds). The degrees of freedom of t are Satterthwaite's: those of the runs' part · (SE² / the runs' part)². So t is
-    near the normal where the runs' part is small.
+    seeds). The degrees of freedom of t follow Satterthwaite: those of `RunVariance` · (SE² / u)². u is what of SE² is
+    uncertain. It lies between `RunVariance.runs` and `RunVariance.total`, each / (folds · seeds): with the first alone
+    equal arms are rejected too often in `benchmarks.coverage`, with the second too seldom. u is the mean of both.
 
     borrowed: the variance between runs that holds where there is one seed; None: unknown.
     """
@@ -101,8 +102,9 @@ def estimate(values: np.ndarray, draws: np.ndarray, borrowed: RunVariance | None
     runs_part = between.runs / values.size if between else 0.0
     squared_error = float(usable.var()) + runs_part
     degrees = math.inf
-    if between and runs_part:
-        degrees = between.degrees * (squared_error / runs_part) ** 2
+    if between and between.total:
+        uncertain = (between.runs + between.total) / 2 / values.size
+        degrees = between.degrees * (squared_error / uncertain) ** 2
     error = math.sqrt(squared_error)
     margin = float(special.stdtrit(degrees, 0.975)) * error
     note = "" if own else BORROWED if between else PATIENTS_ONLY

@@ -41,7 +41,14 @@ def test_only_the_last_epoch_counts() -> None:
     assert summary.age == 41
     # 0.2 · (0.3 + 0.3) / 2 divided by 0.8 · (0.1 + 0.2) / 2
     assert summary.gradient_ratio == pytest.approx(0.5)
-    assert contrastive_summary.format_cells(summary) == ["3.50", "4.14", "0.50", "50 %", "41"]
+    assert contrastive_summary.format_cells(summary) == [
+        "3.50",
+        "4.14",
+        "2.18",
+        "0.50",
+        "50 %",
+        "41",
+    ]
 
 
 def test_steps_without_the_loss_do_not_count() -> None:
@@ -77,6 +84,24 @@ def test_chance_is_the_loss_of_embeddings_that_say_nothing() -> None:
     assert summary.chance_loss == pytest.approx(float(loss.sum() / weight.sum()), rel=1e-6)
 
 
+def test_at_best_is_the_loss_of_equal_partners_on_a_simplex() -> None:
+    n = 12
+    corners = np.eye(n, dtype=np.float32) - 1 / n
+    corners /= np.linalg.norm(corners, axis=1, keepdims=True)
+    loss, weight = losses.nt_xent(
+        jnp.array(corners),
+        jnp.array(corners),
+        ready=jnp.ones(n, bool),
+        patient_id=jnp.arange(n),
+        temperature=0.3,
+        mask_same_patient=True,
+    )
+    config = CONFIG | {"loss.temperature": 0.3}
+    summary = contrastive_summary.summarise_last_epoch([train_line(1, 3.0, ready=float(n))], config)
+    assert summary is not None
+    assert summary.best_loss == pytest.approx(float(loss.sum() / weight.sum()), rel=1e-5)
+
+
 def test_a_second_view_is_there_for_every_row_and_has_no_age() -> None:
     given = CONFIG | {"loss.positive": "augmented", "train.batch_size": 16}
     summary = contrastive_summary.summarise_last_epoch(
@@ -84,7 +109,7 @@ def test_a_second_view_is_there_for_every_row_and_has_no_age() -> None:
     )
     assert summary is not None
     assert summary.chance_loss == math.log(31)
-    assert contrastive_summary.format_cells(summary)[3:] == ["–", "–"]
+    assert contrastive_summary.format_cells(summary)[4:] == ["–", "–"]
 
 
 def test_without_a_focal_loss_nothing_is_pulled_against() -> None:
@@ -96,7 +121,7 @@ def test_without_a_focal_loss_nothing_is_pulled_against() -> None:
 
 
 def test_the_mean_is_of_each_figure() -> None:
-    one = contrastive_summary.ContrastiveSummary(3.0, 4.0, 0.5, 1.0, 40.0)
-    other = contrastive_summary.ContrastiveSummary(1.0, 2.0, 1.5, 0.5, math.nan)
+    one = contrastive_summary.ContrastiveSummary(3.0, 4.0, 2.0, 0.5, 1.0, 40.0)
+    other = contrastive_summary.ContrastiveSummary(1.0, 2.0, 0.0, 1.5, 0.5, math.nan)
     summary = dataclasses.astuple(contrastive_summary.mean_summary([one, other]))
-    np.testing.assert_array_equal(summary, [2.0, 3.0, 1.0, 0.75, math.nan])
+    np.testing.assert_array_equal(summary, [2.0, 3.0, 1.0, 1.0, 0.75, math.nan])

@@ -465,6 +465,7 @@ def test_what_the_contrastive_loss_learned_stands_beside_chance(case: Case, tmp_
     for words, value in (
         ("NT-Xent in the last epoch", "4.12"),
         ("NT-Xent by chance", "4.14"),
+        ("NT-Xent at best", "2.18"),
         ("its gradient at the feature map ÷ the gradient of the focal loss", "0.06"),
     ):
         assert f"{words} <b>{value}</b>" in text

@@ -471,7 +471,7 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     runs = grid(tmp_path, focal, lambda _: 0.5) | grid(tmp_path, kacl, lambda _: 1.5)
     late = Point(kacl, 2, 0)
     learned = ContrastiveSummary(
-        loss=3.0, chance_loss=4.0, gradient_ratio=0.5, partner_share=1.0, age=40.0
+        loss=3.0, chance_loss=4.0, best_loss=2.0, gradient_ratio=0.5, partner_share=1.0, age=40.0
     )
     runs[Point(kacl, 0, 0)] = replace(runs[Point(kacl, 0, 0)], contrast=learned)
     rows = compare.compare_arms([focal, kacl], runs)
@@ -508,6 +508,6 @@ def test_the_table_for_machines_and_for_people(tmp_path: Path) -> None:
     )
     assert "| kacl − focal | 2 × 2 |" in boxed
     assert "- kacl: fold2-seed0" in text
-    assert "| kacl | 1 | 3.00 | 4.00 | 0.50 | 100 % | 40 |" in text
+    assert "| kacl | 1 | 3.00 | 4.00 | 2.00 | 0.50 | 100 % | 40 |" in text
     assert "| focal | 4 |" not in text
     assert "abc" in text
