@@ -592,7 +592,7 @@ def test_a_sweep_shows_its_table_and_links_to_its_points(case: Case, sweep: Path
     auroc = f(case.results()["classification"]["auroc"]["mean"]["value"])
     assert found.row("points", "focal")[1].startswith(auroc)
     assert found.row("points", "kacl")[2] == "–"
-    assert found.row("contrast", "kacl")[1:] == ["1", "3.00", "4.14", "1.00", "100 %", "40"]
+    assert found.row("contrast", "kacl")[1:] == ["1", "3.00", "4.14", "2.18", "1.00", "100 %", "40"]
     assert len(found.tables["contrast"]) == 2
     assert "<b>why" not in text
     hrefs = {v for k, v in found.attributes if k == "href" and v[0] != "#"}
