@@ -56,6 +56,17 @@ class _AbortHandler:
 abort_handler = _AbortHandler()
 
 
+def _may_come_from_another_process(error: BaseException) -> bool:
+    """Whether an error is usually a consequence of another process's end.
+
+    jax raises a failed message between CPUs as a ValueError where it comes before the computation has begun.
+    """
+    import jax
+
+    of_gloo = isinstance(error, ValueError) and "Gloo" in str(error)
+    return of_gloo or isinstance(error, jax.errors.JaxRuntimeError)
+
+
 class ProcessMonitor:
     """A thread that ends this process when another process ends, and announces the end of this one."""
 
@@ -77,14 +88,11 @@ class ProcessMonitor:
 
     def end(self, error: BaseException) -> NoReturn:
         """Tell the user and the other processes about the error, then exit."""
-        import jax
-
         code = exit_code(error)
         words = str(error)
         if code is None:
-            if isinstance(error, jax.errors.JaxRuntimeError):
-                # Usually a consequence of another process's end. Within this time the monitor thread reads its
-                # announcement, or jax notices that it is missing.
+            if _may_come_from_another_process(error):
+                # Within this time the monitor thread reads the other's announcement, or jax notices that it is missing.
                 time.sleep(self._heartbeat_s + _FAREWELL_S)
             traceback.print_exception(error)
             code, words = USER_ERROR, f"{type(error).__name__}: {error}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import compile_fast
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -25,7 +26,7 @@ from same_run import assert_same_run, config, metric_lines
 
 from kacl_jax.data.batches import images_of_shards
 from kacl_jax.models.encoders import ENCODERS
-from kacl_jax.runtime import processes
+from kacl_jax.runtime import process_end, processes
 from kacl_jax.runtime.errors import DONE, INTERRUPTED, USER_ERROR
 from kacl_jax.train import checkpoint, experiment, job
 
@@ -233,6 +234,15 @@ def test_a_mistake_of_one_process_is_told_by_all(
 
 
 # ---- their messages --------------------------------------------------------------------------------------------
+
+
+def test_a_message_that_failed_is_no_mistake_of_this_process() -> None:
+    """gloo says so in one of two ways, as another process was killed before or while they exchanged numbers."""
+    text = "UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:6529: Connection reset by peer"
+    from_others = process_end._may_come_from_another_process
+    assert from_others(ValueError(text))
+    assert from_others(jax.errors.JaxRuntimeError(text))
+    assert not from_others(ValueError("operands could not be broadcast together"))
 
 
 def test_what_processes_tell_arrives_as_it_was() -> None:
