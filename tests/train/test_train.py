@@ -27,7 +27,7 @@ import pytest
 import tiny_run
 from same_run import assert_same_run, comparable, config, metric_lines
 
-from kacl_jax.config import keys
+from kacl_jax.config import keys, stored
 from kacl_jax.data.batches import ShardBatches
 from kacl_jax.data.records import Records, read_records
 from kacl_jax.evaluation.results import FeedbackSummary
@@ -494,6 +494,9 @@ def test_images_that_come_or_go_make_another_split_and_are_refused(
     begun = config(root, data__root=str(part), data__allow_missing=True)
     with pytest.raises(UserError, match="has no checkpoint"):
         job.evaluate_only(begun, tmp_path / "w")
+    assert not (tmp_path / "w" / "config.json").exists()  # nothing is written where nothing runs
+    _, identity = job._prepare_experiment(begun, tmp_path / "w")
+    stored.write_config(tmp_path / "w", *identity)  # as a run writes it when it begins
     gone.write_bytes(content)
     with pytest.raises(UserError, match=r"split of data\.root"):
         job.train_and_evaluate(begun, tmp_path / "w")
