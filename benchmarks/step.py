@@ -85,13 +85,13 @@ def focal_gradients(program: Programs) -> Callable[[TrainState, Batch], tuple[An
     """(state, batch) → (gradients, loss, moved batch statistics) of the focal loss alone, per device."""
 
     def gradients(state: TrainState, batch: Batch) -> tuple[Any, Any, Any]:
-        images, _ = program._model_input(state.step, batch)
+        images, affine = program.forward_pass.augment(state.step, batch)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            feature_map, stats = program._feature_map(params, state.batch_stats, images)
-            logits = program.model.apply({"params": params}, feature_map, method="classify")
+            forward = program.forward_pass.encode(params, state.batch_stats, images, batch, affine)
+            logits = program.model.apply({"params": params}, forward.feature_map, method="classify")
             focal = losses.focal_loss(logits, batch["labels"], alpha=0.25, gamma=2.0).sum(1).mean()
-            return jax.lax.pmean(focal, AXIS), stats
+            return jax.lax.pmean(focal, AXIS), forward.batch_stats
 
         (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         return global_gradients(grads), value, stats
