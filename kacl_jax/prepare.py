@@ -50,7 +50,6 @@ from kacl_jax.data.prepared.reader import (
     Job,
     Manifest,
     Shard,
-    file_sha256,
     read_utf8,
     text_sha256,
 )
@@ -60,6 +59,7 @@ from kacl_jax.images.reader import MAX_MEGAPIXELS
 from kacl_jax.images.resizing import RESIZE_NAME
 from kacl_jax.runtime import bucket_files, output, signals
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.files import file_sha256
 
 if TYPE_CHECKING:
     from kacl_jax.data.prepared.builder import Part

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.files import file_sha256
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +87,14 @@ def check_digests(workdir: Path, digests: Mapping[str, str] | None) -> None:
     digests: of results.json; None in the results of earlier versions, which say nothing.
     """
     for name, digest in (digests or {}).items():
-        if file_sha256(workdir / name) != digest:
+        try:
+            found = file_sha256(workdir / name)
+        except OSError as error:
+            raise UserError(
+                f"{workdir / name} cannot be read ({error.strerror}); restore it"
+            ) from error
+        if found != digest:
             raise UserError(
                 f"{workdir / name} was changed after results.json was written. Restore it, or write both again with "
                 "the run's own command and --mode=eval"
             )
-
-
-def file_sha256(path: Path) -> str:
-    """Raises UserError if the file cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); restore it") from error

@@ -22,7 +22,6 @@ from kacl_jax.evaluation.evaluate import Evaluation
 from kacl_jax.evaluation.localization import AFP_IOU, PredictedBoxes
 from kacl_jax.evaluation.metrics import Table
 from kacl_jax.evaluation.outputs import Outputs, probabilities
-from kacl_jax.evaluation.predictions import file_sha256
 from kacl_jax.evaluation.results import (
     Extent,
     FeedbackSummary,
@@ -41,7 +40,7 @@ def write_tables(
     predictions, boxes = folder / "predictions.csv", folder / "boxes.csv"
     write_predictions(predictions, records, split, val=evaluation.val, test=evaluation.test)
     write_boxes(boxes, records, evaluation.predicted_boxes, evaluation.prior_map_iou)
-    return {path.name: file_sha256(path) for path in (predictions, boxes)}
+    return {path.name: files.file_sha256(path) for path in (predictions, boxes)}
 
 
 def write_predictions(

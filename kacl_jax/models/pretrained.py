@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import importlib
 import importlib.util
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.torch_file import read_pth
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.runtime.files import user_cache_folder
+from kacl_jax.runtime.files import file_sha256, user_cache_folder
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
 """torchvision's weight files; the environment variable KACL_JAX_TORCHVISION_URL replaces this URL."""
@@ -189,7 +188,7 @@ def _torchvision_file(encoder: str) -> Path:
     name, sha256 = ENCODERS[encoder].torchvision_file, ENCODERS[encoder].torchvision_sha256
     folder = user_cache_folder()
     target = folder / name
-    if target.is_file() and _sha256(target) == sha256:
+    if target.is_file() and file_sha256(target) == sha256:
         return target
     url = f"{os.environ.get('KACL_JAX_TORCHVISION_URL', TORCHVISION_URL).rstrip('/')}/{name}"
     print(f"downloading {url} into {folder}", file=sys.stderr, flush=True)
@@ -222,12 +221,7 @@ def _download(url: str, target: Path, sha256: str) -> None:
         size = partial_file.stat().st_size
         if length is not None and size != length:
             raise ValueError(f"it ended after {size} of {length} bytes")
-        digest = _sha256(partial_file)
+        digest = file_sha256(partial_file)
         if digest != sha256:
             raise ValueError(f"its sha256 is {digest}, not {sha256}: a wrong file")
         partial_file.replace(target)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -97,6 +98,15 @@ def _metric_line(line: bytes) -> dict[str, Any]:
     ]:
         raise ValueError(f"{texts[0]} is no number")
     return content
+
+
+def file_sha256(path: Any) -> str:
+    """The sha256 of a file's content in hex; `path` is a pathlib or an epath path."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def user_cache_folder() -> Path:

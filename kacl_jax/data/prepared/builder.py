@@ -24,10 +24,11 @@ from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core import writer as tfds_writer
 
 from kacl_jax.data.image_facts import ImageFacts, image_facts
-from kacl_jax.data.prepared.reader import DATASET, TFDS_SPLIT, file_sha256
+from kacl_jax.data.prepared.reader import DATASET, TFDS_SPLIT
 from kacl_jax.images.reader import BrokenImage, read_grey8
 from kacl_jax.images.resizing import resize
 from kacl_jax.runtime import bucket_files
+from kacl_jax.runtime.files import file_sha256
 
 # zstd:1 shrinks the pixels of X-rays only to 79 %, and makes reading them four times slower.
 _WRITER_OPTIONS = "group_size:1,uncompressed"

@@ -29,6 +29,7 @@ from kacl_jax.data.tables import CHECK_SIDE, RootCheck
 from kacl_jax.images.reader import BrokenImage
 from kacl_jax.images.resizing import resize
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.files import file_sha256
 
 MANIFEST_FILE = "manifest.json"
 NAMES_FILE = "images.txt"
@@ -370,12 +371,3 @@ class PreparedImages:
     def _shard_file(self, index: int) -> str:
         ends = accumulate(shard.images for shard in self._shards)
         return next(s.file for s, end in zip(self._shards, ends, strict=True) if index < end)
-
-
-def file_sha256(path: Any) -> str:
-    """The sha256 of a file's content in hex; `path` is a pathlib or an epath path."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
