@@ -23,7 +23,6 @@ from sklearn.preprocessing import StandardScaler
 
 from kacl_jax.data.batches import eval_batches
 from kacl_jax.evaluation import metrics
-from kacl_jax.step.scaling import normalise
 from kacl_jax.train.experiment import Experiment, build_experiment
 
 CONFIG = config_flags.DEFINE_config_file("config", None)
@@ -73,7 +72,7 @@ def mean_features(experiment: Experiment) -> np.ndarray:
 
     @jax.jit
     def embed(images: jax.Array) -> jax.Array:
-        pixels = normalise(images[..., 0].astype(jnp.float32))
+        pixels = experiment.programs.input_scale.apply(images[..., 0].astype(jnp.float32))
         return model.apply(variables, pixels, train=False, method="feature_map").mean((1, 2))
 
     ids = np.arange(len(experiment.records.names))

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from kacl_jax import radiomics
+from kacl_jax.models.input_scales import INPUT_SCALES
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step.augment import Augmentation
@@ -28,6 +29,7 @@ def make_programs(
         optimizer=optimizer or optax.adam(1e-4),
         loss=LossSettings(0.8, 0.25, 2.0, 0.5, True, 0.0),
         augmentation=Augmentation(),
+        input_scale=INPUT_SCALES["imagenet"],
         log_columns=radiomics.LOG_COLUMNS,
         warmup_steps=0,
         center_cam=False,

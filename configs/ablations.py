@@ -75,7 +75,7 @@ def get_hyper(variant: str = "all") -> Sweep:
         return Sweep(main, points)
     ablations = [
         replace(arm, exploratory=True)
-        for arm in weak_ablations() + box_ablations(data) + box_shares(data)
+        for arm in weak_ablations() + controls() + box_ablations(data) + box_shares(data)
     ]
     return Sweep(main + ablations, points + hyper.points(ablations, folds=folds, seeds=[0, 1, 2]))
 
@@ -117,6 +117,12 @@ def weak_ablations() -> list[Arm]:
         "kacl_stage3": {"cam.stage": 3},
     }
     return [Arm(name, overrides, against=("kacl",)) for name, overrides in keys.items()]
+
+
+def controls() -> list[Arm]:
+    """SimCLR's step without SimCLR's loss: two views of each image go through every BatchNorm."""
+    overrides = {"loss.positive": "augmented", "loss.nt_xent_weight": 0.0}
+    return [Arm("focal_two_views", overrides, against=("focal", "simclr"))]
 
 
 def box_ablations(data: str) -> list[Arm]:

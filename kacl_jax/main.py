@@ -19,6 +19,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from kacl_jax.config import command_line
+from kacl_jax.config.stored import keep_old_values
 from kacl_jax.runtime import connection, output, processes
 from kacl_jax.runtime.errors import (
     DONE,
@@ -69,6 +70,10 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config: ConfigDict, workdir: Path) -> int:
+    if kept := keep_old_values(config, [workdir]):
+        logging.info(
+            "%s was started before these keys existed; it keeps %s", workdir, ", ".join(kept)
+        )
     # These imports are slow: a mistyped command must be answered before them.
     if _MODE.value == "verify":
         from kacl_jax.train.verification import verify_run

@@ -89,7 +89,7 @@ def tiny_encoder() -> Any:
                 x = nn.relu(norm(x))
             return x.astype(jnp.float32)
 
-    return encoders.Encoder(TinyEncoder, published_layer=".".join)
+    return encoders.Encoder(TinyEncoder, published_layer=".".join, own_input="imagenet")
 
 
 def _struck(at: str) -> None:

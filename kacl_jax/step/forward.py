@@ -1,6 +1,7 @@
-"""The image encoder's pass over one training batch: augment, normalise, encode once.
+"""The image encoder's pass over one training batch: augment, scale, encode once.
 
-Axes: b batch on this device · n views of it · h w pixels · s t and u v map cells · i k channels · f radiomic features.
+Axes: b batch on this device · n views of it · h w pixels · m channels of an image · s t and u v map cells · i k channels
+· f radiomic features.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
+from kacl_jax.models.input_scales import InputScale
 from kacl_jax.models.kacl import KACL
 from kacl_jax.step.augment import Augmentation
-from kacl_jax.step.scaling import normalise
 from kacl_jax.step.state import Batch
 
 
@@ -41,20 +42,22 @@ class Forward(NamedTuple):
 class ForwardPass:
     """How a batch goes through the image encoder in training.
 
+    input_scale: on which the encoder sees grey levels.
     two_views: encode a second augmented view of each image, too.
     early: stop once before the last stage, because regions come from the map there.
     """
 
     model: KACL
     augmentation: Augmentation
+    input_scale: InputScale
     seed: int
     two_views: bool
     early: bool
 
     def augment(
         self, step: Int32[Array, ""], batch: Batch
-    ) -> tuple[Float32[Array, "n h w 3"], Float32[Array, "b 2 3"] | None]:
-        """(the batch's images, augmented and normalised; the affine map used or None).
+    ) -> tuple[Float32[Array, "n h w m"], Float32[Array, "b 2 3"] | None]:
+        """(the batch's images, augmented and scaled; the affine map used or None).
 
         With two views the second ones follow, and n is 2b; the affine map is that of the first views.
         """
@@ -62,17 +65,17 @@ class ForwardPass:
             self.augmentation.view, batch["image"], batch["image_id"], seed=self.seed, step=step
         )
         grey, affine = view(number=0)
-        images = normalise(grey)
+        images = self.input_scale.apply(grey)
         if self.two_views:
             second, _ = view(number=1)
-            images = jnp.concatenate([images, normalise(second)])
+            images = jnp.concatenate([images, self.input_scale.apply(second)])
         return images, affine
 
     def encode(
         self,
         params: Any,
         batch_stats: Any,
-        images: Float32[Array, "n h w 3"],
+        images: Float32[Array, "n h w m"],
         batch: Batch,
         affine: Float32[Array, "b 2 3"] | None,
     ) -> Forward:

@@ -17,14 +17,17 @@ from jaxtyping import Array, Float32
 from kacl_jax.models.kacl import KACL, MIN_READY_ROWS
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step import augment, losses
+from kacl_jax.step.box_area import turned_union_area, union_area
 from kacl_jax.step.forward import Forward
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """total = λ · focal + (1 − λ) · NT-Xent + box_weight · guidance, λ = focal_weight. The keys `config.loss.*`.
+    """total = λ · focal + (1 − λ) · w · NT-Xent + box_weight · guidance, λ = focal_weight, w = nt_xent_weight. The keys
+    `config.loss.*`.
 
     positive: what NT-Xent pairs an image with: the radiomics of its region, or a second augmented view of itself.
+    turned_box: what guides the map where the augmentation turned a box: the 'exact' turned box or its upright 'hull'.
     """
 
     focal_weight: float
@@ -34,6 +37,8 @@ class LossSettings:
     mask_same_patient: bool
     box_weight: float
     positive: Literal["radiomics", "augmented"] = "radiomics"
+    turned_box: Literal["exact", "hull"] = "exact"
+    nt_xent_weight: float = 1.0
 
     @property
     def uses_radiomics(self) -> bool:
@@ -142,8 +147,14 @@ def _project_radiomics(inputs: TermInputs) -> tuple[Float32[Array, "b p"], Any]:
 
 def _box_guidance(inputs: TermInputs) -> Measured:
     batch, affine = inputs.forward.batch, inputs.forward.affine
-    boxes = batch["boxes"] if affine is None else augment.warp_boxes(batch["boxes"], affine)
-    loss, weight = losses.box_guidance(inputs.maps, boxes, batch["has_box"])
+    boxes, cells = batch["boxes"], inputs.maps.shape[2:]
+    if affine is None:
+        area = union_area(boxes, *cells)
+    elif inputs.settings.turned_box == "hull":
+        area = union_area(augment.warp_boxes(boxes, affine), *cells)
+    else:
+        area = turned_union_area(boxes, affine, *cells)
+    loss, weight = losses.box_guidance(inputs.maps, area, batch["has_box"])
     return Measured(loss.sum(), weight.sum())
 
 
@@ -152,7 +163,11 @@ TERMS = {
     "focal": LossTerm(_focal, weight=lambda settings: settings.focal_weight),
     "nt_xent": LossTerm(
         _nt_xent,
-        weight=lambda settings: 1 - settings.focal_weight if settings.focal_weight < 1 else None,
+        weight=lambda settings: (
+            (1 - settings.focal_weight) * settings.nt_xent_weight
+            if settings.focal_weight < 1
+            else None
+        ),
         after_warmup=True,
         min_count=2 * MIN_READY_ROWS,  # two anchors for each row with a positive
     ),

@@ -1,7 +1,6 @@
 """The losses of KACL, per element or per anchor; whoever calls them reduces.
 
-Axes: b batch on this device · N batch over all devices · c findings · k boxes of a finding ·
-p projection · u v map cells.
+Axes: b batch on this device · N batch over all devices · c findings · p projection · u v map cells.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def nt_xent(
 
 
 def box_guidance(
-    class_maps: Float[Array, "b c u v"], boxes: Float[Array, "b c k 4"], has_box: Bool[Array, "b c"]
+    class_maps: Float[Array, "b c u v"], area: Float[Array, "b c u v"], has_box: Bool[Array, "b c"]
 ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
     """Cross-entropy that pulls a finding's map onto the union of its truth boxes, per annotated (image, finding).
 
@@ -99,49 +98,16 @@ def box_guidance(
 
     Args:
       class_maps: raw, with gradients (see `gradcam.class_maps`).
-      boxes: fractions, in the frame of the maps; empty in unused places, and anything where has_box is False.
+      area: of the boxes' union in each cell (see box_area.py), in the frame of the maps; anything where has_box is
+        False.
 
     Returns:
       (loss, weight): the loss is 0 where the weight is 0. Boxes that are all outside the frame have weight 0.
     """
     b, c, u, v = class_maps.shape
-    area = _union_area(boxes, u, v)
     total = area.sum((2, 3))
     annotated = has_box & (total > 0)
     share = area / jnp.where(annotated, total, 1.0)[..., None, None]
     log_share = jax.nn.log_softmax(class_maps.reshape(b, c, u * v), axis=-1).reshape(b, c, u, v)
     loss = -(share * log_share).sum((2, 3))
     return jnp.where(annotated, loss, 0.0), annotated.astype(loss.dtype)
-
-
-def _union_area(boxes: Float[Array, "b c k 4"], u: int, v: int) -> Float[Array, "b c {u} {v}"]:
-    """The area of the boxes' union in each cell, in units of the image's area.
-
-    The edges of the boxes cut the image into strips. A box covers the crossing of a row and a column strip wholly or
-    not at all, so no area counts twice.
-    """
-    column_overlap, in_column = _strips(boxes[..., 0], boxes[..., 2], v)
-    row_overlap, in_row = _strips(boxes[..., 1], boxes[..., 3], u)
-    is_covered = (in_row[..., :, None] & in_column[..., None, :]).any(2).astype(boxes.dtype)
-    return jnp.einsum(
-        "bciu,bcij,bcjv->bcuv", row_overlap, is_covered, column_overlap, precision="highest"
-    )
-
-
-def _strips(
-    low: Float[Array, "b c k"], high: Float[Array, "b c k"], cells: int
-) -> tuple[Float[Array, "b c s {cells}"], Bool[Array, "b c k s"]]:
-    """The s = 2k − 1 strips between neighbouring edges of k intervals: (overlap with each cell, who holds them)."""
-    edges = jnp.sort(jnp.concatenate([low, high], axis=-1))
-    start, stop = edges[..., :-1], edges[..., 1:]
-    is_held = (low[..., None] <= start[..., None, :]) & (stop[..., None, :] <= high[..., None])
-    return _overlap(start, stop, cells), is_held
-
-
-def _overlap(
-    low: Float[Array, "*shape"], high: Float[Array, "*shape"], cells: int
-) -> Float[Array, "*shape {cells}"]:
-    """Length of [low, high] in each of `cells` equal parts of [0, 1]."""
-    edges = jnp.arange(cells + 1) / cells
-    inside = jnp.minimum(high[..., None], edges[1:]) - jnp.maximum(low[..., None], edges[:-1])
-    return jnp.maximum(inside, 0.0)

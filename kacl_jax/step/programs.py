@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from kacl_jax.models.input_scales import InputScale
 from kacl_jax.models.kacl import KACL
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime.devices import AXIS, global_gradients
@@ -29,7 +30,7 @@ from kacl_jax.step.forward import Forward, ForwardPass
 from kacl_jax.step.in_step_radiomics import InStepRadiomics
 from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.objective import Objective
-from kacl_jax.step.scaling import normalise, z_score_radiomics
+from kacl_jax.step.scaling import z_score_radiomics
 from kacl_jax.step.state import Batch, Metrics, TrainState, keep_if_finite
 
 
@@ -37,6 +38,7 @@ from kacl_jax.step.state import Batch, Metrics, TrainState, keep_if_finite
 class Programs:
     """The per-device functions of one run. `model.axis_name` must be `devices.AXIS`.
 
+    input_scale: on which the image encoder sees grey levels.
     log_columns: the radiomic features that get a signed log1p.
     warmup_steps: the first steps, which have the focal loss (and box guidance) only.
     log_every: only every so many steps, from step 0 on, measure the norm of each term's gradient.
@@ -50,6 +52,7 @@ class Programs:
     optimizer: optax.GradientTransformation
     loss: LossSettings
     augmentation: Augmentation
+    input_scale: InputScale
     log_columns: tuple[bool, ...]
     warmup_steps: int
     center_cam: bool
@@ -64,9 +67,13 @@ class Programs:
         """Whether training takes its regions from the map before the last stage."""
         return self.cam_stage == 3 and self.loss.uses_radiomics
 
+    def input_shape(self, image_size: int) -> tuple[int, int, int, int]:
+        """The shape of one image as the encoder sees it."""
+        return 1, image_size, image_size, len(self.input_scale.mean)
+
     def init(self, variables: Any, image_size: int) -> TrainState:
         """The state before step 0 for the given model variables."""
-        images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+        images = jax.ShapeDtypeStruct(self.input_shape(image_size), jnp.float32)
         method = "early_map" if self.maps_before_last_stage else "feature_map"
         grid = jax.eval_shape(
             lambda v, x: self.model.apply(v, x, train=False, method=method), variables, images
@@ -157,7 +164,7 @@ class Programs:
 
         With running statistics. The embedding is the mean over the last feature map's cells, which the classifier sees.
         """
-        images = normalise(batch["image"][..., 0].astype(jnp.float32))
+        images = self.input_scale.apply(batch["image"][..., 0].astype(jnp.float32))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         if self.cam_stage == 3:
             early_map: Any = self.model.apply(variables, images, train=False, method="early_map")
@@ -175,6 +182,7 @@ class Programs:
         return ForwardPass(
             self.model,
             self.augmentation,
+            self.input_scale,
             self.seed,
             two_views=self.loss.uses_second_view,
             early=self.maps_before_last_stage,

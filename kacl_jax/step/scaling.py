@@ -1,4 +1,4 @@
-"""The scales on which the two encoders see their input: pixels as ImageNet has them, radiomic features as z-scores."""
+"""The scale on which the radiomics encoder sees its input: z-scores."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ from kacl_jax.models.kacl import MIN_READY_ROWS
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step.state import Batch, TrainState
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 EMA_DECAY = 0.99
 Z_CLIP = 10.0
-
-
-def normalise(grey: Float32[Array, "b h w"]) -> Float32[Array, "b h w 3"]:
-    """Grey levels 0–255 → three ImageNet-normalised channels."""
-    return (grey[..., None] / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 
 
 def z_score_radiomics(

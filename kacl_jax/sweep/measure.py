@@ -28,7 +28,14 @@ from kacl_jax.runtime.errors import UserError
 TABLE_IOU_THRESHOLDS = (0.1, 0.3, 0.5)
 METRICS = ("auroc", "auprc", *(f"iou_{t}" for t in TABLE_IOU_THRESHOLDS))
 FLOORS = ("prior_map", "prior_box")
-_SPLIT_KEYS = ("protocol", "folds", "data.split_seed", "data.val_fraction", "data.findings")
+_SPLIT_KEYS = (
+    "protocol",
+    "folds",
+    "data.split_seed",
+    "data.split_version",
+    "data.val_fraction",
+    "data.findings",
+)
 _RESAMPLES_AT_ONCE = 250  # few enough for a processor's cache
 AGREEMENT_TOLERANCE = 1e-9  # between results.json and the values from predictions.csv and boxes.csv
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
 from kacl_jax.config import command_line, reference
-from kacl_jax.config.stored import describe_changed_keys
+from kacl_jax.config.stored import describe_changed_keys, keep_old_values
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep.hyper import Point, Sweep
 from kacl_jax.sweep.jobs import Job
@@ -96,9 +96,11 @@ def expand(config_name: str, config: ConfigDict, workdir: Path) -> Plan:
             f"{path} defines no function get_hyper, so it is not a sweep; see {__file__}"
         )
     argument = [variant] if colon else []
+    sweep = _call_get_hyper(config_module["get_hyper"], argument, path)
+    # A sweep that an older version began is finished as it began.
+    keep_old_values(config, (workdir / point.name for point in sweep.points))
     flat, raw = (config_keys.flatten(c) for c in (config, config_module["get_config"](*argument)))
     common_overrides = {key: value for key, value in flat.items() if value != raw[key]}
-    sweep = _call_get_hyper(config_module["get_hyper"], argument, path)
     problems = []
     for arm in sweep.arms:
         problems += [

@@ -250,6 +250,7 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[Records, splits.Split]
         val_fraction=data.val_fraction,
         box_share=data.box_share,
         split_seed=data.split_seed,
+        version=data.split_version,
     )
     return records, split
 

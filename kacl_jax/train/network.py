@@ -10,6 +10,8 @@ import optax
 from ml_collections import ConfigDict
 
 from kacl_jax import radiomics
+from kacl_jax.models.encoders import ENCODERS
+from kacl_jax.models.input_scales import input_scale
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step import optimizer
@@ -67,6 +69,7 @@ def programs(
         ),
         loss=loss,
         augmentation=Augmentation(**config.augment),
+        input_scale=input_scale(config.model.input, own=ENCODERS[config.model.encoder].own_input),
         log_columns=radiomics.LOG_COLUMNS,
         warmup_steps=warmup_steps,
         center_cam=config.cam.center == "mean",
@@ -80,10 +83,9 @@ def programs(
 
 def init_variables(programs: Programs, config: ConfigDict) -> Any:
     """The random variables of config.seed: collections 'params' and 'batch_stats'."""
-    size = config.data.image_size
     return programs.model.init(
         jax.random.key(config.seed),
-        jnp.zeros((1, size, size, 3)),
+        jnp.zeros(programs.input_shape(config.data.image_size)),
         jnp.zeros((1, sum(programs.feature_columns))),
         jnp.zeros((1,), bool),
         train=False,

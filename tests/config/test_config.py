@@ -50,9 +50,11 @@ BROKEN = [
     ("data.val_fraction", 0.0),
     ("data.val_fraction", 0.6),
     ("data.val_fraction", math.nan),
+    ("data.split_version", 3),
     ("data.shards", 0),
     ("augment.rotate", 90.0),
     ("model.encoder", "vgg"),
+    ("model.input", "xray"),
     ("model.output_stride", 8),
     ("model.dtype", "float16"),
     ("train.batch_size", 30),
@@ -65,6 +67,8 @@ BROKEN = [
     ("loss.focal_weight", 1.5),
     ("loss.temperature", 0.0),
     ("loss.box_weight", 0.1),
+    ("loss.turned_box", "mask"),
+    ("loss.nt_xent_weight", -1.0),
     ("loss.positive", "rotated"),
     ("loss.positive", "augmented"),
     ("cam.center", "median"),
@@ -117,6 +121,14 @@ BROKEN = [
 def test_a_value_that_cannot_run_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"config.{key}|protocol A|box_weight"):
         config_keys.check(changed(**{key: value}), n_devices=4)
+
+
+def test_a_validation_part_larger_than_the_fold_it_comes_from_is_refused() -> None:
+    changes = {"protocol": "C", "data.val_fraction": 0.26}
+    with pytest.raises(UserError, match=r"val_fraction is 0\.26; .*folds=5 .* at most 0\.25"):
+        config_keys.check(changed(**changes), n_devices=4)
+    for fits in ({"data.val_fraction": 0.25}, {"folds": 3}, {"data.split_version": 1}):
+        config_keys.check(changed(**changes | fits), n_devices=4)
 
 
 def test_the_default_is_sound() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from kacl_jax import config as config_keys
 from kacl_jax.config import keys
-from kacl_jax.config.stored import PIXELS, check_config, read_config, write_config
+from kacl_jax.config.stored import PIXELS, check_config, keep_old_values, read_config, write_config
 from kacl_jax.runtime.errors import UserError
 
 CONFIG = {**config_keys.flatten(config_keys.default()), "data.root": "/a"}
@@ -111,7 +111,10 @@ def test_a_new_default_is_refused_where_the_code_did_something_else(
     store(tmp_path, OLDEST["config"])
     change_default(monkeypatch, key, new_default)
     assert read_config(tmp_path)[key] == did
-    typed_again = {**config_keys.flatten(config_keys.default()), **OLDEST["config"]}
+    others = {n: k.before for n, k in keys.KEYS.items() if n != key and k.before is not None}
+    typed_again = {
+        **config_keys.flatten(config_keys.default()), **others, **OLDEST["config"]
+    }  # fmt: skip
     with pytest.raises(UserError) as told:
         start(tmp_path, typed_again, SUMS)
     assert str(told.value).splitlines()[1:-1] == [f"  {key}: {did!r} → {new_default!r}"]
@@ -125,3 +128,25 @@ def test_a_new_default_is_nothing_to_a_run_that_has_the_key(
     store(tmp_path, CONFIG)
     change_default(monkeypatch, "cam.stage", 3)
     assert read_config(tmp_path) == CONFIG
+
+
+def test_a_run_that_began_before_a_key_keeps_what_its_code_did(tmp_path: Path) -> None:
+    """Also where another default is today's; but a value that the user chose is kept, and then refused."""
+    began, later = tmp_path / "began", tmp_path / "later"
+    began.mkdir()
+    later.mkdir()
+    store(began, OLDEST["config"])
+    store(later, CONFIG)
+    now = config_keys.default()
+    assert keep_old_values(now, [tmp_path / "none", began, later]) == [
+        "data.split_version=1", "model.input=imagenet", "loss.turned_box=hull"
+    ]  # fmt: skip
+    start(began, {**config_keys.flatten(now), **OLDEST["config"]}, SUMS)
+    assert keep_old_values(config_keys.default(), [began]) == []  # it has the keys now
+    assert keep_old_values(config_keys.default(), [later, tmp_path / "none"]) == []
+    chosen = config_keys.default()
+    chosen.model.input = "lite"
+    store(began, OLDEST["config"])
+    assert keep_old_values(chosen, [began]) == ["data.split_version=1", "loss.turned_box=hull"]
+    with pytest.raises(UserError, match=r"model\.input: 'imagenet' → 'lite'"):
+        start(began, {**config_keys.flatten(chosen), **OLDEST["config"]}, SUMS)

@@ -30,7 +30,14 @@ def records(tmp_path: Path) -> Records:
 
 def pooled(records: Records) -> Split:
     return make_split(
-        records, protocol="C", folds=5, fold=0, val_fraction=0.1, box_share=0.5, split_seed=0
+        records,
+        protocol="C",
+        folds=5,
+        fold=0,
+        val_fraction=0.1,
+        box_share=0.5,
+        split_seed=0,
+        version=2,
     )
 
 

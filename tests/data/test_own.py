@@ -141,7 +141,7 @@ def test_a_fold_follows_from_the_names_of_the_patients(tmp_path: Path) -> None:
     rows = [f"{i:02d}.png,P{i:02d},F,50,PA,{i % 2},0" for i in range(20)]
     boxes = [f"{i:02d}.png,Opacity,40,40,20,20" for i in range(1, 20, 2)]
     options = {
-        "protocol": "C", "folds": 2, "fold": 0, "val_fraction": 0.2, "box_share": 1.0, "split_seed": 0,
+        "protocol": "C", "folds": 2, "fold": 0, "val_fraction": 0.2, "box_share": 1.0, "split_seed": 0, "version": 2,
     }  # fmt: skip
     records = read(write(tmp_path / "all", rows, boxes))
     split = make_split(records, **options)

@@ -36,6 +36,7 @@ def split(records: Records, protocol: str, **changes: Any) -> Split:
         "val_fraction": 0.1,
         "box_share": 0.0 if protocol == "A" else 1.0,
         "split_seed": 0,
+        "version": 2,
     }
     return make_split(records, protocol=protocol, **(options | changes))
 
@@ -132,11 +133,52 @@ def test_validation_and_folds_follow_the_written_rule(records: Records) -> None:
     def order(role: str, of: set[int]) -> list[int]:
         return sorted(of, key=lambda p: hashlib.sha256(f"7:{role}:{p}".encode()).digest())
 
-    s = split(records, "C", split_seed=7, fold=2)
     everyone = set(records.patients.tolist())
-    assert patients(records, s.test) == set(order("fold", everyone)[2::5])
-    able = everyone - patients(records, s.test)
-    assert patients(records, s.val) == set(order("val", able)[: round(0.1 * len(able))])
+    next_fold = set(order("fold", everyone)[3::5])
+    for version in (1, 2):
+        s = split(records, "C", split_seed=7, fold=2, version=version)
+        assert patients(records, s.test) == set(order("fold", everyone)[2::5])
+        others = everyone - patients(records, s.test)
+        able = others if version == 1 else next_fold
+        assert patients(records, s.val) == set(order("val", able)[: round(0.1 * len(others))])
+
+
+@pytest.mark.parametrize("folds, val_fraction", [(2, 0.5), (5, 0.1), (5, 0.25), (7, 0.1)])
+def test_no_patient_validates_in_two_folds(
+    records: Records, folds: int, val_fraction: float
+) -> None:
+    """Version 1 lets patients validate twice, where there are more than two folds."""
+    for version in (1, 2):
+        parts = [
+            patients(records, s.val)
+            for s in (
+                split(
+                    records, "C", folds=folds, fold=fold, val_fraction=val_fraction, version=version
+                )
+                for fold in range(folds)
+            )
+        ]
+        is_disjoint = len(set().union(*parts)) == sum(map(len, parts))
+        assert is_disjoint == (version == 2 or folds == 2)
+
+
+def test_the_version_changes_only_who_validates_and_only_under_c(records: Records) -> None:
+    for protocol in PROTOCOLS:
+        first, second = (split(records, protocol, version=v) for v in (1, 2))
+        assert (first.hash == second.hash) == (protocol != "C")
+        np.testing.assert_array_equal(first.test, second.test)
+        np.testing.assert_array_equal(first.scored, second.scored)
+        assert len(patients(records, first.val)) == len(patients(records, second.val))
+
+
+def test_validation_patients_are_like_all_patients(nih: Records) -> None:
+    """Labels and boxes of five validation parts, against their share of the images or patients."""
+    everyone = np.unique(nih.patients).size
+    share = sum(len(patients(nih, split(nih, "C", fold=f).val)) for f in range(5)) / everyone
+    val = np.concatenate([split(nih, "C", fold=f).val for f in range(5)])
+    chosen = nih.labels[val].sum(0) / (share * nih.labels.sum(0))
+    np.testing.assert_allclose(chosen, 1, atol=0.12)
+    assert len(patients(nih, val[nih.has_box[val].any(1)])) == pytest.approx(share * 726, abs=50)
 
 
 def test_shares_of_boxes_are_nested(nih: Records) -> None:

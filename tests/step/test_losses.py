@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from kacl_jax.step import losses
+from kacl_jax.step.box_area import union_area
 
 
 def unit(random: np.random.Generator, *shape: int) -> jax.Array:
@@ -191,17 +192,19 @@ def test_box_guidance_is_the_cross_entropy_of_the_unions_share_of_each_cell(
     )
     share = inside.reshape(4, fine // 4, 5, fine // 5).sum((1, 3)) / inside.sum()
     log_p = maps[0, 0] - np.log(np.exp(maps[0, 0]).sum())
-    loss, weight = losses.box_guidance(maps, jnp.float32(boxes)[None, None], jnp.array([[True]]))
+    loss, weight = losses.box_guidance(
+        maps, union_area(jnp.float32(boxes)[None, None], 4, 5), jnp.array([[True]])
+    )
     assert weight[0, 0] == 1
     np.testing.assert_allclose(loss[0, 0], -(share * log_p).sum(), rtol=1e-4)
 
 
 def test_box_guidance_pulls_the_map_onto_the_box() -> None:
     maps = jnp.zeros((1, 1, 4, 4))
-    box = jnp.float32([[[[0.5, 0.5, 1.0, 1.0]]]])
+    area = union_area(jnp.float32([[[[0.5, 0.5, 1.0, 1.0]]]]), 4, 4)
 
     def loss(m: jax.Array) -> jax.Array:
-        return losses.box_guidance(m, box, jnp.array([[True]]))[0].sum()
+        return losses.box_guidance(m, area, jnp.array([[True]]))[0].sum()
 
     for _ in range(200):
         maps = maps - 1.0 * jax.grad(loss)(maps)
@@ -211,11 +214,11 @@ def test_box_guidance_pulls_the_map_onto_the_box() -> None:
 
 def test_box_guidance_ignores_pairs_without_a_box() -> None:
     maps = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 4, 4)))
-    boxes = jnp.zeros((2, 3, 2, 4))
-    loss, weight = losses.box_guidance(maps, boxes, jnp.zeros((2, 3), bool))
+    area = union_area(jnp.zeros((2, 3, 2, 4)), 4, 4)
+    loss, weight = losses.box_guidance(maps, area, jnp.zeros((2, 3), bool))
     assert loss.sum() == 0
     assert weight.sum() == 0
-    gradient = jax.grad(lambda m: losses.box_guidance(m, boxes, jnp.ones((2, 3), bool))[0].sum())(
+    gradient = jax.grad(lambda m: losses.box_guidance(m, area, jnp.ones((2, 3), bool))[0].sum())(
         maps
     )
     np.testing.assert_array_equal(gradient, 0)

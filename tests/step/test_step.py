@@ -18,6 +18,7 @@ from kacl_jax import radiomics
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS, DataParallel
 from kacl_jax.step import gradcam, losses
+from kacl_jax.step.box_area import union_area
 from kacl_jax.step.objective import Objective
 from kacl_jax.step.scaling import z_score
 from kacl_jax.step.state import TrainState
@@ -110,7 +111,9 @@ def test_the_gradient_is_that_of_the_global_loss_written_down_plainly() -> None:
         )
         kernel = params["classifier"]["kernel"]
         maps = jnp.einsum("buvk,kc->bcuv", feature_map, kernel)
-        box, pairs = losses.box_guidance(maps, batch["boxes"], batch["has_box"])
+        box, pairs = losses.box_guidance(
+            maps, union_area(batch["boxes"], *maps.shape[2:]), batch["has_box"]
+        )
         return (
             0.8 * focal.sum(1).mean()
             + 0.2 * contrast.sum() / anchors.sum()

@@ -16,11 +16,11 @@ import optax
 from tiny_step import LOSS, SIZE, B, C, TinyKACL, close, make_batch, programs
 
 from kacl_jax import radiomics
+from kacl_jax.models.input_scales import INPUT_SCALES
 from kacl_jax.runtime.devices import DataParallel
 from kacl_jax.step import augment, gradcam
 from kacl_jax.step.augment import Augmentation
 from kacl_jax.step.programs import Programs
-from kacl_jax.step.scaling import normalise
 from kacl_jax.step.state import TrainState
 
 AUGMENTATION = Augmentation(rotate=8.0, shift=0.05, scale=0.1, contrast=0.3)
@@ -100,7 +100,7 @@ def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
             for i in (0, 1)
         )
         variables = {"params": params, "batch_stats": state.batch_stats}
-        images = normalise(jnp.concatenate([first, second]))
+        images = INPUT_SCALES["imagenet"].apply(jnp.concatenate([first, second]))
         feature_map, stats = model.apply(
             variables, images, train=True, method="feature_map", mutable=["batch_stats"]
         )
@@ -128,6 +128,30 @@ def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
     _, metrics, _ = step(state, batch)
     np.testing.assert_allclose(metrics["loss"], 0.8 * metrics["focal"], rtol=1e-6)
     assert metrics["nt_xent"] > 0
+
+
+def test_two_views_without_nt_xent_are_simclrs_step_with_the_focal_gradient_alone() -> None:
+    """The control arm: BatchNorm sees both views, and only the focal term teaches."""
+    control = dataclasses.replace(SIMCLR, nt_xent_weight=0.0)
+    simclr, two_views, one_view = (
+        programs(loss=loss, augmentation=AUGMENTATION, center_cam=False)
+        for loss in (SIMCLR, control, dataclasses.replace(LOSS, focal_weight=1.0))
+    )
+    state, batch = first_state(simclr), make_batch()
+    with_contrast, metrics, _ = Stepper(simclr, 4)(state, batch)
+    after, measured, _ = Stepper(two_views, 4)(state, batch)
+    close(after.batch_stats, with_contrast.batch_stats, within=0)
+    assert measured["nt_xent"] == metrics["nt_xent"] > 0
+    np.testing.assert_allclose(measured["loss"], 0.8 * measured["focal"], rtol=1e-6)
+    close(after.params["image_head"], state.params["image_head"], within=0)
+    close(after.params["classifier"], with_contrast.params["classifier"], within=0)
+    first = [a.params["image_encoder"]["Conv_0"]["kernel"] for a in (after, with_contrast)]
+    assert np.abs(first[0] - first[1]).max() > 1e-6
+    alone, _, _ = Stepper(one_view, 4)(state, batch)
+    differs = jax.tree.map(
+        lambda a, b: np.abs(a - b).max() > 1e-6, alone.batch_stats, after.batch_stats
+    )
+    assert all(jax.tree.leaves(differs["image_encoder"]))
 
 
 def test_a_view_belongs_to_seed_step_image_and_number() -> None:
@@ -208,7 +232,7 @@ def on_device(state: TrainState) -> Any:
 
 
 def grey(batch: Any) -> jax.Array:
-    return normalise(jnp.float32(batch["image"][..., 0]))
+    return INPUT_SCALES["imagenet"].apply(jnp.float32(batch["image"][..., 0]))
 
 
 def test_evaluated_maps_of_an_earlier_stage_are_its_grad_cams_and_each_images_own() -> None:
