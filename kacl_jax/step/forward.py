@@ -1,7 +1,7 @@
 """The image encoder's pass over one training batch: augment, scale, encode once.
 
-Axes: b batch on this device · n views of it · h w pixels · m channels of an image · s t and u v map cells · i k channels
-· f radiomic features.
+Axes: b batch on this device · n views of it · h w pixels · m channels of an image · s t and u v map cells ·
+i k channels · f radiomic features.
 """
 
 from __future__ import annotations
