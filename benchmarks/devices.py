@@ -30,10 +30,10 @@ class Memory(NamedTuple):
 
 # From the same pages; the key is how a device_kind begins.
 MEMORY = {
-    "TPU v6 lite": Memory(32e9, 1640e9),
+    "TPU v6 lite": Memory(32e9, 1638e9),
     "TPU v5 lite": Memory(16e9, 819e9),
     "TPU v5": Memory(95e9, 2765e9),
-    "TPU v4": Memory(32e9, 1228e9),
+    "TPU v4": Memory(32e9, 1200e9),
     "NVIDIA H100 80GB HBM3": Memory(80e9, 3350e9),
 }
 
