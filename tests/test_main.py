@@ -157,8 +157,12 @@ def test_verify_says_whether_a_root_is_sound(root: Path, tmp_path: Path) -> None
     assert cv2.imread(str(tmp_path / "w" / "check.png")).any()
     # What a run would refuse although the root is sound: all at once.
     wrong = ("--config.feedback.lag=1000", "--config.cam.threshold=2")
+    # In the folder of a run that began before some of today's keys existed.
+    files.write_json(tmp_path / "w" / "config.json", {"config": {"seed": 0}, "data": {}})
     refused = call(NIH, *wrong, *flags)
+    (tmp_path / "w" / "config.json").unlink()
     assert refused.returncode == USER_ERROR
+    assert "it keeps data.split_version=1, model.input=imagenet" in refused.stderr
     assert "No problems found" not in refused.stdout
     assert "config.cam.threshold is 2" in refused.stderr
     assert "do not fill a batch of 64" in refused.stderr
