@@ -292,7 +292,7 @@ def test_a_dry_run_lists_the_points_in_order_and_runs_nothing(tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize("variant", ["all", "main", "384", "512", "phantom"])
+@pytest.mark.parametrize("variant", ["all", "main", "batchnorm", "384", "512", "phantom"])
 def test_every_point_of_the_ablations_is_a_config_that_main_understands(variant: str) -> None:
     """What a point's words say, read by main's own flags, is the base with the arm's keys, and passes the check."""
     name = f"{REPO / ABLATIONS}:{variant}"
