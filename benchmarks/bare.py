@@ -1,9 +1,14 @@
-"""A bare train step for the benchmarks: KACL as configs/nih.py trains it under protocol A, and one random batch."""
+"""A bare train step for the benchmarks: KACL as configs/nih.py trains it under protocol A, a batch, and regions.
+
+Imports nothing that reads data, configs or pyradiomics, so that it runs on a bare machine with an accelerator.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +19,10 @@ from kacl_jax.models.input_scales import INPUT_SCALES
 from kacl_jax.models.kacl import KACL
 from kacl_jax.runtime.devices import AXIS
 from kacl_jax.step.augment import Augmentation
+from kacl_jax.step.in_step_radiomics import InStepRadiomics
 from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.programs import Programs
+from kacl_jax.step.regions import RegionRule
 
 FINDINGS, FEATURES = 8, len(radiomics.FEATURE_NAMES)
 
@@ -57,3 +64,37 @@ def random_batch(size: int, b: int) -> dict[str, np.ndarray]:
         "ready": np.ones(b, bool),
         "age": np.ones(b, np.int32),
     }
+
+
+def in_step_radiomics(size: int) -> InStepRadiomics:
+    """Regions from maps alone, thresholded and binned as configs/nih.py does."""
+    rule = RegionRule("cam", truth_boxes=False, relu=True, threshold=0.5, size=size, seed=0)
+    return InStepRadiomics(rule, bin_width=25.0)
+
+
+def xrays(size: int, b: int, archive: Path | None = None) -> np.ndarray:
+    """Images uint8 [b size size]: an archive's (`benchmarks.reference_regions`), in turns, or smooth with film grain."""
+    if archive is None:
+        random = np.random.default_rng(0)
+        grain = random.normal(scale=4, size=(b, size, size))
+        smooth = np.stack([_smooth(random, size, size / 16) for _ in range(b)])
+        return np.clip(200 * smooth + 20 + grain, 0, 255).astype(np.uint8)
+    with np.load(archive, allow_pickle=False) as arrays:
+        images = arrays["images"]
+    if images.shape[1:] != (size, size):
+        raise SystemExit(
+            f"{archive} holds images of {images.shape[1]} px, and {size} px are asked for"
+        )
+    return images[np.arange(b) % len(images)]
+
+
+def maps(b: int, *, sigma: float = 1.2) -> np.ndarray:
+    """float32 [b 7 7]: smooth noise. sigma: of the smoothing, in cells."""
+    random = np.random.default_rng(0)
+    return np.stack([_smooth(random, 7, sigma) - 0.2 for _ in range(b)]).astype(np.float32)
+
+
+def _smooth(random: np.random.Generator, side: int, sigma: float) -> np.ndarray:
+    """[side side], 0 to 1."""
+    x = cv2.GaussianBlur(random.normal(size=(side, side)), (0, 0), sigma)
+    return np.asarray((x - x.min()) / (x.max() - x.min()))

@@ -1,78 +1,143 @@
-"""Radiomics in the train step: regions/s of the default device, with marking, compared to a core with pyradiomics.
+"""Radiomics in the train step: regions/s of the default device, and where the time goes.
 
-    python -m benchmarks.regions [image size] [batch …]
+    python -m benchmarks.regions [image size] [batch] [--forms=scatter,matmul,compare] [--images=FILE] [--json=FILE]
 
-The images are smooth with film grain, the maps smooth noise on a 7×7 grid, thresholded as in training. Medians over
-rounds in which both take turns; times include the transfer of the images to the device. The first call of each program,
-which includes compilation, is reported apart.
+forms: of counting (`kacl_jax/radiomics/counts/bincount.py`). Default: 'scatter' on a CPU, elsewhere all. The one that a
+GPU takes in training is `_ON_A_GPU` in kacl_jax/step/in_step_radiomics.py, and this benchmark decides which it should be.
+images: an archive of `benchmarks.reference_regions`; without it the images are smooth with film grain. The maps are
+smooth noise on a 7×7 grid, thresholded as in training.
+
+Each part runs alone, on the regions of the whole. Medians of rounds in which all parts of all forms take turns. The
+inputs lie on the device. The remainder is what the whole takes more or less than its parts together.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
+import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
-import cv2
 import jax
 import numpy as np
 
-from kacl_jax.radiomics import extract
+from benchmarks import bare
+from kacl_jax.radiomics import tiles
+from kacl_jax.radiomics.counts.bincount import Formulation
+from kacl_jax.radiomics.counts.matrices import Matrices
 from kacl_jax.step.in_step_radiomics import InStepRadiomics
-from kacl_jax.step.regions import RegionRule
 
-ROUNDS, ON_HOST = 7, 16
-
-
-def main(size: int = 224, *batches: int) -> None:
-    rule = RegionRule("cam", truth_boxes=False, relu=True, threshold=0.5, size=size, seed=0)
-    in_step = InStepRadiomics(rule, bin_width=25.0)
-    measure = jax.jit(in_step.measure)
-    device = jax.devices()[0]
-    print(f"{size} px, {device.platform}:{device.device_kind}, jax {jax.__version__}")
-    print(
-        f"{'regions at once':>16}{'ms':>10}{'regions/s':>12}{'a core: ms':>12}{'× a core':>10}{'first call s':>14}"
-    )
-    for b in batches or (32, 256):
-        inputs = _random_inputs(b, size)
-        first_s = _time(lambda inputs=inputs: jax.block_until_ready(measure(*inputs)))
-        masks = np.asarray(jax.jit(rule.mark_on_device)(*inputs[1:])[0])[:ON_HOST]
-        images = inputs[0][: len(masks)]
-        seconds, host_s = [], []
-        for _ in range(ROUNDS):
-            seconds.append(_time(lambda inputs=inputs: jax.block_until_ready(measure(*inputs))))
-            host_s.append(_time(lambda images=images, masks=masks: extract(images, masks)))
-        rate, core_s = b / statistics.median(seconds), statistics.median(host_s) / len(masks)
-        row = f"{b:16d}{1e3 * b / rate:10.1f}{rate:12.0f}{1e3 * core_s:12.1f}{rate * core_s:10.0f}"
-        print(f"{row}{first_s:14.1f}; {100 * masks.mean():.0f} % of an image", flush=True)
+ROUNDS = 7
+# What a part computes of the counts. XLA leaves out all the rest.
+COUNTS: dict[str, Callable[[Matrices], Any]] = {
+    "histogram": lambda counts: counts.histogram,
+    "GLCM": lambda counts: (counts.glcm, counts.valid_directions),
+    "GLRLM": lambda counts: counts.glrlm,
+    "zones": lambda counts: counts.zones,
+    "GLDM and NGTDM": lambda counts: (counts.gldm, counts.tone_difference),
+    "outline": lambda counts: counts.outline,
+}
 
 
-def _random_inputs(b: int, size: int) -> tuple[np.ndarray, ...]:
-    """Images uint8 [b h w], maps float32 [b 7 7], no truth boxes, on the host."""
-    random = np.random.default_rng(0)
+def parts(
+    in_step: InStepRadiomics, form: Formulation, images: jax.Array, cams: jax.Array
+) -> dict[str, Callable[[], Any]]:
+    """Each part, and 'whole', as a compiled call on its own inputs."""
+    table = jax.device_put(in_step.level_table)
+    tile = {"side": in_step.side, "n_levels": in_step.n_levels}
+    crop = jax.jit(functools.partial(tiles.crop_and_bin, **tile))
+    # As the step counts on a CPU.
+    one_by_one = form == "scatter" and jax.default_backend() == "cpu"
+    counting = {"formulation": form, "one_by_one": one_by_one}
+    count = functools.partial(tiles.count, n_levels=in_step.n_levels, **counting)
 
-    def smooth(side: int, sigma: float) -> np.ndarray:
-        x = cv2.GaussianBlur(random.normal(size=(side, side)), (0, 0), sigma)
-        return np.asarray((x - x.min()) / (x.max() - x.min()))
+    def mark(cams: jax.Array) -> jax.Array:
+        finding = np.full(len(cams), -1, np.int32)
+        return in_step.rule.mark_on_device(cams, finding, np.zeros((len(cams), 8, 1, 4)))[0]
 
-    grain = random.normal(scale=4, size=(b, size, size))
-    images = np.stack([200 * smooth(size, size / 16) for _ in range(b)]) + 20 + grain
-    cams = np.stack([smooth(7, 1.2) for _ in range(b)]) - 0.2
-    return (
-        np.clip(images, 0, 255).astype(np.uint8),
-        cams.astype(np.float32),
-        np.full(b, -1, np.int32),
-        np.zeros((b, 8, 4), np.float32),
-    )
+    def whole(images: jax.Array, cams: jax.Array, table: jax.Array) -> Any:
+        return tiles.region_features(images, mark(cams), table, **tile, **counting)
+
+    mark_alone, formulas = jax.jit(mark), jax.jit(tiles.features_from_counts)
+    masks = mark_alone(cams)
+    pixels, level, _ = crop(images, masks, table)
+    counts = jax.jit(count)(pixels, level)
+    calls = {
+        "marking": (mark_alone, cams),
+        "cropping and binning": (crop, images, masks, table),
+        **{
+            name: (jax.jit(lambda *tiles_, take=take: take(count(*tiles_))), pixels, level)
+            for name, take in COUNTS.items()
+        },
+        "formulas": (formulas, counts, pixels, level),
+        "whole": (jax.jit(whole), images, cams, table),
+    }
+    return {name: functools.partial(*call) for name, call in calls.items()}
 
 
-def _time(function: Callable[[], Any]) -> float:
+def split(size: int, b: int, forms: list[Formulation], archive: Path | None) -> dict[str, Any]:
+    """Per form: ms of each part and of the whole, the remainder, regions/s, seconds of the whole's first call."""
+    in_step = bare.in_step_radiomics(size)
+    images, cams = jax.device_put((bare.xrays(size, b, archive), bare.maps(b)))
+    calls = {form: parts(in_step, form, images, cams) for form in forms}
+    first_s = {form: _seconds(calls[form]["whole"]) for form in forms}
+    seconds: dict[str, dict[str, list[float]]] = {
+        form: {name: [] for name in of_form} for form, of_form in calls.items()
+    }
+    for round_ in range(ROUNDS + 1):
+        for form, of_form in calls.items():
+            for name, call in of_form.items():
+                took = _seconds(call)
+                if round_:  # the first round compiles
+                    seconds[form][name].append(took)
+    found = {}
+    for form, of_form in seconds.items():
+        ms = {name: 1e3 * statistics.median(values) for name, values in of_form.items()}
+        remainder = 2 * ms["whole"] - sum(ms.values())
+        rate = 1e3 * b / ms["whole"]
+        found[form] = {
+            "ms": {**ms, "remainder": remainder},
+            "regions_per_s": rate,
+            "first_call_s": first_s[form],
+        }
+    return found
+
+
+def _seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    function()
+    jax.block_until_ready(call())
     return time.perf_counter() - start
 
 
+def main() -> None:
+    known = get_args(Formulation)
+    default = ["scatter"] if jax.default_backend() == "cpu" else list(known)
+    parser = argparse.ArgumentParser(prog="benchmarks.regions", allow_abbrev=False)
+    parser.add_argument("size", type=int, nargs="?", default=224)
+    parser.add_argument("batch", type=int, nargs="?", default=32)
+    parser.add_argument("--forms", type=lambda text: text.split(","), default=default)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse_args()
+    if unknown := set(flags.forms) - set(known):
+        parser.error(f"--forms={','.join(sorted(unknown))}: there are {', '.join(known)}")
+    device = jax.devices()[0]
+    where = f"{device.platform}:{device.device_kind}"
+    print(f"{flags.size} px, {flags.batch} regions, {where}, jax {jax.__version__}; ms", flush=True)
+    found = split(flags.size, flags.batch, flags.forms, flags.images)
+    print(f"{'':22}" + "".join(f"{form:>10}" for form in found))
+    for name in found[flags.forms[0]]["ms"]:
+        print(f"{name:22}" + "".join(f"{x['ms'][name]:10.2f}" for x in found.values()))
+    for name, title in (("regions_per_s", "regions/s"), ("first_call_s", "first call, s")):
+        print(f"{title:22}" + "".join(f"{x[name]:10,.1f}" for x in found.values()))
+    if flags.json:
+        settings = {"device": where, "image_size": flags.size, "regions": flags.batch}
+        flags.json.write_text(json.dumps({**settings, "forms": found}, indent=2) + "\n")
+
+
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

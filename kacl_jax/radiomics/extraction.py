@@ -300,7 +300,12 @@ def _compute_batch(regions: list[_Region], bucket: _Bucket, dtype: str) -> Float
 @functools.cache
 def _compiled_program(n_levels: int, method: CountingMethod) -> Callable[..., jax.Array]:
     if method != "numba":
-        return jax.jit(functools.partial(tiles.features, n_levels=n_levels, formulation=method))
+        one_by_one = method == "scatter"
+        return jax.jit(
+            functools.partial(
+                tiles.features, n_levels=n_levels, formulation=method, one_by_one=one_by_one
+            )
+        )
     from kacl_jax.radiomics.counts import by_numba
 
     features_from_counts = jax.jit(tiles.features_from_counts)

@@ -28,34 +28,56 @@ def features(
     *,
     n_levels: int,
     formulation: Formulation,
+    one_by_one: bool = False,
     used: Int32[Array, ""] | None = None,
 ) -> Float[Array, "n f"]:
-    """All features in the order of FEATURE_NAMES.
+    """All features in the order of FEATURE_NAMES, in jax's default precision; NaN where pyradiomics gives NaN.
+
+    pixels, level and the rest: as in `count`.
+    """
+    counts = count(
+        pixels,
+        level,
+        n_levels=n_levels,
+        formulation=formulation,
+        one_by_one=one_by_one,
+        used=used,
+    )
+    return features_from_counts(counts, pixels, level)
+
+
+def count(
+    pixels: Real[Array, "n s s"],
+    level: UInt8[Array, "n s s"],
+    *,
+    n_levels: int,
+    formulation: Formulation,
+    one_by_one: bool = False,
+    used: Int32[Array, ""] | None = None,
+) -> Matrices:
+    """The matrices of n regions, each array with a leading axis n.
 
     Args:
       pixels: uint8 or float, grey values; those outside of the region have no influence.
       level: grey levels 1 … `n_levels` inside the region, 0 outside and on the rim.
       n_levels: the highest grey level that may occur.
-      formulation: see `bincount`. 'scatter' computes the regions one after the other (their tiles stay in the cache),
-        the others all together.
-      used: how many of the n tiles hold a region (the first ones); the features of the others are undefined.
-
-    Returns:
-      the features in jax's default precision; NaN where pyradiomics gives NaN.
+      formulation: see `bincount`.
+      one_by_one: one region after the other, so that their tiles stay in a CPU's cache.
+      used: with `one_by_one`, how many of the n tiles hold a region (the first ones); the others' counts are undefined.
     """
-
-    count = functools.partial(matrices.count_matrices, n_levels=n_levels, formulation=formulation)
-    if formulation == "scatter":
-        counts = _map_sequentially(count, (pixels, level), used)
-    else:
-        counts = count(pixels, level)
-    return features_from_counts(counts, pixels, level)
+    of_regions = functools.partial(
+        matrices.count_matrices, n_levels=n_levels, formulation=formulation
+    )
+    if one_by_one:
+        counts: Matrices = _map_sequentially(of_regions, (pixels, level), used)
+        return counts
+    return of_regions(pixels, level)
 
 
 def features_from_counts(
     counts: Matrices, pixels: Real[Array, "n s s"], level: UInt8[Array, "n s s"]
 ) -> Float[Array, "n f"]:
-    """Features from the counts of n regions, each array with a leading axis n; pixels and level as in `features`."""
+    """Features from the counts of n regions; pixels and level as in `count`."""
     return jax.vmap(_features_of_region)(counts, pixels, level)
 
 
@@ -112,18 +134,39 @@ def region_features(
     side: int,
     n_levels: int,
     formulation: Formulation,
+    one_by_one: bool = False,
 ) -> tuple[Float[Array, "n f"], Int32[Array, "n"]]:
     """Features of one region per image, cropped, binned and counted on the device.
+
+    Args:
+      level_table, side, n_levels: see `crop_and_bin`.
+      formulation, one_by_one: see `count`.
+
+    Returns:
+      (features, problem). problem is an index into `PROBLEMS`: 0 for none, else why the region
+      has no features; these are zeros then.
+    """
+    pixels, level, problem = crop_and_bin(images, masks, level_table, side=side, n_levels=n_levels)
+    values = features(
+        pixels, level, n_levels=n_levels, formulation=formulation, one_by_one=one_by_one
+    )
+    return jnp.where((problem == 0)[:, None], values, 0), problem
+
+
+def crop_and_bin(
+    images: UInt8[Array, "n h w"],
+    masks: Bool[Array, "n h w"],
+    level_table: UInt8[Array, "256 256"],
+    *,
+    side: int,
+    n_levels: int,
+) -> tuple[UInt8[Array, "n {side} {side}"], UInt8[Array, "n {side} {side}"], Int32[Array, "n"]]:
+    """(pixels, level, problem): the tile of each region, and its index into `PROBLEMS`.
 
     Args:
       level_table: from `bins.level_table`.
       side: of the tile.
       n_levels: the highest grey level that can be counted.
-      formulation: see `bincount`.
-
-    Returns:
-      (features, problem). problem is an index into `PROBLEMS`: 0 for none, else why the region
-      has no features; these are zeros then.
     """
 
     def crop_to_tile(
@@ -148,9 +191,7 @@ def region_features(
         level = sum(((grey >= x).astype(jnp.uint8) for x in smallest), jnp.zeros((), jnp.uint8))
         return grey.astype(jnp.uint8), level, jnp.select(has_problem, [1, 2, 3], 0)
 
-    pixels, level, problem = jax.vmap(crop_to_tile)(images, masks)
-    values = features(pixels, level, n_levels=n_levels, formulation=formulation)
-    return jnp.where((problem == 0)[:, None], values, 0), problem
+    return jax.vmap(crop_to_tile)(images, masks)
 
 
 def _extent(flags: Bool[Array, "n"]) -> tuple[Int32[Array, ""], Int32[Array, ""]]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
 from kacl_jax.radiomics import FEATURE_NAMES, tiles
@@ -49,6 +50,21 @@ class InStepRadiomics:
     rule: RegionRule
     bin_width: float
 
+    @property
+    def level_table(self) -> UInt8[np.ndarray, "256 256"]:
+        """See `bins.level_table`."""
+        return bins.level_table(self.bin_width)
+
+    @property
+    def n_levels(self) -> int:
+        """The highest grey level that is counted."""
+        return min(int(self.level_table.max()), _MAX_LEVELS)
+
+    @property
+    def side(self) -> int:
+        """Of the tile that holds any region, in px."""
+        return self.rule.size + 2
+
     def measure(
         self,
         images: UInt8[Array, "b h w"],
@@ -63,18 +79,15 @@ class InStepRadiomics:
         either.
         """
         masks, origin = self.rule.mark_on_device(cam, box_finding, boxes)
-        table = bins.level_table(self.bin_width)
         measure = functools.partial(
-            tiles.region_features,
-            side=self.rule.size + 2,
-            n_levels=min(int(table.max()), _MAX_LEVELS),
+            tiles.region_features, side=self.side, n_levels=self.n_levels
         )
         # The device that the program is compiled for decides, which need not be one of this machine.
         features, problem = jax.lax.platform_dependent(
             images,
             masks,
-            jnp.asarray(table),
-            cpu=functools.partial(measure, formulation="scatter"),
+            jnp.asarray(self.level_table),
+            cpu=functools.partial(measure, formulation="scatter", one_by_one=True),
             tpu=functools.partial(measure, formulation="matmul"),
             default=functools.partial(measure, formulation=_ON_A_GPU),
         )
