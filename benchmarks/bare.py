@@ -73,7 +73,7 @@ def in_step_radiomics(size: int) -> InStepRadiomics:
 
 
 def xrays(size: int, b: int, archive: Path | None = None) -> np.ndarray:
-    """Images uint8 [b size size]: an archive's (`benchmarks.reference_regions`), in turns, or smooth with film grain."""
+    """Images uint8 [b size size]: an archive's, in turns (`benchmarks.reference_regions`), or smooth with grain."""
     if archive is None:
         random = np.random.default_rng(0)
         grain = random.normal(scale=4, size=(b, size, size))

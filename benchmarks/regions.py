@@ -2,8 +2,8 @@
 
     python -m benchmarks.regions [image size] [batch] [--forms=scatter,matmul,compare] [--images=FILE] [--json=FILE]
 
-forms: of counting (`kacl_jax/radiomics/counts/bincount.py`). Default: 'scatter' on a CPU, elsewhere all. The one that a
-GPU takes in training is `_ON_A_GPU` in kacl_jax/step/in_step_radiomics.py, and this benchmark decides which it should be.
+forms: of counting (`kacl_jax/radiomics/counts/bincount.py`). Default: 'scatter' on a CPU, elsewhere all. A GPU takes
+`_ON_A_GPU` in kacl_jax/step/in_step_radiomics.py in training, and this benchmark decides which it should be.
 images: an archive of `benchmarks.reference_regions`; without it the images are smooth with film grain. The maps are
 smooth noise on a 7×7 grid, thresholded as in training.
 

@@ -1,6 +1,6 @@
 """This KACL against KACL in PyTorch: the same weights, batch and losses, on the same device, in turns.
 
-    python -m benchmarks.vs_torch [image size] [batch] [rounds] [rounds of the loops]
+    python -m benchmarks.vs_torch [image size] [batch] [rounds] [rounds of the loops] [--json=FILE]
 
 Steps (ResNet-18; PyTorch channels_last, on a GPU with bfloat16 AMP and torch.compile), medians of rounds in turns:
   model        forward and gradients of the focal loss, nothing updated
@@ -19,6 +19,7 @@ Before timing, both sides must agree on loss and map. Only this benchmark needs 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -58,23 +59,48 @@ GPU = torch.cuda.is_available() and jax.default_backend() == "gpu"
 DEVICE = "cuda" if GPU else "cpu"
 
 
-def main(size: int = 224, batch_size: int = 16, rounds: int = 7, loop_rounds: int = 3) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.vs_torch", allow_abbrev=False)
+    parser.add_argument("size", type=int, nargs="?", default=224)
+    parser.add_argument("batch", type=int, nargs="?", default=16)
+    parser.add_argument("rounds", type=int, nargs="?", default=7)
+    parser.add_argument("loop_rounds", type=int, nargs="?", default=3)
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse_args()
     device = jax.devices()[0]
-    print(f"ResNet-18, {size} px, batch {batch_size}, {device.platform}:{device.device_kind}")
+    where = f"{device.platform}:{device.device_kind}"
+    print(f"ResNet-18, {flags.size} px, batch {flags.batch}, {where}")
     print(f"jax {jax.__version__}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}\n")
+    found = {
+        "device": where,
+        "batch": flags.batch,
+        "steps": time_steps(flags.size, flags.batch, flags.rounds),
+    }
+    if flags.loop_rounds:
+        found["loops"] = time_loops(flags.size, flags.batch, flags.loop_rounds)
+    if flags.json:
+        flags.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def time_steps(size: int, batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Of each step: median seconds of both sides, and how often kacl_jax's fits into PyTorch's."""
     batch = bare.random_batch(size, batch_size)
     jax_steps = JaxSteps(batch, size)
     torch_steps = TorchSteps(batch, jax_steps.variables, jax_steps.scaled)
     _check_agreement(jax_steps, torch_steps)
     print(f"{'step':12}{'torch s':>10}{'jax s':>10}{'torch / jax':>13}")
+    found = {}
     for name in ("model", "supervised", "KACL"):
         seconds = _time_in_turns(
             {"torch": torch_steps.steps[name], "jax": jax_steps.steps[name]}, rounds
         )
-        _print_row(name, seconds)
+        pairs = zip(seconds["torch"], seconds["jax"], strict=True)
+        ratio = statistics.median(torch_s / jax_s for torch_s, jax_s in pairs)
+        torch_s, jax_s = (statistics.median(seconds[side]) for side in ("torch", "jax"))
+        print(f"{name:12}{torch_s:10.3f}{jax_s:10.3f}{ratio:13.2f}", flush=True)
+        found[name] = {"torch_s": torch_s, "jax_s": jax_s, "torch_over_jax": ratio}
     print()
-    if loop_rounds:
-        time_loops(size, batch_size, loop_rounds)
+    return found
 
 
 class JaxSteps:
@@ -211,15 +237,8 @@ def _time_in_turns(functions: dict[str, Callable[[], Any]], rounds: int) -> dict
     return seconds
 
 
-def _print_row(name: str, seconds: dict[str, list[float]]) -> None:
-    medians = {side: statistics.median(values) for side, values in seconds.items()}
-    pairs = zip(seconds["torch"], seconds["jax"], strict=True)
-    ratio = statistics.median(torch_s / jax_s for torch_s, jax_s in pairs)
-    print(f"{name:12}{medians['torch']:10.3f}{medians['jax']:10.3f}{ratio:13.2f}", flush=True)
-
-
-def time_loops(size: int, batch_size: int, rounds: int) -> None:
-    """Each loop in a process of its own, in turns, from the same files."""
+def time_loops(size: int, batch_size: int, rounds: int) -> dict[str, float]:
+    """images/s of each loop, in a process of its own, in turns, from the same files."""
     from kacl_jax.data.phantom import demo
 
     with tempfile.TemporaryDirectory() as folder:
@@ -242,13 +261,15 @@ def time_loops(size: int, batch_size: int, rounds: int) -> None:
                 for name, rate in json.loads(done.stdout.splitlines()[-1]).items():
                     rates.setdefault(name, []).append(rate)
                     print(f"  {name}: {rate:.2f} images/s", file=sys.stderr, flush=True)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
     kacl_rates = rates.pop("kacl_jax, asynchronous")
     print(f"{'whole loop':42}{'images/s':>10}{'kacl_jax is × as fast':>24}")
     print(f"{'kacl_jax, asynchronous':42}{statistics.median(kacl_rates):10.2f}")
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(kacl_rates, values, strict=True))
         print(f"{name:42}{statistics.median(values):10.2f}{ratio:24.2f}")
+    return medians
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -79,9 +79,7 @@ class InStepRadiomics:
         either.
         """
         masks, origin = self.rule.mark_on_device(cam, box_finding, boxes)
-        measure = functools.partial(
-            tiles.region_features, side=self.side, n_levels=self.n_levels
-        )
+        measure = functools.partial(tiles.region_features, side=self.side, n_levels=self.n_levels)
         # The device that the program is compiled for decides, which need not be one of this machine.
         features, problem = jax.lax.platform_dependent(
             images,
