@@ -7,8 +7,8 @@ A bare loop trains KACL with radiomics in the step, and writes a checkpoint half
   deterministic    with XLA_FLAGS=--xla_gpu_deterministic_ops=true, from the start to the end
   killed           the same, in another folder: killed after the checkpoint, started again
 
-Prints the digests of the last weights, and the median times of the second half's steps. It ends with 1 if the digests of
-the last two differ. images: see `benchmarks.step`.
+Prints the digests of the last weights, and the median times of the second half's steps. It ends with 1 if the digests
+of the last two differ. images: see `benchmarks.step`.
 """
 
 from __future__ import annotations

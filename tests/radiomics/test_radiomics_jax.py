@@ -296,19 +296,21 @@ def test_on_the_device_a_region_is_cropped_and_binned_the_same() -> None:
     masks[8] = False
     masks[8, 3, 3:9] = True
     table = jnp.asarray(bins.level_table(25.0))
-    actual, problem = jax.jit(
-        functools.partial(tiles.region_features, side=64, n_levels=11, formulation="scatter")
-    )(images, masks, table)
-    assert [tiles.PROBLEMS[k] for k in np.asarray(problem)] == [""] * 8 + ["a line"]
-    expected = extract(images[:8], masks[:8], backend="jax").features
-    np.testing.assert_allclose(actual[:8], expected, rtol=2e-5, atol=2e-6)
-    limited = functools.partial(tiles.region_features, side=32, n_levels=9, formulation="scatter")
-    # Without the features there is little to compile.
-    problem = jax.jit(lambda *given: limited(*given)[1])(images, masks, table)
+    crop = functools.partial(jax.jit, static_argnames=("side", "n_levels"))(tiles.crop_and_bin)
+    pixels, level, problem = jax.device_get(crop(images, masks, table, side=64, n_levels=11))
+    assert [tiles.PROBLEMS[k] for k in problem] == [""] * 8 + ["a line"]
     problems = []
-    for grey, mask in regions[:8]:
-        side = max(np.ptp(np.flatnonzero(mask.any(k))) + 3 for k in (0, 1))
-        highest = bins.grey_levels(grey, mask, bin_width=25.0, bin_count=None).max()
-        problems.append(2 if side > 32 else 3 if highest > 9 else 0)
-    assert np.asarray(problem).tolist() == [*problems, 1]
+    for row, (grey, mask) in enumerate(regions[:8]):
+        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        levels = bins.grey_levels(grey, mask, bin_width=25.0, bin_count=None)
+        expected = np.zeros((2, 64, 64), np.uint8)
+        height, width = mask[window].shape
+        expected[:, 1 : 1 + height, 1 : 1 + width] = (grey * mask)[window], levels[window]
+        np.testing.assert_array_equal(level[row], expected[1])
+        np.testing.assert_array_equal(np.where(level[row] > 0, pixels[row], 0), expected[0])
+        side = max(height, width) + 2
+        problems.append(2 if side > 32 else 3 if levels.max() > 9 else 0)
+    _, _, problem = jax.device_get(crop(images, masks, table, side=32, n_levels=9))
+    assert problem.tolist() == [*problems, 1]
     assert set(problems) == {0, 2, 3}
