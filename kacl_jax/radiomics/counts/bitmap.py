@@ -54,9 +54,10 @@ def places_by_scatter(bitmap: Bitmap, *, n: int) -> Int32[Array, "{n}"]:
     """`places`, counted over the bits of all words: each set bit writes its place."""
     shifted = bitmap.words.ravel()[:, None] >> jnp.arange(_BITS, dtype=jnp.uint32)
     index = bitmap.ends.ravel()[:, None] - _count_bits(shifted)
-    index = jnp.where(shifted & 1 == 1, index, n).ravel()
-    place = jnp.arange(len(index), dtype=jnp.int32)
-    return jnp.zeros(n, jnp.int32).at[index].set(place, mode="drop")
+    is_set, place = (shifted & 1 == 1).ravel(), jnp.arange(shifted.size, dtype=jnp.int32)
+    # Distinct indices, also of what is dropped: else XLA sorts them when a GPU's operations must be deterministic.
+    index = jnp.where(is_set, index.ravel(), n + place)
+    return jnp.zeros(n, jnp.int32).at[index].set(place, mode="drop", unique_indices=True)
 
 
 def places_by_search(bitmap: Bitmap, *, n: int) -> Int32[Array, "{n}"]:
