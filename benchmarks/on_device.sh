@@ -35,12 +35,12 @@ all_parts.write_text(json.dumps(found, indent=1) + "\n")
 END
 }
 
-part() { # NAME SECONDS MODULE [ARGUMENT…]
-  local name=$1 seconds=$2 status
+part() { # NAME DEADLINE MODULE [ARGUMENT…]; what one part leaves of its time, the next ones have
+  local name=$1 left=$(($2 * patience - SECONDS)) status
   shift 2
   echo "== $name: $*" | tee -a "$log"
   : >"$part_json"
-  timeout --kill-after=5 "$seconds" "$python" -m "$@" --json="$part_json" >"$part_log" 2>&1
+  timeout --kill-after=5 "$left" "$python" -m "$@" --json="$part_json" >"$part_log" 2>&1
   status=$?
   tee -a "$log" <"$part_log"
   ((status == 0)) || failed=1
@@ -53,16 +53,17 @@ else
   size=224 many=256 few=64 rounds=7 deep=resnet50 steps=40 patience=1
 fi
 images=--images=$archive
+SECONDS=0
 
-part equality $((60 * patience)) benchmarks.reference_regions "$archive"
-part regions $((120 * patience)) benchmarks.regions $size $many --forms=compare,matmul,scatter "$images"
-part step $((80 * patience)) benchmarks.step resnet18 $size $many "$images"
+part equality 60 benchmarks.reference_regions "$archive"
+part regions 160 benchmarks.regions $size $many --forms=compare,matmul,scatter "$images"
+part step 230 benchmarks.step resnet18 $size $many --steps=supervised,KACL,radiomics "$images"
 if "$python" -c 'import torch' 2>"$part_log"; then
-  part vs_torch $((80 * patience)) benchmarks.vs_torch $size $many $rounds 0
+  part vs_torch 330 benchmarks.vs_torch $size $many $rounds 0
 else
   echo '{"left_out": "torch is not installed"}' >"$part_json"
   add vs_torch 0
 fi
-part bfloat16 $((80 * patience)) benchmarks.step $deep $size $few --steps=KACL --dtype=float32,bfloat16 "$images"
-part killed_run $((120 * patience)) benchmarks.killed_run resnet18 $size $few $steps "$images"
+part bfloat16 400 benchmarks.step $deep $size $few --steps=KACL --dtype=float32,bfloat16 "$images"
+part killed_run 530 benchmarks.killed_run resnet18 $size $few $steps "$images"
 exit $failed
