@@ -67,6 +67,13 @@ class Stepper:
 
 
 @functools.cache
+def simclr() -> tuple[Programs, TrainState, Stepper]:
+    """Step 0 is warm-up. On four devices."""
+    program = programs(loss=SIMCLR, augmentation=AUGMENTATION, center_cam=False, warmup_steps=1)
+    return program, first_state(program), Stepper(program, 4)
+
+
+@functools.cache
 def early_with_shape_features() -> tuple[Programs, TrainState, Stepper]:
     """Two arms in one compilation, on four devices."""
     program = programs(
@@ -87,8 +94,8 @@ def moved(after: TrainState, before: TrainState) -> Any:
 
 def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
     """The step on four devices, the formula on one, at step 1; step 0 is warm-up."""
-    program = programs(loss=SIMCLR, augmentation=AUGMENTATION, center_cam=False, warmup_steps=1)
-    state, batch, model = first_state(program), make_batch(), TinyKACL()
+    _, state, step = simclr()
+    batch, model = make_batch(), TinyKACL()
     batch["ready"][:], batch["radiomics"][:] = False, np.nan
     given = jax.tree.map(jnp.asarray, batch)
 
@@ -115,7 +122,6 @@ def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
         return loss, (stats["batch_stats"], augment.warp(cam, augment.invert(affine)))
 
     (loss, (stats, cam)), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(state.params)
-    step = Stepper(program, 4)
     after, metrics, rows = step(state.replace(step=np.int32(1)), batch)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     close(moved(after, state), gradient)
@@ -132,26 +138,19 @@ def test_two_augmented_views_train_as_simclr_written_down_plainly() -> None:
 
 def test_two_views_without_nt_xent_are_simclrs_step_with_the_focal_gradient_alone() -> None:
     """The control arm: BatchNorm sees both views, and only the focal term teaches."""
-    control = dataclasses.replace(SIMCLR, nt_xent_weight=0.0)
-    simclr, two_views, one_view = (
-        programs(loss=loss, augmentation=AUGMENTATION, center_cam=False)
-        for loss in (SIMCLR, control, dataclasses.replace(LOSS, focal_weight=1.0))
-    )
-    state, batch = first_state(simclr), make_batch()
-    with_contrast, metrics, _ = Stepper(simclr, 4)(state, batch)
-    after, measured, _ = Stepper(two_views, 4)(state, batch)
+    program, state, step = simclr()
+    control = dataclasses.replace(program, loss=dataclasses.replace(SIMCLR, nt_xent_weight=0.0))
+    state, batch = state.replace(step=np.int32(1)), make_batch()
+    with_contrast, metrics, _ = step(state, batch)
+    after, measured, _ = Stepper(control, 4)(state, batch)
     close(after.batch_stats, with_contrast.batch_stats, within=0)
     assert measured["nt_xent"] == metrics["nt_xent"] > 0
     np.testing.assert_allclose(measured["loss"], 0.8 * measured["focal"], rtol=1e-6)
-    close(after.params["image_head"], state.params["image_head"], within=0)
+    for part in ("image_head", "radiomics_encoder"):
+        close(after.params[part], state.params[part], within=0)
     close(after.params["classifier"], with_contrast.params["classifier"], within=0)
     first = [a.params["image_encoder"]["Conv_0"]["kernel"] for a in (after, with_contrast)]
     assert np.abs(first[0] - first[1]).max() > 1e-6
-    alone, _, _ = Stepper(one_view, 4)(state, batch)
-    differs = jax.tree.map(
-        lambda a, b: np.abs(a - b).max() > 1e-6, alone.batch_stats, after.batch_stats
-    )
-    assert all(jax.tree.leaves(differs["image_encoder"]))
 
 
 def test_a_view_belongs_to_seed_step_image_and_number() -> None:
