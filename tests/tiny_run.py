@@ -64,7 +64,7 @@ def tiny_encoder() -> Any:
     import flax.linen as nn
     import jax.numpy as jnp
 
-    from kacl_jax.models import encoders
+    from kacl_jax.models import encoders, layers
 
     class TinyEncoder(nn.Module):
         output_stride: int
@@ -79,7 +79,7 @@ def tiny_encoder() -> Any:
                     continue
                 names = f"Conv_{number}", f"bn{number}"
                 x = nn.Conv(features, (5, 5), strides=stride, use_bias=False, name=names[0])(x)
-                norm = encoders.batch_norm(
+                norm = layers.batch_norm(
                     names[1],
                     train=train,
                     epsilon=1e-5,

@@ -17,14 +17,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+EncoderPart = Literal["whole", "early", "last"]
+
 PairPerChannel = tuple[Float[Array, "k"], Float[Array, "k"]]
 
 # PyTorch's momentum 0.1 is flax's 0.9.
 BATCH_NORM_MOMENTUM = 0.9
 
 # Kaiming-normal initialisation; each network uses the fan of its authors.
-_KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-_KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def batch_norm(
@@ -189,10 +191,18 @@ def _padding_of_axis(axis: int, padding: tuple[int, int, int]) -> list[tuple[int
     return [padding if k == axis else (0, 0, 0) for k in range(4)]
 
 
+def average_pool(x: Float[Array, "b h w k"]) -> Float[Array, "b h//2 w//2 k"]:
+    """Mean of every 2×2 cells; an odd last row or column is left out."""
+    b, h, w, k = x.shape
+    even = x[:, : h // 2 * 2, : w // 2 * 2]
+    return even.reshape(b, h // 2, 2, w // 2, 2, k).mean((2, 4))
+
+
 class Conv(nn.Module):
     """Convolution without bias; a 1×1 kernel becomes a matrix product, faster on every backend.
 
     padding: 'SAME' for TensorFlow's rule, or the number of cells to add on every side.
+    first_kernel: how the kernel is initialised.
     """
 
     features: int
@@ -200,12 +210,13 @@ class Conv(nn.Module):
     stride: int
     padding: int | Literal["SAME"]
     dtype: Any
+    first_kernel: nn.initializers.Initializer = KAIMING_FAN_OUT
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b u v {self.features}"]:
         k, s = self.kernel, self.stride
         kernel = self.param(
-            "kernel", _KAIMING_FAN_OUT, (k, k, x.shape[-1], self.features), jnp.float32
+            "kernel", self.first_kernel, (k, k, x.shape[-1], self.features), jnp.float32
         )
         kernel = kernel.astype(self.dtype)
         if k == 1:
@@ -256,7 +267,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w k"]) -> Float[Array, "b u v k"]:
         k, channels = self.kernel, x.shape[-1]
-        kernel = self.param("kernel", _KAIMING_FAN_IN, (k, k, 1, channels), jnp.float32)
+        kernel = self.param("kernel", KAIMING_FAN_IN, (k, k, 1, channels), jnp.float32)
         kernel = kernel.astype(self.dtype)
         return _depthwise(x, _with_varying_axes_of(x, kernel[:, :, 0]), self.stride)
 

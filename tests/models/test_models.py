@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from kacl_jax.models import layers
-from kacl_jax.models.encoders import ENCODERS, ResNet
+from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.kacl import (
     KACL,
     MIN_READY_ROWS,
@@ -22,7 +22,8 @@ from kacl_jax.models.kacl import (
     RadiomicsEncoder,
     l2_normalise,
 )
-from kacl_jax.models.layers import Conv, DepthwiseConv, batch_norm, max_pool
+from kacl_jax.models.layers import Conv, DepthwiseConv, average_pool, batch_norm, max_pool
+from kacl_jax.models.resnet import ResNet
 
 # A ResNet with one block a stage: small enough to train in a test.
 TINY = ResNet((1, 1, 1, 1), bottleneck=False)
@@ -56,44 +57,44 @@ def filled(tree: Any) -> Any:
 # ---------------------------------------------------------------------------------------- encoders
 
 
+@cache
+def outlined(encoder: str, stride: int) -> tuple[Any, Any]:
+    """(last map, variables) of an encoder as shapes, for images of 64 px."""
+    net = ENCODERS[encoder].build(stride, jnp.float32, None)
+    return jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), batch(2, 64)[0], False))
+
+
 @pytest.mark.parametrize(
     "encoder,parameters,channels",
     [
         ("resnet18", 11_176_512, 512),  # torchvision's 11,689,512 less fc (512·1000 + 1000)
         ("resnet50", 23_508_032, 2048),  # 25,557,032 less 2048·1000 + 1000
+        ("densenet121", 6_953_856, 1024),  # 7,978,856 less 1024·1000 + 1000
         ("efficientnet_lite0", 3_371_008, 1280),  # 4,652,008 less 1280·1000 + 1000
     ],
 )
 def test_encoders_have_the_published_number_of_parameters(
     encoder: str, parameters: int, channels: int
 ) -> None:
-    variables = shapes(KACL(encoder, 8))
-    leaves = jax.tree.leaves(variables["params"]["image_encoder"])
-    assert sum(leaf.size for leaf in leaves) == parameters
-    assert variables["params"]["classifier"]["kernel"].shape == (channels, 8)
+    last, variables = outlined(encoder, 32)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
+    assert last.shape[-1] == channels
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_output_stride_16_doubles_the_grid_and_keeps_the_parameters(encoder: str) -> None:
-    images = batch(2, 64)[0]
-    coarse, fine = (KACL(encoder, 8, output_stride=stride) for stride in (32, 16))
-    trees = [shapes(model) for model in (coarse, fine)]
-    assert trees[0] == trees[1]
-    grids = [
-        jax.eval_shape(lambda v, m=model: m.apply(v, images, False, method="feature_map"), trees[0])
-        for model in (coarse, fine)
-    ]
-    assert grids[0].shape[1:3] == (2, 2)
-    assert grids[1].shape[1:3] == (4, 4)
+    (coarse, variables), (fine, same) = (outlined(encoder, stride) for stride in (32, 16))
+    assert variables == same
+    assert coarse.shape[1:3] == (2, 2)
+    assert fine.shape[1:3] == (4, 4)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_earlier_map_and_the_last_stage_share_out_the_encoder(encoder: str) -> None:
     """Every layer belongs to one part; the earlier map is twice as fine."""
-    images = batch(2, 64)[0]
     model = KACL(encoder, 8)
-    whole = shapes(model)["params"]["image_encoder"]
+    whole = outlined(encoder, 32)[1]["params"]
 
     def part(method: Any, x: Any) -> tuple[Any, Any]:
         out, variables = jax.eval_shape(
@@ -101,7 +102,7 @@ def test_the_earlier_map_and_the_last_stage_share_out_the_encoder(encoder: str) 
         )
         return out, variables["params"]["image_encoder"]
 
-    early, first = part(KACL.early_map, images)
+    early, first = part(KACL.early_map, batch(2, 64)[0])
     last, second = part(KACL.last_stage, jnp.zeros(early.shape))
     assert not first.keys() & second.keys()
     assert first | second == whole
@@ -180,6 +181,14 @@ def test_max_pool_and_its_gradient_are_those_of_the_plain_window(size: tuple[int
     (value, gradient), (expected, plain_gradient) = pulled(max_pool, x), pulled(plain, x)
     np.testing.assert_array_equal(value, expected)
     np.testing.assert_allclose(gradient, plain_gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 3), (1, 2)])
+def test_average_pool_and_its_gradient_are_those_of_the_plain_window(size: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).normal(size=(2, *size, 5)).astype(np.float32)
+    plain = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
+    for actual, expected in zip(pulled(average_pool, x), pulled(plain, x), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

