@@ -67,7 +67,8 @@ def predict_probabilities(
 
 def mean_features(experiment: Experiment) -> np.ndarray:
     """float32 [n k]: the pretrained encoder's feature map, averaged over its cells."""
-    state, model = experiment.initial_state(), experiment.programs.model
+    state, _ = experiment.initial_state()
+    model = experiment.programs.model
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 
     @jax.jit

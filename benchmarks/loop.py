@@ -138,7 +138,7 @@ def _step_flops(setup: experiment.Experiment) -> float:
     step = setup.parallel.compile(
         setup.programs.train_step, ("replicated", "replicated", "sharded"), donate_state=True
     )
-    state = setup.parallel.replicate(setup.initial_state())
+    state = setup.parallel.replicate(setup.initial_state()[0])
     flops: float = step.lower(state, setup.parallel.shard(batch)).cost_analysis()["flops"]
     return flops
 

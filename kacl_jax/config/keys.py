@@ -177,13 +177,16 @@ KEYS: dict[str, Key] = {
     "model.pretrained": Key(
         "torchvision",
         anything("'' or torchvision or package or a path"),
-        "The image encoder's first weights: random for '', torchvision's, those of an installed package, or a file.",
+        "The image encoder's first weights: random for '', torchvision's, those of an installed package, or a file. "
+        "docs/weights.md says which files fit. PATH:PREFIX takes one of several encoders in a file.",
     ),
     "model.input": Key(
         "auto",
         _inputs,
         "The scale on which the image encoder sees the grey levels. auto: the encoder's own. imagenet: ImageNet's mean "
-        "and standard deviation of each channel. lite: (x − 127) / 128.",
+        "and standard deviation of each channel. lite: (x − 127) / 128. unit: x / 255. chexpert: CheXpert's mean and "
+        "standard deviation. With one channel instead of three: grey, with the mean of ImageNet's, and xrv, from −1024 "
+        "to 1024 as TorchXRayVision. Weights from a file need the scale that they were trained with: docs/weights.md.",
         before="imagenet",
     ),
     "model.output_stride": Key(

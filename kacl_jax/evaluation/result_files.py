@@ -120,6 +120,7 @@ def build_results(
     trained_steps: int,
     best_step_reason: str = "",
     best_step_lost: int | None = None,
+    weights_note: str = "",
     digests: dict[str, str] | None = None,
     pixel_probe: Table | None = None,
 ) -> Results:
@@ -158,6 +159,7 @@ def build_results(
         trained_steps=trained_steps,
         best_step_reason=best_step_reason,
         best_step_lost=best_step_lost,
+        weights_note=weights_note,
         digests=digests,
     )
 

@@ -21,7 +21,14 @@ from kacl_jax.evaluation.subgroups import Subgroup
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 
-_OMITTED_IF_EMPTY = ("reason", "pixel_probe", "calibrated", "best_step_reason", "best_step_lost")
+_OMITTED_IF_EMPTY = (
+    "reason",
+    "pixel_probe",
+    "calibrated",
+    "best_step_reason",
+    "best_step_lost",
+    "weights_note",
+)
 _COUNTS = ("n_pos", "n_neg", "n", "n_findings")
 
 
@@ -176,6 +183,9 @@ class Results:
     trained_steps: int
     best_step_reason: str = ""  # why the newest checkpoint stands in for the best one; else empty
     best_step_lost: int | None = None  # the best step, if its checkpoint could not be read
+    weights_note: str = (
+        ""  # what is known of the first weights and makes the scores too high; else empty
+    )
     # sha256 of predictions.csv and boxes.csv as they were written; None in the results of earlier versions.
     digests: dict[str, str] | None = None
 

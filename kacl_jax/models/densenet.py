@@ -129,5 +129,5 @@ class DenseNet(nn.Module):
 
 
 def published_layer(modules: Sequence[str]) -> str:
-    """('denseblock1', 'denselayer2', 'conv1') → 'features.denseblock1.denselayer2.conv1'."""
-    return ".".join(("features", *modules))
+    """('denseblock1', 'denselayer2', 'conv1') → 'denseblock1.denselayer2.conv1'; files say 'features.' before it."""
+    return ".".join(modules)

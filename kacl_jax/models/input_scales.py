@@ -29,6 +29,14 @@ INPUT_SCALES = {
     "imagenet": InputScale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     # TensorFlow's EfficientNet-Lite: (x − 127) / 128
     "lite": InputScale((127 / 255,) * 3, (128 / 255,) * 3),
+    # x / 255
+    "unit": InputScale((0.0,) * 3, (1.0,) * 3),
+    # MoCo-CXR: mean and standard deviation of CheXpert (its aihc_utils/image_transform.py)
+    "chexpert": InputScale((0.502,) * 3, (0.085585,) * 3),
+    # One channel: the mean of ImageNet's three
+    "grey": InputScale((0.449,), (0.226,)),
+    # One channel of TorchXRayVision, −1024 … 1024: (2 · x / 255 − 1) · 1024 (its utils.normalize)
+    "xrv": InputScale((0.5,), (1 / 2048,)),
 }
 
 

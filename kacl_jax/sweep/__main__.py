@@ -98,7 +98,11 @@ def check_points(plan: Plan, points: list[Point], finished: FinishedPoints) -> N
             if (workdir / "config.json").exists():
                 plan.check_stored_config(point, read_config(workdir))
             if not has_checkpoint(workdir):
-                pretrained.check(config.model.pretrained, encoder=config.model.encoder)
+                pretrained.check(
+                    config.model.pretrained,
+                    encoder=config.model.encoder,
+                    input_name=config.model.input,
+                )
         except UserError as error:
             points_of_problem[str(error)].append(point.name)
     data = plan.config.data

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
@@ -76,13 +77,16 @@ class Experiment:
         """Whether pyradiomics runs in worker processes beside the step."""
         return _needs_pool(self.config)
 
-    def initial_state(self) -> TrainState:
-        """The state before step 0: random, with the pretrained image encoder if the config names one."""
+    def initial_state(self) -> tuple[TrainState, pretrained.Origin | None]:
+        """The state before step 0: random, with the pretrained image encoder if the config names one. Its origin."""
+        c = self.config.model
         variables = jax.jit(lambda: network.init_variables(self.programs, self.config))()
-        variables = pretrained.load(
-            self.config.model.pretrained, encoder=self.config.model.encoder, variables=variables
+        variables, origin = pretrained.load(
+            c.pretrained, encoder=c.encoder, input_name=c.input, variables=variables
         )
-        return self.programs.init(variables, self.config.data.image_size)
+        if origin is not None:
+            logging.info(origin.describe())
+        return self.programs.init(variables, self.config.data.image_size), origin
 
     def state_template(self) -> TrainState:
         """Shapes and dtypes of a state, for reading a checkpoint."""
@@ -174,7 +178,9 @@ def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     config_keys.check(config, n_devices=parallel.n_devices, n_processes=processes.process_count())
     _same_number_of_devices(parallel)
     if not has_checkpoint(workdir):
-        pretrained.check(config.model.pretrained, encoder=config.model.encoder)
+        pretrained.check(
+            config.model.pretrained, encoder=config.model.encoder, input_name=config.model.input
+        )
     with processes.leader_first():  # process 0 writes the demo set, if it is asked for
         records, split = read_data(config, workdir)
     batches = make_batches(config, records, split)

@@ -14,6 +14,7 @@ from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.evaluation.platt import PlattScaling
 from kacl_jax.evaluation.results import Results, Throughput
 from kacl_jax.evaluation.trained_facts import write_trained_facts
+from kacl_jax.models import pretrained
 from kacl_jax.report import run_page
 from kacl_jax.report.features import Moments
 from kacl_jax.report.gallery import ReportInputs
@@ -140,6 +141,7 @@ def _score_and_write(
         trained_steps=steps,
         best_step_reason=_NO_BEST if counters.best_step is None else "",
         best_step_lost=counters.best_step if is_lost else None,
+        weights_note=pretrained.note_on(config.model.pretrained),
         digests=digests,
     )
     _write_facts(experiment, restored.step, evaluation.scalings, training, validation, center)

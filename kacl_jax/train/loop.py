@@ -21,7 +21,7 @@ import numpy as np
 from kacl_jax.data.batches import Batch
 from kacl_jax.evaluation import evaluate
 from kacl_jax.radiomics import FEATURE_NAMES
-from kacl_jax.runtime import processes, signals
+from kacl_jax.runtime import files, processes, signals
 from kacl_jax.runtime.errors import InterruptedRunError, NonFiniteError
 from kacl_jax.step import in_step_radiomics, regions
 from kacl_jax.train import checkpoint, resume
@@ -115,7 +115,10 @@ class TrainingLoop:
             self.first_step, self.counted_before = 0, RunCounters()
             # What this process counts. Process 0 also carries what all counted before the restored checkpoint.
             self._counters = RunCounters()
-            self._state: Any = parallel.replicate(experiment.initial_state())
+            state, origin = experiment.initial_state()
+            if origin is not None and processes.is_leader():
+                files.write_json(experiment.workdir / "pretrained.json", origin._asdict())
+            self._state: Any = parallel.replicate(state)
         else:
             self.first_step, self.counted_before = restored.step, restored.total_counters
             self._counters, self._state = restored.counters, restored.state

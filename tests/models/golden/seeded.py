@@ -15,6 +15,11 @@ def images() -> np.ndarray:
     return np.random.default_rng(7).normal(size=(2, 70, 90, 3)).astype(np.float32)
 
 
+def grey() -> np.ndarray:
+    """f32 [2 70 90]: grey levels 0 … 255."""
+    return np.random.default_rng(8).integers(256, size=(2, 70, 90)).astype(np.float32)
+
+
 def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """A value for every tensor of a PyTorch ResNet, from a seed made of its name alone."""
     return {name: _tensor(name, shape) for name, shape in shapes.items()}
