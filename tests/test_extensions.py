@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from safetensors.numpy import save_file
 
 from kacl_jax.data import image_source
 from kacl_jax.data.problems import Problems
@@ -54,10 +55,24 @@ def logit_size(inputs: TermInputs) -> Measured:
     return Measured(square.sum(), jnp.ones_like(square).sum())
 
 
+def tiny_weights(channels: int) -> dict[str, np.ndarray]:
+    """A state dict of tiny_run's encoder. channels: of the images."""
+    weights = {}
+    for number, (inside, features) in enumerate(((channels, 8), (8, 16))):
+        shape = (features, inside, 5, 5)
+        weights[f"Conv_{number}.weight"] = (
+            np.random.default_rng(0).normal(0, 0.05, shape).astype("f")
+        )
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            is_one = leaf in ("weight", "running_var")
+            weights[f"bn{number}.{leaf}"] = np.full(features, float(is_one), "f")
+    return weights
+
+
 def test_an_encoder_a_loss_term_and_a_reader_are_one_entry_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three steps with all three; nothing else of the program knows of them."""
+    """Three steps with all three, from a file of weights for grey images; nothing else of the program knows of them."""
     root = tiny_run.write_root(tmp_path / "root")
     pictures = {path.name: read_image(path) for path in (root / "images").iterdir()}
     np.savez(root / "images.npz", **pictures)
@@ -77,6 +92,12 @@ def test_an_encoder_a_loss_term_and_a_reader_are_one_entry_each(
     config.model.encoder = "mine"
     config.train.epochs, config.train.warmup_epochs = 1, 0
     config.feedback.lag = 0
+    weights = tiny_weights(channels=1)
+    config.model.pretrained = str(tmp_path / "weights.safetensors")
+    save_file(
+        {f"backbone.{name}": value for name, value in weights.items()}, config.model.pretrained
+    )
+    config.model.input = "xrv"
     job.train_and_evaluate(config, tmp_path / "w")
 
     lines = files.read_json_lines(tmp_path / "w" / "metrics.jsonl")
@@ -86,4 +107,7 @@ def test_an_encoder_a_loss_term_and_a_reader_are_one_entry_each(
         weighed = 0.8 * line["focal"] + 0.2 * line["nt_xent"] + 0.01 * line["logit_size"]
         assert line["loss"] == pytest.approx(weighed, rel=1e-5)
         assert line["grad_norm_logit_size"] > 0
+    origin = files.read_json(tmp_path / "w" / "pretrained.json")
+    assert origin["prefix"] == "backbone"
+    assert origin["sha256"] == files.file_sha256(Path(config.model.pretrained))
     assert ">logit_size<" in (tmp_path / "w" / "report.html").read_text()

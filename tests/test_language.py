@@ -22,7 +22,7 @@ PAGES = [
         f"docs/{name}.md"
         for name in (
             *("ablations", "convert", "data", "experiment", "fuzz", "machines", "output"),
-            *("phantom", "predict", "radiomics", "results", "scaling", "speed"),
+            *("phantom", "predict", "radiomics", "results", "scaling", "speed", "weights"),
         )
     ),
 ]

@@ -48,6 +48,8 @@ MANY_WAYS = (
     "checkpoint_byte",
     "memo_byte",
     "run_cell",
+    "weights_byte",
+    "weights_pickle",
 )
 BATCH = 50
 SECONDS = 120  # of a case; the first of a batch may compile

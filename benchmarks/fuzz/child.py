@@ -24,6 +24,7 @@ from benchmarks.fuzz import (
     dicom,
     flags,
     folders,
+    hostile_weights,
     jpeg,
     memo,
     own,
@@ -34,6 +35,7 @@ from benchmarks.fuzz import (
     run_log,
     tables,
     tiff,
+    weights,
 )
 from benchmarks.fuzz.judge import TRACEBACK, judge
 from benchmarks.fuzz.scene import Kind
@@ -55,6 +57,8 @@ KINDS: dict[str, Kind] = {
     **run_log.KINDS,
     **points.KINDS,
     **flags.KINDS,
+    **weights.KINDS,
+    **hostile_weights.KINDS,
 }
 ADDRESS_SPACE = 6 << 30  # bytes; jax alone reserves 2.5 GiB
 

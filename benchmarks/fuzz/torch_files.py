@@ -22,7 +22,7 @@ _STORAGES = {
     "<i4": "Int",
     "|u1": "Byte",
 }
-_LEGACY_HEAD = (
+LEGACY_HEAD = (
     0x1950A86A20F9469CFC6C,
     1001,
     {
@@ -122,7 +122,7 @@ def to_bytes(content: Any, *, legacy: bool = False) -> bytes:
     with mock.patch.dict(sys.modules, names.modules):
         pickler.dump(with_instances)
     if legacy:
-        heads = [pickle.dumps(part, 2) for part in _LEGACY_HEAD]
+        heads = [pickle.dumps(part, 2) for part in LEGACY_HEAD]
         keys = pickle.dumps(list(pickler.storages), 2)
         raws = [a.size.to_bytes(8, "little") + a.tobytes() for a in pickler.storages.values()]
         return b"".join([*heads, pickled.getvalue(), keys, *raws])

@@ -39,6 +39,7 @@ _XRV_SAW_NIH = (
 _KNOWN_FILES = {
     "nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt": _XRV_SAW_NIH,
     "nih-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt": _XRV_SAW_NIH,
+    "kaggle-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt": _XRV_SAW_NIH,  # RSNA's images
     "pc-nih-rsna-siim-vin-resnet50-test512-e400-state.pt": _XRV_SAW_NIH,
 }
 
@@ -113,7 +114,7 @@ def check(spec: str, *, encoder: str, input_name: str = AUTO) -> None:
                 f"--config.model.pretrained={spec!r} is unknown; it may be '' (random start), "
                 f"'torchvision', 'package', or a file ending in {', '.join(_SUFFIXES)}"
             )
-        if not path.is_file():
+        if not _is_file(path):
             raise UserError(f"--config.model.pretrained={spec}: there is no such file")
         stat = path.stat()
         _check_file(path, prefix, encoder, input_name, (stat.st_size, stat.st_mtime_ns))
@@ -129,7 +130,16 @@ def _path_and_prefix(spec: str) -> tuple[Path, str | None]:
     """The file of a spec PATH or PATH:PREFIX, and the prefix."""
     path = Path(spec).expanduser()
     name, colon, prefix = path.name.partition(":")
-    return (path.with_name(name), prefix) if colon and name and not path.exists() else (path, None)
+    if not colon or Path(name).suffix not in _SUFFIXES or _is_file(path):
+        return path, None
+    return path.with_name(name), prefix
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long
+        return False
 
 
 @cache  # a sweep asks for each of its points

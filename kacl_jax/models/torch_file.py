@@ -166,11 +166,10 @@ class TorchFile:
         with self._path.open("rb") as file:
             read_raw = self._raw_reader(file)
             for storage, sharing in by_storage.items():
-                numbers = np.frombuffer(read_raw(storage), storage.dtype)
-                if numbers.size != storage.numel:
-                    raise ValueError(
-                        f"it is truncated: it has {numbers.size} of {storage.numel} numbers"
-                    )
+                raw, size = read_raw(storage), storage.numel * np.dtype(storage.dtype).itemsize
+                if len(raw) != size:
+                    raise ValueError(f"it is truncated: it has {len(raw)} of {size} bytes")
+                numbers = np.frombuffer(raw, storage.dtype)
                 arrays |= {name: _strided(self._tensors[name], numbers) for name in sharing}
         return {name: arrays[name] for name in names}
 
@@ -201,6 +200,8 @@ class TorchFile:
         content, storages = _unpickle(file)
         end = file.seek(0, io.SEEK_CUR)
         for key in _unpickle(file)[0]:
+            if key not in storages:
+                raise ValueError(f"none of its tensors has the numbers {key!r}")
             self._places[key] = file.tell()
             numel = int.from_bytes(file.read(8), "little")
             end = file.seek(numel * np.dtype(storages[key].dtype).itemsize, io.SEEK_CUR)

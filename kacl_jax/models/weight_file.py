@@ -146,7 +146,7 @@ def _problems(prefix: str, names: Mapping[str, str], shapes: Shapes, needed: Nee
         "missing": [layer for layer in needed if prefix + layer not in names],
         "unknown": [n for n in inside if n not in needed and n.split(".")[0] in own],
         "of another shape": [
-            f"{layer} {shapes[names[prefix + layer]]} instead of {shape}"
+            f"{layer} {shapes[names[prefix + layer]]} instead of {shape}".replace("None", "any")
             for layer, shape in needed.items()
             if prefix + layer in names and not _fits(shapes[names[prefix + layer]], shape)
         ],

@@ -31,6 +31,7 @@ from benchmarks.fuzz.judge import (
 HARMLESS = (
     *("png_harmless", "tiff_harmless", "jpeg_harmless", "dicom_harmless"),
     *("oriented", "extract_plain", "memo_harmless", "points_whole", "flag_default"),
+    "weights_harmless",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fuzz import checkpoints, flags, memo, run_files, run_log
+from benchmarks.fuzz import checkpoints, flags, hostile_weights, memo, run_files, run_log, weights
 from benchmarks.fuzz.finished import ask, picture
 from benchmarks.fuzz.judge import FAULTS, judge
 from kacl_jax.config import rules
 from kacl_jax.feedback.feature_cache import FeatureCache
+from kacl_jax.models import torch_file, weight_file
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep import measure
 from kacl_jax.train import checkpoint
 
-_KINDS = checkpoints.KINDS | memo.KINDS | run_files.KINDS | run_log.KINDS | flags.KINDS
+_KINDS = {
+    **checkpoints.KINDS,
+    **memo.KINDS,
+    **run_files.KINDS,
+    **run_log.KINDS,
+    **flags.KINDS,
+    **weights.KINDS,
+    **hostile_weights.KINDS,
+}
 
 
 def _verdict(kind: str, turn: int, folder: Path) -> str:
@@ -36,6 +46,10 @@ BROKEN: dict[str, tuple[str, int, Any, str, Callable[..., Any]]] = {
     "a memo that forgets": ("memo_harmless", 0, FeatureCache, "get", lambda *_: None),
     "the digests of the tables": ("run_cell", 1, measure, "check_digests", lambda *_: None),
     "the lines of the log": ("run_metrics", 0, files, "_metric_line", json.loads),
+    "the names that a pickle may call": (
+        "weights_pickle", 0, torch_file._TensorUnpickler, "find_class", pickle.Unpickler.find_class
+    ),
+    "the shapes of layers": ("weights_layers", 6, weight_file, "_fits", lambda *_: True),
     "the range of a key": ("flag_value", 6, rules, "_wrong_value", lambda *_: ""),
 }  # fmt: skip
 

@@ -56,6 +56,7 @@ def full(plain: Results) -> Results:
         pixel_probe=plain.classification.auroc,
         best_step_reason="because",
         best_step_lost=3,
+        weights_note="they saw the test images",
     )
 
 

@@ -117,7 +117,7 @@ def test_the_hand_written_pickle_is_a_good_file(tmp_path: Path) -> None:
         (tensor_pickle(offset=-1), 24, "impossible layout"),
         (tensor_pickle(stride="I-1\n"), 24, "impossible layout"),
         (tensor_pickle(stride="I1\nI1\n"), 24, "impossible layout"),
-        (tensor_pickle(), 20, "truncated: it has 5 of 6"),
+        (tensor_pickle(), 20, "truncated: it has 20 of 24 bytes"),
         (tensor_pickle(shape="I99999999\n", stride="I0\n"), 24, "more numbers than its storage"),
         (tensor_pickle(storage="UntypedStorage"), 24, "torch.UntypedStorage"),
         (tensor_pickle()[:-20], 24, "cannot be read as a PyTorch file"),
