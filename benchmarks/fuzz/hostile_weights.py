@@ -40,6 +40,7 @@ def _evil(random: Random, bait: Path, turn: int) -> tuple[str, bytes]:
     loop["a"] = loop
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n"
     made = str(bait).encode()
+    argument = b"X" + len(made).to_bytes(4, "little") + made
     ways = {
         "mkdir": pickle.dumps({"w": _Call(os.mkdir, str(bait))}),
         "eval": pickle.dumps({"w": _Call(eval, text)}, 0),
@@ -48,12 +49,12 @@ def _evil(random: Random, bait: Path, turn: int) -> tuple[str, bytes]:
         "getattr": pickle.dumps(_Call(getattr, "", "join"), 2),
         "INST": b"(S'" + made + b"'\nios\nmkdir\n.",
         "OBJ": b"(cos\nmkdir\nS'" + made + b"'\no.",
-        "NEWOBJ": b"\x80\x02cos\nmkdir\nX" + len(made).to_bytes(4, "little") + made + b"\x85\x81.",
+        "NEWOBJ": b"\x80\x02cos\nmkdir\n" + argument + b"\x85\x81.",
         "BUILD of a class": b"\x80\x02cos\nsystem\n}X\x01\x00\x00\x00aK\x01sb.",
-        "BUILD of a function": b"\x80\x02" + tensor + b"}X\x08\x00\x00\x00__code__K\x01s\x86b.",
-        "a tensor of a function": b"\x80\x02" + tensor + b"(cos\nmkdir\nK\x00)){tR.",
+        "BUILD of a function": b"\x80\x02" + tensor + b"N}X\x08\x00\x00\x00__code__K\x01s\x86b.",
+        "a tensor of a function": b"\x80\x02" + tensor + b"(cos\nmkdir\nK\x00))}tR.",
         "a persistent id": b"\x80\x02X\x03\x00\x00\x00abcQ.",
-        "a module's id": b"\x80\x02X\x06\x00\x00\x00modulecos\nmkdir\n\x86Q(S'" + made + b"'\noR.",
+        "a module's id": b"\x80\x02X\x06\x00\x00\x00modulecos\nmkdir\n\x86Q" + argument + b"\x85R.",
         "a memo with gaps": b"\x80\x02}r\xff\xff\xff\xff.",
         "a long text": b"\x80\x02X\xff\xff\xff\xffabc.",
         "a longer text": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc.",
