@@ -23,6 +23,19 @@ def test_imagenet_is_torchvisions_normalisation_of_a_grey_image() -> None:
 
 
 @pytest.mark.parametrize(
+    "name, channels, ends",
+    [("xrv", 1, (-1024, 1024)), ("unit", 3, (0, 1)), ("grey", 1, (-0.449 / 0.226, 0.551 / 0.226))],
+)
+def test_black_and_white_are_the_ends_of_a_scale(
+    name: str, channels: int, ends: tuple[float, float]
+) -> None:
+    scaled = INPUT_SCALES[name].apply(GREY)[0, 0]
+    np.testing.assert_allclose(
+        scaled[::2], np.repeat(np.float32(ends)[:, None], channels, 1), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
     "encoder, named, expected",
     [
         ("efficientnet_lite0", "auto", "lite"),
