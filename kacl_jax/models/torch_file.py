@@ -63,12 +63,12 @@ class _NotCallable(type):
 class _StandIn:
     """What an object of an unknown class becomes: its attributes, without their class. It cannot be called."""
 
+    attributes: dict[str, Any]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> _StandIn:
         instance = object.__new__(cls)
         instance.attributes = {}
         return instance
-
-    attributes: dict[str, Any]
 
     def __setstate__(self, state: Any) -> None:
         self.attributes = state if isinstance(state, dict) else {}

@@ -68,8 +68,11 @@ class _SafetensorsFile:
 
 
 class FoundEncoder(NamedTuple):
-    """prefix: what stands before the names of its layers. names: layer's name → tensor's. dropped: what else is there,
-    by the shortest names that are not part of `prefix`."""
+    """An encoder's place in a file.
+
+    prefix: what stands before the names of its layers. names: layer's name → tensor's. dropped: what else is in the
+    file, by the shortest names that are not part of `prefix`.
+    """
 
     prefix: str
     names: dict[str, str]
