@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from kacl_jax.data import image_source
 from kacl_jax.data.problems import Problems
 from kacl_jax.images.reader import read_image
-from kacl_jax.images.resizing import resize
+from kacl_jax.images.resizing import resize, shrink
 from kacl_jax.models import encoders
 from kacl_jax.runtime import files
 from kacl_jax.step import loss_terms
@@ -23,13 +23,16 @@ from kacl_jax.train import job
 
 
 class ArrayImages:
-    """An image source of three lines: all pictures in one array."""
+    """An image source of a few lines: all pictures in one array."""
 
     def __init__(self, pictures: np.ndarray) -> None:
         self._pictures = pictures
 
     def read(self, image_id: int | np.integer, size: int) -> np.ndarray:
         return resize(self._pictures[image_id], size)
+
+    def read_shrunk(self, image_id: int | np.integer, longest: int) -> np.ndarray:
+        return shrink(self._pictures[image_id], longest)
 
 
 class ArrayStore:

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "step": "models, radiomics, runtime",
     "feedback": "radiomics, runtime",
     "evaluation": "data, images, runtime, step",
+    "fusion": "evaluation, feedback, images, radiomics, runtime",
     "report": "config, data, evaluation, radiomics, runtime, step",
     "train": "config, data, evaluation, feedback, images, models, radiomics, report, runtime, step",
     "predict": "evaluation, images, radiomics, report, runtime, step, train",
@@ -166,6 +167,7 @@ def test_what_workers_and_readers_import_is_free_of_jax() -> None:
         "kacl_jax.feedback.visibility, kacl_jax.feedback.feature_cache, kacl_jax.data.records, "
         "kacl_jax.data.splits, kacl_jax.data.batches, kacl_jax.data.phantom.demo, "
         "kacl_jax.evaluation.metrics, kacl_jax.evaluation.predictions, kacl_jax.sweep.page, "
+        "kacl_jax.fusion.measuring, kacl_jax.fusion.scores, "
         "kacl_jax.sweep.__main__, kacl_jax.convert.__main__, kacl_jax.main; print('jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

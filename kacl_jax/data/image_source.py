@@ -27,6 +27,10 @@ class Images(Protocol):
         """
         ...
 
+    def read_shrunk(self, image_id: int | np.integer, longest: int) -> np.ndarray:
+        """The stored picture as uint8 [h w] in its own shape, by `images.resizing.shrink`. Raises as `read`."""
+        ...
+
 
 class ImageStore(Protocol):
     """All pictures of a root. `name in store`: whether it has that image, even a broken one."""

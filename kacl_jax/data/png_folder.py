@@ -22,7 +22,7 @@ from kacl_jax.images.reader import (
     read_image,
     read_size,
 )
-from kacl_jax.images.resizing import resize
+from kacl_jax.images.resizing import resize, shrink
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class PngFiles:
 
     def read(self, image_id: int | np.integer, size: int) -> np.ndarray:
         return resize(read_image(self.paths[image_id], self.max_megapixels), size)
+
+    def read_shrunk(self, image_id: int | np.integer, longest: int) -> np.ndarray:
+        return shrink(read_image(self.paths[image_id], self.max_megapixels), longest)
 
 
 def has_png_folder(root: Path) -> bool:

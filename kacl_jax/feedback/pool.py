@@ -54,11 +54,18 @@ class RadiomicsPool:
 
     timeout_s: a task that takes longer counts as hung, and its worker is killed.
     max_tasks: a worker is replaced after so many tasks, because pyradiomics' memory grows.
+    nice: how far the workers stand back behind other processes, 0 … 19, as nice(1).
     A worker that dies, hangs or raises is replaced. Only the task that it held is tried once more.
     """
 
     def __init__(
-        self, workers: int, *, bin_width: float, timeout_s: float = 60.0, max_tasks: int = 1000
+        self,
+        workers: int,
+        *,
+        bin_width: float,
+        timeout_s: float = 60.0,
+        max_tasks: int = 1000,
+        nice: int = 0,
     ) -> None:
         if workers < 1 or timeout_s <= 0 or max_tasks < 1:
             raise ValueError(
@@ -68,6 +75,7 @@ class RadiomicsPool:
         self.bin_width = bin_width
         self.timeout_s = timeout_s
         self.max_tasks = max_tasks
+        self._nice = nice
         self.restarts = 0  # workers replaced because they were lost
         self.worker_busy_s = 0.0  # seconds inside the extractor, summed over workers
         self._start_failures = 0  # in a row, over all workers
@@ -154,6 +162,8 @@ class RadiomicsPool:
                 with self._changed:
                     self._raise_if_ended(_PoolEndedError)
                     worker = self._workers[index] = _Worker(self._command(), self.timeout_s)
+                    if self._nice:
+                        os.setpriority(os.PRIO_PROCESS, worker.process.pid, self._nice)
                 worker.wait_until_ready()
             except (_WorkerLostError, OSError) as error:
                 self._stop(index)

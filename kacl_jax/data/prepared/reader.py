@@ -27,7 +27,7 @@ from kacl_jax.data.png_folder import report_broken
 from kacl_jax.data.problems import Problems
 from kacl_jax.data.tables import CHECK_SIDE, RootCheck
 from kacl_jax.images.reader import BrokenImage
-from kacl_jax.images.resizing import resize
+from kacl_jax.images.resizing import resize, shrink
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.files import file_sha256
 
@@ -335,6 +335,14 @@ class PreparedImages:
 
     def read(self, image_id: int | np.integer, size: int) -> np.ndarray:
         """See `Images.read`."""
+        return resize(self._stored(image_id), size)
+
+    def read_shrunk(self, image_id: int | np.integer, longest: int) -> np.ndarray:
+        """See `Images.read_shrunk`: of the picture as it was prepared, a square."""
+        return shrink(self._stored(image_id), longest)
+
+    def _stored(self, image_id: int | np.integer) -> np.ndarray:
+        """uint8 [size size], as it was prepared."""
         index = int(self._record_index[image_id])
         if index < 0:
             error = self._broken[int(image_id)]
@@ -352,7 +360,8 @@ class PreparedImages:
             ) from error
         if record["name"].decode() != self._names[int(image_id)]:
             raise UserError(f"{self._root / NAMES_FILE} and the records disagree; {_HOW_TO_REPAIR}")
-        return resize(record["image"][..., 0], size)
+        pixels: np.ndarray = record["image"][..., 0]
+        return pixels
 
     def _open_records(self) -> Any:
         """The tensorflow-datasets data source of all records; the first call opens it."""

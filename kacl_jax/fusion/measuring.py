@@ -1,0 +1,130 @@
+"""The radiomics of many images' grids: by worker processes, each cell once, with a memo on the disk."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from kacl_jax.feedback.feature_cache import FeatureCache
+from kacl_jax.feedback.pool import RadiomicsPool
+from kacl_jax.feedback.result import Result
+from kacl_jax.fusion import grid as cells
+from kacl_jax.images.reader import BrokenImage
+from kacl_jax.radiomics import FEATURE_NAMES
+
+_IMAGES_AHEAD = 16  # whose cells wait for the workers
+BROKEN = "the image cannot be read"
+
+
+class Measured(NamedTuple):
+    """features: float32 [n g² f], NaN in a missing cell. missing: reason → number of cells. reproducible: False once
+    a cell was given up because its workers died or hung.
+    """
+
+    features: np.ndarray
+    missing: Counter[str]
+    reproducible: bool
+
+
+def measure(
+    read: Callable[[int], np.ndarray],
+    images: Sequence[int],
+    grid: int,
+    pool: RadiomicsPool,
+    memo: FeatureCache,
+    *,
+    is_stopped: Callable[[], bool] = lambda: False,
+    count: Callable[[int, int], None] = lambda done, total: None,
+) -> Measured:
+    """The features of every cell of the images, in their order.
+
+    Args:
+      read: an image → its pixels, uint8 [h w]. It may raise BrokenImage: then all cells of the image are missing.
+      is_stopped: asked before each image. What was measured by then is in the memo.
+      count: called with the number of images that are done, and of all.
+    """
+    features = np.full((len(images), grid**2, len(FEATURE_NAMES)), np.nan, np.float32)
+    missing: Counter[str] = Counter()
+    reproducible = True
+    for row, results in enumerate(_results(read, images, grid, pool, memo, is_stopped)):
+        for cell, result in enumerate(results):
+            if result.features is not None:
+                features[row, cell] = result.features
+            missing[result.reason or ""] += 1
+            reproducible &= result.deterministic
+        count(row + 1, len(images))
+    del missing[""]
+    return Measured(features, missing, reproducible)
+
+
+def _results(
+    read: Callable[[int], np.ndarray],
+    images: Sequence[int],
+    grid: int,
+    pool: RadiomicsPool,
+    memo: FeatureCache,
+    is_stopped: Callable[[], bool],
+) -> Iterator[list[Result]]:
+    """Of each image its cells' results. A thread reads the next image, and the workers have a few images to do."""
+    waiting: deque[list[_Cell]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(_pixels, read, images[0]) if len(images) else None
+        for place in range(len(images)):
+            assert ahead is not None
+            pixels = ahead.result()
+            if is_stopped():
+                return
+            if place + 1 < len(images):
+                ahead = thread.submit(_pixels, read, images[place + 1])
+            waiting.append(_begin(pixels, grid, pool, memo))
+            if len(waiting) > _IMAGES_AHEAD:
+                yield _finish(waiting.popleft(), memo)
+        while waiting and not is_stopped():
+            yield _finish(waiting.popleft(), memo)
+
+
+class _Cell(NamedTuple):
+    """key: in the memo; empty for a cell that is not measured."""
+
+    key: bytes
+    answer: Result | Future[Result]
+
+
+def _pixels(read: Callable[[int], np.ndarray], image: int) -> np.ndarray | None:
+    try:
+        return read(image)
+    except BrokenImage:
+        return None
+
+
+def _begin(
+    pixels: np.ndarray | None, grid: int, pool: RadiomicsPool, memo: FeatureCache
+) -> list[_Cell]:
+    if pixels is None:
+        return [_Cell(b"", Result(None, BROKEN))] * grid**2
+    begun = []
+    for cell in cells.cut_cells(pixels, grid):
+        if reason := cells.why_missing(cell):
+            begun.append(_Cell(b"", Result(None, reason)))
+            continue
+        whole = np.ones(cell.shape, bool)
+        key = memo.key(cell, whole)
+        known = memo.get(key)
+        begun.append(_Cell(key, pool.submit(cell, whole) if known is None else known))
+    return begun
+
+
+def _finish(begun: Sequence[_Cell], memo: FeatureCache) -> list[Result]:
+    results = [
+        cell.answer if isinstance(cell.answer, Result) else cell.answer.result() for cell in begun
+    ]
+    memo.put(
+        (cell.key, result)
+        for cell, result in zip(begun, results, strict=True)
+        if isinstance(cell.answer, Future)
+    )
+    return results
