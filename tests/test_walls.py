@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "evaluation": "data, images, runtime, step",
     "fusion": "evaluation, feedback, images, radiomics, runtime",
     "report": "config, data, evaluation, radiomics, runtime, step",
-    "train": "config, data, evaluation, feedback, images, models, radiomics, report, runtime, step",
+    "train": "config, data, evaluation, feedback, fusion, images, models, radiomics, report, runtime, step",
     "predict": "evaluation, images, radiomics, report, runtime, step, train",
     "convert": "data, images, runtime",
     "sweep": "config, data, evaluation, models, report, runtime",

@@ -45,7 +45,7 @@ class Key:
     # Whether the value may differ between the first run in a workdir and its resumption, because it changes no result.
     # Exceptions: radiomics of a region that times out or comes too late change results, and run.json counts these
     # regions; with data.on_error=skip, data.max_megapixels decides which images are left out, and run.json names them.
-    # `data.root` may change only if the checksums of its files are equal.
+    # `data.root` may change only if the checksums of its files are equal. `fusion` adds results beside the others.
     free: bool = False
     text_too: bool = False  # a value may also be text
 
@@ -328,6 +328,21 @@ KEYS: dict[str, Key] = {
         some_of(FAMILIES),
         "The families of features that the radiomics encoder sees; all are measured anyway.",
         before="shape2D,firstorder,glcm,glrlm,glszm,gldm,ngtdm",
+    ),
+    "fusion.kind": Key(
+        "none",
+        one_of("none", "radiomics", "image", "both"),
+        "Ridge regressions that the test adds to the network's scores: on the radiomics of a grid's cells, on the "
+        "run's starting image features (the control), or both. The network's own numbers stay.",
+        before="none",
+        free=True,
+    ),
+    "fusion.grid": Key(
+        4,
+        interval("[1, 16]"),
+        "Cells along one side of the grid whose radiomics are fused.",
+        before=4,
+        free=True,
     ),
     "parallel.mode": Key(
         "shard_map", one_of("shard_map", "pmap"), "How jax runs the same step on all devices."

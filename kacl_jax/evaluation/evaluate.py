@@ -28,6 +28,7 @@ from kacl_jax.evaluation.results import (
     Classification,
     Decision,
     Localization,
+    RankingDifference,
 )
 from kacl_jax.evaluation.subgroups import Subgroup, subgroup_auroc
 
@@ -62,7 +63,7 @@ def evaluate_outputs(
     reading: how maps become boxes. `val` needs no class maps.
     """
     points = choose_operating_points(val, records, split)
-    scalings = _fit_scalings(val, records, split)
+    scalings = fit_scalings(val, records, split)
     evaluation = evaluate_test(test, records, split, points, scalings, reading, resamples=resamples)
     return dataclasses.replace(evaluation, val=val)
 
@@ -85,7 +86,7 @@ def evaluate_test(
     return Evaluation(
         val=Outputs(np.zeros(0, np.int64), np.zeros((0, len(records.findings)), np.float32)),
         test=test,
-        classification=_classify(test, records, split, points, scalings, resamples),
+        classification=classify(test, records, split, points, scalings, resamples),
         localization=localization.score_boxes(
             predicted_boxes,
             localization.predict_boxes_from_random_maps(predicted_boxes, records, grid, reading),
@@ -104,14 +105,15 @@ def evaluate_test(
     )
 
 
-def _fit_scalings(val: Outputs, records: Records, split: Split) -> tuple[PlattScaling, ...]:
+def fit_scalings(val: Outputs, records: Records, split: Split) -> tuple[PlattScaling, ...]:
+    """Platt scaling of each finding, from the validation part."""
     rows = val.rows(split.val)
     logits, labels = val.logits[rows], records.labels[val.image_id[rows]]
     known = labels >= 0
     return tuple(platt.fit(logits[rows, c], labels[rows, c]) for c, rows in enumerate(known.T))
 
 
-def _classify(
+def classify(
     test: Outputs,
     records: Records,
     split: Split,
@@ -119,6 +121,7 @@ def _classify(
     scalings: tuple[PlattScaling, ...],
     resamples: int,
 ) -> Classification:
+    """How the scores of the test part rank, decide and are calibrated, with given thresholds and Platt scaling."""
     scores = labelled_scores(test, records, split.test)
     scores_labels_patients = scores.probability, scores.labels, scores.patients
     auroc, auprc = metrics.ranking_tables(*scores_labels_patients, resamples=resamples)
@@ -138,6 +141,23 @@ def _classify(
         },
         calibration=_measure_calibration(scores, scores.probability, records, resamples),
         calibrated=_measure_calibration(scores, calibrated, records, resamples),
+    )
+
+
+def compare(
+    test: Outputs, baseline: Outputs, records: Records, split: Split, resamples: int
+) -> RankingDifference:
+    """How much better `test` ranks the test part than `baseline`, which has the same images."""
+    scores = labelled_scores(test, records, split.test)
+    others = labelled_scores(baseline, records, split.test)
+    return RankingDifference(
+        *metrics.ranking_differences(
+            scores.probability,
+            others.probability,
+            scores.labels,
+            scores.patients,
+            resamples=resamples,
+        )
     )
 
 

@@ -79,6 +79,11 @@ class Inference:
         arrays = self._collect_outputs(state, ids, ("logits",))
         return Outputs(arrays["image_id"], arrays["logits"])
 
+    def embeddings(self, state: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings float32 [m k] of the images, and the image of each row; the other arguments as in `logits`."""
+        arrays = self._collect_outputs(state, ids, ("embedding",))
+        return arrays["embedding"], arrays["image_id"]
+
     def outputs(self, state: Any, ids: np.ndarray, *, center: np.ndarray | None) -> Outputs:
         """Logits and class maps of the images; `center` [c u v] is subtracted from every map if given."""
         arrays = self._collect_outputs(state, ids, ("logits", "maps"))

@@ -10,8 +10,9 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from kacl_jax.evaluation.outputs import Outputs, probabilities
 from kacl_jax.evaluation.results import (
     Extent,
     FeedbackSummary,
+    Fused,
     Images,
     Results,
     Skipped,
@@ -44,13 +46,20 @@ def write_tables(
 
 
 def write_predictions(
-    path: Path, records: Records, split: Split, *, val: Outputs, test: Outputs
+    path: Path,
+    records: Records,
+    split: Split,
+    *,
+    val: Outputs,
+    test: Outputs,
+    notes: Mapping[str, Mapping[int, Any]] = MappingProxyType({}),
 ) -> None:
     """predictions.csv: image,patient,split,prob_<Finding> …,label_<Finding> …, val then test.
 
     An unknown label is blank.
+    notes: more columns, behind `split`: their names, and the cell of each image.
     """
-    header = ["image", "patient", "split"]
+    header = ["image", "patient", "split", *notes]
     header += [f"{kind}_{name}" for kind in ("prob", "label") for name in records.findings]
 
     def make_rows() -> Iterable[list[Any]]:
@@ -65,6 +74,7 @@ def write_predictions(
                     records.names[image],
                     records.patient_names[image],
                     part,
+                    *(column[image] for column in notes.values()),
                     *probability,
                     *labels,
                 ]
@@ -123,6 +133,7 @@ def build_results(
     weights_note: str = "",
     digests: dict[str, str] | None = None,
     pixel_probe: Table | None = None,
+    fused: Fused | None = None,
 ) -> Results:
     """The results of a run: its evaluation, and what only the run knows (see `Results` and `Classification`)."""
     predicted_boxes = evaluation.predicted_boxes
@@ -161,6 +172,7 @@ def build_results(
         best_step_lost=best_step_lost,
         weights_note=weights_note,
         digests=digests,
+        fused=fused,
     )
 
 

@@ -22,12 +22,8 @@ from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
 
 _OMITTED_IF_EMPTY = (
-    "reason",
-    "pixel_probe",
-    "calibrated",
-    "best_step_reason",
-    "best_step_lost",
-    "weights_note",
+    *("reason", "pixel_probe", "calibrated", "best_step_reason", "best_step_lost", "weights_note"),
+    *("fused", "weight_reason", "image_pair", "minus_image_pair"),
 )
 _COUNTS = ("n_pos", "n_neg", "n", "n_findings")
 
@@ -67,6 +63,40 @@ class Classification:
     calibration: CalibrationByFinding  # of the raw scores
     # Of the probabilities that Platt scaling makes of them; None in a run of an earlier version.
     calibrated: CalibrationByFinding | None = None
+
+
+@dataclass(frozen=True)
+class RankingDifference:
+    """AUROC and AUPRC minus those of other scores of the same images."""
+
+    auroc: Table
+    auprc: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedScores:
+    """The network's scores with one or two ridge regressions added."""
+
+    weight: float  # of the regressions beside the network
+    weight_reason: str = ""  # why it was not chosen on validation; else empty
+    penalties: dict[str, float]  # of each regression
+    classification: Classification
+    minus_network: RankingDifference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fused:
+    """What fusion adds (see `kacl_jax.fusion`). The network's own numbers stand in `Results.classification`."""
+
+    kind: str
+    grid: int
+    scores: FusedScores
+    # Network and image regression alone: the control of what radiomics add. None where that is the fusion itself.
+    image_pair: FusedScores | None = None
+    minus_image_pair: RankingDifference | None = None
+    # Of each finding and regression, why it has no part in the fused score; where none has, it is the network's own.
+    own_scores: dict[str, dict[str, str]]
+    missing_cells: dict[str, int]  # by reason, over all images
 
 
 @dataclass(frozen=True)
@@ -183,11 +213,10 @@ class Results:
     trained_steps: int
     best_step_reason: str = ""  # why the newest checkpoint stands in for the best one; else empty
     best_step_lost: int | None = None  # the best step, if its checkpoint could not be read
-    weights_note: str = (
-        ""  # what is known of the first weights and makes the scores too high; else empty
-    )
+    weights_note: str = ""  # what makes the scores too high in the first weights; else empty
     # sha256 of predictions.csv and boxes.csv as they were written; None in the results of earlier versions.
     digests: dict[str, str] | None = None
+    fused: Fused | None = None  # None without fusion
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json, as plain values."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -30,6 +30,27 @@ class Measured(NamedTuple):
     reproducible: bool
 
 
+def collect(
+    measured: Iterable[Sequence[Result]],
+    n_images: int,
+    grid: int,
+    count: Callable[[int, int], None],
+) -> Measured:
+    """The features of all images, from `measure`. count: called with the number of images done, and of all."""
+    features = np.full((n_images, grid**2, len(FEATURE_NAMES)), np.nan, np.float32)
+    missing: Counter[str] = Counter()
+    reproducible = True
+    for row, results in enumerate(measured):
+        for cell, result in enumerate(results):
+            if result.features is not None:
+                features[row, cell] = result.features
+            missing[result.reason or ""] += 1
+            reproducible &= result.deterministic
+        count(row + 1, n_images)
+    del missing[""]
+    return Measured(features, missing, reproducible)
+
+
 def measure(
     read: Callable[[int], np.ndarray],
     images: Sequence[int],
@@ -38,38 +59,15 @@ def measure(
     memo: FeatureCache,
     *,
     is_stopped: Callable[[], bool] = lambda: False,
-    count: Callable[[int, int], None] = lambda done, total: None,
-) -> Measured:
-    """The features of every cell of the images, in their order.
+) -> Iterator[list[Result]]:
+    """Of each image, in their order, the results of its cells; they are in the memo then.
+
+    A thread reads the next image, and the workers have a few images to do.
 
     Args:
       read: an image → its pixels, uint8 [h w]. It may raise BrokenImage: then all cells of the image are missing.
-      is_stopped: asked before each image. What was measured by then is in the memo.
-      count: called with the number of images that are done, and of all.
+      is_stopped: asked between two images. If it says so, that was the last one.
     """
-    features = np.full((len(images), grid**2, len(FEATURE_NAMES)), np.nan, np.float32)
-    missing: Counter[str] = Counter()
-    reproducible = True
-    for row, results in enumerate(_results(read, images, grid, pool, memo, is_stopped)):
-        for cell, result in enumerate(results):
-            if result.features is not None:
-                features[row, cell] = result.features
-            missing[result.reason or ""] += 1
-            reproducible &= result.deterministic
-        count(row + 1, len(images))
-    del missing[""]
-    return Measured(features, missing, reproducible)
-
-
-def _results(
-    read: Callable[[int], np.ndarray],
-    images: Sequence[int],
-    grid: int,
-    pool: RadiomicsPool,
-    memo: FeatureCache,
-    is_stopped: Callable[[], bool],
-) -> Iterator[list[Result]]:
-    """Of each image its cells' results. A thread reads the next image, and the workers have a few images to do."""
     waiting: deque[list[_Cell]] = deque()
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(_pixels, read, images[0]) if len(images) else None

@@ -170,6 +170,15 @@ def to_arrays(tree: Any, prefix: str) -> Arrays:
     return {_name(prefix, path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def digest(arrays: Arrays) -> str:
+    """Of the names, shapes and values of arrays, in hex."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        total.update(f"{name} {arrays[name].shape}".encode())
+        total.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return total.hexdigest()
+
+
 def from_arrays(template: Any, arrays: Arrays, prefix: str) -> Any:
     """Fill a pytree of the template's structure (arrays or ShapeDtypeStructs) from `to_arrays`' names.
 

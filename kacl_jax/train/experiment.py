@@ -100,23 +100,39 @@ class Experiment:
 
         Of several processes each has its own, for the images of its shards. All call it.
         """
-        c = self.config
         machines = [message.meta for message in processes.gather(socket.gethostname())]
         cores = (os.cpu_count() or 2) // machines.count(socket.gethostname())
+        pool, cache = self._open_workers(stack, "features", workers=max(1, cores - 1))
+        table = FeatureTable(len(self.records.names))
+        late = self.config.feedback.late
+        return Feedback(pool=pool, table=table, cache=cache, lag=self.lag, late=late)
+
+    def open_grid(self, stack: ExitStack, *, nice: int) -> tuple[RadiomicsPool, FeatureCache]:
+        """Workers that measure the cells of grids, and their memo in the workdir; both end with the stack.
+
+        nice: how far they stand back behind other processes. The calling thread is the memo's writer.
+        """
+        return self._open_workers(stack, "grid", workers=os.cpu_count() or 1, nice=nice)
+
+    def _open_workers(
+        self, stack: ExitStack, memo: str, *, workers: int, nice: int = 0
+    ) -> tuple[RadiomicsPool, FeatureCache]:
+        """workers: how many there are if the config does not say it. memo: its name."""
+        c = self.config
         pool = stack.enter_context(
             RadiomicsPool(
-                c.feedback.workers or max(1, cores - 1),
+                c.feedback.workers or workers,
                 bin_width=c.radiomics.bin_width,
                 timeout_s=c.feedback.timeout_s,
+                nice=nice,
             )
         )
         cache = FeatureCache(
-            self.workdir / _cache_name(processes.process_index(), processes.process_count()),
+            self.workdir / _cache_name(memo, processes.process_index(), processes.process_count()),
             settings=host.settings_key(c.radiomics.bin_width, RESIZE_NAME),
         )
         stack.callback(cache.close)
-        table = FeatureTable(len(self.records.names))
-        return Feedback(pool=pool, table=table, cache=cache, lag=self.lag, late=c.feedback.late)
+        return pool, cache
 
     @property
     def own_images(self) -> np.ndarray:
@@ -327,9 +343,9 @@ def _own_shards(shards: int) -> range:
     )
 
 
-def _cache_name(index: int, n_processes: int) -> str:
-    """The file name of a process's feature cache. Each process has its own, because a file has one writer."""
-    return "features.sqlite" if n_processes == 1 else f"features.{index}of{n_processes}.sqlite"
+def _cache_name(memo: str, index: int, n_processes: int) -> str:
+    """The file name of a process's memo. Each process has its own, because a file has one writer."""
+    return f"{memo}.sqlite" if n_processes == 1 else f"{memo}.{index}of{n_processes}.sqlite"
 
 
 def _same_number_of_devices(parallel: DataParallel) -> None:

@@ -21,7 +21,7 @@ from kacl_jax.report.gallery import ReportInputs
 from kacl_jax.runtime import files, processes, provenance
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.step.state import TrainState
-from kacl_jax.train import checkpoint
+from kacl_jax.train import checkpoint, fusing
 from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment
 
@@ -49,6 +49,8 @@ def score_best_checkpoint(
     training, validation = inference.survey(state, split.train), inference.survey(state, split.val)
     center = training.mean_map if experiment.config.cam.center == "mean" else None
     test_outputs = inference.outputs(state, split.test, center=center)
+    fuses = experiment.config.fusion.kind != "none"
+    collected = fusing.collect(experiment) if fuses else None
     unreadable = experiment.broken_files()
     message = processes.broadcast(
         lambda: processes.Message(
@@ -61,6 +63,7 @@ def score_best_checkpoint(
                 validation,
                 test_outputs,
                 center,
+                collected,
                 unreadable,
                 steps,
             ).to_json(),
@@ -113,6 +116,7 @@ def _score_and_write(
     validation: Survey,
     test_outputs: Outputs,
     center: np.ndarray | None,
+    collected: fusing.Collected | None,
     unreadable: dict[str, str],
     steps: int,
 ) -> Results:
@@ -128,6 +132,18 @@ def _score_and_write(
         resamples=config.eval.bootstrap,
     )
     digests = result_files.write_tables(workdir, experiment.records, split, evaluation)
+    fused = None
+    fusing.forget(workdir)
+    if collected is not None:
+        fused, fused_digest = fusing.score(
+            experiment,
+            collected,
+            training=training.outputs,
+            val=validation.outputs,
+            test=test_outputs,
+            step=restored.step,
+        )
+        digests |= fused_digest
     is_lost = counters.best_step is not None and counters.best_step != restored.step
     results = result_files.build_results(
         evaluation,
@@ -143,9 +159,11 @@ def _score_and_write(
         best_step_lost=counters.best_step if is_lost else None,
         weights_note=pretrained.note_on(config.model.pretrained),
         digests=digests,
+        fused=fused,
     )
     _write_facts(experiment, restored.step, evaluation.scalings, training, validation, center)
-    write_run_json(experiment, unreadable, reproducible=counters.reproducible)
+    reproducible = counters.reproducible and (collected is None or collected.reproducible)
+    write_run_json(experiment, unreadable, reproducible=reproducible)
     files.write_json(workdir / "results.json", results.to_json())
     inputs = _report_inputs(experiment, trained, test_outputs, evaluation)
     run_page.write_run(workdir, results, inputs)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +78,7 @@ def read_network(run: Path) -> TrainedNetwork:
     return TrainedNetwork(
         run=run,
         drawn=config.data.root == "phantom",
-        identity=_digest(checkpoint.to_arrays((state.params, state.batch_stats), "")),
+        identity=checkpoint.digest(checkpoint.to_arrays((state.params, state.batch_stats), "")),
         findings=results.findings,
         thresholds=np.array([points[name].value for name in results.findings]),
         facts=read_trained_facts(
@@ -96,11 +95,3 @@ def read_network(run: Path) -> TrainedNetwork:
         batch_size=config.eval.batch_size,
         parallel_mode=config.parallel.mode,
     )
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()

@@ -79,6 +79,8 @@ BROKEN = [
     ("feedback.lag", -2),
     ("feedback.late", "skip"),
     ("radiomics.backend", "cuda"),
+    ("fusion.kind", "shape"),
+    ("fusion.grid", 0),
     ("radiomics.bin_width", 0.0),
     ("radiomics.families", ""),
     ("radiomics.families", "shape2D,texture"),

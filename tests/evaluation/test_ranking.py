@@ -98,3 +98,25 @@ def test_an_interval_of_auprc_stays_within_0_and_1() -> None:
             _, auprc = metrics.ranking_tables(scores, labels, np.arange(n), resamples=300)
             ends += auprc.mean.ci95 or ()  # none where all is parted in every resample
     assert (min(ends), max(ends)) == (0, 1)
+
+
+def test_a_paired_difference_loses_what_both_scores_share() -> None:
+    """Its interval is far narrower than those of the two values, and a score differs from itself by nothing."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (300, 2))
+    scores = labels + rng.normal(0, 2, labels.shape)
+    better = scores + 0.1 * labels
+    patients = np.arange(300) // 2
+    old, new = (
+        metrics.ranking_tables(values, labels, patients, resamples=200)
+        for values in (scores, better)
+    )
+    paired = metrics.ranking_differences(better, scores, labels, patients, resamples=200)
+    for difference, one, other in zip(paired, new, old, strict=True):
+        for row, high, low in zip(difference.rows, one.rows, other.rows, strict=True):
+            assert row.value == pytest.approx(high.value - low.value)
+            assert np.ptp(row.ci95) < 0.3 * np.ptp(low.ci95)
+            assert row.ci95[0] <= row.value <= row.ci95[1]
+    none = metrics.ranking_differences(scores, scores, labels, patients, resamples=20)[0]
+    assert none.mean.value == 0
+    assert none.mean.ci95 is None

@@ -25,9 +25,14 @@ def test_a_grid_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     with RadiomicsPool(1, bin_width=25.0, nice=19) as pool:
         memo = FeatureCache(tmp_path / "grid.sqlite", settings="s")
-        first = measuring.measure(read, range(3), 2, pool, memo)
+
+        def measure() -> measuring.Measured:
+            results = measuring.measure(read, range(3), 2, pool, memo)
+            return measuring.collect(results, 3, 2, lambda done, total: None)
+
+        first = measure()
         monkeypatch.setattr(pool, "submit", None)
-        again = measuring.measure(read, range(3), 2, pool, memo)
+        again = measure()
         memo.close()
     np.testing.assert_array_equal(first.features, again.features)
     assert first.missing == {grid.FEW_LEVELS: 1, measuring.BROKEN: 4}

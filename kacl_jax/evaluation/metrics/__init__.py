@@ -39,6 +39,7 @@ from kacl_jax.evaluation.metrics.ranking import (
     auroc,
     auroc_table,
     missing_class_reason,
+    ranking_differences,
     ranking_tables,
 )
 
@@ -47,5 +48,5 @@ __all__ = [
     "RESAMPLES", "Bin", "Calibration", "Estimate", "Table", "TruthBoxes", "auroc", "auroc_table", "decision_tables",
     "false_box_table", "grid_ceiling", "grid_ceiling_iobb", "iobb", "iou", "localization_differences",
     "localization_tables", "measure_calibration", "missing_class_reason", "point_in_box", "pointing_table",
-    "prior_box", "prior_map", "prior_peak", "random_map", "ranking_tables",
+    "prior_box", "prior_map", "prior_peak", "random_map", "ranking_differences", "ranking_tables",
 ]  # fmt: skip

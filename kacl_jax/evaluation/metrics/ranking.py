@@ -99,6 +99,34 @@ def ranking_tables(
     return auroc_result, Table(findings, complete(auprc_result.mean, mean_prevalence))
 
 
+def ranking_differences(
+    scores: Float[np.ndarray, "n c"],
+    baseline: Float[np.ndarray, "n c"],
+    labels: Shaped[np.ndarray, "n c"],
+    patients: Int[np.ndarray, "n"],
+    *,
+    resamples: int = RESAMPLES,
+) -> tuple[Table, Table]:
+    """AUROC and AUPRC of `scores` minus those of `baseline`, which scores the same images; else as `ranking_tables`.
+
+    Paired: both are computed on the same resamples, so that what they have in common leaves the interval.
+    """
+    (auroc, auprc), (counts, reasons, n_patients) = _draws(
+        scores, labels, patients, resamples, precision=True
+    )
+    (auroc_0, auprc_0), _ = _draws(baseline, labels, patients, resamples, precision=True)
+    return tuple(  # type: ignore[return-value]
+        build_table(
+            of_scores[0] - of_baseline[0],
+            of_scores[1] - of_baseline[1],
+            counts,
+            reasons,
+            n_patients,
+        )
+        for of_scores, of_baseline in ((auroc, auroc_0), (auprc, auprc_0))
+    )
+
+
 def _prevalence(estimate: Estimate) -> float:
     n_pos, n_neg = estimate.counts["n_pos"], estimate.counts["n_neg"]
     return n_pos / (n_pos + n_neg) if n_pos + n_neg else math.nan
@@ -112,6 +140,22 @@ def _tables(
     *,
     precision: bool,
 ) -> tuple[Table, ...]:
+    by_metric, rest = _draws(scores, labels, patients, resamples, precision=precision)
+    return tuple(build_table(values, draws, *rest) for values, draws in by_metric)
+
+
+def _draws(
+    scores: Float[np.ndarray, "n c"],
+    labels: Shaped[np.ndarray, "n c"],
+    patients: Int[np.ndarray, "n"],
+    resamples: int,
+    *,
+    precision: bool,
+) -> tuple[
+    list[tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c resamples"]]],
+    tuple[list[dict[str, int]], list[str], int],
+]:
+    """Values and draws of each metric, and the other arguments of `build_table`."""
     patient_index, n_patients = index_patients(patients)
     rankings = [
         Ranking(scores[:, i], labels[:, i], patient_index, n_patients)
@@ -127,10 +171,8 @@ def _tables(
     draws = resample(replicate, n_patients, resamples)
     if precision:
         draws[:, :, 1] = remove_bias(draws[:, :, 1], values[:, 1])
-    return tuple(
-        build_table(values[:, i], draws[:, :, i], counts, reasons, n_patients)
-        for i in range(values.shape[1])
-    )
+    by_metric = [(values[:, i], draws[:, :, i]) for i in range(values.shape[1])]
+    return by_metric, (counts, reasons, n_patients)
 
 
 class Ranking:

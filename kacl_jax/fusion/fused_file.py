@@ -1,0 +1,137 @@
+"""fusion.json: the fusion of a run as a file, so that it can be applied to other images.
+
+It names the step of its checkpoint and has a digest of its content.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kacl_jax.evaluation.platt import PlattScaling
+from kacl_jax.fusion.ridge import Ridge
+from kacl_jax.fusion.scores import Fusion, Moments
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.sealed_json import decode_float32, encode_float32, read_sealed, write_sealed
+
+NAME = "fusion.json"
+_FIX = "write it again with the run's own command and --mode=eval"
+
+
+@dataclass(frozen=True, eq=False)
+class SavedFusion:
+    """What it takes to apply a fusion.
+
+    kind: as config.fusion.kind. grid: cells along one side. bin_width: of the radiomics.
+    scalings: by finding, of the fused logits. thresholds: float64 [c] on the fused scores; NaN where there is none.
+    start: a digest of the starting image encoder's weights, which make the image features; '' without these.
+    """
+
+    kind: str
+    grid: int
+    bin_width: float
+    fusion: Fusion
+    scalings: Mapping[str, PlattScaling]
+    thresholds: np.ndarray
+    start: str
+
+
+def write(workdir: Path, saved: SavedFusion, *, step: int) -> None:
+    """step: of the checkpoint whose logits are fused."""
+    fusion = saved.fusion
+    content = {
+        "step": step,
+        "kind": saved.kind,
+        "grid": saved.grid,
+        "bin_width": saved.bin_width,
+        "start": saved.start,
+        "weight": fusion.weight,
+        "weight_reason": fusion.weight_reason,
+        "logit_spread": _numbers(fusion.logit_spread),
+        "ridges": {source: _ridge_content(fusion, source) for source in fusion.ridges},
+        "findings": {
+            name: {"scaling": asdict(scaling), "threshold": threshold}
+            for (name, scaling), threshold in zip(
+                saved.scalings.items(), _numbers(saved.thresholds), strict=True
+            )
+        },
+    }
+    write_sealed(workdir / NAME, content)
+
+
+def read(workdir: Path, *, step: int, findings: Sequence[str]) -> SavedFusion:
+    """The fusion of the checkpoint of `step`.
+
+    Raises:
+      UserError: the file is missing, damaged, or belongs to another checkpoint.
+    """
+    path = workdir / NAME
+    content = read_sealed(path, _FIX)
+    if content.get("step") != step:
+        raise UserError(
+            f"{path} belongs to the checkpoint of step {content.get('step')}, but the run's best step is {step}; {_FIX}"
+        )
+    try:
+        by_finding = content["findings"]
+        ridges = content["ridges"]
+        return SavedFusion(
+            kind=content["kind"],
+            grid=content["grid"],
+            bin_width=content["bin_width"],
+            start=content["start"],
+            fusion=Fusion(
+                ridges={source: _ridge(part) for source, part in ridges.items()},
+                moments={
+                    source: Moments(_array(part["z_mean"]), _array(part["z_spread"]))
+                    for source, part in ridges.items()
+                },
+                logit_spread=_array(content["logit_spread"]),
+                weight=content["weight"],
+                weight_reason=content["weight_reason"],
+            ),
+            scalings={name: PlattScaling(**by_finding[name]["scaling"]) for name in findings},
+            thresholds=_array([by_finding[name]["threshold"] for name in findings]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} was written by another version ({error!r}); {_FIX}") from error
+
+
+def _ridge_content(fusion: Fusion, source: str) -> dict[str, Any]:
+    ridge, moments = fusion.ridges[source], fusion.moments[source]
+    return {
+        "penalty": ridge.penalty,
+        "reasons": list(ridge.reasons),
+        "mean": encode_float32(ridge.mean),
+        "scale": encode_float32(ridge.scale),
+        "coef": encode_float32(ridge.coef),
+        "intercept": ridge.intercept.tolist(),
+        "z_mean": _numbers(moments.mean),
+        "z_spread": _numbers(moments.spread),
+    }
+
+
+def _ridge(content: Mapping[str, Any]) -> Ridge:
+    intercept = np.array(content["intercept"], np.float64)
+    coef = decode_float32(content["coef"]).reshape(len(intercept), -1)
+    return Ridge(
+        mean=decode_float32(content["mean"]).astype(np.float64),
+        scale=decode_float32(content["scale"]).astype(np.float64),
+        coef=coef.astype(np.float64),
+        intercept=intercept,
+        penalty=content["penalty"],
+        reasons=tuple(content["reasons"]),
+    )
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """None for NaN, which JSON does not have."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def _array(numbers: Sequence[float | None]) -> np.ndarray:
+    return np.array([math.nan if number is None else number for number in numbers])
