@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "fusion": "evaluation, feedback, images, radiomics, runtime",
     "report": "config, data, evaluation, radiomics, runtime, step",
     "train": "config, data, evaluation, feedback, fusion, images, models, radiomics, report, runtime, step",
-    "predict": "evaluation, images, radiomics, report, runtime, step, train",
+    "predict": "evaluation, fusion, images, radiomics, report, runtime, step, train",
     "convert": "data, images, runtime",
     "sweep": "config, data, evaluation, models, report, runtime",
     "prepare.py": "data, images, runtime",

@@ -5,19 +5,20 @@ Axes: n images · b batch · s side of the network's image · c findings · u v 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
-from scipy.special import expit, logit
 
 from kacl_jax.evaluation.inference import hash_pixels
-from kacl_jax.evaluation.platt import calibrate
+from kacl_jax.evaluation.platt import PlattScaling
+from kacl_jax.fusion.shares import Explanation
 from kacl_jax.images.resizing import resize
-from kacl_jax.predict import inputs
+from kacl_jax.predict import fused, inputs
+from kacl_jax.predict.fused import Decided
 from kacl_jax.predict.inputs import Xray
 from kacl_jax.predict.prediction import Prediction
 from kacl_jax.runtime.devices import DataParallel
@@ -46,6 +47,7 @@ class Model:
     batch_size: int
     _parallel: DataParallel
     _state: TrainState
+    _start: TrainState | None
     _step: Any
 
     @property
@@ -54,9 +56,8 @@ class Model:
 
     @property
     def uncalibrated(self) -> tuple[str, ...]:
-        """The findings whose probability is the raw score; `network.facts.scalings` has the reasons."""
-        scalings = self.network.facts.scalings
-        return tuple(name for name in self.findings if scalings[name].reason)
+        """The findings whose probability is the raw score; `PlattScaling.reason` says why."""
+        return tuple(name for name in self.findings if self._scalings[name].reason)
 
     @overload  # mypy: a str is a sequence of str
     def __call__(  # type: ignore[overload-overlap]
@@ -100,9 +101,7 @@ class Model:
         if flip:
             outputs = _mean_with_mirror(outputs, self._outputs(pixels[:, :, ::-1]))
         distances = self.network.facts.familiarity.distance(outputs.embedding)
-        scores = expit(outputs.logits.astype(np.float64))
-        probabilities = self._calibrate(outputs.logits.astype(np.float64))
-        thresholds = self._calibrate(logit(self.network.thresholds)[None])[0]
+        decided = self._decide(outputs.logits.astype(np.float64), pixels, xrays)
         center = self.network.facts.map_center
         maps = outputs.maps if center is None else outputs.maps - center
 
@@ -116,10 +115,10 @@ class Model:
                 pixels=xray.pixels,
                 network_pixels=pixels[row],
                 findings=self.findings,
-                scores=by_finding(scores[row]),
-                probabilities=by_finding(probabilities[row]),
-                thresholds=by_finding(thresholds),
-                positive=by_finding(scores[row] >= self.network.thresholds),
+                scores=by_finding(decided.scores[row]),
+                probabilities=by_finding(decided.probabilities[row]),
+                thresholds=by_finding(decided.thresholds_shown),
+                positive=by_finding(decided.scores[row] >= decided.thresholds),
                 calibrated={name: name not in self.uncalibrated for name in self.findings},
                 maps=maps[row],
                 embedding=outputs.embedding[row],
@@ -128,25 +127,43 @@ class Model:
                 unfamiliar=bool(distances[row] > self.network.facts.familiarity.threshold),
                 rule=self.network.rule,
                 bin_width=self.network.bin_width,
+                explanations=decided.explanations[row],
             )
             for row, xray in enumerate(xrays)
         ]
 
-    def _calibrate(self, logits: np.ndarray) -> np.ndarray:
-        return calibrate(logits, [self.network.facts.scalings[name] for name in self.findings])
+    def _decide(self, logits: np.ndarray, pixels: np.ndarray, xrays: Sequence[Xray]) -> Decided:
+        """logits: float64 [n c], the network's own. pixels: uint8 [n s s]."""
+        saved, scalings = self.network.fusion, [self._scalings[name] for name in self.findings]
+        if saved is None:
+            nothing: list[dict[str, Explanation]] = [{}] * len(xrays)
+            return fused.decide(logits, scalings, self.network.thresholds, nothing)
+        pictures = [xray.pixels for xray in xrays]
+
+        def embed() -> np.ndarray:
+            return self._outputs(pixels, self._start).embedding
+
+        logits, explanations = fused.fuse(saved, self.findings, logits, pictures, embed)
+        return fused.decide(logits, scalings, saved.thresholds, explanations)
+
+    @property
+    def _scalings(self) -> Mapping[str, PlattScaling]:
+        saved = self.network.fusion
+        return self.network.facts.scalings if saved is None else saved.scalings
 
     def _network_pixels(self, xrays: Sequence[Xray]) -> np.ndarray:
         """uint8 [n s s]."""
         return np.stack([resize(xray.pixels, self.network.rule.size) for xray in xrays])
 
-    def _outputs(self, pixels: np.ndarray) -> Outputs:
-        """pixels: uint8 [n s s]."""
+    def _outputs(self, pixels: np.ndarray, state: TrainState | None = None) -> Outputs:
+        """pixels: uint8 [n s s]. state: on the devices; by default that of the best checkpoint."""
+        state = self._state if state is None else state
         batches = []
         for start in range(0, len(pixels), self.batch_size):
             batch = pixels[start : start + self.batch_size, :, :, None]
             padding = [(0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
             (on_devices,) = self._step(
-                self._state, self._parallel.shard({"image": np.pad(batch, padding)})
+                state, self._parallel.shard({"image": np.pad(batch, padding)})
             )
             arrays = self._parallel.fetch(on_devices, "sharded")
             batches.append({name: values[: len(batch)] for name, values in arrays.items()})
@@ -171,6 +188,7 @@ def load(run: str | Path) -> Model:
         batch_size=-(-network.batch_size // parallel.n_devices) * parallel.n_devices,
         _parallel=parallel,
         _state=parallel.replicate(network.state),
+        _start=None if network.start is None else parallel.replicate(network.start),
         _step=parallel.compile(network.eval_step, ("sharded",)),
     )
 

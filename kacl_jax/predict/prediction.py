@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL.Image import Image
 
+from kacl_jax.fusion.shares import Explanation
 from kacl_jax.predict import overlay, region_features
 from kacl_jax.predict.region_features import MarkedRegion
 from kacl_jax.radiomics import FEATURE_NAMES
@@ -36,7 +37,7 @@ class Prediction:
     name: of the image. notes: what a reader must know of it, each one clause.
     pixels: uint8 [h w], the image as it was given, in 8 bits. network_pixels: uint8 [s s], what the network saw.
     findings: names. The dicts below have them as keys.
-    scores: the network's raw probabilities, 0 … 1, on which thresholds were chosen.
+    scores: raw probabilities, 0 … 1, on which thresholds were chosen.
     probabilities: the calibrated ones, 0 … 1; for a finding that could not be calibrated the raw score.
     thresholds: on the scale of `probabilities`; NaN where validation had no positive or no negative.
     positive: whether the score reaches the threshold.
@@ -46,6 +47,8 @@ class Prediction:
     distance: the embedding's Mahalanobis distance to the training images'. limit: 97.5 % of the validation images are
       nearer. unfamiliar: whether the distance is beyond the limit, so that the findings say little.
     rule: marks the regions. bin_width: of the radiomic features, in grey values of the 8-bit image.
+    explanations: why each finding has its fused score, where the run fuses. Then scores, probabilities, thresholds and
+      positive are the fused ones. Empty for a run without fusion.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Prediction:
     unfamiliar: bool
     rule: RegionRule
     bin_width: float
+    explanations: Mapping[str, Explanation] = field(default_factory=dict)
 
     @property
     def shown_findings(self) -> tuple[str, ...]:

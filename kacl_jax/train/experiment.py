@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
@@ -78,15 +77,8 @@ class Experiment:
         return _needs_pool(self.config)
 
     def initial_state(self) -> tuple[TrainState, pretrained.Origin | None]:
-        """The state before step 0: random, with the pretrained image encoder if the config names one. Its origin."""
-        c = self.config.model
-        variables = jax.jit(lambda: network.init_variables(self.programs, self.config))()
-        variables, origin = pretrained.load(
-            c.pretrained, encoder=c.encoder, input_name=c.input, variables=variables
-        )
-        if origin is not None:
-            logging.info(origin.describe())
-        return self.programs.init(variables, self.config.data.image_size), origin
+        """See `network.initial_state`."""
+        return network.initial_state(self.programs, self.config)
 
     def state_template(self) -> TrainState:
         """Shapes and dtypes of a state, for reading a checkpoint."""

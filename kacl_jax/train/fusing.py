@@ -75,7 +75,7 @@ def collect(experiment: Experiment) -> Collected:
     """The features that the fusion of this run needs, and those of its control. All processes call it."""
     n = len(experiment.records.names)
     images = _images(experiment)
-    start = experiment.initial_state()
+    start, _ = experiment.initial_state()
     state = experiment.parallel.replicate(start)
     embeddings, rows = experiment.inference.embeddings(state, images)
     columns = {IMAGE: _scatter(n, rows, embeddings)}

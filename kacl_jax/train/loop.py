@@ -117,6 +117,7 @@ class TrainingLoop:
             self._counters = RunCounters()
             state, origin = experiment.initial_state()
             if origin is not None and processes.is_leader():
+                logging.info(origin.describe())
                 files.write_json(experiment.workdir / "pretrained.json", origin._asdict())
             self._state: Any = parallel.replicate(state)
         else:

@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from kacl_jax import radiomics
+from kacl_jax.models import pretrained
 from kacl_jax.models.encoders import ENCODERS
 from kacl_jax.models.input_scales import input_scale
 from kacl_jax.models.kacl import KACL
@@ -20,6 +21,7 @@ from kacl_jax.step.in_step_radiomics import InStepRadiomics
 from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.regions import RegionRule
+from kacl_jax.step.state import TrainState
 
 
 def region_rule(config: ConfigDict) -> RegionRule:
@@ -90,3 +92,15 @@ def init_variables(programs: Programs, config: ConfigDict) -> Any:
         jnp.zeros((1,), bool),
         train=False,
     )
+
+
+def initial_state(
+    programs: Programs, config: ConfigDict
+) -> tuple[TrainState, pretrained.Origin | None]:
+    """The state before step 0: random, with the pretrained image encoder if the config names one. Its origin."""
+    c = config.model
+    variables = jax.jit(lambda: init_variables(programs, config))()
+    variables, origin = pretrained.load(
+        c.pretrained, encoder=c.encoder, input_name=c.input, variables=variables
+    )
+    return programs.init(variables, config.data.image_size), origin

@@ -9,16 +9,21 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from kacl_jax import config as config_keys
 from kacl_jax.config.stored import read_config
 from kacl_jax.evaluation.results import read_results
 from kacl_jax.evaluation.trained_facts import TrainedFacts, read_trained_facts
+from kacl_jax.fusion import fused_file
+from kacl_jax.fusion.fused_file import SavedFusion
 from kacl_jax.report.features import Moments
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.files import file_sha256
+from kacl_jax.step.programs import Programs
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.step.state import TrainState
-from kacl_jax.train import checkpoint, network
+from kacl_jax.train import checkpoint, fusing, network
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +31,11 @@ class TrainedNetwork:
     """What it takes to apply the network as the run applied it.
 
     drawn: whether it was trained on the demo set, whose X-rays a program has drawn.
-    identity: a digest of its parameters. thresholds: on the raw scores, float64 [c]; NaN for a finding without one.
+    identity: a digest of its parameters, and of its fusion. thresholds: on its own raw scores, float64 [c]; NaN for a
+    finding without one.
     moments: of the radiomic features of training regions, None if none was measured. bin_width: of these features.
-    eval_step: `Programs.eval_step`. state: on the host. batch_size: of the run's evaluation.
+    fusion: None for a run without. start: the state before training, if the fusion uses its image features.
+    eval_step: `Programs.eval_step`. state, start: on the host. batch_size: of the run's evaluation.
     """
 
     run: Path
@@ -42,6 +49,8 @@ class TrainedNetwork:
     bin_width: float
     eval_step: Callable[[Any, Any], Any]
     state: TrainState
+    fusion: SavedFusion | None
+    start: TrainState | None
     batch_size: int
     parallel_mode: Literal["shard_map", "pmap"]
 
@@ -75,10 +84,17 @@ def read_network(run: Path) -> TrainedNetwork:
     ).replace(opt_state=())
     state = checkpoint.from_arrays(template, restored.arrays, "state")
     points = results.classification.operating_point
+    identity, fusion = (
+        checkpoint.digest(checkpoint.to_arrays((state.params, state.batch_stats), "")),
+        None,
+    )
+    if config.fusion.kind != "none":
+        fusion = fused_file.read(run, step=results.best_step, findings=results.findings)
+        identity += file_sha256(run / fused_file.NAME)
     return TrainedNetwork(
         run=run,
         drawn=config.data.root == "phantom",
-        identity=checkpoint.digest(checkpoint.to_arrays((state.params, state.batch_stats), "")),
+        identity=identity,
         findings=results.findings,
         thresholds=np.array([points[name].value for name in results.findings]),
         facts=read_trained_facts(
@@ -92,6 +108,20 @@ def read_network(run: Path) -> TrainedNetwork:
         bin_width=config.radiomics.bin_width,
         eval_step=programs.eval_step,
         state=state,
+        fusion=fusion,
+        start=_read_start(run, programs, config, fusion.start) if fusion and fusion.start else None,
         batch_size=config.eval.batch_size,
         parallel_mode=config.parallel.mode,
     )
+
+
+def _read_start(run: Path, programs: Programs, config: ConfigDict, digest: str) -> TrainState:
+    """The state before training. Raises UserError if its encoder is not the one of this digest."""
+    start, _ = network.initial_state(programs, config)
+    if fusing.encoder_digest(start) != digest:
+        raise UserError(
+            f"the image encoder that {run} started from is another one now (config.model.pretrained="
+            f"{config.model.pretrained!r}), so its image features cannot be fused; restore these weights, or test the "
+            "run again with its own command and --mode=eval"
+        )
+    return start

@@ -15,7 +15,9 @@ import pytest
 from same_run import config
 
 from kacl_jax.evaluation.outputs import Outputs
-from kacl_jax.fusion import fused_file
+from kacl_jax.predict.model import load
+from kacl_jax.runtime.errors import UserError
+from kacl_jax.runtime.sealed_json import write_sealed
 from kacl_jax.train import experiment, fusing, job
 
 
@@ -133,12 +135,38 @@ def test_a_test_patient_moves_nothing_that_is_fitted(root: Path, tmp_path: Path)
     assert (fitted().ridges["radiomics"].coef != before.ridges["radiomics"].coef).any()
 
 
-def test_the_file_gives_the_run_s_fused_logits_to_the_bit(fused: Path) -> None:
-    results = json.loads((fused / "results.json").read_text())
-    findings = results["findings"]
-    saved = fused_file.read(fused, step=results["best_step"], findings=findings)
-    assert saved.kind == "both"
-    assert saved.fusion.weight == results["fused"]["scores"]["weight"]
-    points = results["fused"]["scores"]["classification"]["operating_point"]
-    expected = [np.nan if points[f]["value"] is None else points[f]["value"] for f in findings]
-    np.testing.assert_array_equal(saved.thresholds, expected)
+def test_another_program_gives_the_run_s_fused_scores_to_the_bit(fused: Path, root: Path) -> None:
+    """`kacl_jax.load`, from the workdir alone: scores, thresholds, and an explanation that adds up."""
+    model = load(fused)
+    points = json.loads((fused / "results.json").read_text())["fused"]["scores"]
+    expected = [row for row in rows(fused / "predictions_fused.csv") if row["split"] == "test"]
+    found = model([root / "images" / row["image"] for row in expected[:9]])
+    found.append(model(root / "images" / expected[9]["image"]))
+    for prediction, row in zip(found, expected, strict=False):
+        assert prediction.scores == {f: float(row[f"prob_{f}"]) for f in model.findings}
+        for finding, told in prediction.explanations.items():
+            assert told.cells.shape == (2, 2)
+            assert told.network_logit + sum(told.moved.values()) == pytest.approx(told.fused_logit)
+            threshold = points["classification"]["operating_point"][finding]["value"]
+            reaches = threshold is not None and prediction.scores[finding] >= threshold
+            assert prediction.positive[finding] is reaches
+    moved = [told for told in found[0].explanations.values() if "radiomics" in told.moved]
+    assert moved
+    assert all(told.features for told in moved)
+
+
+def test_a_fusion_without_its_files_is_told(fused: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "w"
+    shutil.copytree(fused, workdir)
+    path = workdir / "fusion.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"weight": 9.0}))
+    with pytest.raises(UserError, match=r"fusion\.json is damaged.*--mode=eval"):
+        load(workdir)
+    path.unlink()
+    with pytest.raises(UserError, match=r"fusion\.json is missing.*--mode=eval"):
+        load(workdir)
+    del content["digest"]
+    write_sealed(path, content | {"start": "0" * 32})
+    with pytest.raises(UserError, match=r"the image encoder that .* started from is another one"):
+        load(workdir)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from test_ridge import table
 
 from kacl_jax.evaluation.metrics import auroc
-from kacl_jax.fusion import ridge, scores
+from kacl_jax.fusion import ridge, scores, shares
 from kacl_jax.fusion.scores import Fusion
+from kacl_jax.radiomics import FEATURE_NAMES
 
 
 def made(
@@ -89,3 +91,41 @@ def test_without_validation_the_weight_is_one_and_says_why() -> None:
     fusion = scores.build(fitted, **common, val_labels=np.zeros_like(labels))
     assert fusion.weight == 1
     assert "positives and negatives" in fusion.weight_reason
+
+
+def test_the_explanation_adds_up_to_the_fused_logit() -> None:
+    features, labels, patients = table(80, 4 * len(FEATURE_NAMES))
+    image = features[:, :5] + 1
+    fitted = {
+        source: ridge.fit(values, labels, patients)
+        for source, values in (("radiomics", features), ("image", image))
+    }
+    logits = labels + np.random.default_rng(1).normal(0, 3, labels.shape)
+    fusion = scores.build(
+        fitted,
+        reference={"radiomics": features, "image": image},
+        reference_logits=logits,
+        val_labels=None,
+    )
+    mean = {s: fitted[s].mean.astype(np.float32) for s in fitted}
+    one = {"radiomics": features[7], "image": image[7]}
+    fused = fusion.fuse(logits[7:8], {s: v[None] for s, v in one.items()})[0]
+    for c, told in enumerate(shares.explain(fusion, 2, logits[7], one)):
+        assert told.fused_logit == fused[c]
+        assert told.network_logit + sum(told.moved.values()) == pytest.approx(fused[c])
+        # The cells say how this image differs from the mean one.
+        moved = shares.explain(fusion, 2, logits[7], {**one, "radiomics": mean["radiomics"]})[c]
+        assert told.cells.sum() == pytest.approx(told.fused_logit - moved.fused_logit, abs=1e-6)
+        assert len(told.features) == shares.FEATURES_SHOWN
+        assert [abs(f.share) for f in told.features] == sorted(
+            (abs(f.share) for f in told.features), reverse=True
+        )
+    all_shares = shares.logit_shares(fusion, "radiomics", one)
+    np.testing.assert_allclose(
+        shares.by_family(all_shares).sum(1), shares.by_cell(all_shares).sum(1)
+    )
+    one["radiomics"] = features[7].copy()
+    one["radiomics"][len(FEATURE_NAMES) : 2 * len(FEATURE_NAMES)] = np.nan
+    told = shares.explain(fusion, 2, logits[7], one)[0]
+    assert np.isnan(told.cells).tolist() == [[False, True], [False, False]]
+    assert not any((f.row, f.column) == (0, 1) for f in told.features)
