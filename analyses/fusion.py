@@ -35,7 +35,7 @@ from kacl_jax.fusion.ridge import Ridge
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.sweep.measure import patient_weights
 from kacl_jax.sweep.uncertainty import estimate
-from kacl_jax.train import fusing
+from kacl_jax.train import fusion_features
 from kacl_jax.train.experiment import build_experiment, read_data
 
 OWN = "network"
@@ -55,7 +55,7 @@ def main() -> None:
     _refuse_other_features(configs)
     flags.workdir.mkdir(parents=True, exist_ok=True)
     experiment = build_experiment(next(iter(configs.values())), flags.workdir)
-    columns = fusing.collect(experiment).columns
+    columns = fusion_features.collect_of_run(experiment).columns
     folds: dict[int, tuple[Split, dict[str, Ridge]]] = {}
     for config in configs.values():
         if config.fold not in folds:

@@ -65,8 +65,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Path]:
     """The workdir of a finished run of tiny_run.py's network, whose maps are centred, on one device.
+
+    A module may name more keys of its config: CHANGES, as for `same_run.config`.
 
     While the module's tests run, this process uses one device, too, and ResNet-18 is that network.
     """
@@ -85,7 +89,10 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             experiment, "DataParallel", lambda mode: devices.DataParallel(mode, devices=one)
         )
         workdir = tmp_path_factory.mktemp("trained") / "w"
-        job.train_and_evaluate(config(root, cam__center="mean", train__epochs=2), workdir)
+        changes = getattr(request.module, "CHANGES", {})
+        job.train_and_evaluate(
+            config(root, cam__center="mean", train__epochs=2, **changes), workdir
+        )
         yield workdir
 
 

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "feedback": "radiomics, runtime",
     "evaluation": "data, images, runtime, step",
     "fusion": "evaluation, feedback, images, radiomics, runtime",
-    "report": "config, data, evaluation, radiomics, runtime, step",
+    "report": "config, data, evaluation, fusion, radiomics, runtime, step",
     "train": "config, data, evaluation, feedback, fusion, images, models, radiomics, report, runtime, step",
     "predict": "evaluation, fusion, images, radiomics, report, runtime, step, train",
     "convert": "data, images, runtime",

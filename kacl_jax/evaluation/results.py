@@ -84,6 +84,17 @@ class FusedScores:
     minus_network: RankingDifference
 
 
+@dataclass(frozen=True)
+class Carried:
+    """What carries a finding's radiomics: the standard deviation, over the test images, of each part's share.
+
+    A share is what a part adds to the fused logit. cells: by row and column of the grid. families: of all cells.
+    """
+
+    cells: tuple[tuple[float, ...], ...]
+    families: dict[str, float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fused:
     """What fusion adds (see `kacl_jax.fusion`). The network's own numbers stand in `Results.classification`."""
@@ -97,6 +108,7 @@ class Fused:
     # Of each finding and regression, why it has no part in the fused score; where none has, it is the network's own.
     own_scores: dict[str, dict[str, str]]
     missing_cells: dict[str, int]  # by reason, over all images
+    carried: dict[str, Carried]  # by finding, of those with a regression on radiomics
 
 
 @dataclass(frozen=True)

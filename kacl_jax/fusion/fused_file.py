@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kacl_jax.evaluation.operating_points import OperatingPoint
 from kacl_jax.evaluation.platt import PlattScaling
 from kacl_jax.fusion.ridge import Ridge
 from kacl_jax.fusion.scores import Fusion, Moments
@@ -24,42 +25,42 @@ _FIX = "write it again with the run's own command and --mode=eval"
 
 
 @dataclass(frozen=True, eq=False)
+class Applied:
+    """A fusion, and what was chosen for its scores on the validation part. points, scalings: by finding."""
+
+    fusion: Fusion
+    points: tuple[OperatingPoint, ...]
+    scalings: tuple[PlattScaling, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class SavedFusion:
     """What it takes to apply a fusion.
 
     kind: as config.fusion.kind. grid: cells along one side. bin_width: of the radiomics.
-    scalings: by finding, of the fused logits. thresholds: float64 [c] on the fused scores; NaN where there is none.
-    start: a digest of the starting image encoder's weights, which make the image features; '' without these.
+    start: a digest of the starting image encoder's weights, which make the image features.
+    control: network and image features alone; None where `fused` is that.
     """
 
     kind: str
     grid: int
     bin_width: float
-    fusion: Fusion
-    scalings: Mapping[str, PlattScaling]
-    thresholds: np.ndarray
     start: str
+    fused: Applied
+    control: Applied | None
 
 
-def write(workdir: Path, saved: SavedFusion, *, step: int) -> None:
+def write(workdir: Path, saved: SavedFusion, *, step: int, findings: Sequence[str]) -> None:
     """step: of the checkpoint whose logits are fused."""
-    fusion = saved.fusion
+    control = saved.control
     content = {
         "step": step,
         "kind": saved.kind,
         "grid": saved.grid,
         "bin_width": saved.bin_width,
         "start": saved.start,
-        "weight": fusion.weight,
-        "weight_reason": fusion.weight_reason,
-        "logit_spread": _numbers(fusion.logit_spread),
-        "ridges": {source: _ridge_content(fusion, source) for source in fusion.ridges},
-        "findings": {
-            name: {"scaling": asdict(scaling), "threshold": threshold}
-            for (name, scaling), threshold in zip(
-                saved.scalings.items(), _numbers(saved.thresholds), strict=True
-            )
-        },
+        "fused": _applied_content(saved.fused, findings),
+        "control": None if control is None else _applied_content(control, findings),
     }
     write_sealed(workdir / NAME, content)
 
@@ -77,28 +78,58 @@ def read(workdir: Path, *, step: int, findings: Sequence[str]) -> SavedFusion:
             f"{path} belongs to the checkpoint of step {content.get('step')}, but the run's best step is {step}; {_FIX}"
         )
     try:
-        by_finding = content["findings"]
-        ridges = content["ridges"]
+        control = content["control"]
         return SavedFusion(
             kind=content["kind"],
             grid=content["grid"],
             bin_width=content["bin_width"],
             start=content["start"],
-            fusion=Fusion(
-                ridges={source: _ridge(part) for source, part in ridges.items()},
-                moments={
-                    source: Moments(_array(part["z_mean"]), _array(part["z_spread"]))
-                    for source, part in ridges.items()
-                },
-                logit_spread=_array(content["logit_spread"]),
-                weight=content["weight"],
-                weight_reason=content["weight_reason"],
-            ),
-            scalings={name: PlattScaling(**by_finding[name]["scaling"]) for name in findings},
-            thresholds=_array([by_finding[name]["threshold"] for name in findings]),
+            fused=_applied(content["fused"], findings),
+            control=None if control is None else _applied(control, findings),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} was written by another version ({error!r}); {_FIX}") from error
+
+
+def _applied_content(applied: Applied, findings: Sequence[str]) -> dict[str, Any]:
+    fusion = applied.fusion
+    chosen = zip(findings, applied.points, applied.scalings, strict=True)
+    return {
+        "weight": fusion.weight,
+        "weight_reason": fusion.weight_reason,
+        "logit_spread": _numbers(fusion.logit_spread),
+        "ridges": {source: _ridge_content(fusion, source) for source in fusion.ridges},
+        "findings": {
+            name: {
+                "threshold": _number(point.threshold),
+                "youden_j": _number(point.youden_j),
+                "reason": point.reason,
+                "scaling": asdict(scaling),
+            }
+            for name, point, scaling in chosen
+        },
+    }
+
+
+def _applied(content: Mapping[str, Any], findings: Sequence[str]) -> Applied:
+    ridges, chosen = content["ridges"], [content["findings"][name] for name in findings]
+    return Applied(
+        fusion=Fusion(
+            ridges={source: _ridge(part) for source, part in ridges.items()},
+            moments={
+                source: Moments(_array(part["z_mean"]), _array(part["z_spread"]))
+                for source, part in ridges.items()
+            },
+            logit_spread=_array(content["logit_spread"]),
+            weight=content["weight"],
+            weight_reason=content["weight_reason"],
+        ),
+        points=tuple(
+            OperatingPoint(_nan(one["threshold"]), _nan(one["youden_j"]), one["reason"])
+            for one in chosen
+        ),
+        scalings=tuple(PlattScaling(**one["scaling"]) for one in chosen),
+    )
 
 
 def _ridge_content(fusion: Fusion, source: str) -> dict[str, Any]:
@@ -130,8 +161,16 @@ def _ridge(content: Mapping[str, Any]) -> Ridge:
 
 def _numbers(values: np.ndarray) -> list[float | None]:
     """None for NaN, which JSON does not have."""
-    return [None if math.isnan(value) else value for value in values.tolist()]
+    return [_number(value) for value in values.tolist()]
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _nan(number: float | None) -> float:
+    return math.nan if number is None else number
 
 
 def _array(numbers: Sequence[float | None]) -> np.ndarray:
-    return np.array([math.nan if number is None else number for number in numbers])
+    return np.array([_nan(number) for number in numbers])

@@ -65,7 +65,7 @@ def fuse(
       logits: the network's own, [n c]. pictures: uint8 [h w], the n images as they were given.
       embed: makes the starting image features of the n images, float32 [n k].
     """
-    fusion = saved.fusion
+    fusion = saved.fused.fusion
     columns = {}
     if IMAGE in fusion.ridges:
         columns[IMAGE] = embed()

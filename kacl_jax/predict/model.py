@@ -15,6 +15,7 @@ import numpy as np
 
 from kacl_jax.evaluation.inference import hash_pixels
 from kacl_jax.evaluation.platt import PlattScaling
+from kacl_jax.fusion.scores import IMAGE
 from kacl_jax.fusion.shares import Explanation
 from kacl_jax.images.resizing import resize
 from kacl_jax.predict import fused, inputs
@@ -144,12 +145,15 @@ class Model:
             return self._outputs(pixels, self._start).embedding
 
         logits, explanations = fused.fuse(saved, self.findings, logits, pictures, embed)
-        return fused.decide(logits, scalings, saved.thresholds, explanations)
+        thresholds = np.array([point.threshold for point in saved.fused.points])
+        return fused.decide(logits, scalings, thresholds, explanations)
 
     @property
     def _scalings(self) -> Mapping[str, PlattScaling]:
         saved = self.network.fusion
-        return self.network.facts.scalings if saved is None else saved.scalings
+        if saved is None:
+            return self.network.facts.scalings
+        return dict(zip(self.findings, saved.fused.scalings, strict=True))
 
     def _network_pixels(self, xrays: Sequence[Xray]) -> np.ndarray:
         """uint8 [n s s]."""
@@ -188,9 +192,13 @@ def load(run: str | Path) -> Model:
         batch_size=-(-network.batch_size // parallel.n_devices) * parallel.n_devices,
         _parallel=parallel,
         _state=parallel.replicate(network.state),
-        _start=None if network.start is None else parallel.replicate(network.start),
+        _start=parallel.replicate(network.start()) if _needs_start(network) else None,
         _step=parallel.compile(network.eval_step, ("sharded",)),
     )
+
+
+def _needs_start(network: TrainedNetwork) -> bool:
+    return network.fusion is not None and IMAGE in network.fusion.fused.fusion.ridges
 
 
 def _mean_with_mirror(outputs: Outputs, mirrored: Outputs) -> Outputs:

@@ -19,10 +19,12 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 from markupsafe import Markup
+from scipy.special import expit
 
+from kacl_jax.fusion.scores import IMAGE, RADIOMICS
 from kacl_jax.predict.inputs import Failed
 from kacl_jax.predict.prediction import Prediction
-from kacl_jax.report import charts, pictures
+from kacl_jax.report import cells, charts, pictures
 from kacl_jax.report.features import OutlyingFeature
 from kacl_jax.report.page import render
 from kacl_jax.runtime import files
@@ -42,6 +44,9 @@ _FAMILIES = {
     "glszm": "zones of one grey value",
     "ngtdm": "contrast to neighbours",
 }
+
+
+_SOURCES = {RADIOMICS: "radiomics of the grid", IMAGE: "starting image features"}
 
 
 class Row(NamedTuple):
@@ -251,20 +256,53 @@ def _region(
         "box": prediction.box(finding),
         "is_whole_image": is_whole_image,
         "features": [_feature(feature) for feature in outlying],
+        "why": _why(prediction, finding),
     }
 
 
+def _why(prediction: Prediction, finding: str) -> dict[str, Any] | None:
+    """What moved the fused score of a finding, and the cells of the grid over the X-ray; None without fusion."""
+    if finding not in prediction.explanations:
+        return None
+    told = prediction.explanations[finding]
+    height, width = prediction.pixels.shape
+    largest = max((abs(share.share) for share in told.features), default=1.0)
+    return {
+        "network": probability(float(expit(told.network_logit))),
+        "fused": probability(float(expit(told.fused_logit))),
+        "moved": [(_SOURCES[source], _signed(logit)) for source, logit in told.moved.items()],
+        "cells": cells.over_image(told.cells, width, height) if told.cells.size else None,
+        "features": [
+            {
+                **_named(share.name),
+                "place": f"row {share.row + 1}, column {share.column + 1}",
+                "z": _signed(share.z),
+                "share": _signed(share.share),
+                "bar": charts.signed_bar(share.share, largest, _signed(share.share)),
+            }
+            for share in told.features
+        ],
+    }
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def _feature(feature: OutlyingFeature) -> dict[str, Any]:
-    _, family, name = feature.name.split("_")  # original_glcm_Contrast
     size = f"{abs(feature.z):.1f}" if abs(feature.z) < Z_CLIP else f"≥ {Z_CLIP:g}"
     distance = f"{size} {'above' if feature.z > 0 else 'below'}"
     return {
-        "feature": name,
-        "family": _FAMILIES.get(family, family),
+        **_named(feature.name),
         "distance": distance,
         "value": feature.value,
         "bar": charts.signed_bar(feature.z, Z_CLIP / 2, distance),
     }
+
+
+def _named(feature: str) -> dict[str, str]:
+    _, family, name = feature.split("_")  # original_glcm_Contrast
+    return {"feature": name, "family": _FAMILIES.get(family, family)}
 
 
 def _picture(pixels: np.ndarray) -> np.ndarray:

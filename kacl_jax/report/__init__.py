@@ -6,6 +6,8 @@
     cases       which images the page shows
     features    radiomic features of the test images' regions: separating positives from negatives, or unusual
     curves      the points of the charts' lines
+    fusion      what the fusion of radiomics and image features adds
+    cells       the fusion's grid over an X-ray, or alone
     charts      lines, intervals and bars as SVG
     pictures    an X-ray with its map, region and boxes as SVG
     page        template → file

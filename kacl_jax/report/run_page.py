@@ -11,7 +11,7 @@ from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.number_format import short
 from kacl_jax.evaluation.predictions import read_predictions
 from kacl_jax.evaluation.results import Results
-from kacl_jax.report import figures, gallery, page, reliability
+from kacl_jax.report import figures, fusion, gallery, page, reliability
 from kacl_jax.report.gallery import ReportInputs
 from kacl_jax.runtime import files
 
@@ -37,6 +37,7 @@ def write_run(workdir: Path, results: Results, inputs: ReportInputs) -> None:
             read_predictions(workdir, results.findings), results.classification
         ),
         "reliability": reliability.reliability_section(results),
+        "fusion": fusion.fusion_section(results),
         "localization": figures.localization_section(results),
         "training_charts": figures.training_charts(log, results.best_step),
         "contrast": contrastive_summary.summarise_last_epoch(log, config),

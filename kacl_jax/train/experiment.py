@@ -99,7 +99,7 @@ class Experiment:
         late = self.config.feedback.late
         return Feedback(pool=pool, table=table, cache=cache, lag=self.lag, late=late)
 
-    def open_grid(self, stack: ExitStack, *, nice: int) -> tuple[RadiomicsPool, FeatureCache]:
+    def open_grid(self, stack: ExitStack, nice: int) -> tuple[RadiomicsPool, FeatureCache]:
         """Workers that measure the cells of grids, and their memo in the workdir; both end with the stack.
 
         nice: how far they stand back behind other processes. The calling thread is the memo's writer.
@@ -111,20 +111,15 @@ class Experiment:
     ) -> tuple[RadiomicsPool, FeatureCache]:
         """workers: how many there are if the config does not say it. memo: its name."""
         c = self.config
-        pool = stack.enter_context(
-            RadiomicsPool(
-                c.feedback.workers or workers,
-                bin_width=c.radiomics.bin_width,
-                timeout_s=c.feedback.timeout_s,
-                nice=nice,
-            )
+        name = _cache_name(memo, processes.process_index(), processes.process_count())
+        return open_workers(
+            stack,
+            self.workdir / name,
+            workers=c.feedback.workers or workers,
+            bin_width=c.radiomics.bin_width,
+            timeout_s=c.feedback.timeout_s,
+            nice=nice,
         )
-        cache = FeatureCache(
-            self.workdir / _cache_name(memo, processes.process_index(), processes.process_count()),
-            settings=host.settings_key(c.radiomics.bin_width, RESIZE_NAME),
-        )
-        stack.callback(cache.close)
-        return pool, cache
 
     @property
     def own_images(self) -> np.ndarray:
@@ -173,6 +168,24 @@ class Experiment:
             threads=c.data.threads,
             resamples=c.eval.bootstrap,
         )
+
+
+def open_workers(
+    stack: ExitStack,
+    memo: Path,
+    *,
+    workers: int,
+    bin_width: float,
+    timeout_s: float,
+    nice: int = 0,
+) -> tuple[RadiomicsPool, FeatureCache]:
+    """Radiomics workers and the memo of their features; both end with the stack."""
+    pool = stack.enter_context(
+        RadiomicsPool(workers, bin_width=bin_width, timeout_s=timeout_s, nice=nice)
+    )
+    cache = FeatureCache(memo, settings=host.settings_key(bin_width, RESIZE_NAME))
+    stack.callback(cache.close)
+    return pool, cache
 
 
 def build_experiment(config: ConfigDict, workdir: Path) -> Experiment:

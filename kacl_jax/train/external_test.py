@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,17 @@ from kacl_jax.evaluation.localization import Reading
 from kacl_jax.evaluation.operating_points import OperatingPoint
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.evaluation.results import Results, read_results
+from kacl_jax.feedback.feature_cache import FeatureCache
+from kacl_jax.feedback.pool import RadiomicsPool
+from kacl_jax.fusion.scores import RADIOMICS
 from kacl_jax.report import run_page
 from kacl_jax.report.gallery import ReportInputs
 from kacl_jax.runtime import compilation, files, provenance
 from kacl_jax.runtime.devices import DataParallel
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.workdir import lock_workdir
-from kacl_jax.train.experiment import identify_data
+from kacl_jax.train import fusing, fusion_features
+from kacl_jax.train.experiment import identify_data, open_workers
 from kacl_jax.train.trained_network import TrainedNetwork, read_network
 
 _NIH_NAME = re.compile(r"\d{8}_\d{3}\.png")
@@ -70,6 +76,19 @@ def evaluate_elsewhere(config: ConfigDict, run: Path, root: Path) -> tuple[Resul
             resamples=config.eval.bootstrap,
         )
         digests = result_files.write_tables(folder, records, split, evaluation)
+        fused = None
+        if network.fusion is not None:
+            fused, fused_digest = fusing.test(
+                network.fusion,
+                _collect(config, network, parallel, records, split, broken, folder),
+                records,
+                split,
+                val=evaluation.val,
+                tested=outputs,
+                resamples=config.eval.bootstrap,
+                folder=folder,
+            )
+            digests |= fused_digest
         results = result_files.build_results(
             evaluation,
             records,
@@ -80,6 +99,7 @@ def evaluate_elsewhere(config: ConfigDict, run: Path, root: Path) -> tuple[Resul
             best_step=trained.best_step,
             trained_steps=trained.trained_steps,
             digests=digests,
+            fused=fused,
         )
         files.write_json(
             folder / "run.json",
@@ -176,16 +196,7 @@ def _run_network(
     broken: BrokenFiles,
 ) -> Outputs:
     """Logits and maps of all images. Raises UserError for an image that the run was trained or tuned on."""
-    inference = Inference(
-        parallel.on_this_process(),
-        network.eval_step,
-        records,
-        image_size=network.rule.size,
-        batch_size=network.batch_size,
-        on_error=config.data.on_error,
-        threads=config.data.threads,
-        broken=broken,
-    )
+    inference = _inference(config, network, parallel, records, broken)
     state = parallel.replicate(network.state)
     outputs, pixel_hashes = inference.hashed_outputs(
         state, split.test, center=network.facts.map_center
@@ -202,6 +213,60 @@ def _run_network(
             "other patients"
         )
     return outputs
+
+
+def _inference(
+    config: ConfigDict,
+    network: TrainedNetwork,
+    parallel: DataParallel,
+    records: Records,
+    broken: BrokenFiles,
+) -> Inference:
+    return Inference(
+        parallel.on_this_process(),
+        network.eval_step,
+        records,
+        image_size=network.rule.size,
+        batch_size=network.batch_size,
+        on_error=config.data.on_error,
+        threads=config.data.threads,
+        broken=broken,
+    )
+
+
+def _collect(
+    config: ConfigDict,
+    network: TrainedNetwork,
+    parallel: DataParallel,
+    records: Records,
+    split: Split,
+    broken: BrokenFiles,
+    folder: Path,
+) -> fusion_features.Collected:
+    """The features that the run's fusion needs of all images."""
+    saved = network.fusion
+    assert saved is not None
+
+    def open_grid(stack: ExitStack, nice: int) -> tuple[RadiomicsPool, FeatureCache]:
+        return open_workers(
+            stack,
+            folder / "grid.sqlite",
+            workers=config.feedback.workers or os.cpu_count() or 1,
+            bin_width=saved.bin_width,
+            timeout_s=config.feedback.timeout_s,
+            nice=nice,
+        )
+
+    has_radiomics = RADIOMICS in saved.fused.fusion.ridges
+    grids = fusion_features.Grids(records, split.test, saved.grid, open_grid)
+    return fusion_features.collect(
+        records,
+        split.test,
+        _inference(config, network, parallel, records, broken),
+        parallel.replicate(network.start()),
+        grids if has_radiomics else None,
+        saved.start,
+    )
 
 
 def _operating_points(trained: Results) -> tuple[OperatingPoint, ...]:

@@ -14,6 +14,7 @@ from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.evaluation.platt import PlattScaling
 from kacl_jax.evaluation.results import Results, Throughput
 from kacl_jax.evaluation.trained_facts import write_trained_facts
+from kacl_jax.fusion import fused_file
 from kacl_jax.models import pretrained
 from kacl_jax.report import run_page
 from kacl_jax.report.features import Moments
@@ -21,7 +22,7 @@ from kacl_jax.report.gallery import ReportInputs
 from kacl_jax.runtime import files, processes, provenance
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.step.state import TrainState
-from kacl_jax.train import checkpoint, fusing
+from kacl_jax.train import checkpoint, fusing, fusion_features
 from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment
 
@@ -50,7 +51,7 @@ def score_best_checkpoint(
     center = training.mean_map if experiment.config.cam.center == "mean" else None
     test_outputs = inference.outputs(state, split.test, center=center)
     fuses = experiment.config.fusion.kind != "none"
-    collected = fusing.collect(experiment) if fuses else None
+    collected = fusion_features.collect_of_run(experiment) if fuses else None
     unreadable = experiment.broken_files()
     message = processes.broadcast(
         lambda: processes.Message(
@@ -116,7 +117,7 @@ def _score_and_write(
     validation: Survey,
     test_outputs: Outputs,
     center: np.ndarray | None,
-    collected: fusing.Collected | None,
+    collected: fusion_features.Collected | None,
     unreadable: dict[str, str],
     steps: int,
 ) -> Results:
@@ -135,13 +136,17 @@ def _score_and_write(
     fused = None
     fusing.forget(workdir)
     if collected is not None:
-        fused, fused_digest = fusing.score(
-            experiment,
+        saved = fusing.fit(experiment, collected, training=training.outputs, val=validation.outputs)
+        fused_file.write(workdir, saved, step=restored.step, findings=experiment.records.findings)
+        fused, fused_digest = fusing.test(
+            saved,
             collected,
-            training=training.outputs,
+            experiment.records,
+            split,
             val=validation.outputs,
-            test=test_outputs,
-            step=restored.step,
+            tested=test_outputs,
+            resamples=config.eval.bootstrap,
+            folder=workdir,
         )
         digests |= fused_digest
     is_lost = counters.best_step is not None and counters.best_step != restored.step

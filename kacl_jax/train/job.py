@@ -14,7 +14,7 @@ from kacl_jax.evaluation.results import Results, read_results
 from kacl_jax.runtime import compilation, processes
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.workdir import lock_workdir
-from kacl_jax.train import checkpoint, final_evaluation, fusing, resume
+from kacl_jax.train import checkpoint, final_evaluation, fusion_features, resume
 from kacl_jax.train.counters import RunCounters
 from kacl_jax.train.experiment import Experiment, build_experiment, identify_data
 from kacl_jax.train.loop import train
@@ -51,7 +51,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
             final_evaluation.write_run_json(experiment, experiment.batches.broken_files())
         logging.info(experiment.describe())
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-        with fusing.measuring_beside(experiment):
+        with fusion_features.measuring_beside(experiment):
             counters = train(experiment, checkpoints)
         return final_evaluation.score_best_checkpoint(
             experiment, checkpoints, counters, steps=experiment.total_steps

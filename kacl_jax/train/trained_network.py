@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from kacl_jax.runtime.files import file_sha256
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.step.state import TrainState
-from kacl_jax.train import checkpoint, fusing, network
+from kacl_jax.train import checkpoint, fusion_features, network
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,9 @@ class TrainedNetwork:
     identity: a digest of its parameters, and of its fusion. thresholds: on its own raw scores, float64 [c]; NaN for a
     finding without one.
     moments: of the radiomic features of training regions, None if none was measured. bin_width: of these features.
-    fusion: None for a run without. start: the state before training, if the fusion uses its image features.
-    eval_step: `Programs.eval_step`. state, start: on the host. batch_size: of the run's evaluation.
+    fusion: None for a run without. start: makes the state before training, whose image features a fusion uses. Raises
+    UserError if its encoder cannot be read, or is another one than that of the fusion.
+    eval_step: `Programs.eval_step`. state: on the host. batch_size: of the run's evaluation.
     """
 
     run: Path
@@ -50,7 +52,7 @@ class TrainedNetwork:
     eval_step: Callable[[Any, Any], Any]
     state: TrainState
     fusion: SavedFusion | None
-    start: TrainState | None
+    start: Callable[[], TrainState]
     batch_size: int
     parallel_mode: Literal["shard_map", "pmap"]
 
@@ -109,7 +111,7 @@ def read_network(run: Path) -> TrainedNetwork:
         eval_step=programs.eval_step,
         state=state,
         fusion=fusion,
-        start=_read_start(run, programs, config, fusion.start) if fusion and fusion.start else None,
+        start=partial(_read_start, run, programs, config, fusion.start if fusion else ""),
         batch_size=config.eval.batch_size,
         parallel_mode=config.parallel.mode,
     )
@@ -118,10 +120,10 @@ def read_network(run: Path) -> TrainedNetwork:
 def _read_start(run: Path, programs: Programs, config: ConfigDict, digest: str) -> TrainState:
     """The state before training. Raises UserError if its encoder is not the one of this digest."""
     start, _ = network.initial_state(programs, config)
-    if fusing.encoder_digest(start) != digest:
+    if fusion_features.encoder_digest(start) != digest:
         raise UserError(
             f"the image encoder that {run} started from is another one now (config.model.pretrained="
-            f"{config.model.pretrained!r}), so its image features cannot be fused; restore these weights, or test the "
-            "run again with its own command and --mode=eval"
+            f"{config.model.pretrained!r}); restore its weights, or test the run again with its own command and "
+            "--mode=eval"
         )
     return start

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ import numpy as np
 import pytest
 from same_run import config
 
+from kacl_jax.data.phantom import demo
+from kacl_jax.data.records import read_records
 from kacl_jax.evaluation.outputs import Outputs
-from kacl_jax.predict.model import load
+from kacl_jax.evaluation.results import read_results
+from kacl_jax.fusion import fused_file
+from kacl_jax.predict.model import Model, load
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.sealed_json import write_sealed
-from kacl_jax.train import experiment, fusing, job
+from kacl_jax.train import experiment, fusing, fusion_features, job
+from kacl_jax.train.external_test import evaluate_elsewhere
+
+CHANGES = {"fusion__kind": "both", "fusion__grid": 2}  # of the module's run
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -33,69 +41,92 @@ def evaluate(root: Path, workdir: Path, **changes: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def fused(run: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run, tested again with both regressions."""
-    workdir = tmp_path_factory.mktemp("fused") / "w"
+def plain(run: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run, tested again without fusion."""
+    workdir = tmp_path_factory.mktemp("plain") / "w"
     shutil.copytree(run, workdir)
-    evaluate(root, workdir, fusion__kind="both", fusion__grid=2)
+    evaluate(root, workdir)
     return workdir
 
 
-def test_the_networks_own_numbers_stay(run: Path, fused: Path) -> None:
-    before, after = (json.loads((w / "results.json").read_text()) for w in (run, fused))
+def test_the_networks_own_numbers_stay(run: Path, plain: Path) -> None:
+    before, after = (json.loads((w / "results.json").read_text()) for w in (plain, run))
     part = after.pop("fused")
     assert after["digests"].pop("predictions_fused.csv")
     assert json.dumps(before) == json.dumps(after)
     for name in ("predictions.csv", "boxes.csv", "calibration.json"):
-        assert (run / name).read_bytes() == (fused / name).read_bytes()
+        assert (plain / name).read_bytes() == (run / name).read_bytes()
+    assert not (plain / "fusion.json").exists()
+    assert not (plain / "predictions_fused.csv").exists()
     own = before["classification"]["auroc"]["mean"]["value"]
     scores, pair = part["scores"], part["image_pair"]
-    for one in (scores, pair):
-        value = one["classification"]["auroc"]["mean"]["value"]
+    values = [one["classification"]["auroc"]["mean"]["value"] for one in (scores, pair)]
+    for one, value in zip((scores, pair), values, strict=True):
         assert one["minus_network"]["auroc"]["mean"]["value"] == pytest.approx(value - own)
-    difference = part["minus_image_pair"]["auroc"]["mean"]
-    assert difference["value"] == pytest.approx(
-        scores["classification"]["auroc"]["mean"]["value"]
-        - pair["classification"]["auroc"]["mean"]["value"]
-    )
+    difference = part["minus_image_pair"]["auroc"]["mean"]["value"]
+    assert difference == pytest.approx(values[0] - values[1])
+    assert "image features + radiomics" in (run / "report.html").read_text()
+    assert 'id="fusion"' not in (plain / "report.html").read_text()
 
 
-def test_without_fusion_nothing_changes_and_an_old_fusion_goes(
-    run: Path, root: Path, fused: Path, tmp_path: Path
+def test_a_finished_run_is_fused_to_the_bit_as_one_that_trained_with_it(
+    run: Path, plain: Path, root: Path, tmp_path: Path
 ) -> None:
-    workdir = tmp_path / "w"
-    shutil.copytree(fused, workdir)
-    evaluate(root, workdir)
-    for name in ("results.json", "predictions.csv", "boxes.csv", "calibration.json"):
-        assert (run / name).read_bytes() == (workdir / name).read_bytes()
-    assert not (workdir / "fusion.json").exists()
-    assert not (workdir / "predictions_fused.csv").exists()
-
-
-def test_the_same_fusion_to_the_bit(root: Path, fused: Path, tmp_path: Path) -> None:
     """Also where a kill left half of the memo."""
     workdir = tmp_path / "w"
-    shutil.copytree(fused, workdir)
+    shutil.copytree(plain, workdir)
     with sqlite3.connect(workdir / "grid.sqlite") as memo:
         memo.execute("DELETE FROM memo WHERE substr(key, 1, 1) < x'20'")
         assert memo.total_changes > 20
     memo.close()
-    evaluate(root, workdir, fusion__kind="both", fusion__grid=2)
+    evaluate(root, workdir, **CHANGES)
     for name in ("results.json", "predictions_fused.csv", "fusion.json"):
-        assert (fused / name).read_bytes() == (workdir / name).read_bytes()
+        assert (run / name).read_bytes() == (workdir / name).read_bytes()
 
 
-def test_the_table_has_the_fused_scores(run: Path, fused: Path) -> None:
+def test_the_table_has_the_fused_scores(run: Path) -> None:
     """The network's logit, moved; where a finding has no regression, the network's own score to the bit."""
-    own, moved = rows(run / "predictions.csv"), rows(fused / "predictions_fused.csv")
-    told = json.loads((fused / "results.json").read_text())["fused"]
+    own, moved = rows(run / "predictions.csv"), rows(run / "predictions_fused.csv")
+    told = json.loads((run / "results.json").read_text())["fused"]
     alone = [f for f, why in told["own_scores"].items() if set(why) == {"radiomics", "image"}]
+    assert alone
     assert [row["image"] for row in own] == [row["image"] for row in moved]
     for one, other in zip(own, moved, strict=True):
         assert other["own_score"].split() == alone
         assert int(other["missing_cells"]) == 0
         assert all(one[f"prob_{f}"] == other[f"prob_{f}"] for f in alone)
     assert any(one[k] != other[k] for one, other in zip(own, moved, strict=True) for k in one)
+
+
+def test_another_data_set_is_fused_as_the_run_was(run: Path, root: Path, tmp_path: Path) -> None:
+    """--test_root: thresholds, weight and regressions are the run's, the control stands beside it."""
+    drawn, other = tmp_path / "drawn", tmp_path / "other"
+    demo.write_phantom(drawn, patients=8, size=64, seed=9)
+    records = read_records(drawn)
+    (other / "images").mkdir(parents=True)
+    lines = [",".join(("image", "patient", *records.findings))]
+    for name, patient, labels in zip(records.names, records.patients, records.labels, strict=True):
+        shutil.copy(drawn / "images" / name, other / "images" / f"x{name}")
+        lines.append(",".join((f"x{name}", f"p{patient}", *map(str, labels))))
+    (other / "images.csv").write_text("\n".join(lines) + "\n")
+    results, folder = evaluate_elsewhere(config(root), run, other)
+    trained = read_results(run / "results.json")
+    assert results.fused
+    assert trained.fused
+    assert results.fused.image_pair
+    assert results.fused.scores.weight == trained.fused.scores.weight
+    for finding in results.findings:
+        found, before = (
+            one.fused.scores.classification.operating_point[finding].value
+            for one in (results, trained)
+        )
+        np.testing.assert_equal(found, before)
+    assert "predictions_fused.csv" in (results.digests or {})
+    model = load(run)
+    row = rows(folder / "predictions_fused.csv")[0]
+    prediction = model(other / "images" / row["image"])
+    expected = {finding: float(row[f"prob_{finding}"]) for finding in model.findings}
+    assert prediction.scores == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_test_patient_moves_nothing_that_is_fitted(root: Path, tmp_path: Path) -> None:
@@ -108,14 +139,11 @@ def test_a_test_patient_moves_nothing_that_is_fitted(root: Path, tmp_path: Path)
     logits = rng.normal(size=(n, c)).astype(np.float32)
     test = built.split.test
 
-    def fitted() -> Any:
-        collected = fusing.Collected(columns, {}, True, "")
-        parts = {
-            p: Outputs(ids, logits[ids])
-            for p, ids in (("train", built.split.train), ("val", built.split.val))
-        }
-        ridges = fusing.fit_ridges(built, collected, parts["train"])
-        return fusing.combine(built, collected, ridges, parts["train"], parts["val"])
+    def fitted() -> fused_file.SavedFusion:
+        collected = fusion_features.Collected(columns, Counter(), True, "")
+        parts = {"training": built.split.train, "val": built.split.val}
+        outputs = {part: Outputs(ids, logits[ids]) for part, ids in parts.items()}
+        return fusing.fit(built, collected, **outputs)
 
     before = fitted()
     for values in (*columns.values(), logits):
@@ -125,21 +153,22 @@ def test_a_test_patient_moves_nothing_that_is_fitted(root: Path, tmp_path: Path)
     labels[test] = 1 - np.abs(labels[test])
     built = dataclasses.replace(built, records=dataclasses.replace(records, labels=labels))
     after = fitted()
-    assert before.weight == after.weight
-    for source in ("image", "radiomics"):
-        for name in ("mean", "scale", "coef", "intercept", "penalty", "reasons"):
-            one, other = (getattr(fusion.ridges[source], name) for fusion in (before, after))
-            np.testing.assert_array_equal(one, other)
-        np.testing.assert_array_equal(before.moments[source].mean, after.moments[source].mean)
+
+    def file(saved: fused_file.SavedFusion) -> bytes:
+        fused_file.write(tmp_path, saved, step=1, findings=records.findings)
+        return (tmp_path / fused_file.NAME).read_bytes()
+
+    assert file(before) == file(after)
     columns["radiomics"][built.split.train[0]] += 1
-    assert (fitted().ridges["radiomics"].coef != before.ridges["radiomics"].coef).any()
+    assert file(before) != file(fitted())
 
 
-def test_another_program_gives_the_run_s_fused_scores_to_the_bit(fused: Path, root: Path) -> None:
+def test_another_program_gives_the_fused_scores_to_the_bit(
+    run: Path, root: Path, model: Model
+) -> None:
     """`kacl_jax.load`, from the workdir alone: scores, thresholds, and an explanation that adds up."""
-    model = load(fused)
-    points = json.loads((fused / "results.json").read_text())["fused"]["scores"]
-    expected = [row for row in rows(fused / "predictions_fused.csv") if row["split"] == "test"]
+    points = json.loads((run / "results.json").read_text())["fused"]["scores"]
+    expected = [row for row in rows(run / "predictions_fused.csv") if row["split"] == "test"]
     found = model([root / "images" / row["image"] for row in expected[:9]])
     found.append(model(root / "images" / expected[9]["image"]))
     for prediction, row in zip(found, expected, strict=False):
@@ -155,9 +184,9 @@ def test_another_program_gives_the_run_s_fused_scores_to_the_bit(fused: Path, ro
     assert all(told.features for told in moved)
 
 
-def test_a_fusion_without_its_files_is_told(fused: Path, tmp_path: Path) -> None:
+def test_a_fusion_without_its_files_is_told(run: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "w"
-    shutil.copytree(fused, workdir)
+    shutil.copytree(run, workdir)
     path = workdir / "fusion.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"weight": 9.0}))
