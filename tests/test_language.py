@@ -21,7 +21,7 @@ PAGES = [
     *(
         f"docs/{name}.md"
         for name in (
-            *("ablations", "convert", "data", "experiment", "fuzz", "machines", "output"),
+            *("ablations", "convert", "data", "experiment", "fusion", "fuzz", "machines", "output"),
             *("phantom", "predict", "radiomics", "results", "scaling", "speed", "weights"),
         )
     ),

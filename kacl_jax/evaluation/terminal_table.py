@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from kacl_jax.evaluation.metrics import IOBB_THRESHOLDS, IOU_THRESHOLDS, Estimate, Table
 from kacl_jax.evaluation.number_format import interval, short, signed, threshold
-from kacl_jax.evaluation.results import Accuracy, Classification, Localization, Results
+from kacl_jax.evaluation.results import (
+    Accuracy,
+    Classification,
+    Localization,
+    RankingDifference,
+    Results,
+)
 
 _FINDING_THRESHOLDS = (0.1, 0.3, 0.5)
 
@@ -18,7 +24,7 @@ def format_table(results: Results) -> str:
         f"protocol {results.protocol} · split {results.split} ({results.split_hash})"
         f" · seed {results.seed} · {results.evaluation.images.test:,} test images"
     )
-    lines = [head, "", *_ranking_lines(results.classification, names), ""]
+    lines = [head, "", *_ranking_lines(results.classification, names), *_fused_lines(results), ""]
     if _has_truth_boxes(localization):
         lines += [*_finding_lines(localization, names), "", *_mean_lines(localization), ""]
     else:
@@ -46,6 +52,31 @@ def _ranking_lines(classification: Classification, names: Sequence[str]) -> list
         floor = classification.pixel_probe.mean
         lines.append(f"{'logistic, 16×16 px':20}{short(floor.value):>7}  {interval(floor.ci95):17}")
     return lines
+
+
+def _fused_lines(results: Results) -> list[str]:
+    """The means of the fused scores, and of their control."""
+    fused = results.fused
+    if fused is None:
+        return []
+    lines = []
+    for name, scores in (
+        (f"fused: {fused.kind}", fused.scores),
+        ("control: image", fused.image_pair),
+    ):
+        if scores is not None:
+            auroc, auprc = scores.classification.auroc.mean, scores.classification.auprc.mean
+            cells = [f"{short(e.value):>7}  {interval(e.ci95):17}" for e in (auroc, auprc)]
+            difference = _difference("network", scores.minus_network)
+            lines.append(f"{name:20}{''.join(cells)}  {difference}")
+    if fused.minus_image_pair is not None:
+        lines.append(f"{'':20}{_difference('control', fused.minus_image_pair)}")
+    return lines
+
+
+def _difference(baseline: str, difference: RankingDifference) -> str:
+    mean = difference.auroc.mean
+    return f"AUROC − {baseline} {signed(mean.value)} {interval(mean.ci95, write=signed)}".rstrip()
 
 
 def _row_labels(names: Sequence[str], table: Table) -> list[str]:

@@ -38,6 +38,7 @@ class SavedFusion:
     """What it takes to apply a fusion.
 
     kind: as config.fusion.kind. grid: cells along one side. bin_width: of the radiomics.
+    longest: px; the longer side of the run's largest picture, to which a larger one shrinks before it is measured.
     start: a digest of the starting image encoder's weights, which make the image features.
     control: network and image features alone; None where `fused` is that.
     """
@@ -45,6 +46,7 @@ class SavedFusion:
     kind: str
     grid: int
     bin_width: float
+    longest: int
     start: str
     fused: Applied
     control: Applied | None
@@ -58,6 +60,7 @@ def write(workdir: Path, saved: SavedFusion, *, step: int, findings: Sequence[st
         "kind": saved.kind,
         "grid": saved.grid,
         "bin_width": saved.bin_width,
+        "longest": saved.longest,
         "start": saved.start,
         "fused": _applied_content(saved.fused, findings),
         "control": None if control is None else _applied_content(control, findings),
@@ -83,6 +86,7 @@ def read(workdir: Path, *, step: int, findings: Sequence[str]) -> SavedFusion:
             kind=content["kind"],
             grid=content["grid"],
             bin_width=content["bin_width"],
+            longest=content["longest"],
             start=content["start"],
             fused=_applied(content["fused"], findings),
             control=None if control is None else _applied(control, findings),

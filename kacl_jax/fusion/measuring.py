@@ -20,18 +20,27 @@ _IMAGES_AHEAD = 16  # whose cells wait for the workers
 BROKEN = "the image cannot be read"
 
 
+class MeasuredImage(NamedTuple):
+    """results: of the cells. longest: px of the longer side of the picture; 0 if it cannot be read."""
+
+    results: list[Result]
+    longest: int
+
+
 class Measured(NamedTuple):
-    """features: float32 [n g² f], NaN in a missing cell. missing: reason → number of cells. reproducible: False once
-    a cell was given up because its workers died or hung.
+    """features: float32 [n g² f], NaN in a missing cell. missing: reason → number of cells. longest: of all pictures.
+
+    reproducible: False once a cell was given up because its workers died or hung.
     """
 
     features: np.ndarray
     missing: Counter[str]
+    longest: int
     reproducible: bool
 
 
 def collect(
-    measured: Iterable[Sequence[Result]],
+    measured: Iterable[MeasuredImage],
     n_images: int,
     grid: int,
     count: Callable[[int, int], None],
@@ -39,16 +48,17 @@ def collect(
     """The features of all images, from `measure`. count: called with the number of images done, and of all."""
     features = np.full((n_images, grid**2, len(FEATURE_NAMES)), np.nan, np.float32)
     missing: Counter[str] = Counter()
-    reproducible = True
-    for row, results in enumerate(measured):
-        for cell, result in enumerate(results):
+    longest, reproducible = 0, True
+    for row, image in enumerate(measured):
+        longest = max(longest, image.longest)
+        for cell, result in enumerate(image.results):
             if result.features is not None:
                 features[row, cell] = result.features
             missing[result.reason or ""] += 1
             reproducible &= result.deterministic
         count(row + 1, n_images)
     del missing[""]
-    return Measured(features, missing, reproducible)
+    return Measured(features, missing, longest, reproducible)
 
 
 def measure(
@@ -59,8 +69,8 @@ def measure(
     memo: FeatureCache,
     *,
     is_stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[list[Result]]:
-    """Of each image, in their order, the results of its cells; they are in the memo then.
+) -> Iterator[MeasuredImage]:
+    """Each image, in their order; the results of its cells are in the memo then.
 
     A thread reads the next image, and the workers have a few images to do.
 
@@ -68,7 +78,7 @@ def measure(
       read: an image → its pixels, uint8 [h w]. It may raise BrokenImage: then all cells of the image are missing.
       is_stopped: asked between two images. If it says so, that was the last one.
     """
-    waiting: deque[list[_Cell]] = deque()
+    waiting: deque[tuple[list[_Cell], int]] = deque()
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(_pixels, read, images[0]) if len(images) else None
         for place in range(len(images)):
@@ -78,11 +88,12 @@ def measure(
                 return
             if place + 1 < len(images):
                 ahead = thread.submit(_pixels, read, images[place + 1])
-            waiting.append(_begin(pixels, grid, pool, memo))
+            longest = 0 if pixels is None else max(pixels.shape)
+            waiting.append((_begin(pixels, grid, pool, memo), longest))
             if len(waiting) > _IMAGES_AHEAD:
-                yield _finish(waiting.popleft(), memo)
+                yield _finish(*waiting.popleft(), memo)
         while waiting and not is_stopped():
-            yield _finish(waiting.popleft(), memo)
+            yield _finish(*waiting.popleft(), memo)
 
 
 class _Cell(NamedTuple):
@@ -116,7 +127,7 @@ def _begin(
     return begun
 
 
-def _finish(begun: Sequence[_Cell], memo: FeatureCache) -> list[Result]:
+def _finish(begun: Sequence[_Cell], longest: int, memo: FeatureCache) -> MeasuredImage:
     results = [
         cell.answer if isinstance(cell.answer, Result) else cell.answer.result() for cell in begun
     ]
@@ -125,4 +136,4 @@ def _finish(begun: Sequence[_Cell], memo: FeatureCache) -> list[Result]:
         for cell, result in zip(begun, results, strict=True)
         if isinstance(cell.answer, Future)
     )
-    return results
+    return MeasuredImage(results, longest)

@@ -22,25 +22,31 @@ from kacl_jax.radiomics import FEATURE_NAMES
 _IMAGES_FOR_PROCESSES = 8  # for fewer images, starting worker processes takes longer than measuring
 
 
+class Moved(NamedTuple):
+    """What fusion did to one image. explanations: by finding. notes: what a reader must know, each one clause."""
+
+    explanations: Mapping[str, Explanation]
+    notes: tuple[str, ...]
+
+
 class Decided(NamedTuple):
     """What a run decides by. scores, probabilities: float64 [n c]. thresholds: float64 [c], on the scores.
 
-    thresholds_shown: the same on the probabilities. scalings: by finding. explanations: of each image, by finding;
-    empty without fusion.
+    thresholds_shown: the same on the probabilities. moved: what moved the scores of each image.
     """
 
     scores: np.ndarray
     probabilities: np.ndarray
     thresholds: np.ndarray
     thresholds_shown: np.ndarray
-    explanations: Sequence[Mapping[str, Explanation]]
+    moved: Sequence[Moved]
 
 
 def decide(
     logits: np.ndarray,
     scalings: Sequence[PlattScaling],
     thresholds: np.ndarray,
-    explanations: Sequence[Mapping[str, Explanation]],
+    moved: Sequence[Moved],
 ) -> Decided:
     """logits: float64 [n c], of which the scores are made. scalings: by finding."""
     return Decided(
@@ -48,7 +54,7 @@ def decide(
         probabilities=calibrate(logits, scalings),
         thresholds=thresholds,
         thresholds_shown=calibrate(logit(thresholds)[None], scalings)[0],
-        explanations=explanations,
+        moved=moved,
     )
 
 
@@ -58,8 +64,8 @@ def fuse(
     logits: np.ndarray,
     pictures: Sequence[np.ndarray],
     embed: Callable[[], np.ndarray],
-) -> tuple[np.ndarray, list[dict[str, Explanation]]]:
-    """Fused logits float64 [n c], and the explanation of each image's findings.
+) -> tuple[np.ndarray, list[Moved]]:
+    """Fused logits float64 [n c], and what moved those of each image.
 
     Args:
       logits: the network's own, [n c]. pictures: uint8 [h w], the n images as they were given.
@@ -71,22 +77,25 @@ def fuse(
         columns[IMAGE] = embed()
     if RADIOMICS in fusion.ridges:
         columns[RADIOMICS] = grid.as_columns(_measure(saved, pictures))
-    explanations = [
-        dict(
-            zip(
-                findings,
-                explain(
-                    fusion,
-                    saved.grid,
-                    logits[row],
-                    {source: values[row] for source, values in columns.items()},
-                ),
-                strict=True,
-            )
-        )
-        for row in range(len(logits))
-    ]
-    return fusion.fuse(logits, columns), explanations
+    moved = []
+    for row in range(len(logits)):
+        features = {source: values[row] for source, values in columns.items()}
+        told = explain(fusion, saved.grid, logits[row], features)
+        moved.append(Moved(dict(zip(findings, told, strict=True)), _notes(features, saved.grid)))
+    return fusion.fuse(logits, columns), moved
+
+
+def _notes(features: Mapping[str, np.ndarray], side: int) -> tuple[str, ...]:
+    """Whether cells are missing."""
+    if RADIOMICS not in features:
+        return ()
+    n_missing = int(grid.count_missing(features[RADIOMICS][None])[0])
+    if not n_missing:
+        return ()
+    why = f"they have no pixels or fewer than {grid.MIN_LEVELS} grey values"
+    return (
+        f"{n_missing} of {side**2} cells of the grid have no radiomics, so they move no score: {why}",
+    )
 
 
 def _measure(saved: SavedFusion, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -94,7 +103,7 @@ def _measure(saved: SavedFusion, pictures: Sequence[np.ndarray]) -> np.ndarray:
     cells = [
         cell
         for picture in pictures
-        for cell in grid.cut_cells(shrink(picture, grid.LONGEST_SIDE), saved.grid)
+        for cell in grid.cut_cells(shrink(picture, saved.longest), saved.grid)
     ]
     there = [place for place, cell in enumerate(cells) if not grid.why_missing(cell)]
     workers = (os.cpu_count() or 1) if len(pictures) >= _IMAGES_FOR_PROCESSES else 1

@@ -16,10 +16,9 @@ import numpy as np
 from kacl_jax.evaluation.inference import hash_pixels
 from kacl_jax.evaluation.platt import PlattScaling
 from kacl_jax.fusion.scores import IMAGE
-from kacl_jax.fusion.shares import Explanation
 from kacl_jax.images.resizing import resize
 from kacl_jax.predict import fused, inputs
-from kacl_jax.predict.fused import Decided
+from kacl_jax.predict.fused import Decided, Moved
 from kacl_jax.predict.inputs import Xray
 from kacl_jax.predict.prediction import Prediction
 from kacl_jax.runtime.devices import DataParallel
@@ -112,7 +111,11 @@ class Model:
         return [
             Prediction(
                 name=xray.name,
-                notes=(*xray.notes, *self._training_notes(xray.name, pixels[row])),
+                notes=(
+                    *xray.notes,
+                    *self._training_notes(xray.name, pixels[row]),
+                    *decided.moved[row].notes,
+                ),
                 pixels=xray.pixels,
                 network_pixels=pixels[row],
                 findings=self.findings,
@@ -128,7 +131,7 @@ class Model:
                 unfamiliar=bool(distances[row] > self.network.facts.familiarity.threshold),
                 rule=self.network.rule,
                 bin_width=self.network.bin_width,
-                explanations=decided.explanations[row],
+                explanations=decided.moved[row].explanations,
             )
             for row, xray in enumerate(xrays)
         ]
@@ -137,16 +140,17 @@ class Model:
         """logits: float64 [n c], the network's own. pixels: uint8 [n s s]."""
         saved, scalings = self.network.fusion, [self._scalings[name] for name in self.findings]
         if saved is None:
-            nothing: list[dict[str, Explanation]] = [{}] * len(xrays)
-            return fused.decide(logits, scalings, self.network.thresholds, nothing)
+            return fused.decide(
+                logits, scalings, self.network.thresholds, [Moved({}, ())] * len(xrays)
+            )
         pictures = [xray.pixels for xray in xrays]
 
         def embed() -> np.ndarray:
             return self._outputs(pixels, self._start).embedding
 
-        logits, explanations = fused.fuse(saved, self.findings, logits, pictures, embed)
+        logits, moved = fused.fuse(saved, self.findings, logits, pictures, embed)
         thresholds = np.array([point.threshold for point in saved.fused.points])
-        return fused.decide(logits, scalings, thresholds, explanations)
+        return fused.decide(logits, scalings, thresholds, moved)
 
     @property
     def _scalings(self) -> Mapping[str, PlattScaling]:

@@ -258,7 +258,7 @@ def _collect(
         )
 
     has_radiomics = RADIOMICS in saved.fused.fusion.ridges
-    grids = fusion_features.Grids(records, split.test, saved.grid, open_grid)
+    grids = fusion_features.Grids(records, split.test, saved.grid, saved.longest, open_grid)
     return fusion_features.collect(
         records,
         split.test,

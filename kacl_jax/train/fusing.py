@@ -52,6 +52,7 @@ def fit(
         kind=config.fusion.kind,
         grid=config.fusion.grid,
         bin_width=config.radiomics.bin_width,
+        longest=collected.longest,
         start=collected.start,
         fused=apply(SOURCES[config.fusion.kind]),
         control=None if config.fusion.kind == IMAGE else apply((IMAGE,)),

@@ -16,8 +16,8 @@ from kacl_jax.data.records import Records
 from kacl_jax.evaluation.inference import Inference
 from kacl_jax.feedback.feature_cache import FeatureCache
 from kacl_jax.feedback.pool import RadiomicsPool
-from kacl_jax.feedback.result import Result
 from kacl_jax.fusion import grid, measuring
+from kacl_jax.fusion.measuring import MeasuredImage
 from kacl_jax.fusion.scores import IMAGE, RADIOMICS, SOURCES, Fusion
 from kacl_jax.runtime import processes
 from kacl_jax.runtime.progress import image_progress_bar
@@ -32,12 +32,14 @@ _LAST_IN_LINE = 19  # the highest nice(1)
 class Collected:
     """The features of images, a row for each image of the data root; NaN where it has none.
 
-    columns: float32 [n p], by source. missing: cells without features, by reason. reproducible: see `Measured`.
-    start: see `SavedFusion`.
+    columns: float32 [n p], by source. missing: cells without features, by reason.
+    longest: px of the longer side of the largest picture that was measured; 0 without radiomics.
+    reproducible: see `Measured`. start: see `SavedFusion`.
     """
 
     columns: dict[str, np.ndarray]
     missing: Counter[str]
+    longest: int
     reproducible: bool
     start: str
 
@@ -51,12 +53,14 @@ class Grids:
     """How to measure the grids of images.
 
     images: int [m], those of all processes. side: cells along one side of the grid.
+    longest: px; a picture with a longer side shrinks to it.
     open: starts the workers with this niceness and opens the memo; both end with the stack.
     """
 
     records: Records
     images: np.ndarray
     side: int
+    longest: int
     open: Callable[[contextlib.ExitStack, int], tuple[RadiomicsPool, FeatureCache]]
 
     @property
@@ -68,12 +72,12 @@ class Grids:
     @contextlib.contextmanager
     def results(
         self, *, nice: int = 0, is_stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[Iterator[list[Result]]]:
-        """The results of the cells of each own image; they are measured as they are asked for."""
+    ) -> Iterator[Iterator[MeasuredImage]]:
+        """Each own image; its cells are measured as it is asked for."""
         with contextlib.ExitStack() as stack:
             pool, memo = self.open(stack, nice)
             yield measuring.measure(
-                lambda image: self.records.images.read_shrunk(image, grid.LONGEST_SIDE),
+                lambda image: self.records.images.read_shrunk(image, self.longest),
                 self.own.tolist(),
                 self.side,
                 pool,
@@ -88,7 +92,7 @@ def grids_of(experiment: Experiment) -> Grids | None:
     if RADIOMICS not in SOURCES.get(fusion.kind, ()):
         return None
     images = np.unique(np.concatenate([split.train, split.val, split.test]))
-    return Grids(experiment.records, images, fusion.grid, experiment.open_grid)
+    return Grids(experiment.records, images, fusion.grid, grid.LONGEST_SIDE, experiment.open_grid)
 
 
 @contextlib.contextmanager
@@ -147,11 +151,12 @@ def collect(
     embeddings, rows = inference.embeddings(start, images)
     columns = {IMAGE: _scatter(n, rows, embeddings)}
     missing: Counter[str] = Counter()
-    reproducible = True
+    longest, reproducible = 0, True
     if grids is not None:
         with grids.results() as results, image_progress_bar("Measuring radiomics") as count:
             measured = measuring.collect(results, len(grids.own), grids.side, count)
-        meta = {"missing": measured.missing, "reproducible": measured.reproducible}
+        meta = measured._asdict()
+        del meta["features"]
         arrays = {"images": grids.own, "columns": grid.as_columns(measured.features)}
         parts = processes.gather(meta, arrays)
         columns[RADIOMICS] = _scatter(
@@ -161,8 +166,9 @@ def collect(
         )
         for part in parts:
             missing.update(part.meta["missing"])
+            longest = max(longest, part.meta["longest"])
             reproducible &= part.meta["reproducible"]
-    return Collected(columns, missing, reproducible, start_digest)
+    return Collected(columns, missing, longest, reproducible, start_digest)
 
 
 def encoder_digest(state: TrainState) -> str:

@@ -45,6 +45,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
             logging.info("%s is finished; nothing to do. Its results:", workdir)
             if not (workdir / "report.html").exists():
                 logging.info("report.html is missing. Write it with --mode=eval.")
+            tested = finished.fused.kind if finished.fused else "none"
+            if tested != config.fusion.kind:
+                logging.info(
+                    "It was tested with fusion.kind=%s. Test it again with --mode=eval.", tested
+                )
             return finished
         if processes.is_leader():
             write_config(workdir, *identity)

@@ -140,7 +140,7 @@ def test_a_test_patient_moves_nothing_that_is_fitted(root: Path, tmp_path: Path)
     test = built.split.test
 
     def fitted() -> fused_file.SavedFusion:
-        collected = fusion_features.Collected(columns, Counter(), True, "")
+        collected = fusion_features.Collected(columns, Counter(), 64, True, "")
         parts = {"training": built.split.train, "val": built.split.val}
         outputs = {part: Outputs(ids, logits[ids]) for part, ids in parts.items()}
         return fusing.fit(built, collected, **outputs)

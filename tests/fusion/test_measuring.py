@@ -35,6 +35,7 @@ def test_a_grid_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         again = measure()
         memo.close()
     np.testing.assert_array_equal(first.features, again.features)
+    assert first.longest == 48
     assert first.missing == {grid.FEW_LEVELS: 1, measuring.BROKEN: 4}
     assert np.isnan(first.features).all(2).tolist() == [
         [False] * 4,
