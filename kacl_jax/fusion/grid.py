@@ -34,10 +34,14 @@ def cut_cells(pixels: np.ndarray, grid: int) -> list[np.ndarray]:
 
 
 def why_missing(cell: np.ndarray) -> str:
-    """Why a cell is not measured, or ''. A cell with hardly any grey value has no texture: it is padding or a label."""
+    """Why a cell, uint8 [h' w'], is not measured, or ''.
+
+    A cell with hardly any grey value has no texture: it is padding or a label.
+    """
     if not cell.size:
         return NO_PIXELS
-    return FEW_LEVELS if len(np.unique(cell)) < MIN_LEVELS else ""
+    n_levels = np.count_nonzero(np.bincount(cell.ravel(), minlength=256))
+    return FEW_LEVELS if n_levels < MIN_LEVELS else ""
 
 
 def as_columns(features: np.ndarray) -> np.ndarray:
