@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -104,3 +105,23 @@ def initial_state(
         c.pretrained, encoder=c.encoder, input_name=c.input, variables=variables
     )
     return programs.init(variables, config.data.image_size), origin
+
+
+def state_for_start_features(programs: Programs, config: ConfigDict) -> TrainState:
+    """The state before step 0 as far as the image encoder needs it, without the optimizer's.
+
+    With a pretrained encoder all else is 0, so that nothing is drawn, which would compile for a minute.
+    """
+    c = config.model
+    if not c.pretrained:
+        return initial_state(programs, config)[0].replace(opt_state=())
+    size = config.data.image_size
+    shapes = jax.eval_shape(lambda: programs.init(init_variables(programs, config), size))
+    empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.replace(opt_state=()))
+    variables, _ = pretrained.load(
+        c.pretrained,
+        encoder=c.encoder,
+        input_name=c.input,
+        variables={"params": empty.params, "batch_stats": empty.batch_stats},
+    )
+    return empty.replace(params=variables["params"], batch_stats=variables["batch_stats"])

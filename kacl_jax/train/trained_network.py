@@ -119,7 +119,7 @@ def read_network(run: Path) -> TrainedNetwork:
 
 def _read_start(run: Path, programs: Programs, config: ConfigDict, digest: str) -> TrainState:
     """The state before training. Raises UserError if its encoder is not the one of this digest."""
-    start, _ = network.initial_state(programs, config)
+    start = network.state_for_start_features(programs, config)
     if fusion_features.encoder_digest(start) != digest:
         raise UserError(
             f"the image encoder that {run} started from is another one now (config.model.pretrained="

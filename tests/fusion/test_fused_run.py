@@ -20,7 +20,7 @@ from kacl_jax.data.records import read_records
 from kacl_jax.evaluation.outputs import Outputs
 from kacl_jax.evaluation.results import read_results
 from kacl_jax.fusion import fused_file
-from kacl_jax.predict.model import Model, load
+from kacl_jax.predict.model import Model
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.sealed_json import write_sealed
 from kacl_jax.train import experiment, fusing, fusion_features, job
@@ -98,10 +98,12 @@ def test_the_table_has_the_fused_scores(run: Path) -> None:
     assert any(one[k] != other[k] for one, other in zip(own, moved, strict=True) for k in one)
 
 
-def test_another_data_set_is_fused_as_the_run_was(run: Path, root: Path, tmp_path: Path) -> None:
+def test_another_data_set_is_fused_as_the_run_was(
+    run: Path, root: Path, tmp_path: Path, model: Model
+) -> None:
     """--test_root: thresholds, weight and regressions are the run's, the control stands beside it."""
     drawn, other = tmp_path / "drawn", tmp_path / "other"
-    demo.write_phantom(drawn, patients=8, size=64, seed=9)
+    demo.write_phantom(drawn, patients=3, size=64, seed=9)
     records = read_records(drawn)
     (other / "images").mkdir(parents=True)
     lines = [",".join(("image", "patient", *records.findings))]
@@ -122,7 +124,6 @@ def test_another_data_set_is_fused_as_the_run_was(run: Path, root: Path, tmp_pat
         )
         np.testing.assert_equal(found, before)
     assert "predictions_fused.csv" in (results.digests or {})
-    model = load(run)
     row = rows(folder / "predictions_fused.csv")[0]
     prediction = model(other / "images" / row["image"])
     expected = {finding: float(row[f"prob_{finding}"]) for finding in model.findings}
@@ -184,18 +185,23 @@ def test_another_program_gives_the_fused_scores_to_the_bit(
     assert all(told.features for told in moved)
 
 
-def test_a_fusion_without_its_files_is_told(run: Path, tmp_path: Path) -> None:
-    workdir = tmp_path / "w"
-    shutil.copytree(run, workdir)
-    path = workdir / "fusion.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"weight": 9.0}))
+def test_a_fusion_without_its_files_is_told(run: Path, tmp_path: Path, model: Model) -> None:
+    content = json.loads((run / "fusion.json").read_text())
+    step, findings = content["step"], model.findings
+    path = tmp_path / "fusion.json"
+    path.write_text(json.dumps(content | {"bin_width": 9.0}))
     with pytest.raises(UserError, match=r"fusion\.json is damaged.*--mode=eval"):
-        load(workdir)
+        fused_file.read(tmp_path, step=step, findings=findings)
     path.unlink()
     with pytest.raises(UserError, match=r"fusion\.json is missing.*--mode=eval"):
-        load(workdir)
+        fused_file.read(tmp_path, step=step, findings=findings)
     del content["digest"]
-    write_sealed(path, content | {"start": "0" * 32})
+    write_sealed(path, content)
+    with pytest.raises(UserError, match=r"fusion\.json belongs to the checkpoint of step"):
+        fused_file.read(tmp_path, step=step + 1, findings=findings)
+
+
+def test_another_starting_encoder_is_told(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion_features, "encoder_digest", lambda state: "0" * 32)
     with pytest.raises(UserError, match=r"the image encoder that .* started from is another one"):
-        load(workdir)
+        model.network.start()
