@@ -507,7 +507,7 @@ def test_results_are_written_before_the_page_is_made(
         final_evaluation, "_best_or_newest", lambda *_: SimpleNamespace(step=6, arrays={})
     )
     experiment = MagicMock(workdir=tmp_path)
-    experiment.config.fusion.kind = "none"
+    experiment.config.fusion.kind, experiment.config.model.pretrained = "none", ""
     with pytest.raises(UserError, match="no room"):
         final_evaluation.score_best_checkpoint(
             experiment, MagicMock(), MagicMock(best_step=6, throughput={}), steps=9

@@ -778,9 +778,12 @@ def test_a_point_of_an_older_commit_counts_as_what_its_code_did(
     sweep.check_points(plan, list(plan.sweep.points), FinishedPoints(plan))
     shape = dataclasses.replace(keys.KEYS["roi.shape"], default="box")
     monkeypatch.setitem(keys.KEYS, "roi.shape", shape)
+    # The whole sweep is finished as it began, also the points that did not begin.
     plan = plan_of(tmp_path)
-    with pytest.raises(UserError, match=r"good/fold0-seed0: .* roi\.shape: 'mask' → 'box'"):
-        sweep.check_points(plan, [plan.sweep.points[0]], FinishedPoints(plan))
+    sweep.check_points(plan, list(plan.sweep.points), FinishedPoints(plan))
+    assert all("--config.roi.shape=mask" in plan.arguments(point) for point in plan.sweep.points)
+    path.unlink()
+    assert plan_of(tmp_path).config.roi.shape == "box"
 
 
 def test_an_arms_keys_exist_and_are_not_typed_for_every_point(tmp_path: Path) -> None:
