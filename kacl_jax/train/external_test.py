@@ -64,7 +64,17 @@ def evaluate_elsewhere(config: ConfigDict, run: Path, root: Path) -> tuple[Resul
     compilation.use_cache(run / "compilation_cache")
     with lock_workdir(folder, hold=True):
         parallel, broken = DataParallel(network.parallel_mode), BrokenFiles()
-        outputs = _run_network(config, network, parallel, records, split, broken)
+        inference = Inference(
+            parallel.on_this_process(),
+            network.eval_step,
+            records,
+            image_size=network.rule.size,
+            batch_size=network.batch_size,
+            on_error=config.data.on_error,
+            threads=config.data.threads,
+            broken=broken,
+        )
+        outputs = _run_network(network, inference, parallel, records, split)
         write_config(folder, stored, data)
         evaluation = evaluate.evaluate_test(
             outputs,
@@ -80,7 +90,7 @@ def evaluate_elsewhere(config: ConfigDict, run: Path, root: Path) -> tuple[Resul
         if network.fusion is not None:
             fused, fused_digest = fusing.test(
                 network.fusion,
-                _collect(config, network, parallel, records, split, broken, folder),
+                _collect(config, network, inference, parallel, records, split, folder),
                 records,
                 split,
                 val=evaluation.val,
@@ -188,15 +198,13 @@ def _compare_patients(records: Records, network: TrainedNetwork) -> None:
 
 
 def _run_network(
-    config: ConfigDict,
     network: TrainedNetwork,
+    inference: Inference,
     parallel: DataParallel,
     records: Records,
     split: Split,
-    broken: BrokenFiles,
 ) -> Outputs:
     """Logits and maps of all images. Raises UserError for an image that the run was trained or tuned on."""
-    inference = _inference(config, network, parallel, records, broken)
     state = parallel.replicate(network.state)
     outputs, pixel_hashes = inference.hashed_outputs(
         state, split.test, center=network.facts.map_center
@@ -215,32 +223,13 @@ def _run_network(
     return outputs
 
 
-def _inference(
-    config: ConfigDict,
-    network: TrainedNetwork,
-    parallel: DataParallel,
-    records: Records,
-    broken: BrokenFiles,
-) -> Inference:
-    return Inference(
-        parallel.on_this_process(),
-        network.eval_step,
-        records,
-        image_size=network.rule.size,
-        batch_size=network.batch_size,
-        on_error=config.data.on_error,
-        threads=config.data.threads,
-        broken=broken,
-    )
-
-
 def _collect(
     config: ConfigDict,
     network: TrainedNetwork,
+    inference: Inference,
     parallel: DataParallel,
     records: Records,
     split: Split,
-    broken: BrokenFiles,
     folder: Path,
 ) -> fusion_features.Collected:
     """The features that the run's fusion needs of all images."""
@@ -262,7 +251,7 @@ def _collect(
     return fusion_features.collect(
         records,
         split.test,
-        _inference(config, network, parallel, records, broken),
+        inference,
         parallel.replicate(network.start()),
         grids if has_radiomics else None,
         saved.start,

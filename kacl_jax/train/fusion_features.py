@@ -22,7 +22,7 @@ from kacl_jax.fusion.scores import IMAGE, RADIOMICS, SOURCES, Fusion
 from kacl_jax.runtime import processes
 from kacl_jax.runtime.progress import image_progress_bar
 from kacl_jax.step.state import TrainState
-from kacl_jax.train import checkpoint
+from kacl_jax.train import checkpoint, network
 from kacl_jax.train.experiment import Experiment
 
 _LAST_IN_LINE = 19  # the highest nice(1)
@@ -88,11 +88,16 @@ class Grids:
 
 def grids_of(experiment: Experiment) -> Grids | None:
     """Of all images of the run; None if its fusion has no radiomics."""
-    fusion, split = experiment.config.fusion, experiment.split
+    fusion = experiment.config.fusion
     if RADIOMICS not in SOURCES.get(fusion.kind, ()):
         return None
-    images = np.unique(np.concatenate([split.train, split.val, split.test]))
-    return Grids(experiment.records, images, fusion.grid, grid.LONGEST_SIDE, experiment.open_grid)
+    return Grids(
+        experiment.records,
+        _images_of(experiment),
+        fusion.grid,
+        grid.LONGEST_SIDE,
+        experiment.open_grid,
+    )
 
 
 @contextlib.contextmanager
@@ -120,13 +125,11 @@ def measuring_beside(experiment: Experiment) -> Iterator[None]:
 
 def collect_of_run(experiment: Experiment) -> Collected:
     """Of all images of the run. All processes call it."""
-    split = experiment.split
-    images = np.unique(np.concatenate([split.train, split.val, split.test]))
-    start, _ = experiment.initial_state()
+    start = network.state_for_start_features(experiment.programs, experiment.config)
     state = experiment.parallel.replicate(start)
     return collect(
         experiment.records,
-        images,
+        _images_of(experiment),
         experiment.inference,
         state,
         grids_of(experiment),
@@ -169,6 +172,11 @@ def collect(
             longest = max(longest, part.meta["longest"])
             reproducible &= part.meta["reproducible"]
     return Collected(columns, missing, longest, reproducible, start_digest)
+
+
+def _images_of(experiment: Experiment) -> np.ndarray:
+    split = experiment.split
+    return np.unique(np.concatenate([split.train, split.val, split.test]))
 
 
 def encoder_digest(state: TrainState) -> str:
