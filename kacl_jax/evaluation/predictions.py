@@ -13,6 +13,9 @@ import numpy as np
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.files import file_sha256
 
+# Tables of scores of one form: the network's, those with fusion, and those of fusion's control.
+NETWORK, FUSED, CONTROL = "predictions.csv", "predictions_fused.csv", "predictions_control.csv"
+
 
 @dataclass(frozen=True, eq=False)
 class SavedPredictions:
@@ -30,14 +33,16 @@ class SavedPredictions:
     prior_map_iou: np.ndarray
 
 
-def read_predictions(workdir: Path, findings: Sequence[str]) -> SavedPredictions:
-    """predictions.csv and boxes.csv of a run, test part only.
+def read_predictions(
+    workdir: Path, findings: Sequence[str], table: str = NETWORK
+) -> SavedPredictions:
+    """A table of scores and boxes.csv of a run, test part only.
 
     Raises:
       UserError: a file is missing, or a row or column does not fit.
     """
     try:
-        rows = [row for row in _read_csv(workdir / "predictions.csv") if row["split"] == "test"]
+        rows = [row for row in _read_csv(workdir / table) if row["split"] == "test"]
         boxes = [row for row in _read_csv(workdir / "boxes.csv") if row["iou"]]
         image_row = {row["image"]: i for i, row in enumerate(rows)}
         finding_column = {name: c for c, name in enumerate(findings)}
@@ -61,7 +66,7 @@ def read_predictions(workdir: Path, findings: Sequence[str]) -> SavedPredictions
         return predictions
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
-            f"predictions.csv or boxes.csv in {workdir} has a row or column that does not fit ({error}); write them "
+            f"{table} or boxes.csv in {workdir} has a row or column that does not fit ({error}); write them "
             "again with the run's own command and --mode=eval"
         ) from error
 
@@ -82,7 +87,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def check_digests(workdir: Path, digests: Mapping[str, str] | None) -> None:
-    """Raises UserError if predictions.csv or boxes.csv is not the file that results.json was computed with.
+    """Raises UserError if a table is not the file that results.json was computed with.
 
     digests: of results.json; None in the results of earlier versions, which say nothing.
     """

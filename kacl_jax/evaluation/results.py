@@ -82,6 +82,7 @@ class FusedScores:
     penalties: dict[str, float]  # of each regression
     classification: Classification
     minus_network: RankingDifference
+    subgroups: dict[str, dict[str, Subgroup]]  # as `Results.subgroups`
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from kacl_jax.sweep.measure import FLOORS, METRICS, RunMeasurements
 from kacl_jax.sweep.uncertainty import Estimate, RunVariance, estimate, pool, run_variance
 
 Runs = Mapping[Point, RunMeasurements]
-_Cells = dict[tuple[int, int], RunMeasurements]  # (fold, seed) → run
+Cells = dict[tuple[int, int], RunMeasurements]  # (fold, seed) → run
 PRIOR_MAP = "prior_map"
 MIN_SEEDS_TO_LEND = 3  # of an arm whose variance between runs serves arms with one seed
 _LOCALIZATION_METRICS = tuple(metric for metric in METRICS if metric.startswith("iou_"))
@@ -47,7 +47,8 @@ class Row:
     """One arm (or floor) and one metric, with at most one difference."""
 
     arm: str
-    family: str  # weak, box (see `arm_family`), or floor: other patients' boxes, no image
+    # weak, box (see `arm_family`), fused (see `fused`), or floor: other patients' boxes, no image
+    family: str
     metric: str
     estimate: Estimate
     sd: float | None  # over seeds, of the means over folds; None with one seed
@@ -148,7 +149,7 @@ def holm(p_values: Sequence[float], planned: int) -> list[float]:
 _Lent = Mapping[tuple[str, str], RunVariance | None]  # by family and metric
 
 
-def _lent_variances(arms: Sequence[Arm], by_arm: Mapping[str, _Cells]) -> _Lent:
+def _lent_variances(arms: Sequence[Arm], by_arm: Mapping[str, Cells]) -> _Lent:
     """The variance between runs of one arm: the mean over the arms of a family that have enough seeds."""
     variances: dict[tuple[str, str], list[RunVariance | None]] = defaultdict(list)
     for arm in arms:
@@ -156,19 +157,19 @@ def _lent_variances(arms: Sequence[Arm], by_arm: Mapping[str, _Cells]) -> _Lent:
         folds, seeds = complete_folds_and_seeds(cells)
         share = next(iter(cells.values())).box_share if cells else 0.0
         for metric in METRICS if len(seeds) >= MIN_SEEDS_TO_LEND else ():
-            of_arm = run_variance(*_stack_values(cells, folds, seeds, metric))
+            of_arm = run_variance(*stack_values(cells, folds, seeds, metric))
             variances[arm_family(arm, share), metric].append(of_arm)
     return {key: pool(lenders) for key, lenders in variances.items()}
 
 
-def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells], lent: _Lent) -> list[Row]:
+def _arm_rows(arm: Arm, by_arm: Mapping[str, Cells], lent: _Lent) -> list[Row]:
     cells = by_arm[arm.name]
     folds, seeds = complete_folds_and_seeds(cells)
     share = next(iter(cells.values())).box_share
     family = arm_family(arm, share)
     rows = []
     for metric in METRICS:
-        values, draws = _stack_values(cells, folds, seeds, metric)
+        values, draws = stack_values(cells, folds, seeds, metric)
         of_arm = lent.get((family, metric))
         level = estimate(values, draws, of_arm)
         row = Row(
@@ -196,25 +197,25 @@ def _arm_rows(arm: Arm, by_arm: Mapping[str, _Cells], lent: _Lent) -> list[Row]:
     return rows
 
 
-def _prior_map_runs(cells: _Cells) -> _Cells:
+def _prior_map_runs(cells: Cells) -> Cells:
     """The same runs with the values of prior_map's box, which looks at no image."""
     return {cell: replace(run, metric_values=run.prior_map) for cell, run in cells.items()}
 
 
 def _compare_pair(
-    arm_runs: _Cells, baseline_runs: _Cells, baseline: str, metric: str, lent: RunVariance | None
+    arm_runs: Cells, baseline_runs: Cells, baseline: str, metric: str, lent: RunVariance | None
 ) -> Difference:
     folds, seeds = complete_folds_and_seeds(arm_runs.keys() & baseline_runs.keys())
     if not folds:
         return Difference(baseline, Estimate(math.nan, None, "no point in common yet"), (), ())
-    arm_values, arm_draws = _stack_values(arm_runs, folds, seeds, metric)
-    baseline_values, baseline_draws = _stack_values(baseline_runs, folds, seeds, metric)
+    arm_values, arm_draws = stack_values(arm_runs, folds, seeds, metric)
+    baseline_values, baseline_draws = stack_values(baseline_runs, folds, seeds, metric)
     difference = estimate(arm_values - baseline_values, arm_draws - baseline_draws, lent)
     return Difference(baseline, difference, folds, seeds)
 
 
-def _stack_values(
-    cells: _Cells, folds: Sequence[int], seeds: Sequence[int], metric: str
+def stack_values(
+    cells: Cells, folds: Sequence[int], seeds: Sequence[int], metric: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values [folds seeds] and their resamples [folds seeds B]."""
     table = [[cells[f, s].metric_values[metric] for s in seeds] for f in folds]

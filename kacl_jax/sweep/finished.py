@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kacl_jax.evaluation.results import Results
 from kacl_jax.runtime import files
-from kacl_jax.sweep import compare, measure, page, table
+from kacl_jax.sweep import compare, fused, measure, page, table
 from kacl_jax.sweep.hyper import Point
 from kacl_jax.sweep.plan import Plan
 
@@ -57,6 +57,7 @@ class FinishedPoints:
                 left_out[point] = "No region gave radiomic features, so its loss was another one."
                 del runs[point]
         rows = compare.compare_arms(plan.sweep.arms, runs, box_share=plan.config.data.box_share)
+        rows += fused.fused_rows(plan.sweep.arms, runs)
         title = f"Sweep {plan.config_name}"
         text = table.as_markdown(title, plan.sweep.points, runs, rows, left_out)
         files.write_text(plan.workdir / "sweep.csv", table.as_csv(rows))

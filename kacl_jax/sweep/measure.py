@@ -20,7 +20,13 @@ from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.contrastive_summary import ContrastiveSummary, summarise_last_epoch
 from kacl_jax.evaluation.metrics.bootstrap import divide, index_patients
 from kacl_jax.evaluation.metrics.ranking import Ranking
-from kacl_jax.evaluation.predictions import SavedPredictions, check_digests, read_predictions
+from kacl_jax.evaluation.predictions import (
+    CONTROL,
+    FUSED,
+    SavedPredictions,
+    check_digests,
+    read_predictions,
+)
 from kacl_jax.evaluation.results import Results, read_results
 from kacl_jax.runtime import files
 from kacl_jax.runtime.errors import UserError
@@ -80,6 +86,8 @@ class RunMeasurements:
     contrast: ContrastiveSummary | None = None  # None: no contrastive loss
     results: Results | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)  # run.json
+    # By what was added to the network's scores, as config.fusion.kind: AUROC and AUPRC. Empty without fusion.
+    fused: Mapping[str, dict[str, ResampledValue]] = field(default_factory=dict)
 
 
 class BrokenRunError(UserError):
@@ -132,6 +140,7 @@ def _measure(run: RunFiles, predictions: SavedPredictions, resamples: int) -> Ru
         **resampled_localization(predictions, predictions.iou, weights),
     }
     _check_files_agree(run.workdir, results, metric_values)
+    fused = _measure_fused(run, predictions, weights)
     floors = {name: results.localization.rules_and_floors()[name].iou for name in FLOORS}
     boxes = zip(predictions.box_image.tolist(), predictions.box_finding.tolist(), strict=True)
     return RunMeasurements(
@@ -155,6 +164,7 @@ def _measure(run: RunFiles, predictions: SavedPredictions, resamples: int) -> Ru
         },
         metric_values=metric_values,
         prior_map=resampled_localization(predictions, predictions.prior_map_iou, weights),
+        fused=fused,
         floors={
             name: {f"iou_{t}": tables[t].mean.value for t in TABLE_IOU_THRESHOLDS}
             for name, tables in floors.items()
@@ -166,19 +176,53 @@ def _measure(run: RunFiles, predictions: SavedPredictions, resamples: int) -> Ru
     )
 
 
+def _measure_fused(
+    run: RunFiles, network: SavedPredictions, weights: np.ndarray
+) -> dict[str, dict[str, ResampledValue]]:
+    """See `RunMeasurements.fused`."""
+    fused = run.results.fused
+    if fused is None:
+        return {}
+    tables = {"image": (CONTROL, fused.image_pair), fused.kind: (FUSED, fused.scores)}
+    measured = {}
+    for kind, (table, told) in tables.items():
+        if told is None:
+            continue
+        predictions = read_predictions(run.workdir, run.results.findings, table)
+        if predictions.images != network.images:
+            raise UserError(
+                f"{run.workdir / table} has other images than predictions.csv; write them again with the point's own "
+                "command and --mode=eval"
+            )
+        measured[kind] = resampled_ranking(predictions, weights)
+        _check_agrees(run.workdir, table, "auroc", told.classification.auroc, measured[kind])
+    return measured
+
+
 def _check_files_agree(
     workdir: Path, results: Results, metric_values: Mapping[str, ResampledValue]
 ) -> None:
-    iou = results.localization.iou
-    expected = {f"iou_{t}": iou[t].mean.value for t in TABLE_IOU_THRESHOLDS}
-    expected["auroc"] = results.classification.auroc.mean.value
-    for metric, from_json in expected.items():
-        from_csv = metric_values[metric].value
-        if not np.isclose(from_csv, from_json, rtol=0, atol=AGREEMENT_TOLERANCE, equal_nan=True):
-            raise UserError(
-                f"{workdir}: results.json says {metric} {from_json:.6f}, but predictions.csv and boxes.csv say "
-                f"{from_csv:.6f}; write them again with the point's own command and --mode=eval"
-            )
+    tables = "predictions.csv and boxes.csv"
+    _check_agrees(workdir, tables, "auroc", results.classification.auroc, metric_values)
+    for t in TABLE_IOU_THRESHOLDS:
+        _check_agrees(workdir, tables, f"iou_{t}", results.localization.iou[t], metric_values)
+
+
+def _check_agrees(
+    workdir: Path,
+    tables: str,
+    metric: str,
+    told: metrics.Table,
+    metric_values: Mapping[str, ResampledValue],
+) -> None:
+    """Raises UserError if the mean that results.json tells is not the one that the tables give."""
+    from_json, from_csv = told.mean.value, metric_values[metric].value
+    if not np.isclose(from_csv, from_json, rtol=0, atol=AGREEMENT_TOLERANCE, equal_nan=True):
+        say = "say" if " and " in tables else "says"
+        raise UserError(
+            f"{workdir}: results.json says {metric} {from_json:.6f}, but {tables} {say} {from_csv:.6f}; write them "
+            "again with the point's own command and --mode=eval"
+        )
 
 
 @lru_cache(maxsize=8)

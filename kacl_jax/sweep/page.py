@@ -17,6 +17,7 @@ from kacl_jax.report import charts, page
 from kacl_jax.report.charts import Axis, ChartPoint, Line
 from kacl_jax.report.figures import WANG_2017, WANG_LABEL
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.sweep import fused
 from kacl_jax.sweep.compare import Runs
 from kacl_jax.sweep.hyper import Point
 
@@ -36,6 +37,12 @@ EXPLANATION = (
     "prior_map, and those of exploratory arms, separately. prior_map and prior_box are boxes of other patients and "
     "look at no image. A map below prior_map has localized nothing."
 )
+FUSED_HEADING = "Fusion: what ridge regressions add to the network's scores"
+FUSED_EXPLANATION = (
+    "Each row is an arm whose scores were moved by regressions on the radiomics of a grid, on the starting image "
+    "features (image), or on both. A second model helps whatever it knows, so the control with image features alone "
+    "stands beside every other row. The difference to the control is what radiomics add. These differences have no p."
+)
 _NUMBER_COLUMNS = (
     "value", "sd", "ci_low", "ci_high", "difference", "difference_ci_low", "difference_ci_high", "p", "p_holm",
 )  # fmt: skip
@@ -51,6 +58,7 @@ def write_sweep(folder: Path, runs: Runs, left_out: Mapping[Point, str] | None =
     """
     rows = read_table(folder / "sweep.csv")
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    fused_rows = [row for row in rows if row["family"] == fused.FAMILY]
     points = _points(folder, runs)
     content = {
         "name": folder.absolute().name,
@@ -60,6 +68,9 @@ def write_sweep(folder: Path, runs: Runs, left_out: Mapping[Point, str] | None =
             for family, heading in FAMILY_HEADINGS.items()
             if any(row["family"] == family for row in rows)
         ],
+        "fused": _section(FUSED_HEADING, fused_rows, fused.METRICS) if fused_rows else None,
+        "fused_metrics": [_metric_name(name) for name in fused.METRICS],
+        "fused_explanation": FUSED_EXPLANATION,
         "explanation": EXPLANATION,
         "left_out": [f"{point.name}: {why}" for point, why in (left_out or {}).items()],
         "notes": _notes(rows),

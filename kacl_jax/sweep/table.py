@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from kacl_jax.evaluation import contrastive_summary
 from kacl_jax.evaluation.number_format import interval, p_value, short, signed, threshold
+from kacl_jax.sweep import fused
 from kacl_jax.sweep.compare import PRIOR_MAP, Difference, Row, Runs
 from kacl_jax.sweep.hyper import Point
 from kacl_jax.sweep.measure import METRICS
-from kacl_jax.sweep.page import EXPLANATION, FAMILY_HEADINGS
+from kacl_jax.sweep.page import EXPLANATION, FAMILY_HEADINGS, FUSED_EXPLANATION, FUSED_HEADING
 
 COLUMNS = [
     "family", "arm", "box_share", "selection_boxes", "metric", "value", "sd", "ci_low", "ci_high",
@@ -99,6 +100,11 @@ def as_markdown(
                 if any(r.difference for r in family_rows)
                 else []
             )
+    fused_rows = [row for row in rows if row.family == fused.FAMILY]
+    if fused_rows:
+        lines += ["", f"## {FUSED_HEADING}", "", FUSED_EXPLANATION, ""]
+        lines += _value_table(fused_rows, fused.METRICS)
+        lines += ["", *_difference_rows(fused_rows, fused.METRICS)]
     contrast_rows = contrastive_summary.table_rows(
         (point.arm.name, run.contrast) for point, run in runs.items()
     )
@@ -119,7 +125,7 @@ def as_markdown(
     return "\n".join(lines) + "\n"
 
 
-def _value_table(rows: Sequence[Row]) -> list[str]:
+def _value_table(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> list[str]:
     head = ["arm", "boxes: training", "boxes: choosing", "folds × seeds", "findings"]
     body = []
     for arm in dict.fromkeys(row.arm for row in rows):
@@ -132,13 +138,17 @@ def _value_table(rows: Sequence[Row]) -> list[str]:
                 "" if row.selection_boxes is None else f"{row.selection_boxes}",
                 f"{len(row.folds)} × {len(row.seeds)}" if row.seeds else f"{len(row.folds)}",
                 _finding_counts(of_metric.values()),
-                *(_value_cell(of_metric.get(metric)) for metric in METRICS),
+                *(_value_cell(of_metric.get(metric)) for metric in metrics),
             ]
         )
-    return _markdown_table([*head, *map(_metric_name, METRICS)], body)
+    return _markdown_table([*head, *map(_metric_name, metrics)], body)
 
 
 def _difference_table(rows: Sequence[Row]) -> list[str]:
+    return [*_difference_rows(rows, METRICS), "", f"Planned differences: {_planned_counts(rows)}."]
+
+
+def _difference_rows(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     cells: dict[tuple[str, str], dict[str, Difference]] = defaultdict(dict)
     for row in rows:
         if row.difference is not None:
@@ -151,13 +161,12 @@ def _difference_table(rows: Sequence[Row]) -> list[str]:
             [
                 f"{arm} − {baseline}",
                 common,
-                *(_difference_cell(pairs.get(metric)) for metric in METRICS),
+                *(_difference_cell(pairs.get(metric)) for metric in metrics),
             ]
         )
-    table = _markdown_table(
-        ["paired difference", "folds × seeds", *map(_metric_name, METRICS)], body
+    return _markdown_table(
+        ["paired difference", "folds × seeds", *map(_metric_name, metrics)], body
     )
-    return [*table, "", f"Planned differences: {_planned_counts(rows)}."]
 
 
 def _planned_counts(rows: Sequence[Row]) -> str:

@@ -12,7 +12,9 @@ from kacl_jax.data.splits import Split
 from kacl_jax.evaluation import evaluate, result_files
 from kacl_jax.evaluation.operating_points import choose_operating_points
 from kacl_jax.evaluation.outputs import Outputs
+from kacl_jax.evaluation.predictions import CONTROL, FUSED
 from kacl_jax.evaluation.results import Carried, Fused, FusedScores
+from kacl_jax.evaluation.subgroups import subgroup_auroc
 from kacl_jax.fusion import fused_file, grid, ridge, scores, shares
 from kacl_jax.fusion.fused_file import Applied, SavedFusion
 from kacl_jax.fusion.ridge import Ridge
@@ -21,8 +23,6 @@ from kacl_jax.radiomics import FAMILIES
 from kacl_jax.runtime import files
 from kacl_jax.train.experiment import Experiment
 from kacl_jax.train.fusion_features import Collected
-
-TABLE = "predictions_fused.csv"
 
 
 def fit(
@@ -70,19 +70,35 @@ def test(
     resamples: int,
     folder: Path,
 ) -> tuple[Fused, dict[str, str]]:
-    """The numbers of the fused scores; writes predictions_fused.csv into `folder`.
+    """The numbers of the fused scores; writes their tables into `folder`.
 
     Args:
       val, tested: the network's own outputs of the validation part, which may be empty, and of the test part.
 
     Returns:
-      The results, and the sha256 of the table by its name.
+      The results, and the sha256 of each table by its name.
     """
     fusion = saved.fused.fusion
+    digests = {}
+
+    def write_table(name: str, of: Fusion, of_test: Outputs) -> None:
+        images = np.append(val.image_id, tested.image_id)
+        result_files.write_predictions(
+            folder / name,
+            records,
+            split,
+            val=fused_outputs(of, collected, val),
+            test=of_test,
+            notes=_table_notes(of, collected, records, images),
+        )
+        digests[name] = files.file_sha256(folder / name)
+
     fused_test = fused_outputs(fusion, collected, tested)
+    write_table(FUSED, fusion, fused_test)
     pair, minus_pair = None, None
     if saved.control is not None:
         pair_test = fused_outputs(saved.control.fusion, collected, tested)
+        write_table(CONTROL, saved.control.fusion, pair_test)
         pair = _score(saved.control, pair_test, tested, records, split, resamples)
         minus_pair = evaluate.compare(fused_test, pair_test, records, split, resamples)
     results = Fused(
@@ -95,18 +111,12 @@ def test(
         missing_cells=dict(sorted(collected.missing.items())),
         carried=_carried(fusion, collected, saved.grid, tested.image_id, records.findings),
     )
-    fused_val = fused_outputs(fusion, collected, val)
-    path = folder / TABLE
-    notes = _table_notes(fusion, collected, records, np.append(val.image_id, tested.image_id))
-    result_files.write_predictions(
-        path, records, split, val=fused_val, test=fused_test, notes=notes
-    )
-    return results, {TABLE: files.file_sha256(path)}
+    return results, digests
 
 
 def forget(workdir: Path) -> None:
     """Delete the fusion of an earlier test."""
-    for name in (fused_file.NAME, TABLE):
+    for name in (fused_file.NAME, FUSED, CONTROL):
         (workdir / name).unlink(missing_ok=True)
 
 
@@ -152,6 +162,7 @@ def _score(
             fused_test, records, split, applied.points, applied.scalings, resamples
         ),
         minus_network=evaluate.compare(fused_test, network_test, records, split, resamples),
+        subgroups=subgroup_auroc(fused_test, records, split.test, resamples=resamples),
     )
 
 
@@ -207,7 +218,7 @@ def _spread(values: np.ndarray) -> np.ndarray:
 def _table_notes(
     fusion: Fusion, collected: Collected, records: Records, images: np.ndarray
 ) -> dict[str, dict[int, str | int]]:
-    """For predictions_fused.csv: the number of missing cells, and the findings whose score is the network's own."""
+    """For a table of fused scores: the number of missing cells, and the findings whose score is the network's own."""
     notes: dict[str, dict[int, str | int]] = {}
     rows = images.tolist()
     if RADIOMICS in fusion.ridges:

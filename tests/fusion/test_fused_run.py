@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from same_run import config
+from sklearn.metrics import roc_auc_score
 
 from kacl_jax.data.phantom import demo
 from kacl_jax.data.records import read_records
@@ -52,12 +53,13 @@ def plain(run: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_the_networks_own_numbers_stay(run: Path, plain: Path) -> None:
     before, after = (json.loads((w / "results.json").read_text()) for w in (plain, run))
     part = after.pop("fused")
-    assert after["digests"].pop("predictions_fused.csv")
+    for name in ("predictions_fused.csv", "predictions_control.csv"):
+        assert after["digests"].pop(name)
+        assert not (plain / name).exists()
     assert json.dumps(before) == json.dumps(after)
     for name in ("predictions.csv", "boxes.csv", "calibration.json"):
         assert (plain / name).read_bytes() == (run / name).read_bytes()
     assert not (plain / "fusion.json").exists()
-    assert not (plain / "predictions_fused.csv").exists()
     own = before["classification"]["auroc"]["mean"]["value"]
     scores, pair = part["scores"], part["image_pair"]
     values = [one["classification"]["auroc"]["mean"]["value"] for one in (scores, pair)]
@@ -80,7 +82,8 @@ def test_a_finished_run_is_fused_to_the_bit_as_one_that_trained_with_it(
         assert memo.total_changes > 20
     memo.close()
     evaluate(root, workdir, **CHANGES)
-    for name in ("results.json", "predictions_fused.csv", "fusion.json"):
+    tables = ("predictions_fused.csv", "predictions_control.csv")
+    for name in ("results.json", "fusion.json", *tables):
         assert (run / name).read_bytes() == (workdir / name).read_bytes()
 
 
@@ -96,6 +99,21 @@ def test_the_table_has_the_fused_scores(run: Path) -> None:
         assert int(other["missing_cells"]) == 0
         assert all(one[f"prob_{f}"] == other[f"prob_{f}"] for f in alone)
     assert any(one[k] != other[k] for one, other in zip(own, moved, strict=True) for k in one)
+
+
+def test_subgroups_are_scored_by_the_fused_scores(run: Path, root: Path) -> None:
+    fused = json.loads((run / "results.json").read_text())["fused"]
+    records = read_records(root)
+    women = set(records.names[records.sex == "F"].tolist())
+    for table, scores in (("fused", fused["scores"]), ("control", fused["image_pair"])):
+        group = scores["subgroups"]["sex"]["F"]
+        members = [row for row in rows(run / f"predictions_{table}.csv") if row["image"] in women]
+        members = [row for row in members if row["split"] == "test"]
+        assert group["images"] == len(members) > 5
+        labels = [int(row["label_Infiltration"]) for row in members]
+        own = [float(row["prob_Infiltration"]) for row in members]
+        found = group["auroc"]["Infiltration"]["value"]
+        assert found == pytest.approx(roc_auc_score(labels, own))
 
 
 def test_another_data_set_is_fused_as_the_run_was(

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from kacl_jax.evaluation import predictions
 from kacl_jax.evaluation.contrastive_summary import ContrastiveSummary
 from kacl_jax.runtime.errors import UserError
-from kacl_jax.sweep import compare, measure, table, uncertainty
+from kacl_jax.sweep import compare, fused, measure, table, uncertainty
 from kacl_jax.sweep.hyper import Arm, Point
 from kacl_jax.sweep.measure import ResampledValue, RunMeasurements
 
@@ -460,6 +460,57 @@ def test_without_other_patients_boxes_there_is_no_difference_to_them(tmp_path: P
     assert "| focal − prior_map | 1 × 1 |  |  | – | – | – |" in table.as_markdown(
         "t", list(runs), runs, rows
     )
+
+
+def test_fusion_stands_beside_its_control() -> None:
+    """The rows of a sweep whose runs have fusion; an arm with one seed borrows the variance of the same difference."""
+    rng = np.random.default_rng(3)
+
+    def values(mean: float) -> dict[str, ResampledValue]:
+        drawn = {metric: mean + rng.normal(0, 0.02, 1 + B) for metric in fused.METRICS}
+        return {m: ResampledValue(float(x[0]), x[1:], 2, {}) for m, x in drawn.items()}
+
+    focal, lone, plain = Arm("focal"), Arm("lone"), Arm("plain")
+    cells = [*((focal, fold, seed) for fold in (0, 1) for seed in (0, 1, 2)), (lone, 0, 0)]
+    runs = {}
+    for arm, fold, seed in cells:
+        own = {metric: (one.value, one.draws) for metric, one in values(0.7).items()}
+        added = {"image": values(0.72), "both": values(0.73)}
+        runs[Point(arm, fold, seed)] = replace(run_with(own), fused=added)
+    runs[Point(plain, 0, 0)] = run_with({})
+    arms = [focal, lone, plain]
+    rows = fused.fused_rows(arms, runs)
+    pairs = [("image", ""), ("both", ""), ("both", "image")]
+    assert [row.arm for row in rows if row.metric == "auroc"] == [
+        f"{arm} + {kind}" for arm in ("focal", "lone") for kind, _ in pairs
+    ]
+
+    def stacked(kind: str, part: str) -> np.ndarray:
+        of_runs = [[runs[Point(focal, fold, seed)] for seed in (0, 1, 2)] for fold in (0, 1)]
+        sides = [
+            [(run.fused[kind] if kind else run.metric_values)["auroc"] for run in fold]
+            for fold in of_runs
+        ]
+        return np.array([[getattr(value, part) for value in fold] for fold in sides])
+
+    for row, (kind, baseline) in zip([r for r in rows if r.metric == "auroc"], pairs, strict=False):
+        levels, draws = (stacked(kind, part) for part in ("value", "draws"))
+        wanted = uncertainty.estimate(
+            levels - stacked(baseline, "value"), draws - stacked(baseline, "draws"), None
+        )
+        assert row.difference
+        assert row.difference.baseline == ("focal + image" if baseline else "focal")
+        assert row.difference.estimate == replace(wanted, p=None)
+        assert row.estimate.value == levels.mean()
+    of_lone = [row.difference for row in rows if row.arm.startswith("lone")]
+    assert {pair.estimate.note for pair in of_lone if pair} == {uncertainty.BORROWED}
+    text = table.as_markdown("t", list(runs), runs, [*compare.compare_arms(arms, runs), *rows])
+    section = text.split("\n## Fusion")[1].split("\n## ")[0]
+    assert "| focal + both − focal + image | 2 × 3 | " in section
+    assert "plain" not in section
+    without = {point: replace(run, fused={}) for point, run in runs.items()}
+    assert not fused.fused_rows(arms, without)
+    assert "Fusion" not in table.as_markdown("t", [], without, compare.compare_arms(arms, without))
 
 
 # ---- the table --------------------------------------------------------------------------------------------------
