@@ -1,23 +1,25 @@
 """What ridge regressions on radiomics, on the image, and on both add to the scores of finished runs of a sweep.
 
-    python -m analyses.fusion ARM [ARM …] --data_root=… --workdir=…
+    python -m analyses.fusion ARM [ARM …] --data_root=… --workdir=… [--csv=FILE]
 
 ARM: folders of a sweep, with one folder per fold and seed, as docs/evidence has them. --workdir keeps the memo of the
-radiomics, which take 5 minutes per 1,000 images on one core.
+radiomics, which take 5 minutes per 1,000 images on one core. --csv takes all digits of the table.
 
-The regressions are fitted on the training part of each fold. Where predictions.csv has the validation part, that part
+The regressions are fitted on the training part of each fold, once for all runs of the fold. Each run's split is made
+again with the run's own keys, and must have the run's hash. Where predictions.csv has the validation part, that part
 gives z-scores and weight. Where it has the test part alone, as in docs/evidence, the test part's scores without their
 labels give the z-scores, and the weight is 1. Printed is the mean AUROC of each arm and what is added to it, with
-intervals by `kacl_jax.sweep.uncertainty`.
+intervals by `kacl_jax.sweep.uncertainty`: an arm with one seed borrows the runs' part from those with three or more.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -30,11 +32,14 @@ from kacl_jax.data.splits import Split
 from kacl_jax.evaluation.metrics import RESAMPLES
 from kacl_jax.evaluation.metrics.bootstrap import index_patients
 from kacl_jax.evaluation.metrics.ranking import Ranking
+from kacl_jax.evaluation.number_format import interval, short, signed
+from kacl_jax.evaluation.results import read_results
 from kacl_jax.fusion import ridge, scores
 from kacl_jax.fusion.ridge import Ridge
 from kacl_jax.runtime.errors import UserError
+from kacl_jax.sweep.compare import MIN_SEEDS_TO_LEND, complete_folds_and_seeds
 from kacl_jax.sweep.measure import patient_weights
-from kacl_jax.sweep.uncertainty import estimate
+from kacl_jax.sweep.uncertainty import RunVariance, estimate, pool, run_variance
 from kacl_jax.train import fusion_features
 from kacl_jax.train.experiment import build_experiment, read_data
 
@@ -44,30 +49,66 @@ DIFFERENCES = (("radiomics", OWN), ("image", OWN), ("both", OWN), ("both", "imag
 _FEATURE_KEYS = ("model.encoder", "model.pretrained", "data.image_size", "data.findings")
 
 
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """aurocs: by column, [folds seeds 1+B]; the first is of the test part itself, the others are of its resamples."""
+
+    name: str
+    weights: set[float]
+    aurocs: Mapping[str, np.ndarray]
+
+    def difference(self, one: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+        """Values [folds seeds] and their resamples [folds seeds B]."""
+        difference = self.aurocs[one] - self.aurocs[other]
+        return difference[..., 0], difference[..., 1:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("arms", nargs="+", type=Path)
     parser.add_argument("--data_root", required=True)
     parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--csv", type=Path)
     flags = parser.parse_args()
     runs = {arm: sorted(arm.glob("fold*-seed*")) for arm in flags.arms}
     configs = {run: _config(run, flags.data_root) for arm in runs.values() for run in arm}
     _refuse_other_features(configs)
     flags.workdir.mkdir(parents=True, exist_ok=True)
+    splits = {run: _split(run, config, flags.workdir) for run, config in configs.items()}
     experiment = build_experiment(next(iter(configs.values())), flags.workdir)
     columns = fusion_features.collect_of_run(experiment).columns
-    folds: dict[int, tuple[Split, dict[str, Ridge]]] = {}
-    for config in configs.values():
-        if config.fold not in folds:
-            folds[config.fold] = _fit(config, flags.workdir, columns)
-    print(f"| arm | runs | weight | {' | '.join(COLUMNS)} |", end=" ")
-    print(" | ".join(f"{a} − {b}" for a, b in DIFFERENCES), "|")
-    print("|" + "---|" * (3 + len(COLUMNS) + len(DIFFERENCES)))
+    records = experiment.records
+    ridges: dict[bytes, dict[str, Ridge]] = {}
+    for split in splits.values():
+        if split.train.tobytes() not in ridges:
+            ridges[split.train.tobytes()] = _fit(split.train, records, columns)
+    arms = []
     for arm, workdirs in runs.items():
-        _print_arm(arm.name, workdirs, configs, experiment.records, columns, folds)
+        measured, weights = {}, set()
+        for run in workdirs:
+            config, split = configs[run], splits[run]
+            of_fold = ridges[split.train.tobytes()]
+            aurocs, weight = _run_aurocs(run, config.fold, records, split, of_fold, columns)
+            measured[config.fold, config.seed] = aurocs
+            weights.add(weight)
+        folds, seeds = complete_folds_and_seeds(measured)
+        table = {
+            column: np.array([[measured[f, s][column] for s in seeds] for f in folds])
+            for column in COLUMNS
+        }
+        arms.append(Arm(arm.name, weights, table))
+    rows = list(_rows(arms))
+    for cells in _shown(rows):
+        print("| " + " | ".join(cells) + " |")
+    if flags.csv:
+        with flags.csv.open("w", newline="", encoding="utf-8") as file:
+            lines = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            lines.writeheader()
+            lines.writerows(rows)
 
 
 def _config(run: Path, data_root: str) -> ConfigDict:
+    """The run's own config. A key that is younger than the run has the value that its code had."""
     config = config_keys.default()
     stored = read_config(run) | {"data.root": data_root, "fusion.kind": "both"}
     config.update_from_flattened_dict(
@@ -83,47 +124,63 @@ def _refuse_other_features(configs: Mapping[Path, ConfigDict]) -> None:
             raise UserError(f"{key} differs between the runs ({values}); give arms with one value")
 
 
+def _split(run: Path, config: ConfigDict, workdir: Path) -> Split:
+    split = read_data(config, workdir)[1]
+    expected = read_results(run / "results.json").split_hash
+    if split.hash != expected:
+        raise UserError(
+            f"{run} was tested on split {expected}, but --data_root gives {split.hash}; give the data of the run"
+        )
+    return split
+
+
 def _fit(
-    config: ConfigDict, workdir: Path, columns: Mapping[str, np.ndarray]
-) -> tuple[Split, dict[str, Ridge]]:
-    """The split of a fold, and the regressions on its training part."""
-    records, split = read_data(config, workdir)
-    images = split.train
-    return split, {
+    images: np.ndarray, records: Records, columns: Mapping[str, np.ndarray]
+) -> dict[str, Ridge]:
+    """The regressions of a training part, by source."""
+    return {
         source: ridge.fit(values[images], records.labels[images], records.patients[images])
         for source, values in columns.items()
     }
 
 
-def _print_arm(
-    name: str,
-    workdirs: list[Path],
-    configs: Mapping[Path, ConfigDict],
-    records: Records,
-    columns: Mapping[str, np.ndarray],
-    folds: Mapping[int, tuple[Split, dict[str, Ridge]]],
-) -> None:
-    by_fold: dict[int, list[dict[str, np.ndarray]]] = defaultdict(list)
-    weights = set()
-    for run in workdirs:
-        fold = configs[run].fold
-        split, ridges = folds[fold]
-        aurocs, weight = _run_aurocs(run, fold, records, split, ridges, columns)
-        by_fold[fold].append(aurocs)
-        weights.add(weight)
-    seeds = min(map(len, by_fold.values()))
-    table = {
-        column: np.array([[run[column] for run in runs[:seeds]] for runs in by_fold.values()])
-        for column in COLUMNS
-    }
-    cells = [f"{table[column][..., 0].mean():.3f}" for column in COLUMNS]
-    for one, other in DIFFERENCES:
-        difference = table[one] - table[other]
-        found = estimate(difference[..., 0], difference[..., 1:], None)
-        low, high = found.ci95 or (np.nan, np.nan)
-        cells.append(f"{found.value:+.3f} [{low:+.3f}, {high:+.3f}]")
-    chosen = ", ".join(f"{weight:g}" for weight in sorted(weights))
-    print(f"| {name} | {len(by_fold) * seeds} | {chosen} | {' | '.join(cells)} |", flush=True)
+def _rows(arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
+    """The table with all digits, a row for each arm."""
+    lent = {pair: _lent_variance(arms, *pair) for pair in DIFFERENCES}
+    for arm in arms:
+        n_folds, n_seeds = arm.aurocs[OWN].shape[:2]
+        row: dict[str, Any] = {"arm": arm.name, "n_folds": n_folds, "n_seeds": n_seeds}
+        row["weight"] = " ".join(f"{weight:g}" for weight in sorted(arm.weights))
+        for column in COLUMNS:
+            row[column] = float(arm.aurocs[column][..., 0].mean())
+        for one, other in DIFFERENCES:
+            found = estimate(*arm.difference(one, other), lent[one, other])
+            low, high = found.ci95 or (None, None)
+            name = f"{one}-{other}"
+            row |= {name: found.value, f"{name}_ci_low": low, f"{name}_ci_high": high}
+        yield row
+
+
+def _lent_variance(arms: Sequence[Arm], one: str, other: str) -> RunVariance | None:
+    lenders = [arm for arm in arms if arm.aurocs[OWN].shape[1] >= MIN_SEEDS_TO_LEND]
+    return pool(run_variance(*arm.difference(one, other)) for arm in lenders)
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """The cells of the table in Markdown."""
+    pairs = [f"{one}-{other}" for one, other in DIFFERENCES]
+    head = ["arm", "folds × seeds", "weight", *COLUMNS, *(p.replace("-", " − ") for p in pairs)]
+    yield head
+    yield ["---"] * len(head)
+    for row in rows:
+        levels = [short(row[column]) for column in COLUMNS]
+        differences = []
+        for name in pairs:
+            low, high = row[f"{name}_ci_low"], row[f"{name}_ci_high"]
+            ci95 = None if low is None else (low, high)
+            differences.append(f"{signed(row[name])} {interval(ci95, write=signed)}".rstrip())
+        runs = f"{row['n_folds']} × {row['n_seeds']}"
+        yield [str(row["arm"]), runs, str(row["weight"]), *levels, *differences]
 
 
 def _run_aurocs(
