@@ -150,3 +150,23 @@ def test_the_p_values_of_a_page_are_the_evidences(page: str) -> None:
     )
     assert len(stated) == len(with_holm)  # no p-value without its correction
     assert set(with_holm) <= pairs
+
+
+def test_the_table_of_fusion_is_the_evidences() -> None:
+    """docs/fusion.md has every arm, and the README's paragraph the first one's numbers."""
+    with (REPO / "docs/evidence/nih/fusion.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    text = (REPO / "docs/fusion.md").read_text()
+    for row in rows:
+        levels = [row[name] for name in ("network", "radiomics", "image", "both")]
+        for pair in ("both-network", "both-image"):
+            levels += [row[pair], row[f"{pair}_ci_low"], row[f"{pair}_ci_high"]]
+        (line,) = re.findall(rf"^\| {row['arm']} \|.*$", text, re.MULTILINE)
+        assert numbers_in(line.split("|", 3)[3]) == [written(float(value)) for value in levels]
+    stated = re.search(
+        r"\*\*What helps a little.*?\n\n", (REPO / "README.md").read_text(), re.DOTALL
+    )
+    assert stated
+    focal = rows[0]
+    names = ("both", "network", "image", "both-image", "both-image_ci_low", "both-image_ci_high")
+    assert numbers_in(stated[0]) == [written(float(focal[name])) for name in names]
