@@ -34,10 +34,12 @@ def comparable(workdir: Path) -> dict[str, Any]:
         restored.meta["tally"].pop("throughput")
         found[f"{step} meta"] = restored.meta
     for name in (
-        *("predictions.csv", "boxes.csv"),
+        *("predictions.csv", "predictions_fused.csv", "predictions_control.csv", "boxes.csv"),
+        "fusion.json",
         *("calibration.json", "familiarity.json", "training_images.csv"),
     ):
-        found[name] = (workdir / name).read_bytes()
+        path = workdir / name
+        found[name] = path.read_bytes() if path.exists() else None
     results = json.loads((workdir / "results.json").read_text())
     assert set(results.pop("throughput")) == {"images_per_s", "rois_per_s", "waits"}
     found["results.json"] = json.dumps(results)

@@ -4,7 +4,7 @@
 
 is `kacl_jax.main` with a two-layer image encoder in place of ResNet-18. AT='turn:5:SIGKILL' in the environment
 sends that signal to the process itself at that point: 'turn' after step 5 was dispatched, 'saving' while the
-checkpoint of step 5 is being written, 'saved' right after, 'testing' before the tables are written. Where the
+checkpoint of step 5 is being written, 'saved' right after, 'fusing' right after fusion.json is written. Where the
 folder HOLD has a folder 5, each process leaves a file INDEX.ID there after step 5 and waits until the folder is gone.
 HEARTBEAT_S is `connection.HEARTBEAT_S`.
 """
@@ -102,19 +102,17 @@ def _struck(at: str) -> None:
     def strike() -> None:
         os.kill(os.getpid(), number)
 
-    def around(owner: Any, method: str, before: bool = False, delay: float = 0.0) -> None:
+    def around(owner: Any, method: str, delay: float = 0.0) -> None:
         inner = getattr(owner, method)
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            here = point == "testing" or args[1] == int(step)
+            here = point == "fusing" or args[1] == int(step)
             if here and delay:
                 threading.Timer(delay, strike).start()
-            elif here and before:
-                strike()
             result = inner(*args, **kwargs)
             if here and delay:
                 time.sleep(1)  # had the save been faster
-            elif here and not before:
+            elif here:
                 strike()
             return result
 
@@ -127,7 +125,7 @@ def _struck(at: str) -> None:
     elif point == "saved":
         around(checkpoint.Checkpoints, "save")
     else:
-        around(final_evaluation.result_files, "write_boxes", before=True)
+        around(final_evaluation.fused_file, "write")
 
 
 def _held(folder: Path) -> None:

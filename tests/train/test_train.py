@@ -54,8 +54,9 @@ STEPS = 12
 
 def call(root: Path, workdir: Path, at: str = "") -> subprocess.CompletedProcess[str]:
     words = [sys.executable, str(SCRIPT), f"--config={SCRIPT}", f"--config.data.root={root}"]
+    fusion = "--config.fusion.kind=both", "--config.fusion.grid=2"
     return subprocess.run(
-        [*words, f"--workdir={workdir}"],
+        [*words, *fusion, f"--workdir={workdir}"],
         env={
             **os.environ,
             "PYTHONPATH": str(REPO),
@@ -102,7 +103,7 @@ def started(
             "saved:6:SIGKILL",
             "damage",
             f"turn:{step}:SIGKILL",
-            "testing:0:SIGKILL",
+            "fusing:0:SIGKILL",
         ),
         "interrupted": ("turn:4:SIGTERM", "saving:9:SIGINT"),
     }
@@ -130,8 +131,12 @@ def test_a_run_leaves_what_it_should(undisturbed: Path) -> None:
         "config.json",
         "familiarity.json",
         "features.sqlite",
+        "fusion.json",
+        "grid.sqlite",
         "metrics.jsonl",
         "predictions.csv",
+        "predictions_control.csv",
+        "predictions_fused.csv",
         "report.html",
         "results.json",
         "run.json",
