@@ -162,9 +162,9 @@ class RadiomicsPool:
                 with self._changed:
                     self._raise_if_ended(_PoolEndedError)
                     worker = self._workers[index] = _Worker(self._command(), self.timeout_s)
-                    if self._nice:
-                        os.setpriority(os.PRIO_PROCESS, worker.process.pid, self._nice)
                 worker.wait_until_ready()
+                if self._nice:  # only now: on a busy machine it would not be ready in time
+                    os.setpriority(os.PRIO_PROCESS, worker.process.pid, self._nice)
             except (_WorkerLostError, OSError) as error:
                 self._stop(index)
                 self._count_start_failure(str(error))

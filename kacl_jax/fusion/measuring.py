@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from kacl_jax.images.reader import BrokenImage
 from kacl_jax.radiomics import FEATURE_NAMES
 
 _IMAGES_AHEAD = 16  # whose cells wait for the workers
+_LOOK_AGAIN_S = 0.2  # whether the measuring was stopped
 BROKEN = "the image cannot be read"
 
 
@@ -76,7 +77,7 @@ def measure(
 
     Args:
       read: an image → its pixels, uint8 [h w]. It may raise BrokenImage: then all cells of the image are missing.
-      is_stopped: asked between two images. If it says so, that was the last one.
+      is_stopped: asked between two images, and while cells are waited for. If it says so, there is no further image.
     """
     waiting: deque[tuple[list[_Cell], int]] = deque()
     with ThreadPoolExecutor(1) as thread:
@@ -91,8 +92,10 @@ def measure(
             longest = 0 if pixels is None else max(pixels.shape)
             waiting.append((_begin(pixels, grid, pool, memo), longest))
             if len(waiting) > _IMAGES_AHEAD:
+                if not _are_answered(waiting[0][0], is_stopped):
+                    return
                 yield _finish(*waiting.popleft(), memo)
-        while waiting and not is_stopped():
+        while waiting and _are_answered(waiting[0][0], is_stopped):
             yield _finish(*waiting.popleft(), memo)
 
 
@@ -125,6 +128,15 @@ def _begin(
         known = memo.get(key)
         begun.append(_Cell(key, pool.submit(cell, whole) if known is None else known))
     return begun
+
+
+def _are_answered(begun: Sequence[_Cell], is_stopped: Callable[[], bool]) -> bool:
+    """Wait for the cells of an image. False: stopped, though workers that stand back may need long for an answer."""
+    futures = [cell.answer for cell in begun if isinstance(cell.answer, Future)]
+    while not is_stopped():
+        if not wait(futures, _LOOK_AGAIN_S).not_done:
+            return True
+    return False
 
 
 def _finish(begun: Sequence[_Cell], longest: int, memo: FeatureCache) -> MeasuredImage:

@@ -47,6 +47,8 @@ from kacl_jax.step.regions import RegionRule
 from kacl_jax.step.state import TrainState
 from kacl_jax.train import network
 
+_FOR_EVER_S = 1e6
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
@@ -102,7 +104,8 @@ class Experiment:
     def open_grid(self, stack: ExitStack, nice: int) -> tuple[RadiomicsPool, FeatureCache]:
         """Workers that measure the cells of grids, and their memo in the workdir; both end with the stack.
 
-        nice: how far they stand back behind other processes. The calling thread is the memo's writer.
+        nice: how far they stand back behind other processes. Those that do have no timeout, because they may have to
+          wait for a core for ever so long. The calling thread is the memo's writer.
         """
         return self._open_workers(stack, "grid", workers=os.cpu_count() or 1, nice=nice)
 
@@ -117,7 +120,7 @@ class Experiment:
             self.workdir / name,
             workers=c.feedback.workers or workers,
             bin_width=c.radiomics.bin_width,
-            timeout_s=c.feedback.timeout_s,
+            timeout_s=_FOR_EVER_S if nice else c.feedback.timeout_s,
             nice=nice,
         )
 
