@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.fuzz.judge import Answer, Region, Row
 
 FINDINGS = ("Mass", "Nodule")
+IMAGE_FEATURES = 5  # of the fusion
 STEP = 3  # of the only checkpoint, which is the best one
 _NO_REGION = np.zeros((1, 1), bool)
 Files = dict[str, bytes]
@@ -156,6 +157,7 @@ def make_tables(folder: Path, fold: int = 0, seed: int = 0, **changed: Any) -> N
         for name in ("predictions.csv", "boxes.csv")
     }
     path.write_text(json.dumps(results), encoding="utf-8")
+    _add_fused_scores(path, scores, labels, patients)
     lines = [
         {"step": 1, "kind": "train", "loss": 0.5, "nt_xent": 2.0, "grad_norm_focal": 1.0}
         | {"grad_norm_nt_xent": 0.5, "hit_rate": 1.0, "age": 3.0, "ready": 8},
@@ -166,6 +168,91 @@ def make_tables(folder: Path, fold: int = 0, seed: int = 0, **changed: Any) -> N
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+def _add_fused_scores(
+    path: Path, scores: np.ndarray, labels: np.ndarray, patients: np.ndarray
+) -> None:
+    """To the results in `path` and beside them, as if network + image features + radiomics had been tested."""
+    from kacl_jax.evaluation import metrics
+    from kacl_jax.evaluation.predictions import CONTROL, FUSED, NETWORK
+    from kacl_jax.evaluation.results import (
+        Carried,
+        Fused,
+        FusedScores,
+        RankingDifference,
+        read_results,
+    )
+
+    results, folder = read_results(path), path.parent
+    digests, tested = dict(results.digests or {}), {}
+    for name, shift in ((FUSED, 0.5), (CONTROL, 0.25)):
+        lines = (folder / NETWORK).read_text(encoding="utf-8").splitlines()
+        moved = (scores + shift * labels).round(4) / 2
+        for i, row_scores in enumerate(moved.tolist()):
+            image, patient, part, *cells = lines[i + 2].split(",")
+            numbers = [*map(str, row_scores), *cells[len(FINDINGS) :]]
+            lines[i + 2] = ",".join([image, patient, part, *numbers])
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        auroc, auprc = metrics.ranking_tables(moved, labels, patients, resamples=0)
+        tested[name] = FusedScores(
+            weight=1.0,
+            penalties={"radiomics": 1.0, "image": 10.0},
+            classification=dataclasses.replace(results.classification, auroc=auroc, auprc=auprc),
+            minus_network=RankingDifference(auroc, auprc),
+            subgroups={},
+        )
+    fused = Fused(
+        kind="both",
+        grid=2,
+        scores=tested[FUSED],
+        image_pair=tested[CONTROL],
+        minus_image_pair=tested[FUSED].minus_network,
+        own_scores={},
+        missing_cells={"no pixels": 2},
+        carried={"Mass": Carried(((0.1, 0.2), (0.3, 0.4)), {"glcm": 0.5, "shape2D": 0.1})},
+    )
+    results = dataclasses.replace(results, digests=digests, fused=fused)
+    path.write_text(json.dumps(results.to_json()), encoding="utf-8")
+
+
+def _write_fusion(folder: Path) -> None:
+    """fusion.json of a run, with regressions on a few image features and on a grid of 2×2 cells."""
+    from kacl_jax.evaluation.operating_points import OperatingPoint
+    from kacl_jax.evaluation.platt import PlattScaling
+    from kacl_jax.fusion import fused_file
+    from kacl_jax.fusion.ridge import Ridge
+    from kacl_jax.fusion.scores import Fusion, Moments
+    from kacl_jax.radiomics import FEATURE_NAMES
+
+    random, c = np.random.default_rng(0), len(FINDINGS)
+
+    def numbers(*shape: int) -> np.ndarray:
+        return random.normal(size=shape).astype(np.float32).astype(np.float64)
+
+    def applied(sizes: Mapping[str, int]) -> fused_file.Applied:
+        ridges = {
+            source: Ridge(numbers(p), numbers(p), numbers(c, p), numbers(c), 1.0, ("",) * c)
+            for source, p in sizes.items()
+        }
+        moments = {source: Moments(numbers(c), np.abs(numbers(c))) for source in sizes}
+        return fused_file.Applied(
+            Fusion(ridges, moments, np.abs(numbers(c)), 0.5, ""),
+            (OperatingPoint(0.4, 0.2, ""),) * c,
+            (PlattScaling(1.1, -0.2, 12, 12),) * c,
+        )
+
+    saved = fused_file.SavedFusion(
+        kind="both",
+        grid=2,
+        bin_width=25.0,
+        longest=512,
+        start="0" * 32,
+        fused=applied({"radiomics": 4 * len(FEATURE_NAMES), "image": IMAGE_FEATURES}),
+        control=applied({"image": IMAGE_FEATURES}),
+    )
+    fused_file.write(folder, saved, step=STEP, findings=FINDINGS)
 
 
 def small_network() -> AbstractContextManager[object]:
@@ -212,6 +299,7 @@ def _make_run(folder: Path) -> None:
             (f"{i:08d}_000.png", str(i), "train" if i % 2 else "val", f"{i:032x}") for i in range(9)
         ],
     )
+    _write_fusion(folder)
 
 
 run_files = made_once(_make_run)

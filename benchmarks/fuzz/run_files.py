@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.fuzz.finished import (
     FINDINGS,
+    IMAGE_FEATURES,
     STEP,
     Files,
     ask,
@@ -28,7 +31,9 @@ from benchmarks.fuzz.judge import Case
 from benchmarks.fuzz.scene import Kind, Random, take, write
 from benchmarks.fuzz.table_lines import damage
 
+_FUSION = "fusion.json"
 _FACTS = ("calibration.json", "familiarity.json", "map_center.json", "training_images.csv")
+_SCORES = ("predictions.csv", "predictions_fused.csv", "predictions_control.csv")
 _RESAMPLES = 20
 ANY = "read without a traceback"
 _other_run = made_once(lambda folder: make_tables(folder, seed=1))
@@ -55,6 +60,34 @@ def _facts(workdir: Path) -> Any:
     from kacl_jax.evaluation.trained_facts import read_trained_facts
 
     return read_trained_facts(workdir, step=STEP, findings=FINDINGS, centred=True)
+
+
+def _fusion(workdir: Path) -> Any:
+    """The fusion, and what it makes of three images."""
+    from kacl_jax.evaluation.platt import calibrate
+    from kacl_jax.fusion import fused_file, grid
+    from kacl_jax.fusion.shares import explain
+    from kacl_jax.images.resizing import shrink
+    from kacl_jax.radiomics import FEATURE_NAMES
+
+    saved = fused_file.read(workdir, step=STEP, findings=FINDINGS)
+    random = np.random.default_rng(0)
+    logits, side = random.normal(size=(3, len(FINDINGS))), saved.grid
+    sizes = {"radiomics": side**2 * len(FEATURE_NAMES), "image": IMAGE_FEATURES}
+    fused = []
+    for applied in (saved.fused, saved.control):
+        if applied is None:
+            continue
+        features = {
+            source: random.normal(size=(3, sizes[source])) for source in applied.fusion.ridges
+        }
+        scores = applied.fusion.fuse(logits, features)
+        of_first = {source: values[0] for source, values in features.items()}
+        told = explain(applied.fusion, side, logits[0], of_first)
+        thresholds = [point.threshold + 0.0 for point in applied.points]
+        fused.append((scores, told, thresholds, calibrate(scores, applied.scalings)))
+    cells = grid.cut_cells(shrink(np.zeros((40, 30), np.uint8), saved.longest), side)
+    return saved, fused, len(cells), saved.bin_width + 0.0, f"{saved.kind:s}{saved.start:s}"
 
 
 def _network(workdir: Path) -> Any:
@@ -227,11 +260,30 @@ def _json_byte(random: Random, folder: Path, turn: int) -> Case:
     return _case(f"{name}: {what}", folder, files, name, door, lenient)
 
 
-def _facts_byte(random: Random, folder: Path, turn: int) -> Case:
+def _sealed_byte(random: Random, folder: Path, turn: int) -> Case:
     files = dict(run_files())
-    name = take(_FACTS, turn)
+    name = take((*_FACTS, _FUSION), turn)
     what, files[name] = damage(random, files[name], int(random.integers(4)))
-    return _case(f"{name}: {what}", folder, files, name, _facts)
+    door = _fusion if name == _FUSION else _facts
+    return _case(f"{name}: {what}", folder, files, name, door)
+
+
+def _fusion_value(random: Random, folder: Path, turn: int) -> Case:
+    """A value of another sort, or a key less, under a digest that fits: as another version may write the file."""
+    from kacl_jax.runtime.sealed_json import write_sealed
+
+    files = dict(run_files())
+    content = json.loads(files[_FUSION])
+    del content["digest"]
+    what, content = changed_value(random, content)
+    with tempfile.TemporaryDirectory() as sealed:
+        try:
+            write_sealed(Path(sealed) / _FUSION, content)
+        except (ValueError, TypeError):  # NaN, or no dict: no version writes it
+            content = {}
+            write_sealed(Path(sealed) / _FUSION, content)
+        files[_FUSION] = (Path(sealed) / _FUSION).read_bytes()
+    return _case(f"{_FUSION}: {what}", folder, files, _FUSION, _fusion, lenient=True)
 
 
 def _missing(random: Random, folder: Path, turn: int) -> Case:
@@ -240,7 +292,8 @@ def _missing(random: Random, folder: Path, turn: int) -> Case:
     names = [name for name in files if not name.startswith("checkpoints/")]
     name = take(names, turn)
     doors = {"config.json": [_measured, _network, _resumed], "results.json": [_measured, _network]}
-    options = [_facts, _network] if name in _FACTS else doors.get(name, [_measured])
+    doors |= {_FUSION: [_fusion], **{fact: [_facts, _network] for fact in _FACTS}}
+    options = doors.get(name, [_measured])
     door = options[int(random.integers(len(options)))]
     way = str(random.choice(["missing", "empty", "a folder", "another file", "[]", "noise"]))
     data = files.pop(name)
@@ -258,24 +311,18 @@ def _missing(random: Random, folder: Path, turn: int) -> Case:
 
 
 def _cell(random: Random, folder: Path, turn: int) -> Case:
-    """A cell of predictions.csv or boxes.csv, a row less, twice or of another run."""
+    """A cell of a table of scores or of boxes.csv, a row less, twice or of another run."""
     files = dict(run_files())
-    name = take(["predictions.csv", "boxes.csv", "training_images.csv"], turn)
+    name = take([*_SCORES, "boxes.csv", "training_images.csv"], turn)
     rows = list(csv.reader(io.StringIO(files[name].decode())))
-    used = range(
-        2 if name == "predictions.csv" else 1, len(rows)
-    )  # the first row of predictions.csv is of val
+    used = range(2 if name in _SCORES else 1, len(rows))  # the first row of scores is of val
     number = int(random.choice(used))
     if name == "boxes.csv":  # a row without a truth box has no effect on what is read
         number = int(random.choice([i for i in used if rows[i][7]]))
     way = str(random.choice(["cell", "cell", "cell", "row less", "row twice", "cut", "other row"]))
     what = f"{name} row {number}: {way}"
     if way == "cell":
-        columns = {
-            "predictions.csv": range(6),
-            "boxes.csv": (0, 1, 7, 9),
-            "training_images.csv": range(4),
-        }[name]
+        columns = {"boxes.csv": (0, 1, 7, 9), "training_images.csv": range(4)}.get(name, range(6))
         column = int(random.choice(columns))
         old = rows[number][column]
         others = [line[column] for line in rows[1:] if line[column] != old]
@@ -315,7 +362,7 @@ def _network_byte(random: Random, folder: Path, turn: int) -> Case:
 
 def _of_another_run(random: Random, folder: Path, turn: int) -> Case:
     """One of the tables is that of the same arm with another seed."""
-    names = ["predictions.csv", "boxes.csv", "results.json", "config.json"]
+    names = [*_SCORES, "boxes.csv", "results.json", "config.json"]
     name = take(names, turn)
     files = {**run_files(), name: _other_run()[name]}
     return _case(
@@ -334,7 +381,8 @@ KINDS: dict[str, Kind] = {
     "run_config_predict": _json_value("config.json", _network),
     "run_origin": _json_value("run.json", _measured),
     "run_json_byte": _json_byte,
-    "run_facts_byte": _facts_byte,
+    "run_sealed_byte": _sealed_byte,
+    "run_fusion": _fusion_value,
     "run_missing": _missing,
     "run_cell": _cell,
     "run_network_byte": _network_byte,

@@ -16,7 +16,8 @@ import numpy as np
 from kacl_jax.evaluation.operating_points import OperatingPoint
 from kacl_jax.evaluation.platt import PlattScaling
 from kacl_jax.fusion.ridge import Ridge
-from kacl_jax.fusion.scores import Fusion, Moments
+from kacl_jax.fusion.scores import RADIOMICS, Fusion, Moments
+from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.sealed_json import decode_float32, encode_float32, read_sealed, write_sealed
 
@@ -81,17 +82,17 @@ def read(workdir: Path, *, step: int, findings: Sequence[str]) -> SavedFusion:
             f"{path} belongs to the checkpoint of step {content.get('step')}, but the run's best step is {step}; {_FIX}"
         )
     try:
-        control = content["control"]
+        control, side = content["control"], _typed(int, content["grid"])
         return SavedFusion(
-            kind=content["kind"],
-            grid=content["grid"],
-            bin_width=content["bin_width"],
-            longest=content["longest"],
-            start=content["start"],
-            fused=_applied(content["fused"], findings),
-            control=None if control is None else _applied(control, findings),
+            kind=_typed(str, content["kind"]),
+            grid=side,
+            bin_width=_float(content["bin_width"]),
+            longest=_typed(int, content["longest"]),
+            start=_typed(str, content["start"]),
+            fused=_applied(content["fused"], findings, side),
+            control=None if control is None else _applied(control, findings, side),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{path} was written by another version ({error!r}); {_FIX}") from error
 
 
@@ -115,24 +116,37 @@ def _applied_content(applied: Applied, findings: Sequence[str]) -> dict[str, Any
     }
 
 
-def _applied(content: Mapping[str, Any], findings: Sequence[str]) -> Applied:
+def _applied(content: Mapping[str, Any], findings: Sequence[str], side: int) -> Applied:
     ridges, chosen = content["ridges"], [content["findings"][name] for name in findings]
+    c = len(findings)
     return Applied(
         fusion=Fusion(
-            ridges={source: _ridge(part) for source, part in ridges.items()},
+            ridges={source: _ridge(source, part, c, side) for source, part in ridges.items()},
             moments={
-                source: Moments(_array(part["z_mean"]), _array(part["z_spread"]))
+                source: Moments(_array(part["z_mean"], c), _array(part["z_spread"], c))
                 for source, part in ridges.items()
             },
-            logit_spread=_array(content["logit_spread"]),
-            weight=content["weight"],
-            weight_reason=content["weight_reason"],
+            logit_spread=_array(content["logit_spread"], c),
+            weight=_float(content["weight"]),
+            weight_reason=_typed(str, content["weight_reason"]),
         ),
         points=tuple(
-            OperatingPoint(_nan(one["threshold"]), _nan(one["youden_j"]), one["reason"])
+            OperatingPoint(
+                _nan(one["threshold"]), _nan(one["youden_j"]), _typed(str, one["reason"])
+            )
             for one in chosen
         ),
-        scalings=tuple(PlattScaling(**one["scaling"]) for one in chosen),
+        scalings=tuple(_scaling(one["scaling"]) for one in chosen),
+    )
+
+
+def _scaling(content: Mapping[str, Any]) -> PlattScaling:
+    return PlattScaling(
+        slope=_float(content["slope"]),
+        intercept=_float(content["intercept"]),
+        positives=_typed(int, content["positives"]),
+        negatives=_typed(int, content["negatives"]),
+        reason=_typed(str, content["reason"]),
     )
 
 
@@ -150,16 +164,19 @@ def _ridge_content(fusion: Fusion, source: str) -> dict[str, Any]:
     }
 
 
-def _ridge(content: Mapping[str, Any]) -> Ridge:
-    intercept = np.array(content["intercept"], np.float64)
-    coef = decode_float32(content["coef"]).reshape(len(intercept), -1)
+def _ridge(source: str, content: Mapping[str, Any], c: int, side: int) -> Ridge:
+    mean, scale = (decode_float32(content[name]).astype(np.float64) for name in ("mean", "scale"))
+    p = side**2 * len(FEATURE_NAMES) if source == RADIOMICS else len(mean)
+    reasons = tuple(_typed(str, reason) for reason in content["reasons"])
+    if not len(mean) == len(scale) == p or len(reasons) != c:
+        raise ValueError(f"the regression on {source} does not fit its features and findings")
     return Ridge(
-        mean=decode_float32(content["mean"]).astype(np.float64),
-        scale=decode_float32(content["scale"]).astype(np.float64),
-        coef=coef.astype(np.float64),
-        intercept=intercept,
-        penalty=content["penalty"],
-        reasons=tuple(content["reasons"]),
+        mean=mean,
+        scale=scale,
+        coef=decode_float32(content["coef"]).reshape(c, p).astype(np.float64),
+        intercept=_array(content["intercept"], c),
+        penalty=_float(content["penalty"]),
+        reasons=reasons,
     )
 
 
@@ -172,9 +189,21 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _nan(number: float | None) -> float:
-    return math.nan if number is None else number
+def _nan(number: Any) -> float:
+    return math.nan if number is None else _float(number)
 
 
-def _array(numbers: Sequence[float | None]) -> np.ndarray:
-    return np.array([_nan(number) for number in numbers])
+def _array(numbers: Sequence[Any], n: int) -> np.ndarray:
+    """float64 [n]. Raises ValueError if it has another length."""
+    return np.array([_nan(number) for number in numbers], np.float64).reshape(n)
+
+
+def _float(number: Any) -> float:
+    return float(number) if type(number) is int else float(_typed(float, number))
+
+
+def _typed(kind: type, value: Any) -> Any:
+    """The value itself. Raises TypeError if it is of another type."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.40} is not of type {kind.__name__}")
+    return value
