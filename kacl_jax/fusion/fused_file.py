@@ -16,7 +16,7 @@ import numpy as np
 from kacl_jax.evaluation.operating_points import OperatingPoint
 from kacl_jax.evaluation.platt import PlattScaling
 from kacl_jax.fusion.ridge import Ridge
-from kacl_jax.fusion.scores import RADIOMICS, Fusion, Moments
+from kacl_jax.fusion.scores import IMAGE, RADIOMICS, SOURCES, Fusion, Moments
 from kacl_jax.radiomics import FEATURE_NAMES
 from kacl_jax.runtime.errors import UserError
 from kacl_jax.runtime.sealed_json import decode_float32, encode_float32, read_sealed, write_sealed
@@ -82,15 +82,16 @@ def read(workdir: Path, *, step: int, findings: Sequence[str]) -> SavedFusion:
             f"{path} belongs to the checkpoint of step {content.get('step')}, but the run's best step is {step}; {_FIX}"
         )
     try:
-        control, side = content["control"], _typed(int, content["grid"])
+        kind, control = _typed(str, content["kind"]), content["control"]
+        side = _typed(int, content["grid"])
         return SavedFusion(
-            kind=_typed(str, content["kind"]),
+            kind=kind,
             grid=side,
             bin_width=_float(content["bin_width"]),
             longest=_typed(int, content["longest"]),
             start=_typed(str, content["start"]),
-            fused=_applied(content["fused"], findings, side),
-            control=None if control is None else _applied(control, findings, side),
+            fused=_applied(content["fused"], findings, SOURCES[kind], side),
+            control=None if control is None else _applied(control, findings, (IMAGE,), side),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{path} was written by another version ({error!r}); {_FIX}") from error
@@ -116,9 +117,11 @@ def _applied_content(applied: Applied, findings: Sequence[str]) -> dict[str, Any
     }
 
 
-def _applied(content: Mapping[str, Any], findings: Sequence[str], side: int) -> Applied:
-    ridges, chosen = content["ridges"], [content["findings"][name] for name in findings]
-    c = len(findings)
+def _applied(
+    content: Mapping[str, Any], findings: Sequence[str], sources: Sequence[str], side: int
+) -> Applied:
+    ridges = {source: content["ridges"][source] for source in sources}
+    chosen, c = [content["findings"][name] for name in findings], len(findings)
     return Applied(
         fusion=Fusion(
             ridges={source: _ridge(source, part, c, side) for source, part in ridges.items()},

@@ -217,6 +217,10 @@ def test_a_fusion_without_its_files_is_told(run: Path, tmp_path: Path, model: Mo
     write_sealed(path, content)
     with pytest.raises(UserError, match=r"fusion\.json belongs to the checkpoint of step"):
         fused_file.read(tmp_path, step=step + 1, findings=findings)
+    for key, other in (("weight", "1"), ("logit_spread", [1.0]), ("ridges", {})):
+        write_sealed(path, content | {"fused": content["fused"] | {key: other}})
+        with pytest.raises(UserError, match=r"fusion\.json was written by another version"):
+            fused_file.read(tmp_path, step=step, findings=findings)
 
 
 def test_another_starting_encoder_is_told(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
