@@ -3,7 +3,7 @@
     python -m analyses.fusion ARM [ARM …] --data_root=… --workdir=… [--csv=FILE]
 
 ARM: folders of a sweep, with one folder per fold and seed, as docs/evidence has them. --workdir keeps the memo of the
-radiomics, which take 5 minutes per 1,000 images on one core. --csv takes all digits of the table.
+radiomics, which take 3 minutes per 1,000 images on one core. --csv takes all digits of the table.
 
 The regressions are fitted on the training part of each fold, once for all runs of the fold. Each run's split is made
 again with the run's own keys, and must have the run's hash. Where predictions.csv has the validation part, that part

@@ -266,7 +266,7 @@ def _why(prediction: Prediction, finding: str) -> dict[str, Any] | None:
         return None
     told = prediction.explanations[finding]
     height, width = prediction.pixels.shape
-    largest = max((abs(share.share) for share in told.features), default=1.0)
+    largest = max((abs(share.share) for share in told.features), default=0.0) or 1.0
     return {
         "network": probability(float(expit(told.network_logit))),
         "fused": probability(float(expit(told.fused_logit))),
@@ -277,16 +277,16 @@ def _why(prediction: Prediction, finding: str) -> dict[str, Any] | None:
                 **_named(share.name),
                 "place": f"row {share.row + 1}, column {share.column + 1}",
                 "z": _signed(share.z),
-                "share": _signed(share.share),
-                "bar": charts.signed_bar(share.share, largest, _signed(share.share)),
+                "share": _signed(share.share, 3),
+                "bar": charts.signed_bar(share.share, largest, _signed(share.share, 3)),
             }
             for share in told.features
         ],
     }
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _feature(feature: OutlyingFeature) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from kacl_jax.evaluation.number_format import signed
 from kacl_jax.fusion.grid import FRAME
 
 _FULL = 0.75  # opacity of the largest share
@@ -67,7 +68,7 @@ def _rectangle(share: float, full: float, place: tuple[float, float, float, floa
     missing = math.isnan(share)
     style = "missing" if missing else "below" if share < 0 else "above"
     opacity = 0.0 if missing else _FULL * min(abs(share) / full, 1.0)
-    title = "not measured" if missing else f"{share:+.2f}"
+    title = "not measured" if missing else signed(share, 2)
     return Markup(
         '<rect class="cell {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill-opacity="{:.2f}">'
         "<title>{}</title></rect>"

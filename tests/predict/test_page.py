@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kacl_jax.fusion.shares import Explanation, FeatureShare
 from kacl_jax.predict import overlay, page
 from kacl_jax.predict.inputs import Failed
 from kacl_jax.predict.prediction import Prediction
@@ -387,3 +388,24 @@ def test_an_overview_of_no_rows_and_a_folder_that_cannot_be_written(tmp_path: Pa
     assert "0 of 0" in text(index(tmp_path, [], pages=0))
     with pytest.raises(UserError, match=r"0001\.html cannot be written"):
         write(tmp_path / "gone", prediction())
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_what_moved_a_fused_score_stands_beside_its_cells(tmp_path: Path, weight: float) -> None:
+    """Also where validation chose the weight 0, so that nothing moves."""
+    cells = weight * np.array([[0.02, -0.31], [np.nan, 0.0]])
+    shares = [("original_glcm_Contrast", -0.004), ("original_firstorder_Mean", 0.012)]
+    features = tuple(FeatureShare(0, 1, name, 1.5, weight * share) for name, share in shares)
+    moved = {"radiomics": weight * 0.3, "image": weight * -0.2}
+    told = Explanation(0.0, weight * 0.1, moved, cells, features)
+    shown = write(tmp_path, prediction(explanations={"Mass": told}))
+    drawn = of_class(shown, "cell")
+    assert len(drawn) == 4
+    assert [len(of_class(shown, style)) for style in ("cell", "missing")] == [4, 1]
+    assert [text(cell) for cell in drawn][2] == "not measured"
+    assert float(drawn[1].get("fill-opacity", "")) == (0.75 if weight else 0)
+    (why,) = [text(e) for e in shown.iter("details") if "what moved its score" in text(e)]
+    fused = f"{1 / (1 + math.exp(-weight * 0.1)):.3f}"
+    assert f"raw score is 0.500, the fused one {fused}" in why
+    for words in ("−0.31", "+0.30", "−0.20", "−0.004", "+0.012", "row 1, column 2"):
+        assert (words in why + text(drawn[1])) == bool(weight or "row" in words)
