@@ -173,6 +173,12 @@ KEYS: dict[str, Key] = {
     "augment.contrast": Key(
         0.0, interval("[0, 0.9]"), "Its contrast is changed by a factor of 1 ± this."
     ),
+    "augment.flip": Key(
+        0.0,
+        interval("[0, 1]"),
+        "The probability that left and right of an image are swapped.",
+        before=0.0,
+    ),
     "model.encoder": Key("resnet18", _encoders, "The image encoder."),
     "model.pretrained": Key(
         "torchvision",
@@ -212,7 +218,40 @@ KEYS: dict[str, Key] = {
     "train.schedule": Key(
         "constant",
         one_of("constant", "one_cycle"),
-        "How the learning rate changes over the run's steps.",
+        "How the learning rate changes over the run's steps. one_cycle: it rises from 1/25 of its peak, then it falls "
+        "to almost 0, each time along half a cosine.",
+    ),
+    "train.rate_warmup": Key(
+        0.3,
+        interval("(0, 1)"),
+        "Share of the run's steps in which the learning rate of one_cycle rises.",
+        before=0.3,
+    ),
+    "train.head_start": Key(
+        "random",
+        one_of("random", "ridge"),
+        "The classifier's first weights. ridge: those of ridge regressions on the image features that the training "
+        "images have before the first step.",
+        before="random",
+    ),
+    "train.head_rate": Key(
+        1.0,
+        interval("(0, 1e6]"),
+        "The classifier's learning rate is train.learning_rate times this.",
+        before=1.0,
+    ),
+    "train.frozen_statistics": Key(
+        False,
+        anything(),
+        "BatchNorm in the image encoder keeps the statistics that it started with, and uses them in training, too.",
+        before=False,
+    ),
+    "train.ema": Key(
+        0.0,
+        interval("[0, 1)"),
+        "Decay of an exponential moving average of all weights and BatchNorm statistics over the steps. Validation, "
+        "test and prediction use the average. 0: none.",
+        before=0.0,
     ),
     "train.weight_decay": Key(1e-5, interval("[0, 1e6]"), "Coupled L2, as in torch's Adam."),
     "train.warmup_epochs": Key(
@@ -349,6 +388,12 @@ KEYS: dict[str, Key] = {
     ),
     "eval.batch_size": Key(
         64, interval("[1, 65536]"), "Images per step of validation and test, over all devices."
+    ),
+    "eval.flip": Key(
+        False,
+        anything(),
+        "Logits and heat maps are the mean over an image and its mirror image, in validation, test and prediction.",
+        before=False,
     ),
     "eval.bootstrap": Key(
         2000, interval("[1, 100000]"), "Resamples of the patients for each 95 % interval."

@@ -102,7 +102,7 @@ def _loss_problems(c: ConfigDict) -> Iterator[str]:
     if contrastive and c.loss.positive == "augmented" and not any(c.augment.values()):
         yield (
             "config.loss.positive='augmented' needs two views that differ; set one of config.augment.rotate, shift, "
-            "scale, contrast"
+            "scale, contrast, flip"
         )
     if c.loss.box_weight > 0 and c.cam.stage != 4:
         yield "config.loss.box_weight > 0 changes the last stage's map; use config.cam.stage=4 with it"

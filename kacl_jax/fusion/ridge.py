@@ -69,13 +69,25 @@ class Ridge:
 
 
 def fit(features: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> Ridge:
+    """See `fit_with_held_out`."""
+    return fit_with_held_out(features, labels, patients)[0]
+
+
+def fit_with_held_out(
+    features: np.ndarray, labels: np.ndarray, patients: np.ndarray
+) -> tuple[Ridge, np.ndarray]:
     """The regressions of the training rows.
 
     Args:
       features: float [n p], NaN where missing; a row without any takes no part.
       labels: [n c], 1, 0, or −1 where unknown: such a pair takes no part.
       patients: int [n]. No patient is in two folds.
+
+    Returns:
+      (the regressions, scores float64 [n c] of the same rows by regressions on the other folds with the same penalty).
+      A score is NaN where the row or its label took no part.
     """
+    held_out = np.full(labels.shape, np.nan)
     known_row = ~np.isnan(features).all(1) if features.size else np.zeros(len(features), bool)
     features, labels, patients = features[known_row], labels[known_row], patients[known_row]
     reasons = tuple(_why_none(column, patients) for column in labels.T)
@@ -86,16 +98,20 @@ def fit(features: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> Ridge
     )
     groups = _same_known_rows(labels, reasons)
     if not groups:
-        return ridge
+        return ridge, held_out
     fold = patient_folds(patients)
     solved = [_Group(ridge, features, labels, fold, group) for group in groups]
-    aurocs = np.concatenate([group.held_out_aurocs() for group in solved], axis=1)
-    penalty = PENALTIES[int(np.nanmean(aurocs, axis=1).argmax())]
-    for group in solved:
+    scores = [group.held_out_scores() for group in solved]
+    aurocs = [group.aurocs(s) for group, s in zip(solved, scores, strict=True)]
+    best = int(np.nanmean(np.concatenate(aurocs, axis=1), axis=1).argmax())
+    penalty = PENALTIES[best]
+    for group, of_penalties in zip(solved, scores, strict=True):
+        rows = np.flatnonzero(known_row)[group.rows, None]
+        held_out[rows, group.findings] = of_penalties[best]
         coef, intercept = group.solve(penalty)
         ridge.coef[group.findings] = coef.T
         ridge.intercept[group.findings] = intercept
-    return Ridge(mean, scale, _as_stored(ridge.coef), ridge.intercept, penalty, reasons)
+    return Ridge(mean, scale, _as_stored(ridge.coef), ridge.intercept, penalty, reasons), held_out
 
 
 def patient_folds(patients: np.ndarray) -> np.ndarray:
@@ -137,7 +153,7 @@ def solve(sums: Sums, penalties: Sequence[float]) -> tuple[np.ndarray, np.ndarra
 
 
 class _Group:
-    """Findings whose labels are known in the same rows, so that one XᵀX serves all of them."""
+    """Findings whose labels are known in the same rows, so that one XᵀX serves all of them. rows: int [m]."""
 
     def __init__(
         self,
@@ -149,30 +165,34 @@ class _Group:
     ) -> None:
         self.findings = findings
         self._ridge, self._features = ridge, features
-        self._rows = np.flatnonzero(labels[:, findings[0]] >= 0)
+        self.rows = np.flatnonzero(labels[:, findings[0]] >= 0)
         self._labels = (labels[:, findings] == 1).astype(np.float64)
         self._fold = fold
         # Coefficients lie in the span of the rows. With fewer rows than features its axes are fewer than the features.
         self._axes: np.ndarray | None = None
-        if len(self._rows) < features.shape[1]:
-            self._axes = qr(self._standardise(self._rows).T, mode="economic")[0]
-        self._by_fold = {k: self._sum(self._rows[fold[self._rows] == k]) for k in range(FOLDS)}
+        if len(self.rows) < features.shape[1]:
+            self._axes = qr(self._standardise(self.rows).T, mode="economic")[0]
+        self._by_fold = {k: self._sum(self.rows[fold[self.rows] == k]) for k in range(FOLDS)}
         self._total = reduce(lambda a, b: a + b, self._by_fold.values())
 
-    def held_out_aurocs(self) -> np.ndarray:
-        """AUROC [k c] of every penalty, each patient scored by the regressions on the other folds."""
+    def held_out_scores(self) -> np.ndarray:
+        """Scores [k m c] of `rows` with every penalty, each patient scored by the regressions on the other folds."""
         scores = np.zeros((len(PENALTIES), len(self._labels), len(self.findings)))
         for k, own in self._by_fold.items():
             rest = self._total - own
             if not own.n or not rest.n:
                 continue
             coef, intercept = solve(rest, [rest.n * penalty for penalty in PENALTIES])
-            for rows, x in self._blocks(self._rows[self._fold[self._rows] == k]):
+            for rows, x in self._blocks(self.rows[self._fold[self.rows] == k]):
                 scores[:, rows] = x @ coef + intercept[:, None]
+        return scores[:, self.rows]
+
+    def aurocs(self, scores: np.ndarray) -> np.ndarray:
+        """AUROC [k c] of scores [k m c] of `rows`."""
         return np.array(
             [
                 [
-                    auroc(of_penalty[self._rows, c], self._labels[self._rows, c])
+                    auroc(of_penalty[:, c], self._labels[self.rows, c])
                     for c in range(len(self.findings))
                 ]
                 for of_penalty in scores

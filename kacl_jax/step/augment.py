@@ -24,6 +24,7 @@ class Augmentation:
     shift: float = 0.0
     scale: float = 0.0
     contrast: float = 0.0
+    flip: float = 0.0
 
     def view(
         self,
@@ -57,20 +58,21 @@ def random_view(
     shift: float,
     scale: float,
     contrast: float,
+    flip: float,
 ) -> tuple[Float32[Array, "b h w"], Float32[Array, "b 2 3"] | None]:
     """A small random change of each image; ranges of 0 are none.
 
     Args:
       keys: one for the affine map and one for the contrast.
       images: grey levels.
-      rotate, shift, scale: as in `draw_affine`. contrast: as in `random_contrast`.
+      rotate, shift, scale, flip: as in `draw_affine`. contrast: as in `random_contrast`.
 
     Returns:
       (the changed images, the affine map used or None).
     """
     affine = None
-    if rotate or shift or scale:
-        affine = draw_affine(keys[:, 0], rotate=rotate, shift=shift, scale=scale)
+    if rotate or shift or scale or flip:
+        affine = draw_affine(keys[:, 0], rotate=rotate, shift=shift, scale=scale, flip=flip)
         images = warp(images, affine)
     if contrast:
         images = random_contrast(keys[:, 1], images, contrast=contrast)
@@ -78,13 +80,13 @@ def random_view(
 
 
 def draw_affine(
-    keys: Key[Array, "b"], *, rotate: float, shift: float, scale: float
+    keys: Key[Array, "b"], *, rotate: float, shift: float, scale: float, flip: float = 0.0
 ) -> Float32[Array, "b 2 3"]:
-    """One affine map per row, uniform in ±rotate degrees, ±shift of the side, 1 ± scale.
+    """One affine map per row, uniform in ±rotate degrees, ±shift of the side, 1 ± scale; some are mirrored.
 
     Args:
       keys: one per image: a row's draw does not depend on its place in the batch.
-      rotate: degrees. shift: fraction of the side. scale: relative.
+      rotate: degrees. shift: fraction of the side. scale: relative. flip: the probability of a mirror image.
     """
 
     def draw(key: Key[Array, ""]) -> Float32[Array, "2 3"]:
@@ -92,6 +94,10 @@ def draw_affine(
         angle = turn * rotate * jnp.pi / 180
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         linear = jnp.array([[cos, -sin], [sin, cos]]) / (1 + grow * scale)
+        if flip:
+            # A key of its own, so that the other draws are the same with and without flips.
+            is_flipped = jax.random.bernoulli(jax.random.fold_in(key, 1), flip)
+            linear *= jnp.where(is_flipped, jnp.array([-1.0, 1.0]), 1.0)
         return jnp.concatenate([linear, jnp.array([[x], [y]]) * shift], axis=1)
 
     return jax.vmap(draw)(keys)

@@ -35,7 +35,8 @@ def turned_union_area(
 ) -> Float[Array, "b c {u} {v}"]:
     """The same after the augmentation: each crossing of two strips becomes a parallelogram.
 
-    affine: from output to input, in centred fractions, as augment.py has it; it keeps the orientation.
+    affine: from output to input, in centred fractions, as augment.py has it. A mirror image turns the corners' order
+    around, which changes only the sign of a polygon's area.
     """
     columns, in_column = _strips(boxes[..., 0], boxes[..., 2])
     rows, in_row = _strips(boxes[..., 1], boxes[..., 3])

@@ -45,6 +45,7 @@ class ForwardPass:
     input_scale: on which the encoder sees grey levels.
     two_views: encode a second augmented view of each image, too.
     early: stop once before the last stage, because regions come from the map there.
+    frozen_statistics: BatchNorm uses its running statistics, as in evaluation, and does not move them.
     """
 
     model: KACL
@@ -53,6 +54,7 @@ class ForwardPass:
     seed: int
     two_views: bool
     early: bool
+    frozen_statistics: bool
 
     def augment(
         self, step: Int32[Array, ""], batch: Batch
@@ -96,7 +98,7 @@ class ForwardPass:
         output, changed = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             inputs,
-            train=True,
+            train=not self.frozen_statistics,
             method=method,
             mutable=["batch_stats"],
         )

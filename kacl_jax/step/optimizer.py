@@ -9,7 +9,11 @@ import optax
 
 
 def adam(
-    rate: optax.ScalarOrSchedule, *, weight_decay: float, starts: Mapping[str, int | None]
+    rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float,
+    starts: Mapping[str, int | None],
+    factors: Mapping[str, float] = {},
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) on gradient + weight_decay · weight.
 
@@ -21,6 +25,7 @@ def adam(
       rate: the learning rate of all modules.
       starts: top-level module → the first step in which it has a gradient, None if never; 0 for those not named.
         Before it, neither the parameters nor Adam's moments and count move.
+      factors: top-level module → a factor on its learning rate; 1 for those not named.
     """
     parts: dict[str, optax.GradientTransformation] = {"": _adam_direction(weight_decay)}
     for module, start in starts.items():
@@ -31,7 +36,17 @@ def adam(
     def group_of_module(params: Mapping[str, Any]) -> dict[str, str]:
         return {module: module if module in parts else "" for module in params}
 
-    return optax.chain(optax.partition(parts, group_of_module), optax.scale_by_learning_rate(rate))
+    def scale_modules(updates: Mapping[str, Any], _: Any) -> dict[str, Any]:
+        return {
+            module: optax.tree.scale(factors.get(module, 1.0), update)
+            for module, update in updates.items()
+        }
+
+    return optax.chain(
+        optax.partition(parts, group_of_module),
+        optax.scale_by_learning_rate(rate),
+        optax.stateless(scale_modules),
+    )
 
 
 def _adam_direction(weight_decay: float) -> optax.GradientTransformation:

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 
 from kacl_jax.models.input_scales import InputScale
 from kacl_jax.models.kacl import KACL
@@ -30,7 +31,7 @@ from kacl_jax.step.forward import Forward, ForwardPass
 from kacl_jax.step.in_step_radiomics import InStepRadiomics
 from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.objective import Objective
-from kacl_jax.step.scaling import z_score_radiomics
+from kacl_jax.step.scaling import weight_of_newest, z_score_radiomics
 from kacl_jax.step.state import Batch, Metrics, TrainState, keep_if_finite
 
 
@@ -46,6 +47,9 @@ class Programs:
     in_step_radiomics: measure this step's regions inside this step, and ignore the batch's radiomics, ready and age.
     feature_columns: the features that the radiomics encoder sees.
     cam_stage: the stage of the image encoder at whose output Grad-CAM is taken, 4 (the last) or 3.
+    frozen_statistics: as in `ForwardPass`.
+    average_decay: of the running mean of the parameters and of BatchNorm's statistics, which evaluation uses; 0: none.
+    mirror: evaluation takes the mean of an image's logits and maps and those of its mirror image.
     """
 
     model: KACL
@@ -61,6 +65,9 @@ class Programs:
     in_step_radiomics: InStepRadiomics | None = None
     feature_columns: tuple[bool, ...] = (True,) * len(FEATURE_NAMES)
     cam_stage: Literal[3, 4] = 4
+    frozen_statistics: bool = False
+    average_decay: float = 0.0
+    mirror: bool = False
 
     @property
     def maps_before_last_stage(self) -> bool:
@@ -90,7 +97,26 @@ class Programs:
             cam_mean=jnp.zeros((self.model.n_findings, *grid)),
             cam_count=jnp.zeros((), jnp.int32),
             bad_step=jnp.full((), -1, jnp.int32),
+            average=self.first_average(variables),
         )
+
+    def first_average(self, variables: Any) -> Any:
+        """The field `average` of the state before step 0, for these model variables."""
+        if not self.average_decay:
+            return {}
+        # Copies, because a train step reuses the memory of each array of the state for one array of the new state.
+        return {name: jax.tree.map(jnp.copy, variables[name]) for name in ("params", "batch_stats")}
+
+    def with_head(self, state: TrainState, kernel: np.ndarray, bias: np.ndarray) -> TrainState:
+        """The state before step 0 with another classifier, float32 [k c] and [c]; NaN keeps what the state has."""
+        ours = state.params["classifier"]
+        head = {
+            name: jnp.where(np.isnan(new), ours[name], new)
+            for name, new in (("kernel", kernel), ("bias", bias))
+        }
+        params = {**state.params, "classifier": head}
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        return state.replace(params=params, average=self.first_average(variables))
 
     def train_step(
         self, state: TrainState, batch: Batch
@@ -126,11 +152,13 @@ class Programs:
         grads = global_gradients(grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         mean_map = cams.updated_mean_map(state, forward, heads.maps)
+        params: Any = optax.apply_updates(state.params, updates)
+        variables = {"params": params, "batch_stats": heads.batch_stats}
         proposed = state.replace(
+            **variables,
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=heads.batch_stats,
             opt_state=opt_state,
+            average=self._moved_average(state, variables),
             **moments,
             **mean_map,
         )
@@ -162,9 +190,23 @@ class Programs:
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, Array]]:
         """Logits float32 [b c], raw class maps float32 [b c u v] (not centred), and the embedding float32 [b k].
 
-        With running statistics. The embedding is the mean over the last feature map's cells, which the classifier sees.
+        With running statistics, and with the averaged variables if the state has them. The embedding is the mean over
+        the last feature map's cells, which the classifier sees. With `mirror` it is that of the image alone.
         """
-        images = self.input_scale.apply(batch["image"][..., 0].astype(jnp.float32))
+        state, image = state.for_evaluation(), batch["image"]
+        if not self.mirror:
+            return (self._eval_outputs(state, image),)
+        both = self._eval_outputs(state, jnp.concatenate([image, image[:, :, ::-1]]))
+        own, mirrored = (
+            {name: values[rows] for name, values in both.items()}
+            for rows in (slice(len(image)), slice(len(image), None))
+        )
+        own["logits"] = (own["logits"] + mirrored["logits"]) / 2
+        own["maps"] = (own["maps"] + mirrored["maps"][..., ::-1]) / 2
+        return (own,)
+
+    def _eval_outputs(self, state: TrainState, image: UInt8[Array, "b h w 1"]) -> dict[str, Array]:
+        images = self.input_scale.apply(image[..., 0].astype(jnp.float32))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         if self.cam_stage == 3:
             early_map: Any = self.model.apply(variables, images, train=False, method="early_map")
@@ -172,10 +214,17 @@ class Programs:
             maps = gradcam.class_maps(classify, early_map, self.model.n_findings)
             last_map: Any = self.model.apply(variables, early_map, False, method="last_stage")
             outputs = {"logits": classify(early_map), "maps": maps}
-            return ({**outputs, "embedding": last_map.mean((1, 2))},)
+            return {**outputs, "embedding": last_map.mean((1, 2))}
         feature_map: Any = self.model.apply(variables, images, train=False, method="feature_map")
         logits, maps = self._objective.logits_and_maps(state.params, feature_map)
-        return ({"logits": logits, "maps": maps, "embedding": feature_map.mean((1, 2))},)
+        return {"logits": logits, "maps": maps, "embedding": feature_map.mean((1, 2))}
+
+    def _moved_average(self, state: TrainState, variables: Any) -> Any:
+        """The field `average` of the new state, whose variables these are."""
+        if not self.average_decay:
+            return state.average
+        rate = weight_of_newest(state.step + 1, self.average_decay)
+        return jax.tree.map(lambda mean, new: mean + rate * (new - mean), state.average, variables)
 
     @property
     def forward_pass(self) -> ForwardPass:
@@ -186,6 +235,7 @@ class Programs:
             self.seed,
             two_views=self.loss.uses_second_view,
             early=self.maps_before_last_stage,
+            frozen_statistics=self.frozen_statistics,
         )
 
     @property

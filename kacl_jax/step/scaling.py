@@ -50,6 +50,6 @@ def z_score(
     return jnp.clip(jnp.where(spread, z, 0.0), -Z_CLIP, Z_CLIP)
 
 
-def weight_of_newest(count: Int32[Array, ""]) -> Float32[Array, ""]:
+def weight_of_newest(count: Int32[Array, ""], decay: float = EMA_DECAY) -> Float32[Array, ""]:
     """The weight of the newest of `count` values in a bias-corrected exponential mean."""
-    return (1 - EMA_DECAY) / (1 - EMA_DECAY ** count.astype(jnp.float32))
+    return (1 - decay) / (1 - decay ** count.astype(jnp.float32))

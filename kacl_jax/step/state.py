@@ -19,6 +19,7 @@ class TrainState(flax.struct.PyTreeNode):
     feature_mean, feature_var: running moments of the ready training rows after signed log1p.
     cam_mean: running mean of the raw maps that mark regions over the training images.
     *_count: how many steps moved that statistic.
+    average: the running mean of {'params', 'batch_stats'} over the steps, which evaluation uses; {} without one.
     bad_step: the first step with a non-finite loss or gradient; −1 while there is none.
     """
 
@@ -32,6 +33,11 @@ class TrainState(flax.struct.PyTreeNode):
     cam_mean: Float32[Array, "c u v"]
     cam_count: Int32[Array, ""]
     bad_step: Int32[Array, ""]
+    average: Any
+
+    def for_evaluation(self) -> TrainState:
+        """The state whose params and batch_stats are the averages, if there are any. It has no further copy of them."""
+        return self.replace(**self.average, average={})
 
 
 def keep_if_finite(

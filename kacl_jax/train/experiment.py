@@ -45,7 +45,7 @@ from kacl_jax.step.loss_terms import LossSettings
 from kacl_jax.step.programs import Programs
 from kacl_jax.step.regions import RegionRule
 from kacl_jax.step.state import TrainState
-from kacl_jax.train import network
+from kacl_jax.train import head_start, network
 
 _FOR_EVER_S = 1e6
 
@@ -79,8 +79,22 @@ class Experiment:
         return _needs_pool(self.config)
 
     def initial_state(self) -> tuple[TrainState, pretrained.Origin | None]:
-        """See `network.initial_state`."""
-        return network.initial_state(self.programs, self.config)
+        """See `network.initial_state`. With train.head_start='ridge' the head is a ridge's. All processes call it."""
+        state, origin = network.initial_state(self.programs, self.config)
+        if self.config.train.head_start == "ridge":
+            features, images = self.inference.embeddings(
+                self.parallel.on_this_process().replicate(state), self.split.train
+            )
+            loss = self.programs.loss
+            head = head_start.fit_head(
+                features,
+                self.records.labels[images],
+                self.records.patients[images],
+                alpha=loss.focal_alpha,
+                gamma=loss.focal_gamma,
+            )
+            state = self.programs.with_head(state, head.kernel, head.bias)
+        return state, origin
 
     def state_template(self) -> TrainState:
         """Shapes and dtypes of a state, for reading a checkpoint."""

@@ -24,7 +24,8 @@ class MetricLog:
 
     Args:
       workdir: where both are.
-      step: the step that the run resumes from. Lines past it come from steps that will be run again, and are cut.
+      step: the step that the run resumes from; −1 if it starts. Lines past it are of steps that will be run again. They
+        are cut.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:

@@ -62,6 +62,11 @@ def train(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> RunCou
         # From here on jax refuses any transfer to or from a device that the code does not ask for.
         stack.enter_context(jax.transfer_guard("disallow"))
 
+        # ---- a network that starts from a ridge is a candidate for the best one
+        if loop.should_score_start:
+            loop.validate(0)
+            counted = loop.save(0)
+
         for step in range(loop.first_step, total_steps):
             # ---- train
             loop.run_step(step)
@@ -89,6 +94,7 @@ class TrainingLoop:
     """One training run in motion: the state on the devices and everything that moves with it.
 
     first_step: the step that it starts or goes on with. counted_before: what all processes counted before that.
+    should_score_start: whether to validate and save before step 0.
     """
 
     def __init__(
@@ -111,6 +117,8 @@ class TrainingLoop:
         self._in_flight: StepInFlight | None = None
 
         restored = resume.restore_run(experiment, checkpoints, self.feedback)
+        starts_from_ridge = experiment.config.train.head_start == "ridge"
+        self.should_score_start = restored is None and starts_from_ridge
         if restored is None:
             self.first_step, self.counted_before = 0, RunCounters()
             # What this process counts. Process 0 also carries what all counted before the restored checkpoint.
@@ -127,7 +135,12 @@ class TrainingLoop:
 
         self._clock = Clock()
         self._reporting = Reporting(
-            experiment, self.feedback, self._clock, first_step=self.first_step, stack=stack
+            experiment,
+            self.feedback,
+            self._clock,
+            first_step=self.first_step,
+            is_resumed=restored is not None,
+            stack=stack,
         )
         # Ends the trace after the profile's last step, or with the loop if that comes first.
         self._stop_profile = stack.enter_context(contextlib.ExitStack())

@@ -52,7 +52,9 @@ def programs(
     )
     rate: Any = config.train.learning_rate
     if config.train.schedule == "one_cycle":
-        rate = optax.cosine_onecycle_schedule(total_steps, config.train.learning_rate)
+        rate = optax.cosine_onecycle_schedule(
+            total_steps, config.train.learning_rate, pct_start=config.train.rate_warmup
+        )
     loss = LossSettings(**config.loss)
     warmup_steps = config.train.warmup_epochs * steps_per_epoch
     contrastive = warmup_steps if loss.focal_weight < 1 else None
@@ -69,6 +71,7 @@ def programs(
                 "radiomics_encoder": radiomic,
                 "radiomics_head": radiomic,
             },
+            factors={"classifier": config.train.head_rate},
         ),
         loss=loss,
         augmentation=Augmentation(**config.augment),
@@ -81,6 +84,9 @@ def programs(
         in_step_radiomics=InStepRadiomics(rule, config.radiomics.bin_width) if in_step else None,
         feature_columns=tuple(name.split("_")[1] in families for name in radiomics.FEATURE_NAMES),
         cam_stage=config.cam.stage,
+        frozen_statistics=config.train.frozen_statistics,
+        average_decay=config.train.ema,
+        mirror=config.eval.flip,
     )
 
 
@@ -108,16 +114,17 @@ def initial_state(
 
 
 def state_for_start_features(programs: Programs, config: ConfigDict) -> TrainState:
-    """The state before step 0 as far as the image encoder needs it, without the optimizer's.
+    """The state before step 0 as far as the image encoder needs it, without the optimizer's and without averages.
 
     With a pretrained encoder all else is 0, so that nothing is drawn, which would compile for a minute.
     """
     c = config.model
     if not c.pretrained:
-        return initial_state(programs, config)[0].replace(opt_state=())
+        return initial_state(programs, config)[0].replace(opt_state=(), average={})
     size = config.data.image_size
     shapes = jax.eval_shape(lambda: programs.init(init_variables(programs, config), size))
-    empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.replace(opt_state=()))
+    shapes = shapes.replace(opt_state=(), average={})
+    empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     variables, _ = pretrained.load(
         c.pretrained,
         encoder=c.encoder,

@@ -22,6 +22,7 @@ class Reporting:
     """Every process measures its rates; process 0 alone writes.
 
     first_step: the step that the run starts or goes on from. The rates describe this process from there on.
+    is_resumed: whether a checkpoint was restored.
     stack: closes the files.
     """
 
@@ -32,6 +33,7 @@ class Reporting:
         clock: Clock,
         *,
         first_step: int,
+        is_resumed: bool,
         stack: contextlib.ExitStack,
     ) -> None:
         self._experiment, self._feedback, self._clock = experiment, feedback, clock
@@ -39,7 +41,7 @@ class Reporting:
         self._log: MetricLog | None = None
         self._progress: StepProgress | None = None
         if processes.is_leader():
-            log = MetricLog(experiment.workdir, first_step)
+            log = MetricLog(experiment.workdir, first_step if is_resumed else -1)
             progress = StepProgress(experiment.total_steps, first_step)
             self._log = stack.enter_context(contextlib.closing(log))
             self._progress = stack.enter_context(contextlib.closing(progress))

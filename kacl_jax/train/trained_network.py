@@ -84,7 +84,7 @@ def read_network(run: Path) -> TrainedNetwork:
     template = jax.eval_shape(
         lambda: programs.init(network.init_variables(programs, config), rule.size)
     ).replace(opt_state=())
-    state = checkpoint.from_arrays(template, restored.arrays, "state")
+    state = checkpoint.from_arrays(template, restored.arrays, "state").for_evaluation()
     points = results.classification.operating_point
     identity, fusion = (
         checkpoint.digest(checkpoint.to_arrays((state.params, state.batch_stats), "")),

@@ -39,7 +39,7 @@ def test_the_penalty_is_the_one_that_ranks_other_patients_best() -> None:
     features, labels, patients = table(120, 30)
     fold = ridge.patient_folds(patients)
     assert all(len(set(fold[patients == patient])) == 1 for patient in patients)
-    found = ridge.fit(features, labels, patients)
+    found, held_out = ridge.fit_with_held_out(features, labels, patients)
     z = found.standardise(features)
     means = []
     for penalty in ridge.PENALTIES:
@@ -49,6 +49,8 @@ def test_the_penalty_is_the_one_that_ranks_other_patients_best() -> None:
             model = SklearnRidge(alpha=rest.sum() * penalty).fit(z[rest], labels[rest])
             scores[~rest] = model.predict(z[~rest])
         means.append(np.mean([ridge.auroc(scores[:, c], labels[:, c]) for c in range(2)]))
+        if penalty == found.penalty:
+            np.testing.assert_allclose(held_out, scores, atol=1e-8)
     assert found.penalty == ridge.PENALTIES[int(np.argmax(means))]
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kacl_jax.step import augment
+from kacl_jax.step.box_area import turned_union_area
 
 
 def keys(n: int) -> jax.Array:
@@ -77,3 +78,26 @@ def test_a_draw_belongs_to_the_image_not_to_its_place_in_the_batch() -> None:
     alone = augment.draw_affine(three[2:], rotate=10.0, shift=0.1, scale=0.1)
     np.testing.assert_allclose(together[2:], alone, rtol=1e-5)
     assert not np.allclose(together[0], together[1])
+
+
+def test_a_flip_mirrors_images_boxes_and_maps_and_changes_no_other_draw() -> None:
+    images = jnp.array(smooth(3, 32))
+    ranges = {"rotate": 10.0, "shift": 0.1, "scale": 0.1}
+    straight = augment.draw_affine(keys(3), **ranges)
+    flipped = augment.draw_affine(keys(3), **ranges, flip=1.0)
+    mirrored = augment.warp(images, straight)[:, :, ::-1]
+    np.testing.assert_allclose(augment.warp(images, flipped), mirrored, atol=1e-3)
+
+    alone = augment.draw_affine(keys(3), rotate=0.0, shift=0.0, scale=0.0, flip=1.0)
+    np.testing.assert_allclose(augment.warp(images, alone), images[:, :, ::-1], atol=1e-5)
+    back = augment.warp(augment.warp(images, alone), augment.invert(alone))
+    np.testing.assert_allclose(back, images, atol=1e-5)
+    boxes = jnp.tile(jnp.float32([0.1, 0.2, 0.4, 0.9]), (3, 1, 1, 1))
+    moved = augment.warp_boxes(boxes, alone)[:, 0, 0]
+    np.testing.assert_allclose(moved, np.tile([0.6, 0.2, 0.9, 0.9], (3, 1)), atol=1e-6)
+    # A turned box, too: the area in each cell is the mirrored one.
+    area, mirrored_area = (turned_union_area(boxes, affine, 5, 4) for affine in (straight, flipped))
+    np.testing.assert_allclose(mirrored_area, area[..., ::-1], atol=1e-5)
+
+    many = augment.draw_affine(keys(400), rotate=0.0, shift=0.0, scale=0.0, flip=0.25)
+    assert 0.18 < (np.asarray(many)[:, 0, 0] < 0).mean() < 0.32

@@ -56,3 +56,13 @@ def test_the_rate_follows_the_steps_of_the_run_and_not_of_the_module() -> None:
     ours = trained(adam(schedule, weight_decay=0.0, starts={"b": START}), PARAMS, range(START + 1))
     first = abs(ours[-1]["b"]["w"] - ours[-2]["b"]["w"])
     np.testing.assert_allclose(first, schedule(START), rtol=1e-4)
+
+
+def test_a_factor_multiplies_the_steps_of_one_module_only() -> None:
+    plain, scaled = (
+        trained(adam(RATE, weight_decay=0.0, starts={}, factors=factors), PARAMS, range(1))
+        for factors in ({}, {"b": 3.0})
+    )
+    for name, factor in (("a", 1.0), ("b", 3.0), ("c", 1.0)):
+        steps = [path[1][name]["w"] - path[0][name]["w"] for path in (plain, scaled)]
+        np.testing.assert_allclose(steps[1], factor * steps[0], rtol=1e-3, atol=1e-7)
