@@ -22,7 +22,16 @@ PAGES = [
         f"docs/{name}.md"
         for name in (
             *("ablations", "convert", "data", "experiment", "fusion", "fuzz", "machines", "output"),
-            *("phantom", "predict", "radiomics", "recipe", "results", "scaling", "speed", "weights"),
+            *(
+                "phantom",
+                "predict",
+                "radiomics",
+                "recipe",
+                "results",
+                "scaling",
+                "speed",
+                "weights",
+            ),
         )
     ),
 ]

@@ -50,11 +50,6 @@ def programs(
         dtype=jnp.dtype(config.model.dtype),
         axis_name=AXIS,
     )
-    rate: Any = config.train.learning_rate
-    if config.train.schedule == "one_cycle":
-        rate = optax.cosine_onecycle_schedule(
-            total_steps, config.train.learning_rate, pct_start=config.train.rate_warmup
-        )
     loss = LossSettings(**config.loss)
     warmup_steps = config.train.warmup_epochs * steps_per_epoch
     contrastive = warmup_steps if loss.focal_weight < 1 else None
@@ -64,7 +59,7 @@ def programs(
     return Programs(
         model=model,
         optimizer=optimizer.adam(
-            rate,
+            learning_rate(config, total_steps),
             weight_decay=config.train.weight_decay,
             starts={
                 "image_head": contrastive,
@@ -88,6 +83,14 @@ def programs(
         average_decay=config.train.ema,
         mirror=config.eval.flip,
     )
+
+
+def learning_rate(config: ConfigDict, total_steps: int) -> optax.ScalarOrSchedule:
+    """The same in every step, or a function of the step."""
+    peak: float = config.train.learning_rate
+    if config.train.schedule == "constant":
+        return peak
+    return optax.cosine_onecycle_schedule(total_steps, peak, pct_start=config.train.rate_warmup)
 
 
 def init_variables(programs: Programs, config: ConfigDict) -> Any:

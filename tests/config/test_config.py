@@ -223,7 +223,10 @@ def test_every_variant_has_a_workdir_of_its_own(
 
 @pytest.mark.parametrize(
     "file, variant, protocol",
-    [("demo", None, "C"), ("nih", None, "A"), ("nih", "semi", "B"), ("nih", "pooled", "C")],
+    [
+        *(("demo", None, "C"), ("nih", None, "A"), ("nih", "semi", "B")),
+        *(("nih", "pooled", "C"), ("nih", "strong", "A")),
+    ],
 )
 def test_the_configs_are_sound(file: str, variant: str | None, protocol: str) -> None:
     spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")

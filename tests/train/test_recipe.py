@@ -22,7 +22,7 @@ from kacl_jax.predict.model import Model
 from kacl_jax.runtime.devices import DataParallel
 from kacl_jax.step.losses import focal_loss
 from kacl_jax.step.optimizer import adam
-from kacl_jax.train import checkpoint, head_start, job
+from kacl_jax.train import checkpoint, head_start, job, network
 
 CHANGES = {
     "train__head_start": "ridge",
@@ -73,6 +73,16 @@ def test_a_resumed_run_ends_the_same(
         shutil.rmtree(resumed / "checkpoints" / f"{step:08d}", ignore_errors=True)
     job.train_and_evaluate(config(root, cam__center="mean", train__epochs=2, **CHANGES), resumed)
     assert_same_run(resumed, run)
+
+
+def test_the_learning_rate_rises_for_its_share_of_the_steps_and_then_falls(root: Path) -> None:
+    changes = {"train__schedule": "one_cycle", "train__rate_warmup": 0.1}
+    rate = network.learning_rate(config(root, **changes, train__learning_rate=0.5), 200)
+    assert callable(rate)
+    values = np.array([rate(step) for step in range(201)])
+    assert values[[0, 10, 20, 110, 200]] == pytest.approx([0.02, 0.26, 0.5, 0.25, 0], abs=1e-4)
+    assert (np.diff(values[:21]) > 0).all()
+    assert (np.diff(values[20:]) < 0).all()
 
 
 # ---- the head itself -----------------------------------------------------------------------------------------
