@@ -74,7 +74,7 @@ def fused_rows(arms: Sequence[Arm], runs: Runs) -> list[Row]:
             difference = estimate(one.differences, one.difference_draws, lent_pair)
             rows[one.arm].append(
                 Row(
-                    arm=f"{name} + {kind}",
+                    arm=f"{name} with {kind}",
                     family=FAMILY,
                     metric=metric,
                     estimate=replace(level, ci95=clip_interval_to_unit(level.ci95)),
@@ -87,7 +87,7 @@ def fused_rows(arms: Sequence[Arm], runs: Runs) -> list[Row]:
                     box_share=next(iter(one.cells.values())).box_share,
                     selection_boxes=one.arm.selection_boxes,
                     difference=Difference(
-                        baseline=f"{name} + {baseline}" if baseline else name,
+                        baseline=f"{name} with {baseline}" if baseline else name,
                         estimate=replace(difference, p=None),
                         folds=one.folds,
                         seeds=one.seeds,

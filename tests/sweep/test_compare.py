@@ -482,7 +482,7 @@ def test_fusion_stands_beside_its_control() -> None:
     rows = fused.fused_rows(arms, runs)
     pairs = [("image", ""), ("both", ""), ("both", "image")]
     assert [row.arm for row in rows if row.metric == "auroc"] == [
-        f"{arm} + {kind}" for arm in ("focal", "lone") for kind, _ in pairs
+        f"{arm} with {kind}" for arm in ("focal", "lone") for kind, _ in pairs
     ]
 
     def stacked(kind: str, part: str) -> np.ndarray:
@@ -499,14 +499,14 @@ def test_fusion_stands_beside_its_control() -> None:
             levels - stacked(baseline, "value"), draws - stacked(baseline, "draws"), None
         )
         assert row.difference
-        assert row.difference.baseline == ("focal + image" if baseline else "focal")
+        assert row.difference.baseline == ("focal with image" if baseline else "focal")
         assert row.difference.estimate == replace(wanted, p=None)
         assert row.estimate.value == levels.mean()
     of_lone = [row.difference for row in rows if row.arm.startswith("lone")]
     assert {pair.estimate.note for pair in of_lone if pair} == {uncertainty.BORROWED}
     text = table.as_markdown("t", list(runs), runs, [*compare.compare_arms(arms, runs), *rows])
     section = text.split("\n## Fusion")[1].split("\n## ")[0]
-    assert "| focal + both − focal + image | 2 × 3 | " in section
+    assert "| focal with both − focal with image | 2 × 3 | " in section
     assert "plain" not in section
     without = {point: replace(run, fused={}) for point, run in runs.items()}
     assert not fused.fused_rows(arms, without)
