@@ -6,8 +6,8 @@
     configs/own.py:labels   it has none: localization is not scored.
 
 `python -m kacl_jax.convert` writes the layout from tables, COCO or CheXpert. Check it first with --mode=verify. The
-settings are those of configs/nih.py:pooled with smaller batches and more epochs. BatchNorm keeps its statistics, and the
-classifier starts from a ridge regression, because both help a small set (docs/recipe.md). The run looks for every
+settings are those of configs/nih.py:pooled with smaller batches and more epochs. BatchNorm keeps its statistics, and
+the classifier starts from a ridge regression, because both help a small set (docs/recipe.md). The run looks for every
 finding of images.csv. How long it takes and how good its result is depends on your data: 40 images at 128 px took five
 minutes on two busy CPU cores.
 """

@@ -41,8 +41,8 @@ FUSED_HEADING = "Fusion: what ridge regressions add to the network's scores"
 FUSED_EXPLANATION = (
     "Each row is an arm whose scores were moved by regressions on the radiomics of a grid, on the starting image "
     "features (image), or on both. A second model helps whatever it knows, so the control with image features alone "
-    "stands beside every other row. The difference to the control is what radiomics add beside it. A second image model "
-    "may add as much (docs/fusion.md). These differences have no p."
+    "stands beside every other row. The difference to the control is what radiomics add beside it. A second image "
+    "model may add as much (docs/fusion.md). These differences have no p."
 )
 _NUMBER_COLUMNS = (
     "value", "sd", "ci_low", "ci_high", "difference", "difference_ci_low", "difference_ci_high", "p", "p_holm",
