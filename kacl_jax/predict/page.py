@@ -261,7 +261,7 @@ def _region(
 
 
 def _why(prediction: Prediction, finding: str) -> dict[str, Any] | None:
-    """What moved the fused score of a finding, and the cells of the grid over the X-ray; None without fusion."""
+    """What moved the fused score of a finding; None without fusion. Cells over the X-ray if one of them moved it."""
     if finding not in prediction.explanations:
         return None
     told = prediction.explanations[finding]
@@ -271,7 +271,9 @@ def _why(prediction: Prediction, finding: str) -> dict[str, Any] | None:
         "network": probability(float(expit(told.network_logit))),
         "fused": probability(float(expit(told.fused_logit))),
         "moved": [(_SOURCES[source], _signed(logit)) for source, logit in told.moved.items()],
-        "cells": cells.over_image(told.cells, width, height) if told.cells.size else None,
+        "cells": cells.over_image(told.cells, width, height)
+        if np.nansum(abs(told.cells))
+        else None,
         "features": [
             {
                 **_named(share.name),
