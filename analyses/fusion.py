@@ -1,6 +1,6 @@
 """What ridge regressions on radiomics, on the image, and on both add to the scores of finished runs of a sweep.
 
-    python -m analyses.fusion ARM [ARM …] --data_root=… --workdir=… [--csv=FILE]
+    python -m analyses.fusion ARM [ARM …] --data_root=… --workdir=… [--csv=FILE] [--second_image_size=256]
 
 ARM: folders of a sweep, with one folder per fold and seed, as docs/evidence has them. --workdir keeps the memo of the
 radiomics, which take 3 minutes per 1,000 images on one core. --csv takes all digits of the table.
@@ -10,6 +10,9 @@ again with the run's own keys, and must have the run's hash. Where predictions.c
 gives z-scores and weight. Where it has the test part alone, as in docs/evidence, the test part's scores without their
 labels give the z-scores, and the weight is 1. Printed is the mean AUROC of each arm and what is added to it, with
 intervals by `kacl_jax.sweep.uncertainty`: an arm with one seed borrows the runs' part from those with three or more.
+
+With --second_image_size the starting encoder also sees the images in that size. This second image model knows no
+radiomics. So it shows how much of what radiomics add any further model would add.
 """
 
 from __future__ import annotations
@@ -43,10 +46,30 @@ from kacl_jax.sweep.uncertainty import RunVariance, estimate, pool, run_variance
 from kacl_jax.train import fusion_features
 from kacl_jax.train.experiment import build_experiment, read_data
 
-OWN = "network"
-COLUMNS = (OWN, *scores.SOURCES)
-DIFFERENCES = (("radiomics", OWN), ("image", OWN), ("both", OWN), ("both", "image"))
+OWN, SECOND_IMAGE = "network", "second image"
 _FEATURE_KEYS = ("model.encoder", "model.pretrained", "data.image_size", "data.findings")
+
+
+@dataclass(frozen=True)
+class Question:
+    """kinds: by column, the regressions that are added to the network. differences: of two columns."""
+
+    kinds: Mapping[str, tuple[str, ...]]
+    differences: Sequence[tuple[str, str]]
+
+
+WHAT_FUSION_ADDS = Question(
+    scores.SOURCES, (("radiomics", OWN), ("image", OWN), ("both", OWN), ("both", "image"))
+)
+WHAT_A_SECOND_IMAGE_MODEL_ADDS = Question(
+    {
+        "image": (scores.IMAGE,),
+        "both": (scores.RADIOMICS, scores.IMAGE),
+        "two images": (scores.IMAGE, SECOND_IMAGE),
+        "all": (scores.RADIOMICS, scores.IMAGE, SECOND_IMAGE),
+    },
+    (("two images", "image"), ("both", "image"), ("both", "two images"), ("all", "two images")),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +92,7 @@ def main() -> None:
     parser.add_argument("--data_root", required=True)
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--second_image_size", type=int)
     flags = parser.parse_args()
     runs = {arm: sorted(arm.glob("fold*-seed*")) for arm in flags.arms}
     configs = {run: _config(run, flags.data_root) for arm in runs.values() for run in arm}
@@ -77,6 +101,10 @@ def main() -> None:
     splits = {run: _split(run, config, flags.workdir) for run, config in configs.items()}
     experiment = build_experiment(next(iter(configs.values())), flags.workdir)
     columns = fusion_features.collect_of_run(experiment).columns
+    question = WHAT_FUSION_ADDS
+    if flags.second_image_size:
+        question = WHAT_A_SECOND_IMAGE_MODEL_ADDS
+        columns[SECOND_IMAGE] = _image_features(flags, next(iter(configs)))
     records = experiment.records
     ridges: dict[bytes, dict[str, Ridge]] = {}
     for split in splits.values():
@@ -88,17 +116,19 @@ def main() -> None:
         for run in workdirs:
             config, split = configs[run], splits[run]
             of_fold = ridges[split.train.tobytes()]
-            aurocs, weight = _run_aurocs(run, config.fold, records, split, of_fold, columns)
+            aurocs, weight = _run_aurocs(
+                run, config.fold, records, split, of_fold, columns, question.kinds
+            )
             measured[config.fold, config.seed] = aurocs
             weights.add(weight)
         folds, seeds = complete_folds_and_seeds(measured)
         table = {
             column: np.array([[measured[f, s][column] for s in seeds] for f in folds])
-            for column in COLUMNS
+            for column in (OWN, *question.kinds)
         }
         arms.append(Arm(arm.name, weights, table))
-    rows = list(_rows(arms))
-    for cells in _shown(rows):
+    rows = list(_rows(arms, question))
+    for cells in _shown(rows, question):
         print("| " + " | ".join(cells) + " |")
     if flags.csv:
         with flags.csv.open("w", newline="", encoding="utf-8") as file:
@@ -115,6 +145,14 @@ def _config(run: Path, data_root: str) -> ConfigDict:
         {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     )
     return config
+
+
+def _image_features(flags: argparse.Namespace, run: Path) -> np.ndarray:
+    """float32 [n p]: the starting encoder's features of the images in the second size."""
+    config = _config(run, flags.data_root)
+    config.data.image_size, config.fusion.kind = flags.second_image_size, "image"
+    experiment = build_experiment(config, flags.workdir)
+    return fusion_features.collect_of_run(experiment).columns[scores.IMAGE]
 
 
 def _refuse_other_features(configs: Mapping[Path, ConfigDict]) -> None:
@@ -144,16 +182,16 @@ def _fit(
     }
 
 
-def _rows(arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
+def _rows(arms: Sequence[Arm], question: Question) -> Iterator[dict[str, Any]]:
     """The table with all digits, a row for each arm."""
-    lent = {pair: _lent_variance(arms, *pair) for pair in DIFFERENCES}
+    lent = {pair: _lent_variance(arms, *pair) for pair in question.differences}
     for arm in arms:
         n_folds, n_seeds = arm.aurocs[OWN].shape[:2]
         row: dict[str, Any] = {"arm": arm.name, "n_folds": n_folds, "n_seeds": n_seeds}
         row["weight"] = " ".join(f"{weight:g}" for weight in sorted(arm.weights))
-        for column in COLUMNS:
+        for column in (OWN, *question.kinds):
             row[column] = float(arm.aurocs[column][..., 0].mean())
-        for one, other in DIFFERENCES:
+        for one, other in question.differences:
             found = estimate(*arm.difference(one, other), lent[one, other])
             low, high = found.ci95 or (None, None)
             name = f"{one}-{other}"
@@ -166,14 +204,15 @@ def _lent_variance(arms: Sequence[Arm], one: str, other: str) -> RunVariance | N
     return pool(run_variance(*arm.difference(one, other)) for arm in lenders)
 
 
-def _shown(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+def _shown(rows: Sequence[Mapping[str, Any]], question: Question) -> Iterator[list[str]]:
     """The cells of the table in Markdown."""
-    pairs = [f"{one}-{other}" for one, other in DIFFERENCES]
-    head = ["arm", "folds × seeds", "weight", *COLUMNS, *(p.replace("-", " − ") for p in pairs)]
+    pairs = [f"{one}-{other}" for one, other in question.differences]
+    columns = (OWN, *question.kinds)
+    head = ["arm", "folds × seeds", "weight", *columns, *(p.replace("-", " − ") for p in pairs)]
     yield head
     yield ["---"] * len(head)
     for row in rows:
-        levels = [short(row[column]) for column in COLUMNS]
+        levels = [short(row[column]) for column in columns]
         differences = []
         for name in pairs:
             low, high = row[f"{name}_ci_low"], row[f"{name}_ci_high"]
@@ -190,8 +229,9 @@ def _run_aurocs(
     split: Split,
     ridges: Mapping[str, Ridge],
     columns: Mapping[str, np.ndarray],
+    kinds: Mapping[str, tuple[str, ...]],
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Mean AUROC of the test part and of its resamples [1+B] of every column; the weight of both regressions."""
+    """Mean AUROC of the test part and of its resamples [1+B] of every column; the weight of the last one."""
     logits = _read_logits(run, records)
     test = np.sort(split.test)
     reference = np.sort(split.val) if np.isfinite(logits[split.val]).all() else test
@@ -199,7 +239,7 @@ def _run_aurocs(
     draws = patient_weights(fold, n_patients, RESAMPLES)
     fused = {OWN: logits[test]}
     weight = 1.0
-    for kind, sources in scores.SOURCES.items():
+    for kind, sources in kinds.items():
         fusion = scores.build(
             {source: ridges[source] for source in sources},
             reference={source: columns[source][reference] for source in sources},

@@ -152,18 +152,36 @@ def test_the_p_values_of_a_page_are_the_evidences(page: str) -> None:
     assert set(with_holm) <= pairs
 
 
-def test_the_table_of_fusion_is_the_evidences() -> None:
-    """docs/fusion.md has every arm, and the README's paragraph the first one's numbers."""
-    with (REPO / "docs/evidence/nih/fusion.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    text = (REPO / "docs/fusion.md").read_text()
-    for row in rows:
-        levels = [row[name] for name in ("network", "radiomics", "image", "both")]
-        for pair in ("both-network", "both-image"):
-            levels += [row[pair], row[f"{pair}_ci_low"], row[f"{pair}_ci_high"]]
+FUSION_TABLES = {
+    "fusion.csv": (("network", "radiomics", "image", "both"), ("both-network", "both-image")),
+    "second_image_model.csv": (
+        ("network", "image", "both", "two images", "all"),
+        ("two images-image", "both-two images", "all-two images"),
+    ),
+}
+
+
+@pytest.mark.parametrize("table", FUSION_TABLES)
+def test_the_tables_of_fusion_are_the_evidences(table: str) -> None:
+    """docs/fusion.md has every arm."""
+    halves = (REPO / "docs/fusion.md").read_text().split("### A second image model")
+    text = halves[list(FUSION_TABLES).index(table)]
+    levels, pairs = FUSION_TABLES[table]
+    for row in fusion_rows(table):
+        names = [*levels]
+        for pair in pairs:
+            names += [pair, f"{pair}_ci_low", f"{pair}_ci_high"]
         (line,) = re.findall(rf"^\| {row['arm']} \|.*$", text, re.MULTILINE)
-        assert numbers_in(line.split("|", 3)[3]) == [written(float(value)) for value in levels]
+        assert numbers_in(line.split("|", 3)[3]) == [written(float(row[name])) for name in names]
+
+
+def test_the_readme_says_what_fusion_adds() -> None:
     (stated,) = re.findall(r"\[Fusion\].*", (REPO / "README.md").read_text())
-    focal = rows[0]
-    names = ("network", "both", "image")
-    assert numbers_in(stated)[:3] == [written(float(focal[name])) for name in names]
+    first, second = fusion_rows("fusion.csv")[0], fusion_rows("second_image_model.csv")[0]
+    values = [*(first[name] for name in ("network", "both", "image")), second["two images"]]
+    assert numbers_in(stated) == [written(float(value)) for value in values]
+
+
+def fusion_rows(table: str) -> list[dict[str, str]]:
+    with (REPO / "docs/evidence/nih" / table).open(newline="") as file:
+        return list(csv.DictReader(file))
