@@ -21,9 +21,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from kacl_jax import config as config_keys
 from kacl_jax.evaluation import metrics
@@ -87,27 +84,6 @@ def _score_fold(config: ConfigDict, fold: int, workdir: Path, features: np.ndarr
         np.nan if reason else metrics.auroc(scores[:, c], labels[:, c])
         for c, reason in enumerate(fitted.reasons)
     ]
-
-
-def predict_probabilities(
-    features: np.ndarray,
-    labels: np.ndarray,
-    fit_ids: np.ndarray,
-    test_ids: np.ndarray,
-    strength: float,
-) -> np.ndarray:
-    """Probabilities of the images `test_ids`, [m c], from one regression per finding on the images `fit_ids`.
-
-    features [n k], labels [n c].
-    """
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=strength))
-    return np.stack(
-        [
-            probe.fit(features[fit_ids], finding[fit_ids]).predict_proba(features[test_ids])[:, 1]
-            for finding in labels.T
-        ],
-        axis=1,
-    )
 
 
 def mean_features(experiment: Experiment) -> np.ndarray:

@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from analyses import finished_run
-from analyses.linear_probe import mean_features, predict_probabilities
+from analyses.linear_probe import mean_features
 from kacl_jax.data.batches import eval_batches
 from kacl_jax.evaluation import metrics
 from kacl_jax.evaluation.metrics import RESAMPLES
@@ -140,6 +143,27 @@ def _mean_aurocs(
 def _format_auroc(aurocs: np.ndarray, sign: str = "") -> str:
     low, high = np.nanpercentile(aurocs[1:], [2.5, 97.5])
     return f"{aurocs[0]:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def predict_probabilities(
+    features: np.ndarray,
+    labels: np.ndarray,
+    fit_ids: np.ndarray,
+    test_ids: np.ndarray,
+    strength: float,
+) -> np.ndarray:
+    """Probabilities of the images `test_ids`, [m c], from one regression per finding on the images `fit_ids`.
+
+    features [n k], labels [n c].
+    """
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=strength))
+    return np.stack(
+        [
+            probe.fit(features[fit_ids], finding[fit_ids]).predict_proba(features[test_ids])[:, 1]
+            for finding in labels.T
+        ],
+        axis=1,
+    )
 
 
 if __name__ == "__main__":

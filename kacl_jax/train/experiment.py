@@ -82,8 +82,9 @@ class Experiment:
         """See `network.initial_state`. With train.head_start='ridge' the head is a ridge's. All processes call it."""
         state, origin = network.initial_state(self.programs, self.config)
         if self.config.train.head_start == "ridge":
+            without_copies = state.replace(opt_state=(), average={})  # of the parameters
             features, images = self.inference.embeddings(
-                self.parallel.on_this_process().replicate(state), self.split.train
+                self.parallel.on_this_process().replicate(without_copies), self.split.train
             )
             loss = self.programs.loss
             head = head_start.fit_head(
